@@ -1,0 +1,43 @@
+"""InstanceRecord: what one running process says of itself (PROTOCOL.md, Discovery)."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from protocol.names import AGENT_NAME, INSTANCE_ID, TASK_TYPE
+
+TTL_SECONDS = 15
+REFRESH_SECONDS = 5
+DEREGISTER_AFTER_SECONDS = 60
+KV_BUCKET = "agents"
+CONSUL_TAG = "mesh-agent"
+CONSUL_TASK_TAG_PREFIX = "task:"
+
+AgentName = Annotated[str, Field(pattern=AGENT_NAME.pattern.replace(r"\Z", "$"), max_length=63)]
+InstanceId = Annotated[str, Field(pattern=INSTANCE_ID.pattern.replace(r"\Z", "$"), max_length=64)]
+TaskType = Annotated[str, Field(pattern=TASK_TYPE.pattern.replace(r"\Z", "$"), max_length=63)]
+
+
+class InstanceRecord(BaseModel):
+    """One instance of an agent, as the registry shows it; JSON of this is the value of the NATS KV key."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    protocol: Literal[1] = 1
+    name: AgentName
+    instance_id: InstanceId
+    task_types: tuple[TaskType, ...] = ()
+    max_concurrency: int = Field(default=1, ge=1)
+    version: str = "0.0.0"
+    status: Literal["ready", "draining"] = "ready"
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The key in the KV bucket: `<name>.<instance_id>`."""
+        return f"{self.name}.{self.instance_id}"
+
+    @property
+    def consul_id(self) -> str:
+        """The service ID in Consul: `<name>-<instance_id>`."""
+        return f"{self.name}-{self.instance_id}"

@@ -1,0 +1,59 @@
+"""Events of the mesh: CloudEvents 1.0 in JSON structured mode (PROTOCOL.md, Subjects and streams).
+
+Subjects are `mesh.event.<entity>.<event>`; the CloudEvents `type` is the same words under `pantheon.`.
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from protocol import subjects
+from protocol.ids import new_id
+from protocol.messages import Message, Time, now
+
+# One row an event: (entity, event) -> what it says. The AsyncAPI document is made from this table.
+EVENTS: dict[tuple[str, str], str] = {
+    ("task", "accepted"): "A root task is committed in Postgres.",
+    ("task", "started"): "A root task's first step was planned.",
+    ("task", "completed"): "A root task ended well.",
+    ("task", "failed"): "A root task ended with an error.",
+    ("task", "cancelled"): "A root task was cancelled.",
+    ("step", "ready"): "A step waits for an agent.",
+    ("step", "dispatched"): "An attempt of a step was given to an agent.",
+    ("step", "completed"): "A step ended well.",
+    ("step", "retrying"): "An attempt failed; another will be made.",
+    ("step", "failed"): "A step ended with an error.",
+    ("step", "cancelled"): "A step was cancelled, because its workflow ended without it.",
+    ("step", "skipped"): "A step's condition was false.",
+    ("agent", "registered"): "An instance of an agent appeared in the registry.",
+    ("agent", "deregistered"): "An instance of an agent left the registry.",
+}
+
+
+class Event(Message):
+    """One CloudEvent; `data` always names the task (`task_id`, `root_task_id`) or the agent it is about."""
+
+    specversion: str = "1.0"
+    id: str
+    source: str = Field(description="`/<agent>/<instance_id>` of who says it")
+    type: str
+    subject: str | None = None
+    time: Time
+    datacontenttype: str = "application/json"
+    data: dict[str, Any]
+
+
+def event(entity: str, name: str, source: str, data: dict[str, Any]) -> tuple[str, bytes]:
+    """A subject and the bytes to publish on it. `entity` and `name` are a row of EVENTS."""
+    if (entity, name) not in EVENTS:
+        raise ValueError(f"no event {entity}.{name}: add it to protocol.events.EVENTS")
+    about = data.get("task_id") or data.get("agent")
+    made = Event(
+        id=str(new_id()),
+        source=source,
+        type=f"pantheon.{entity}.{name}",
+        subject=str(about) if about is not None else None,
+        time=now(),
+        data=data,
+    )
+    return subjects.event(entity, name), made.model_dump_json(exclude_none=True).encode()
