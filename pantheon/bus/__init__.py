@@ -1,0 +1,8 @@
+"""NATS, the one place that knows its client library: connection, pulling, publishing, streams."""
+
+from pantheon.bus.connection import Bus, Delivery, Subscription
+from pantheon.bus.publisher import Publisher
+from pantheon.bus.puller import Puller
+from pantheon.bus.streams import ensure_streams, stream_mark
+
+__all__ = ["Bus", "Delivery", "Publisher", "Puller", "Subscription", "ensure_streams", "stream_mark"]

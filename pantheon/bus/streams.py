@@ -1,0 +1,86 @@
+"""The mesh's streams in JetStream: made by the orchestrator, compared with what is there, watched for loss."""
+
+from dataclasses import dataclass
+
+import structlog
+from nats.errors import Error as NatsError
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+from pantheon.bus.connection import Bus
+from protocol.errors import BusError
+from protocol.streams import ALL_STREAMS, StreamSpec
+
+log = structlog.get_logger()
+
+
+def stream_config(spec: StreamSpec, replicas: int) -> StreamConfig:
+    return StreamConfig(
+        name=spec.name,
+        subjects=list(spec.subjects),
+        retention=RetentionPolicy.WORK_QUEUE if spec.retention == "workqueue" else RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.NEW if spec.discard == "new" else DiscardPolicy.OLD,
+        discard_new_per_subject=spec.discard_new_per_subject,
+        max_msgs_per_subject=spec.max_msgs_per_subject,
+        max_age=spec.max_age_seconds,
+        max_bytes=spec.max_bytes,
+        storage=StorageType.FILE,
+        num_replicas=replicas,
+        duplicate_window=spec.duplicate_window_seconds,
+        allow_msg_ttl=spec.allow_msg_ttl,
+        allow_direct=True,
+    )
+
+
+async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
+    """Make the mesh's streams, or bring them to the contract's settings; safe from several processes at once.
+
+    Raises BusError when JetStream is absent or refuses.
+    """
+    for spec in ALL_STREAMS:
+        config = stream_config(spec, replicas)
+        try:
+            try:
+                info = await bus.js.stream_info(spec.name)
+            except NotFoundError:
+                await bus.js.add_stream(config)
+                log.info("stream.made", stream=spec.name, replicas=replicas)
+                continue
+            if _differs(info.config, config):
+                await bus.js.update_stream(config)
+                log.info("stream.updated", stream=spec.name, replicas=replicas)
+        except (TimeoutError, NatsError, OSError) as error:
+            raise BusError(
+                f"cannot make the stream {spec.name}: {error or type(error).__name__} (is JetStream on, "
+                f"and are there {replicas} servers for its {replicas} replicas?)"
+            ) from error
+
+
+def _differs(there: StreamConfig, wanted: StreamConfig) -> bool:
+    names = (
+        "subjects discard discard_new_per_subject max_msgs_per_subject max_age max_bytes num_replicas "
+        "duplicate_window allow_msg_ttl"
+    ).split()
+    return any((getattr(there, name) or None) != (getattr(wanted, name) or None) for name in names)
+
+
+@dataclass(frozen=True)
+class StreamMark:
+    """Where a stream stands. A later mark with another `created`, or a lower `last_sequence`, means lost messages."""
+
+    created: str
+    last_sequence: int
+
+    def lost_since(self, before: "StreamMark") -> bool:
+        return self.created != before.created or self.last_sequence < before.last_sequence
+
+
+async def stream_mark(bus: Bus, name: str) -> StreamMark | None:
+    """The stream's mark, or None where it does not exist. Raises BusError when the broker does not answer."""
+    try:
+        info = await bus.js.stream_info(name)
+    except NotFoundError:
+        return None
+    except (TimeoutError, NatsError, OSError) as error:
+        raise BusError(f"cannot read the stream {name}: {error or type(error).__name__}") from error
+    return StreamMark(str(info.created), info.state.last_seq)

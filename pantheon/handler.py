@@ -1,0 +1,99 @@
+"""Handler: the function that serves one task type, with what its annotations say of payload, context and result."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from pantheon.context import TaskContext
+from protocol.errors import InvalidRequest
+from protocol.messages import invalid_request
+from protocol.names import is_task_type
+
+
+class Handler:
+    """Validates a payload, calls the function (a plain one in a thread), dumps its result.
+
+    Raises TypeError when the function cannot be a handler, at declaration, not at the first task.
+    """
+
+    def __init__(
+        self,
+        task_type: str,
+        function: Callable[..., Any],
+        *,
+        timeout_seconds: float | None = None,
+        description: str = "",
+    ) -> None:
+        if not is_task_type(task_type):
+            raise TypeError(f"'{task_type}' is not a task type: those match ^[a-z][a-z0-9_]{{0,62}}$")
+        self.task_type = task_type
+        self.function = function
+        self.timeout_seconds = timeout_seconds
+        self.description = description or (inspect.getdoc(function) or "").split("\n\n", 1)[0]
+        self.is_async = inspect.iscoroutinefunction(function)
+        name = getattr(function, "__qualname__", repr(function))
+        hints = get_type_hints(function)
+        parameters = list(inspect.signature(function).parameters.values())
+        self._context_parameter: str | None = None
+        payload_parameters = []
+        for parameter in parameters:
+            hint = hints.get(parameter.name, Any)
+            if inspect.isclass(hint) and issubclass(hint, TaskContext):
+                self._context_parameter = parameter.name
+            elif parameter.default is inspect.Parameter.empty:
+                payload_parameters.append(parameter)
+        if len(payload_parameters) > 1:
+            extra = ", ".join(parameter.name for parameter in payload_parameters[1:])
+            raise TypeError(f"{name}: a handler takes one payload and a TaskContext (by annotation), not also {extra}")
+        self._payload_parameter = payload_parameters[0].name if payload_parameters else None
+        self._payload_type: Any = hints.get(self._payload_parameter, dict) if self._payload_parameter else None
+        if self._payload_type is Any:
+            self._payload_type = dict
+        self._input = TypeAdapter(self._payload_type) if self._payload_parameter else None
+        self._result_type: Any = hints.get("return", Any)
+        self._output = None if self._result_type in (Any, type(None)) else TypeAdapter(self._result_type)
+
+    @property
+    def input_schema(self) -> dict[str, Any]:
+        """JSON Schema of the payload (any object, where the function does not say)."""
+        return self._input.json_schema() if self._input is not None else {"type": "object"}
+
+    @property
+    def output_schema(self) -> dict[str, Any]:
+        """JSON Schema of the result (anything, where the function does not say)."""
+        return self._output.json_schema(mode="serialization") if self._output is not None else {}
+
+    def validate(self, payload: dict[str, Any]) -> Any:
+        """The payload as the function wants it. Raises InvalidRequest that names the field."""
+        if self._input is None:
+            return None
+        try:
+            return self._input.validate_python(payload)
+        except ValidationError as error:
+            raise invalid_request(error, prefix="payload") from None
+
+    async def call(self, payload: Any, context: TaskContext) -> Any:
+        """Run the function on a validated payload; returns its result as JSON-able values."""
+        arguments: dict[str, Any] = {}
+        if self._payload_parameter is not None:
+            arguments[self._payload_parameter] = payload
+        if self._context_parameter is not None:
+            arguments[self._context_parameter] = context
+        if self.is_async:
+            result = await self.function(**arguments)
+        else:
+            result = await asyncio.to_thread(self.function, **arguments)
+        return self._dump(result)
+
+    def _dump(self, result: Any) -> Any:
+        if isinstance(result, BaseModel):
+            return result.model_dump(mode="json", by_alias=True)
+        if self._output is not None:
+            return self._output.dump_python(result, mode="json", by_alias=True, warnings=False)
+        return {} if result is None else TypeAdapter(Any).dump_python(result, mode="json")
+
+
+__all__ = ["Handler", "InvalidRequest"]

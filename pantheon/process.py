@@ -1,0 +1,321 @@
+"""AgentProcess: one running instance of an agent, from connecting to the last drained task."""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, Protocol, Self
+
+import psutil
+import structlog
+from nats.errors import Error as NatsError
+from pydantic import ValidationError
+
+from pantheon.agent import Agent
+from pantheon.bus import Bus, Delivery, Publisher, Subscription
+from pantheon.discovery import Discovery, Registration, make_discovery
+from pantheon.logs import configure_logging
+from pantheon.micro import Endpoint, MicroService
+from pantheon.settings import MeshSettings
+from pantheon.worker import Worker
+from protocol import subjects
+from protocol.discovery import InstanceRecord
+from protocol.errors import PantheonError
+from protocol.events import event
+from protocol.messages import Control, Heartbeat, RunningTask, now, to_bytes
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 5.0
+
+
+class Conductor(Protocol):
+    """What an AgentProcess runs: a Worker, or the orchestrator's engine in its place."""
+
+    max_concurrency: int
+
+    @property
+    def active(self) -> int: ...
+    @property
+    def running(self) -> tuple[RunningTask, ...]: ...
+    async def start(self) -> None: ...
+    async def wait_ready(self) -> None: ...
+    async def drain(self, grace_seconds: float) -> None: ...
+    def cancel(self, task_id: Any, attempt: int | None, reason: str) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class AgentProcess:
+    """`async with AgentProcess(agent, settings) as process: await process.until_stopped()`.
+
+    `make_worker(process)` replaces the Worker: the orchestrator is an agent whose work is done in batches.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        settings: MeshSettings,
+        *,
+        make_worker: "Callable[[AgentProcess], Awaitable[Conductor]] | None" = None,
+    ) -> None:
+        self.agent = agent
+        self.settings = settings
+        self.instance_id = settings.instance_id or new_instance_id()
+        self.max_concurrency = settings.max_concurrency or agent.max_concurrency
+        self._make_worker = make_worker
+        self._stop = asyncio.Event()
+        self._registration: Registration | None = None
+        self._control: Subscription | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._process = psutil.Process()
+        self.bus: Bus
+        self.publisher: Publisher
+        self.discovery: Discovery
+        self.worker: Conductor
+        self.micro: MicroService
+
+    @property
+    def source(self) -> str:
+        """Who says an event: CloudEvents' `source`."""
+        return f"/{self.agent.name}/{self.instance_id}"
+
+    def record(self, status: Literal["ready", "draining"] = "ready") -> InstanceRecord:
+        return InstanceRecord(
+            name=self.agent.name,
+            instance_id=self.instance_id,
+            task_types=self.agent.task_types,
+            max_concurrency=self.max_concurrency,
+            version=self.agent.version,
+            status=status,
+            metadata=self.agent.metadata,
+        )
+
+    async def __aenter__(self) -> Self:
+        self.bus = await Bus.connect(
+            self.settings.nats_url,
+            name=f"{self.agent.name}/{self.instance_id}",
+            options=nats_options(self.settings),
+        )
+        try:
+            await self._start()
+        except BaseException:
+            await self.close(grace_seconds=0)
+            raise
+        return self
+
+    async def _start(self) -> None:
+        self.publisher = Publisher(self.bus)
+        self.discovery = make_discovery(self.settings, self.bus.client)
+        await self.agent.call_hooks("startup")
+        self.micro = MicroService(
+            self.bus.client,
+            name=self.agent.name,
+            instance_id=self.instance_id,
+            version=self.agent.version,
+            description=self.agent.description,
+            metadata=self.agent.metadata,
+            endpoints=[
+                Endpoint(handler.task_type, handler.input_schema, handler.output_schema)
+                for handler in self.agent.handlers.values()
+            ],
+        )
+        if self._make_worker is not None:
+            self.worker = await self._make_worker(self)
+        else:
+            from pantheon.client import Delegation
+
+            self.worker = Worker(
+                self.agent,
+                self.bus,
+                self.publisher,
+                instance_id=self.instance_id,
+                max_concurrency=self.max_concurrency,
+                observer=self.micro,
+                delegate=Delegation(self.bus, self.publisher).run,
+            )
+        await self.worker.start()
+        self._control = await self.bus.subscribe(subjects.control(self.agent.name), self._on_control)
+        await self.micro.start()
+        self._registration = await self.discovery.register(self.record())
+        self._tasks = [asyncio.create_task(self._beat(), name="heartbeat")]
+        await self._say("registered")
+        log.info(
+            "agent.started",
+            agent=self.agent.name,
+            instance_id=self.instance_id,
+            task_types=list(self.agent.task_types),
+            max_concurrency=self.max_concurrency,
+        )
+
+    async def _say(self, what: str) -> None:
+        data = {"agent": self.agent.name, "instance_id": self.instance_id, "task_types": list(self.agent.task_types)}
+        await self.bus.publish_quietly(*event("agent", what, self.source, data))
+
+    async def _beat(self) -> None:
+        self._process.cpu_percent()
+        while True:
+            await self.bus.publish_quietly(
+                subjects.heartbeat(self.agent.name),
+                to_bytes(
+                    Heartbeat(
+                        agent=self.agent.name,
+                        instance_id=self.instance_id,
+                        active=self.worker.active,
+                        max_concurrency=self.max_concurrency,
+                        cpu_percent=self._process.cpu_percent(),
+                        memory_bytes=self._process.memory_info().rss,
+                        running=self.worker.running,
+                        at=now(),
+                    )
+                ),
+            )
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _on_control(self, delivery: Delivery) -> None:
+        try:
+            order = Control.model_validate_json(delivery.data)
+        except ValidationError as error:
+            log.warning("control.invalid", error=str(error.errors(include_url=False, include_input=False)[:1]))
+            return
+        if order.instance_id not in (None, self.instance_id):
+            return
+        match order.command:
+            case "cancel" if order.task_id is not None:
+                self.worker.cancel(order.task_id, order.attempt, order.reason or "cancelled")
+            case "pause" if order.task_id is None:
+                self.worker.pause()
+            case "resume" if order.task_id is None:
+                self.worker.resume()
+            case "drain":
+                log.info("agent.draining", reason=order.reason)
+                self.stop()
+
+    def stop(self) -> None:
+        """Begin to end: `until_stopped` returns, `close` drains."""
+        self._stop.set()
+
+    async def until_stopped(self) -> None:
+        await self._stop.wait()
+
+    async def close(self, *, grace_seconds: float | None = None) -> None:
+        """Leave the registry, take no more, finish or hand back, disconnect: in this order, so nobody routes here."""
+        grace = self.settings.drain_grace_seconds if grace_seconds is None else grace_seconds
+        if self._registration is not None:
+            await self._registration.update(self.record("draining"))
+        if hasattr(self, "worker"):
+            await self.worker.drain(grace)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self.agent.call_hooks("shutdown")
+        except Exception as error:
+            log.warning("hook.raised", hook="shutdown", agent=self.agent.name, exc_info=error)
+        if self._registration is not None:
+            await self._registration.close()
+            await self._say("deregistered")
+        if hasattr(self, "micro"):
+            await self.micro.close()
+        if hasattr(self, "discovery"):
+            await self.discovery.close()
+        if self._control is not None:
+            try:
+                await self._control.unsubscribe()
+            except NatsError as error:
+                log.debug("unsubscribe", error=str(error))
+        if hasattr(self, "publisher"):
+            await self.publisher.close()
+        await self.bus.close()
+        log.info("agent.stopped", agent=self.agent.name, instance_id=self.instance_id)
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+def new_instance_id() -> str:
+    """A readable id that is unique per process: `<host>-<pid>-<random>`, cut to what the wire carries."""
+    host = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in socket.gethostname())[:32]
+    return f"{host or 'host'}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def nats_options(settings: MeshSettings) -> dict[str, Any]:
+    """The client library's options for the credentials and TLS that the settings give."""
+    options: dict[str, Any] = {}
+    if settings.nats_creds is not None:
+        options["user_credentials"] = str(settings.nats_creds)
+    if settings.nats_user is not None:
+        options["user"] = settings.nats_user
+    if settings.nats_password is not None:
+        options["password"] = settings.nats_password.get_secret_value()
+    if settings.nats_token is not None:
+        options["token"] = settings.nats_token.get_secret_value()
+    if settings.nats_tls_ca is not None or settings.nats_tls_cert is not None:
+        import ssl
+
+        context = ssl.create_default_context(cafile=str(settings.nats_tls_ca) if settings.nats_tls_ca else None)
+        if settings.nats_tls_cert is not None:
+            context.load_cert_chain(str(settings.nats_tls_cert), str(settings.nats_tls_key or settings.nats_tls_cert))
+        options["tls"] = context
+    return options
+
+
+async def serve(
+    agent: Agent,
+    settings: MeshSettings,
+    *,
+    make_worker: Callable[[AgentProcess], Awaitable[Conductor]] | None = None,
+) -> None:
+    """Run an agent until SIGTERM, SIGINT or a drain order; a second signal ends it at once."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopped.is_set():
+            os._exit(130)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+
+    async def run() -> None:
+        async with AgentProcess(agent, settings, make_worker=make_worker) as process:
+            await process.until_stopped()
+
+    # Also while it still connects (NATS may be away for long) a signal must end it.
+    running = asyncio.create_task(run(), name=agent.name)
+    waiting = asyncio.create_task(stopped.wait(), name="signal")
+    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not running.done():
+        running.cancel()
+    try:
+        await running
+    except asyncio.CancelledError:
+        log.debug("agent.ended", agent=agent.name)
+
+
+def run_agent(
+    agent: Agent,
+    *,
+    make_worker: Callable[[AgentProcess], Awaitable[Conductor]] | None = None,
+) -> int:
+    """Run an agent as this process; returns the exit code. Mistakes of settings are one line on stderr."""
+    try:
+        settings = MeshSettings.load()
+        configure_logging(settings.log_level, settings.log_format)
+        if sys.platform != "win32":
+            import uvloop
+
+            uvloop.run(serve(agent, settings, make_worker=make_worker))
+        else:
+            asyncio.run(serve(agent, settings, make_worker=make_worker))
+    except PantheonError as error:
+        sys.stderr.write(f"{agent.name}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
