@@ -1,0 +1,5 @@
+"""The database schema, in steps (Alembic, SQL inside). `await upgrade(database_url)` brings a database to the newest."""
+
+from migrations.upgrade import current, head, upgrade
+
+__all__ = ["current", "head", "upgrade"]

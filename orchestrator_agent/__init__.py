@@ -1,0 +1,1 @@
+"""The conductor: plans requests into graphs of steps, delegates them, keeps every state in Postgres, answers once."""

@@ -1,0 +1,27 @@
+"""`python -m orchestrator_agent`: one orchestrator process."""
+
+import os
+import sys
+from pathlib import Path
+
+from orchestrator_agent.service import Orchestrator, OrchestratorAgent, load_library
+from pantheon.process import run_agent
+from pantheon.settings import MeshSettings
+from protocol.errors import PantheonError
+
+
+def main() -> int:
+    """Run until SIGTERM or Ctrl-C; WORKFLOWS_PATH names folders of workflow files, separated as in PATH."""
+    try:
+        settings = MeshSettings.load()
+        folders = [Path(one) for one in os.environ.get("WORKFLOWS_PATH", "").split(os.pathsep) if one]
+        library = load_library(folders)
+    except PantheonError as error:
+        sys.stderr.write(f"orchestrator_agent: {error}\n")
+        return 1
+    made = Orchestrator(settings, library)
+    return run_agent(OrchestratorAgent(library), make_worker=made.make_worker)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

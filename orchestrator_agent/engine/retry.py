@@ -1,0 +1,30 @@
+"""Retry: whether, and when, a failed attempt is followed by another. A pure decision."""
+
+import random
+from dataclasses import dataclass
+
+from protocol.messages import ErrorInfo
+from protocol.workflow import Retry
+
+
+@dataclass(frozen=True)
+class RetryDecision:
+    """`wait_seconds` None: no other attempt."""
+
+    wait_seconds: float | None
+
+
+def decide_retry(
+    policy: Retry, *, default_max_attempts: int, failures: int, error: ErrorInfo, spread: float | None = None
+) -> RetryDecision:
+    """`failures` counts this one too; `spread` in -1..1 is the jitter's draw (None: at random).
+
+    The wait grows by `multiplier` with each failure, up to `max_seconds`.
+    """
+    max_attempts = policy.max_attempts or default_max_attempts
+    if not error.retryable or failures >= max_attempts:
+        return RetryDecision(None)
+    # Past a hundred doublings the power overflows a float; the bound holds long before.
+    wait = min(policy.max_seconds, policy.initial_seconds * policy.multiplier ** min(failures - 1, 100))
+    draw = random.uniform(-1, 1) if spread is None else spread
+    return RetryDecision(max(0.0, wait * (1 + policy.jitter * draw)))

@@ -1,0 +1,155 @@
+"""Run: one root task's tree as the engine sees it, rebuilt from rows or kept between batches.
+
+Statuses and their transitions are declared here, once; the SQL of the store mirrors them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from orchestrator_agent.workflows.plan import Plan
+from protocol.messages import ErrorInfo, Usage
+
+
+class Status(StrEnum):
+    READY = "ready"  # waits for an agent, or for a place at one -> dispatched, failed, cancelled
+    DISPATCHED = "dispatched"  # an attempt is with an agent -> completed, failed, cancelled, waiting, ready
+    RUNNING = "running"  # a root or sub-workflow at work -> completed, failed, cancelled
+    WAITING = "waiting"  # a retry waits for its time, a duplicate for its original -> ready, dispatched, an end
+    PAUSED = "paused"  # -> what it was
+    COMPENSATING = "compensating"  # -> failed, cancelled
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"  # the step's condition was false
+
+
+ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.SKIPPED})
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.READY: frozenset({Status.DISPATCHED, Status.FAILED, Status.CANCELLED, Status.PAUSED}),
+    Status.DISPATCHED: frozenset(
+        {Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.WAITING, Status.READY, Status.DISPATCHED}
+    ),
+    Status.RUNNING: frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.PAUSED, Status.COMPENSATING}),
+    Status.WAITING: frozenset(
+        {Status.READY, Status.DISPATCHED, Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.PAUSED}
+    ),
+    Status.PAUSED: frozenset({Status.READY, Status.RUNNING, Status.WAITING, Status.CANCELLED, Status.FAILED}),
+    Status.COMPENSATING: frozenset({Status.FAILED, Status.CANCELLED}),
+    **{status: frozenset() for status in ENDED},
+}
+
+
+@dataclass(slots=True)
+class Row:
+    """One task: a step's, a sub-workflow's or the root's. `payload` and `result` are JSON text, as they are stored."""
+
+    root_task_id: UUID
+    task_id: UUID
+    parent_task_id: UUID | None
+    step: str | None
+    task_type: str
+    status: Status
+    iteration: int = 0
+    item: int = -1
+    workflow_version: str | None = None
+    pinned_agent: str | None = None
+    agent: str | None = None
+    instance_id: str | None = None
+    attempt: int = 1
+    failures: int = 0
+    payload: bytes | None = None
+    result: bytes | None = None
+    error: ErrorInfo | None = None
+    usage: Usage | None = None
+    timeout_seconds: float = 300.0
+    created_at: datetime | None = None
+    dispatched_at: datetime | None = None
+    expires_at: datetime | None = None
+    run_after: datetime | None = None
+    completed_at: datetime | None = None
+
+    def become(self, status: Status) -> None:
+        """Change the status along TRANSITIONS; anything else is a mistake of the engine's."""
+        if status not in TRANSITIONS[self.status]:
+            raise AssertionError(f"task {self.task_id} cannot become {status} from {self.status}")
+        self.status = status
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+@dataclass(slots=True)
+class Scope:
+    """A workflow at work: its own row, its plan, its input, and how far each of its steps is."""
+
+    row: Row
+    plan: Plan
+    variables: dict[str, Any]
+    # Steps that have ended (well, or skipped); their results are in `variables`.
+    ended: set[str] = field(default_factory=set)
+    # The newest row of each step that has one.
+    rows: dict[str, Row] = field(default_factory=dict)
+    depth: int = 0
+
+    def open_needs(self, step: str) -> bool:
+        return not self.plan.steps[step].needs <= self.ended
+
+
+@dataclass(slots=True)
+class RootFacts:
+    """What a root's row says beside its being a task: whom to answer, and what its sub-tasks inherit."""
+
+    tenant: str
+    requester: str | None
+    reply_to: str | None
+    session_id: str | None
+    priority: int
+    deadline_at: datetime | None
+    metadata: dict[str, str]
+    traceparent: str | None = None
+    tracestate: str | None = None
+    idempotency_key: str | None = None
+    replay_of: UUID | None = None
+    duplicate_of: UUID | None = None
+    requested_by: UUID | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """The tree of one root. `version` is what the root's row holds in the database: the optimistic lock of the tree."""
+
+    root: Row
+    facts: RootFacts
+    version: int = 0
+    scopes: dict[UUID, Scope] = field(default_factory=dict)
+    rows: dict[UUID, Row] = field(default_factory=dict)
+
+    @property
+    def root_task_id(self) -> UUID:
+        return self.root.task_id
+
+    def active(self) -> Iterator[Row]:
+        """Rows that have not ended, the root's own excepted."""
+        return (row for row in self.rows.values() if not row.ended and row is not self.root)
+
+    def usage(self) -> Usage | None:
+        total: Usage | None = None
+        for row in self.rows.values():
+            if row.usage is not None and row.task_id not in self.scopes:
+                total = row.usage if total is None else total + row.usage
+        return total
+
+    def path(self, row: Row) -> str:
+        """A step's place in the tree, for people: `draft/review`."""
+        parts: list[str] = []
+        here: Row | None = row
+        while here is not None and here.step is not None:
+            parts.append(here.step)
+            here = self.rows.get(here.parent_task_id) if here.parent_task_id is not None else None
+        return "/".join(reversed(parts))

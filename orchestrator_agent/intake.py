@@ -1,0 +1,212 @@
+"""Intake: what arrives on `agent.orchestrator_agent.task`, planned into new runs. Pure but for what it is handed.
+
+Everything with a readable id becomes a row, refused requests included: a task has one outcome, whoever asks again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from orchestrator_agent.engine.advance import Decisions, Directory, Rules, start
+from orchestrator_agent.engine.state import RootFacts, Row, Run, Scope, Status
+from orchestrator_agent.workflows.library import Library
+from orchestrator_agent.workflows.plan import Plan
+from protocol.errors import ErrorCode, InvalidRequest, PantheonError
+from protocol.messages import DEFAULT_TENANT, ErrorInfo, TaskRequest, json_bytes
+from protocol.names import EXECUTE_DAG, MESH_PREFIX
+
+REPLAY = "mesh.replay"
+OPERATIONS = (REPLAY,)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a `mesh.replay` goes by: the old root's row, its top-level steps, the plan that it ran on."""
+
+    task_id: UUID
+    task_type: str
+    payload: dict[str, Any]
+    plan: Plan
+    workflow_version: str | None
+    steps: Sequence[Row]
+    from_step: str | None
+    timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes runs of requests. `default_timeout_seconds` is of an attempt whose request names none."""
+
+    library: Library
+    directory: Directory
+    rules: Rules
+    default_timeout_seconds: float
+
+    def plan(
+        self,
+        request: TaskRequest,
+        *,
+        headers: Mapping[str, str] | None,
+        now: datetime,
+        replayed: Replayed | None = None,
+    ) -> tuple[Run, Decisions]:
+        """A new run with its first decisions; one that cannot start has ended already, with the reason."""
+        run = self._run(request, headers, now)
+        if replayed is not None:
+            run.root.task_type = replayed.task_type
+            run.root.timeout_seconds = replayed.timeout_seconds
+            run.facts.replay_of = replayed.task_id
+        if run.facts.deadline_at is not None and run.facts.deadline_at <= now:
+            message = f"the deadline {run.facts.deadline_at.isoformat()} had passed when the task arrived"
+            return self.refuse(run, ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message), now)
+        try:
+            plan, given = self._choose(request) if replayed is None else (replayed.plan, replayed.payload)
+            if replayed is None:
+                given = plan.read_input(given)
+            reused = [] if replayed is None else _reused(replayed)
+        except PantheonError as error:
+            return self.refuse(run, ErrorInfo.of(error), now)
+        variables: dict[str, Any] = {"input": given}
+        if run.root.task_type == EXECUTE_DAG:
+            run.root.payload = json_bytes(request.payload if replayed is None else replayed.payload)
+            variables = {"input": (request.payload if replayed is None else replayed.payload).get("input") or {}}
+        else:
+            run.root.payload = json_bytes(given)
+        run.root.workflow_version = plan.version if replayed is None else replayed.workflow_version
+        scope = Scope(row=run.root, plan=plan, variables=variables)
+        run.scopes[run.root_task_id] = scope
+        for row in reused:
+            scope.variables[row.step or ""] = _value(row)
+        return run, start(run, directory=self.directory, rules=self.rules, now=now, reused=reused)
+
+    def refuse(self, run: Run, error: ErrorInfo, now: datetime) -> tuple[Run, Decisions]:
+        """The run has ended `failed` before it began."""
+        run.root.status = Status.FAILED
+        run.root.error = error
+        run.root.completed_at = now
+        data = {
+            "task_id": str(run.root_task_id),
+            "task_type": run.root.task_type,
+            "error": error.model_dump(mode="json", exclude_defaults=True),
+        }
+        return run, Decisions(root_ended=True, events=[("task", "failed", data)])
+
+    def unreadable(self, known: Mapping[str, Any], error: InvalidRequest, now: datetime) -> tuple[Run, Decisions]:
+        """A message that is no TaskRequest, but has an id (PROTOCOL.md: answered `failed`, `invalid_request`)."""
+        root = _root(known["task_id"], known.get("task_type", ""), known.get("attempt", 1), now)
+        facts = RootFacts(
+            tenant=DEFAULT_TENANT,
+            requester=None,
+            reply_to=known.get("reply_to"),
+            session_id=None,
+            priority=5,
+            deadline_at=None,
+            metadata={},
+        )
+        run = Run(root=root, facts=facts, rows={root.task_id: root})
+        return self.refuse(run, ErrorInfo.of(error), now)
+
+    def duplicate(
+        self, request: TaskRequest, original: UUID, *, headers: Mapping[str, str] | None, now: datetime
+    ) -> tuple[Run, Decisions]:
+        """A task whose idempotency key another has: it waits for that one's outcome."""
+        run = self._run(request, headers, now)
+        run.root.status = Status.WAITING
+        run.facts.duplicate_of = original
+        return run, Decisions()
+
+    def _run(self, request: TaskRequest, headers: Mapping[str, str] | None, now: datetime) -> Run:
+        root = _root(request.task_id, request.task_type, request.attempt, now)
+        named = "timeout_seconds" in request.model_fields_set
+        root.timeout_seconds = request.timeout_seconds if named else self.default_timeout_seconds
+        root.parent_task_id = request.parent_task_id
+        trace = _trace(headers or {})
+        facts = RootFacts(
+            tenant=request.tenant,
+            requester=request.requester,
+            reply_to=request.reply_to,
+            session_id=request.session_id,
+            priority=request.priority,
+            deadline_at=request.deadline,
+            metadata=request.metadata,
+            traceparent=trace[0],
+            tracestate=trace[1],
+            idempotency_key=request.idempotency_key,
+        )
+        return Run(root=root, facts=facts, rows={root.task_id: root})
+
+    def _choose(self, request: TaskRequest) -> tuple[Plan, dict[str, Any]]:
+        if request.task_type == EXECUTE_DAG:
+            return self.library.inline(request.payload)
+        if request.task_type.startswith(MESH_PREFIX):
+            known = ", ".join(OPERATIONS)
+            error = InvalidRequest(
+                f"the mesh has no operation '{request.task_type}'; it has {known}", field="task_type"
+            )
+            error.code = ErrorCode.UNKNOWN_TASK_TYPE
+            raise error
+        plan = self.library.newest(request.task_type)
+        return plan or self.library.single(request.task_type), request.payload
+
+
+def _root(task_id: UUID, task_type: str, attempt: int, now: datetime) -> Row:
+    return Row(
+        root_task_id=task_id,
+        task_id=task_id,
+        parent_task_id=None,
+        step=None,
+        task_type=task_type,
+        status=Status.RUNNING,
+        attempt=attempt,
+        created_at=now,
+    )
+
+
+def _trace(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """W3C trace context, where it has its shape; anything else is nobody's trace."""
+    parent = headers.get("traceparent")
+    if parent is None or len(parent) > 256 or len(parent.split("-")) < 4 or not parent.isascii():
+        return None, None
+    state = headers.get("tracestate")
+    return parent, state if state is not None and len(state) <= 512 and state.isprintable() else None
+
+
+def _reused(replayed: Replayed) -> list[Row]:
+    """Completed steps that do not depend on the step to begin from."""
+    plan, begin = replayed.plan, replayed.from_step
+    if begin is None:
+        return []
+    if begin not in plan.steps:
+        known = ", ".join(plan.steps)
+        raise InvalidRequest(f"payload.from: there is no step '{begin}'; there is {known}", field="payload.from")
+    again = {begin}
+    queue = [begin]
+    while queue:
+        for dependant in plan.dependants[queue.pop()]:
+            if dependant not in again:
+                again.add(dependant)
+                queue.append(dependant)
+    newest: dict[str, Row] = {}
+    for row in replayed.steps:
+        name = row.step or ""
+        if name not in newest or newest[name].iteration < row.iteration:
+            newest[name] = row
+    kept = [
+        row
+        for name, row in newest.items()
+        if name not in again and name in plan.steps and row.status in (Status.COMPLETED, Status.SKIPPED)
+    ]
+    missing = {need for name in again for need in plan.steps[name].needs} - again - {row.step for row in kept}
+    if begin in again and missing & plan.steps[begin].needs:
+        raise InvalidRequest(
+            f"payload.from: step '{begin}' needs {', '.join(sorted(missing))}, which did not complete in that task",
+            field="payload.from",
+        )
+    return kept
+
+
+def _value(row: Row) -> Any:
+    return json.loads(row.result) if row.result is not None else None

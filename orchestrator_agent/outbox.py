@@ -1,0 +1,130 @@
+"""Outbox: what a committed decision makes known: attempts to agents, final responses, orders to stop, events.
+
+The rows are the outbox, this is only the hand that delivers: what dies with this process is in `dispatched_by`.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from uuid import UUID
+
+import structlog
+
+from orchestrator_agent.engine.advance import Decisions
+from orchestrator_agent.engine.state import Row, Run
+from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
+from pantheon.bus import Bus, Publisher
+from protocol import subjects
+from protocol.errors import StoreError, TooLarge
+from protocol.events import event
+from protocol.messages import Control, now, to_bytes
+from protocol.names import ORCHESTRATOR
+
+log = structlog.get_logger()
+
+# Acknowledged answers are noted together; the note only saves a publish after a crash.
+NOTE_EVERY_SECONDS = 0.05
+# A cancel may reach an agent before the task does, or be lost: it is said again, and is idempotent.
+STOP_AGAIN_SECONDS = (1.0, 5.0)
+
+
+class Outbox:
+    def __init__(self, bus: Bus, publisher: Publisher, store: TaskStore, *, source: str) -> None:
+        self._bus = bus
+        self._publisher = publisher
+        self._store = store
+        self._source = source
+        self._answered: list[UUID] = []
+        self._noting: asyncio.Task[None] | None = None
+        self._stops: set[asyncio.Task[None]] = set()
+
+    async def deliver(self, run: Run, decisions: Decisions) -> None:
+        """Everything that one committed decision owes the world, the answer first."""
+        if decisions.root_ended:
+            await self.answer(run)
+        for row in decisions.dispatched.values():
+            await self.dispatch(run, row)
+        for agent, task_id, attempt, reason in decisions.stopped:
+            self._stop(agent, task_id, attempt, reason)
+        for entity, name, data in decisions.events:
+            await self.say(entity, name, data)
+
+    async def say(self, entity: str, name: str, data: dict[str, object]) -> None:
+        """Publish an event; it may be lost, it never fails."""
+        await self._bus.publish_quietly(*event(entity, name, self._source, data))
+
+    async def dispatch(self, run: Run, row: Row) -> None:
+        """Publish a row's current attempt; the same attempt published twice is one message."""
+        if row.agent is None:
+            return
+        try:
+            await self._publisher.send(
+                subjects.task(row.agent),
+                task_request(run, row),
+                message_id=attempt_id(row),
+                headers=request_headers(run, row, now()),
+            )
+        except TooLarge as error:
+            # The engine keeps payloads below the broker's limit; only a broker that was reconfigured comes here. The
+            # attempt's time will run out and say so.
+            log.error("dispatch.too_large", task_id=str(row.task_id), error=str(error))
+
+    async def answer(self, run: Run, *, again: bool = False) -> None:
+        """Publish a root's final response. `again`: a requester asked for it, so no message id may swallow it."""
+        body = final_response(run.root, run.facts)
+        task_id = run.root_task_id
+        try:
+            await self._publisher.send(
+                subjects.response(ORCHESTRATOR),
+                body,
+                message_id=None if again else f"{task_id}:final",
+                on_ack=lambda: self._note(task_id),
+            )
+        except TooLarge as error:
+            log.error("answer.too_large", task_id=str(task_id), error=str(error))
+        if run.facts.reply_to is not None:
+            await self._bus.publish_quietly(run.facts.reply_to, body)
+
+    def _note(self, task_id: UUID) -> None:
+        self._answered.append(task_id)
+        if self._noting is None or self._noting.done():
+            self._noting = asyncio.create_task(self._note_soon(), name="note-answers")
+
+    async def _note_soon(self) -> None:
+        await asyncio.sleep(NOTE_EVERY_SECONDS)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Note which answers were acknowledged."""
+        while self._answered:
+            batch, self._answered = self._answered, []
+            try:
+                await self._store.mark_answered(batch)
+            except StoreError as error:
+                # They will be answered once more after this process has gone: the same bytes.
+                log.warning("answers.not_noted", count=len(batch), error=str(error))
+                self._answered += batch
+                await asyncio.sleep(1)
+
+    def _stop(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
+        task = asyncio.create_task(self._say_stop(agent, task_id, attempt, reason), name="stop-attempt")
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
+
+    async def _say_stop(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
+        order = to_bytes(Control(command="cancel", task_id=task_id, attempt=attempt, reason=reason))
+        await self._bus.publish_quietly(subjects.control(agent), order)
+        for wait in STOP_AGAIN_SECONDS:
+            await asyncio.sleep(wait)
+            await self._bus.publish_quietly(subjects.control(agent), order)
+
+    async def close(self) -> None:
+        tasks: Iterable[asyncio.Task[None]] = [*self._stops, *([self._noting] if self._noting else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._answered:
+            try:
+                await self._store.mark_answered(self._answered)
+            except StoreError as error:
+                log.debug("answers.not_noted", error=str(error))

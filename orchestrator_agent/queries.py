@@ -1,0 +1,153 @@
+"""Queries: reads of the orchestrator's state by NATS request-reply on `mesh.query.<what>`; any orchestrator answers.
+
+Requests and replies are JSON objects. A reply with `error` (`code`, `message`) is a refusal.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from orchestrator_agent.engine.state import ENDED, Status
+from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.rows import facts_of, row_of
+from orchestrator_agent.wire import final_response
+from orchestrator_agent.workflows.library import Library
+from pantheon.bus import Bus, Delivery, Subscription
+from protocol import subjects
+from protocol.errors import InvalidRequest, PantheonError, UnknownTask
+from protocol.messages import json_bytes
+
+log = structlog.get_logger()
+
+QUEUE = "orchestrators"
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 1000
+
+Answer = dict[str, Any]
+
+
+class Queries:
+    """`tasks`, `task`, `response`, `workflows`."""
+
+    def __init__(self, bus: Bus, reader: Reader, library: Library) -> None:
+        self._bus = bus
+        self._reader = reader
+        self._library = library
+        self._subscriptions: list[Subscription] = []
+
+    async def start(self) -> None:
+        answers: dict[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]] = {
+            "tasks": self._tasks,
+            "task": self._task,
+            "response": self._response,
+            "workflows": self._workflows,
+        }
+        for name, answer in answers.items():
+            self._subscriptions.append(
+                await self._bus.subscribe(subjects.query(name), self._answering(answer), queue=QUEUE)
+            )
+
+    def _answering(
+        self, answer: Callable[[Mapping[str, Any]], Awaitable[Answer]]
+    ) -> Callable[[Delivery], Awaitable[None]]:
+        async def on_request(delivery: Delivery) -> None:
+            try:
+                arguments = json.loads(delivery.data or b"{}")
+                if not isinstance(arguments, dict):
+                    raise InvalidRequest("a query is a JSON object")
+                reply = await answer(arguments)
+            except ValueError as error:
+                reply = {"error": {"code": "invalid_request", "message": f"not JSON: {error}"}}
+            except PantheonError as error:
+                reply = {"error": {"code": str(error.code), "message": error.message}}
+            body = json_bytes(reply)
+            if len(body) > self._bus.max_payload - 1024:
+                message = f"the answer has {len(body)} bytes, more than one message carries: ask for less"
+                body = json_bytes({"error": {"code": "too_large", "message": message}})
+            if delivery.reply:
+                await self._bus.publish_quietly(delivery.reply, body)
+
+        return on_request
+
+    async def _tasks(self, arguments: Mapping[str, Any]) -> Answer:
+        statuses = arguments.get("status")
+        if isinstance(statuses, str):
+            statuses = [statuses]
+        known = {status.value for status in Status}
+        if statuses is not None and (not isinstance(statuses, list) or not set(statuses) <= known):
+            raise InvalidRequest(f"status: must be among {', '.join(sorted(known))}", field="status")
+        limit = arguments.get("limit", DEFAULT_LIMIT)
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+            raise InvalidRequest(f"limit: must be a whole number, 1 to {MAX_LIMIT}", field="limit")
+        records = await self._reader.roots(
+            statuses=statuses,
+            task_type=_text(arguments, "task_type"),
+            requester=_text(arguments, "requester"),
+            session_id=_text(arguments, "session_id"),
+            limit=limit,
+        )
+        return {"tasks": [_shown(record) for record in records]}
+
+    async def _task(self, arguments: Mapping[str, Any]) -> Answer:
+        records = await self._reader.tree(_id(arguments))
+        if not records:
+            raise UnknownTask(f"there is no task {arguments.get('task_id')}")
+        return {"tasks": [_shown(record) for record in records]}
+
+    async def _response(self, arguments: Mapping[str, Any]) -> Answer:
+        task_id = _id(arguments)
+        record = (await self._reader.known([task_id])).get(task_id)
+        if record is None:
+            raise UnknownTask(f"there is no task {task_id}")
+        row = row_of(record)
+        if row.status not in ENDED:
+            return {"status": row.status.value, "response": None}
+        return {"status": row.status.value, "response": json.loads(final_response(row, facts_of(record)))}
+
+    async def _workflows(self, arguments: Mapping[str, Any]) -> Answer:
+        return {
+            "workflows": [
+                {
+                    "name": plan.name,
+                    "version": plan.version,
+                    "description": plan.description,
+                    "steps": list(plan.steps),
+                    "input": plan.input_schema,
+                }
+                for plan in self._library.plans
+            ]
+        }
+
+
+def _text(arguments: Mapping[str, Any], name: str) -> str | None:
+    value = arguments.get(name)
+    if not isinstance(value, str | None):
+        raise InvalidRequest(f"{name}: must be a string", field=name)
+    return value
+
+
+def _id(arguments: Mapping[str, Any]) -> UUID:
+    try:
+        return UUID(str(arguments.get("task_id")))
+    except ValueError:
+        raise InvalidRequest("task_id: must be the id of a task", field="task_id") from None
+
+
+def _shown(record: Any) -> Answer:
+    shown: Answer = {}
+    for name, value in record.items():
+        if value is None:
+            continue
+        if isinstance(value, UUID):
+            shown[name] = str(value)
+        elif isinstance(value, datetime):
+            shown[name] = value.isoformat().replace("+00:00", "Z")
+        elif name in ("payload", "result", "error", "usage", "metadata"):
+            shown[name] = json.loads(value)
+        else:
+            shown[name] = value
+    return shown

@@ -1,0 +1,93 @@
+"""Runs: the trees that this process has in mind, and the reading of those it has not."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.rows import facts_of, row_of, run_of
+from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.workflows.library import Library
+from orchestrator_agent.workflows.plan import Plan
+from protocol.errors import InvalidWorkflow, PantheonError
+from protocol.names import EXECUTE_DAG
+
+# A run at rest costs some kilobytes and its results; what is pushed out is read again when something happens to it.
+CACHED_RUNS = 20_000
+
+
+class Runs:
+    """A cache that need not be right: the version in the root's row decides at every write."""
+
+    def __init__(self, store: TaskStore, reader: Reader, library: Library) -> None:
+        self._store = store
+        self._reader = reader
+        self._library = library
+        self._runs: OrderedDict[UUID, Run] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def put(self, run: Run) -> None:
+        self._runs[run.root_task_id] = run
+        self._runs.move_to_end(run.root_task_id)
+        if len(self._runs) > CACHED_RUNS:
+            self._runs.popitem(last=False)
+
+    def drop(self, root_task_id: UUID) -> None:
+        self._runs.pop(root_task_id, None)
+
+    def cached(self, root_task_id: UUID) -> Run | None:
+        return self._runs.get(root_task_id)
+
+    async def load(self, root_task_ids: Sequence[UUID]) -> tuple[dict[UUID, Run], dict[UUID, PantheonError]]:
+        """The runs of these roots, cached ones first, and those whose rows do not fit their workflow. Ids that are no
+        root of ours are in neither. Raises StoreError."""
+        found = {one: run for one in root_task_ids if (run := self._runs.get(one)) is not None}
+        missing = [one for one in root_task_ids if one not in found]
+        broken: dict[UUID, PantheonError] = {}
+        if missing:
+            for root_task_id, records in (await self._store.trees(missing)).items():
+                try:
+                    found[root_task_id] = await self.build(records)
+                except PantheonError as error:
+                    broken[root_task_id] = error
+                    found[root_task_id] = bare_run(records)
+                self.put(found[root_task_id])
+        return found, broken
+
+    async def build(self, records: Sequence[Mapping[str, Any]]) -> Run:
+        """A run from all rows of its root. Raises InvalidWorkflow, StoreError."""
+        root = next(record for record in records if record["task_id"] == record["root_task_id"])
+        if root["duplicate_of"] is not None or Status(root["status"]) is not Status.RUNNING:
+            return bare_run(records)
+        versions = {record["workflow_version"] for record in records} - {None}
+        await self.learn(versions)
+        return run_of(records, self.plan_of(root), self._library.version)
+
+    async def learn(self, versions: set[str]) -> None:
+        """Have these versions of workflows at hand. Raises InvalidWorkflow, StoreError."""
+        for version in versions:
+            if not self._library.has_version(version):
+                kept = await self._reader.workflow(version)
+                if kept is None:
+                    raise InvalidWorkflow(f"the workflow's version {version} is not in the database")
+                self._library.remember(version, *kept)
+
+    def plan_of(self, root: Mapping[str, Any]) -> Plan:
+        """The plan that a root's row was started on. Raises InvalidWorkflow."""
+        if root["workflow_version"] is not None:
+            return self._library.version(root["workflow_version"])
+        if root["task_type"] == EXECUTE_DAG:
+            return self._library.inline(json.loads(root["payload"] or "{}"))[0]
+        return self._library.single(root["task_type"])
+
+
+def bare_run(records: Sequence[Mapping[str, Any]]) -> Run:
+    """A run without its workflow: enough to answer, to end, to be a duplicate."""
+    rows = {record["task_id"]: row_of(record) for record in records}
+    root = next(record for record in records if record["task_id"] == record["root_task_id"])
+    return Run(root=rows[root["task_id"]], facts=facts_of(root), version=root["version"], rows=rows)

@@ -1,0 +1,202 @@
+"""The composition root: everything an orchestrator process is made of, wired here and nowhere else."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+
+from orchestrator_agent.conductor import Conductor
+from orchestrator_agent.engine.advance import Rules
+from orchestrator_agent.intake import Planner
+from orchestrator_agent.outbox import Outbox
+from orchestrator_agent.queries import Queries
+from orchestrator_agent.reconciler import Reconciler
+from orchestrator_agent.routing import Router
+from orchestrator_agent.runs import Runs
+from orchestrator_agent.store.pool import Database, ProcessLock
+from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
+from orchestrator_agent.workflows.library import Library
+from pantheon.agent import Agent
+from pantheon.bus import ensure_streams
+from pantheon.discovery import ensure_bucket
+from pantheon.process import AgentProcess
+from pantheon.settings import MeshSettings
+from protocol.errors import BusError, PantheonError, SettingsError
+from protocol.ids import new_id
+from protocol.names import EXECUTE_DAG, ORCHESTRATOR
+
+log = structlog.get_logger()
+
+VERSION = "0.1.0"
+# What the rest of a message may take beside its payload or result: ids, names, headers.
+MESSAGE_ROOM_BYTES = 16 * 1024
+ORCHESTRATOR_CONCURRENCY = 10_000
+
+
+class OrchestratorAgent(Agent):
+    """The orchestrator as an agent of the mesh; its task types are the workflows that it knows."""
+
+    def __init__(self, library: Library) -> None:
+        super().__init__(
+            ORCHESTRATOR,
+            version=VERSION,
+            description="Plans requests into graphs of steps, delegates them by capability, answers once.",
+            max_concurrency=ORCHESTRATOR_CONCURRENCY,
+        )
+        self._library = library
+
+    @property
+    def task_types(self) -> tuple[str, ...]:
+        return (EXECUTE_DAG, *self._library.names)
+
+
+def load_library(folders: list[Path]) -> Library:
+    """The built-in workflows, and those of `folders`, which win. Raises InvalidWorkflow."""
+    library = Library(load_folder(BUILTIN_FOLDER))
+    for folder in folders:
+        for plan in load_folder(folder):
+            library.add(plan)
+    return library
+
+
+def rules_of(settings: MeshSettings, max_payload_bytes: int) -> Rules:
+    return Rules(
+        default_max_attempts=settings.max_retries + 1,
+        no_agent_wait_seconds=settings.no_agent_wait_seconds,
+        max_message_bytes=max_payload_bytes - MESSAGE_ROOM_BYTES,
+    )
+
+
+class Orchestrator:
+    """Makes the Conductor of an AgentProcess and what surrounds it; `close` ends it in the reverse order."""
+
+    def __init__(self, settings: MeshSettings, library: Library) -> None:
+        self._settings = settings
+        self._library = library
+        self._stack = contextlib.AsyncExitStack()
+
+    async def make_worker(self, process: AgentProcess) -> "OrchestratorWorker":
+        if self._settings.database_url is None:
+            raise SettingsError(
+                "DATABASE_URL is not set: the orchestrator keeps its state in Postgres (postgresql://user:password@host/db)"
+            )
+        url = self._settings.database_url.get_secret_value()
+        await self._make_streams(process)
+        database = Database(url)
+        await database.open()
+        self._stack.push_async_callback(database.close)
+        await self._check_schema(database)
+        lock = ProcessLock(url, new_id(), process.instance_id)
+        store, reader = TaskStore(database, lock.process_id), Reader(database)
+        for plan in self._library.plans:
+            if plan.version is not None and plan.definition is not None:
+                await reader.save_workflow(plan.version, plan.name, plan.definition)
+        registry = await process.discovery.registry()
+        router = Router(registry, self._library)
+        rules = rules_of(self._settings, process.bus.max_payload)
+        runs = Runs(store, reader, self._library)
+        outbox = Outbox(process.bus, process.publisher, store, source=process.source)
+        planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
+        conductor = Conductor(
+            process.bus,
+            process.publisher,
+            store=store,
+            reader=reader,
+            runs=runs,
+            router=router,
+            planner=planner,
+            outbox=outbox,
+            rules=rules,
+            max_concurrency=ORCHESTRATOR_CONCURRENCY,
+        )
+        reconciler = Reconciler(
+            process.bus,
+            process.publisher,
+            conductor=conductor,
+            store=store,
+            reader=reader,
+            runs=runs,
+            registry=registry,
+            lock=lock,
+            replicas=self._settings.stream_replicas,
+            uses_kv=not self._settings.uses_consul,
+        )
+        queries = Queries(process.bus, reader, self._library)
+        return OrchestratorWorker(conductor, reconciler, queries, lock, self._stack)
+
+    async def _make_streams(self, process: AgentProcess) -> None:
+        import asyncio
+
+        wait = 0.1
+        while True:
+            try:
+                await ensure_streams(process.bus, replicas=self._settings.stream_replicas)
+                if not self._settings.uses_consul:
+                    await ensure_bucket(process.bus.js, self._settings.stream_replicas)
+                return
+            except (BusError, PantheonError) as error:
+                log.warning("streams.waiting", error=str(error))
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 2)
+
+    @staticmethod
+    async def _check_schema(database: Database) -> None:
+        rows = await database.fetch("select to_regclass('tasks') is not null as there")
+        if not rows[0]["there"]:
+            raise SettingsError(f"the database at {database.shown} has no schema yet: run 'pantheon migrate'")
+
+
+class OrchestratorWorker:
+    """The Conductor with its reconciler and queries, started and drained as one."""
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        reconciler: Reconciler,
+        queries: Queries,
+        lock: ProcessLock,
+        stack: contextlib.AsyncExitStack,
+    ) -> None:
+        self.conductor = conductor
+        self._reconciler = reconciler
+        self._queries = queries
+        self._lock = lock
+        self._stack = stack
+        self.max_concurrency = conductor.max_concurrency
+        self.cancel = conductor.cancel
+        self.pause = conductor.pause
+        self.resume = conductor.resume
+        self.wait_ready = conductor.wait_ready
+
+    @property
+    def active(self) -> int:
+        return self.conductor.active
+
+    @property
+    def running(self) -> tuple[()]:
+        return ()
+
+    async def start(self) -> None:
+        await self._lock.take()
+        await self._reconciler.check_store()
+        await self.conductor.start()
+        await self._reconciler.start()
+        await self._queries.start()
+
+    async def drain(self, grace_seconds: float) -> None:
+        await self._reconciler.close()
+        await self.conductor.drain(grace_seconds)
+        # Rows that this process dispatched stay its own until somebody adopts them: the row of the process stays too.
+        await self._lock.release()
+        await self._stack.aclose()
+
+
+@contextlib.asynccontextmanager
+async def orchestrator(settings: MeshSettings, library: Library) -> AsyncIterator[AgentProcess]:
+    """A whole orchestrator in this process, for tests and for whoever embeds one."""
+    made = Orchestrator(settings, library)
+    async with AgentProcess(OrchestratorAgent(library), settings, make_worker=made.make_worker) as process:
+        yield process

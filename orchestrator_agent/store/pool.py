@@ -1,0 +1,195 @@
+"""Database: a pool of connections whose errors are the mesh's, and the lock that says this process lives."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Self
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from protocol.errors import StoreError
+
+log = structlog.get_logger()
+
+# What means "Postgres is away or busy, try again", beside the network's own errors.
+_PASSING = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.ConnectionDoesNotExistError,
+    asyncpg.exceptions.CannotConnectNowError,
+    asyncpg.exceptions.AdminShutdownError,
+    asyncpg.exceptions.CrashShutdownError,
+    asyncpg.exceptions.TooManyConnectionsError,
+    asyncpg.exceptions.SerializationError,
+    asyncpg.exceptions.DeadlockDetectedError,
+    asyncpg.exceptions.OutOfMemoryError,
+    asyncpg.exceptions.DiskFullError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
+    asyncpg.InterfaceError,
+    OSError,
+    asyncio.TimeoutError,
+    ConnectionError,
+)
+
+# The batch statements join arrays with a table by its primary key. Without statistics (a fresh table) the planner
+# would rather read the whole table for each batch; these leave it the index, and one plan for ever.
+_SESSION = {
+    "application_name": "pantheon-orchestrator",
+    "enable_seqscan": "off",
+    "enable_mergejoin": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "timezone": "UTC",
+    # A host that vanished must not hold its advisory lock for the two hours that TCP's defaults would.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+COMMAND_TIMEOUT_SECONDS = 60.0
+
+
+class Database:
+    """`async with Database(url) as database`. Methods raise StoreError for what passes; other errors are bugs."""
+
+    def __init__(self, url: str, *, max_connections: int = 8) -> None:
+        self._url = url
+        self._max = max_connections
+        self._pool: asyncpg.Pool[Any] | None = None
+
+    async def open(self, *, wait_seconds: float | None = None) -> None:
+        """Connect, trying again until `wait_seconds` have passed (None: for ever). Raises StoreError."""
+        loop = asyncio.get_running_loop()
+        end = None if wait_seconds is None else loop.time() + wait_seconds
+        wait = 0.1
+        while True:
+            try:
+                self._pool = await asyncpg.create_pool(
+                    self._url.replace("postgresql+asyncpg://", "postgresql://"),
+                    min_size=2,
+                    max_size=self._max,
+                    command_timeout=COMMAND_TIMEOUT_SECONDS,
+                    server_settings=_SESSION,
+                    max_inactive_connection_lifetime=300,
+                )
+                return
+            except _PASSING as error:
+                if end is not None and loop.time() >= end:
+                    raise self._away(error) from error
+                if wait > 1:
+                    log.warning("postgres.waiting", database=self.shown, error=_line(error))
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 5)
+            except (asyncpg.PostgresError, ValueError) as error:
+                raise self._away(error) from error
+
+    def _away(self, error: BaseException) -> StoreError:
+        return StoreError(f"Postgres does not answer at {self.shown}: {_line(error)} (check DATABASE_URL)")
+
+    @property
+    def shown(self) -> str:
+        """The database's address without what is secret in it."""
+        split = urlsplit(self._url)
+        return f"{split.hostname}:{split.port or 5432}{split.path}"
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            try:
+                async with asyncio.timeout(3):
+                    await self._pool.close()
+            except (TimeoutError, *_PASSING):
+                self._pool.terminate()
+            self._pool = None
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def mapped(self) -> AsyncIterator["asyncpg.Pool[Any]"]:
+        """The pool, with passing errors mapped to StoreError."""
+        if self._pool is None:
+            raise StoreError("the database is not open")
+        try:
+            yield self._pool
+        except _PASSING as error:
+            raise StoreError(f"Postgres at {self.shown}: {_line(error)}") from error
+
+    async def fetch(self, query: str, *arguments: Any) -> Sequence[asyncpg.Record]:
+        async with self.mapped() as pool:
+            rows: list[asyncpg.Record] = await pool.fetch(query, *arguments)
+            return rows
+
+    async def execute(self, query: str, *arguments: Any) -> str:
+        async with self.mapped() as pool:
+            return str(await pool.execute(query, *arguments))
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+class ProcessLock:
+    """Says "this process lives" without a write: a session's advisory lock, freed by Postgres when the session ends."""
+
+    def __init__(self, url: str, process_id: UUID, instance_id: str) -> None:
+        self._url = url.replace("postgresql+asyncpg://", "postgresql://")
+        self.process_id = process_id
+        self.instance_id = instance_id
+        # 63 bits of the process's own random id: the key of the lock.
+        self.key = process_id.int & 0x7FFFFFFFFFFFFFFF
+        self._connection: asyncpg.Connection[Any] | None = None
+        self._unpublished: datetime | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._connection is not None and not self._connection.is_closed()
+
+    async def take(self) -> None:
+        """Take the lock, then enter the process's row: nobody can see the row and find the lock free. Raises StoreError."""
+        try:
+            self._connection = await asyncpg.connect(self._url, server_settings=_SESSION, timeout=10)
+            await self._connection.execute("select pg_advisory_lock($1)", self.key)
+            await self._connection.execute(
+                "insert into orchestrators (process_id, instance_id, lock_key) values ($1, $2, $3) "
+                "on conflict (process_id) do nothing",
+                self.process_id,
+                self.instance_id,
+                self.key,
+            )
+        except (*_PASSING, asyncpg.PostgresError) as error:
+            await self.release()
+            raise StoreError(f"cannot take the process's lock: {_line(error)}") from error
+
+    async def note_unpublished(self, since: datetime | None) -> None:
+        """Say, for whoever adopts this process's rows, since when the broker has not acknowledged. Raises StoreError.
+
+        Written only when it changes, which is when the broker goes and when it comes back.
+        """
+        if (since is None) == (self._unpublished is None) or self._connection is None:
+            return
+        try:
+            await self._connection.execute(
+                "update orchestrators set unpublished_since = $2 where process_id = $1", self.process_id, since
+            )
+        except (*_PASSING, asyncpg.PostgresError) as error:
+            raise StoreError(f"cannot note the broker's absence: {_line(error)}") from error
+        self._unpublished = since
+
+    async def release(self, *, forget: bool = False) -> None:
+        """End the session. `forget`: this process owes nothing any more, nobody need adopt it."""
+        connection, self._connection = self._connection, None
+        if connection is None or connection.is_closed():
+            return
+        try:
+            async with asyncio.timeout(3):
+                if forget:
+                    await connection.execute("delete from orchestrators where process_id = $1", self.process_id)
+                await connection.close()
+        except (TimeoutError, *_PASSING, asyncpg.PostgresError):
+            connection.terminate()

@@ -1,0 +1,201 @@
+"""Reads of `tasks` and `workflows` beside the engine's own: what is due, who is dead, what people ask."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.rows import COLUMNS
+
+# Everything that is at work is found through the open roots (index tasks_open), never by a walk over the history.
+DUE = """
+select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_id as is_root, t.duplicate_of
+from tasks r join tasks t on t.root_task_id = r.root_task_id
+where r.task_id = r.root_task_id and r.answered_at is null
+  and ((t.status = 'dispatched' and t.expires_at <= now())
+    or (t.status = 'waiting' and (t.run_after <= now() or t.duplicate_of is not null))
+    or (t.status = 'ready' and (t.expires_at <= now() or t.task_type = any($2::text[])))
+    or (t.task_id = t.root_task_id and t.status = 'running' and t.deadline_at <= now()))
+limit $1
+"""
+
+# One process at a time looks for what is due; it is no leader, whoever comes next may be another.
+SWEEP_LOCK_KEY = 0x73776565
+
+ADOPT = """
+update tasks t set dispatched_by = $2
+from tasks r
+where r.task_id = r.root_task_id and r.answered_at is null and t.root_task_id = r.root_task_id
+  and t.dispatched_by = $1
+  and (t.status = 'dispatched' or (t.task_id = t.root_task_id and t.answered_at is null))
+returning t.root_task_id, t.task_id, t.status, t.dispatched_at
+"""
+
+OWED = """
+select t.root_task_id, t.task_id, t.status
+from tasks r join tasks t on t.root_task_id = r.root_task_id
+where r.task_id = r.root_task_id and r.answered_at is null and ($1::uuid is null or t.dispatched_by = $1)
+  and (t.status = 'dispatched'
+    or (t.task_id = t.root_task_id and t.status in ('completed', 'failed', 'cancelled')))
+"""
+
+
+# A publish is acknowledged within milliseconds; what a process dispatched this long before its last dispatch was.
+SURELY_PUBLISHED = timedelta(seconds=15)
+
+
+@dataclass(frozen=True)
+class DeadProcess:
+    """What was adopted of a process that died. `unpublished_since`: it had said that publishing did not work."""
+
+    process_id: UUID
+    rows: Sequence[Any]
+    unpublished_since: datetime | None
+
+    def may_owe(self, row: Any) -> bool:
+        """Whether an attempt may never have reached the broker. Saying one again that did is harmless for the two
+        minutes that the broker remembers it, but after that an agent that is long at work on it would get a twin."""
+        last = max((one["dispatched_at"] for one in self.rows if one["dispatched_at"] is not None), default=None)
+        at = row["dispatched_at"]
+        if at is None or last is None:
+            return True
+        since = last - SURELY_PUBLISHED
+        if self.unpublished_since is not None:
+            since = min(since, self.unpublished_since - SURELY_PUBLISHED)
+        return bool(at >= since)
+
+
+class Reader:
+    """Queries; each raises StoreError when Postgres is away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def due(self, limit: int, served: Collection[str]) -> Sequence[asyncpg.Record]:
+        """Rows whose time has come, and ready ones of a task type that somebody serves; none while another process is
+        looking."""
+        async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+            if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", SWEEP_LOCK_KEY):
+                return []
+            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served))
+            return rows
+
+    async def owed(self, process_id: UUID | None) -> Sequence[asyncpg.Record]:
+        """Every attempt and final response that a process (None: any) has to publish, or published in vain."""
+        return await self._database.fetch(OWED, process_id)
+
+    async def adopt_dead(self, process_id: UUID) -> list["DeadProcess"]:
+        """Take over the rows of every orchestrator process that no longer holds its lock."""
+        found: list[DeadProcess] = []
+        others = await self._database.fetch(
+            "select process_id, lock_key, unpublished_since from orchestrators where process_id <> $1", process_id
+        )
+        for other in others:
+            async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+                if await connection.fetchval("select pg_try_advisory_xact_lock($1)", other["lock_key"]):
+                    rows = await connection.fetch(ADOPT, other["process_id"], process_id)
+                    await connection.execute("delete from orchestrators where process_id = $1", other["process_id"])
+                    found.append(DeadProcess(other["process_id"], rows, other["unpublished_since"]))
+        return found
+
+    async def note_streams(self, marks: Mapping[str, tuple[str, int]]) -> None:
+        """Keep where the broker's streams stand, so that a loss is seen even when nobody was there."""
+        for name, (created, last_sequence) in marks.items():
+            await self._database.execute(
+                "insert into broker_streams (name, created, last_sequence) values ($1, $2, $3) "
+                "on conflict (name) do update set created = excluded.created, last_sequence = excluded.last_sequence",
+                name,
+                created,
+                last_sequence,
+            )
+
+    async def noted_streams(self) -> dict[str, tuple[str, int]]:
+        records = await self._database.fetch("select name, created, last_sequence from broker_streams")
+        return {record["name"]: (record["created"], record["last_sequence"]) for record in records}
+
+    async def known(self, task_ids: Sequence[UUID]) -> dict[UUID, asyncpg.Record]:
+        """The root rows of these ids."""
+        records = await self._database.fetch(
+            f"select {COLUMNS} from tasks where (root_task_id, task_id) in (select u, u from unnest($1::uuid[]) u)",
+            list(task_ids),
+        )
+        return {record["task_id"]: record for record in records}
+
+    async def by_key(self, tenant: str, requester: str | None, key: str) -> UUID | None:
+        """The first task with an idempotency key."""
+        records = await self._database.fetch(
+            "select task_id from tasks where tenant = $1 and coalesce(requester, '') = $2 and idempotency_key = $3 "
+            "and duplicate_of is null",
+            tenant,
+            requester or "",
+            key,
+        )
+        return records[0]["task_id"] if records else None
+
+    async def duplicates_waiting(self, task_ids: Sequence[UUID]) -> list[UUID]:
+        """Duplicates, still waiting, of these originals."""
+        records = await self._database.fetch(
+            "select task_id from tasks where duplicate_of = any($1::uuid[]) and duplicate_of is not null "
+            "and status = 'waiting'",
+            list(task_ids),
+        )
+        return [record["task_id"] for record in records]
+
+    async def save_workflow(self, version: str, name: str, definition: Mapping[str, Any]) -> None:
+        await self._database.execute(
+            "insert into workflows (version, name, definition) values ($1, $2, $3::json) on conflict do nothing",
+            version,
+            name,
+            json.dumps(definition),
+        )
+
+    async def workflow(self, version: str) -> tuple[str, dict[str, Any]] | None:
+        """The name and definition of a version."""
+        records = await self._database.fetch("select name, definition from workflows where version = $1", version)
+        return (records[0]["name"], json.loads(records[0]["definition"])) if records else None
+
+    async def tree(self, task_id: UUID) -> Sequence[asyncpg.Record]:
+        """All rows of the tree that a task belongs to, by the root's id or by any sub-task's."""
+        records = await self._database.fetch(
+            f"select {COLUMNS} from tasks where root_task_id = $1 order by created_at, step, iteration",
+            task_id,
+        )
+        if records:
+            return records
+        # People paste ids of sub-tasks too; there is no index for that, and it need not be fast.
+        async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+            await connection.execute("set local enable_seqscan = on")
+            root = await connection.fetchval("select root_task_id from tasks where task_id = $1 limit 1", task_id)
+        return [] if root is None else await self.tree(root)
+
+    async def roots(
+        self,
+        *,
+        statuses: Sequence[str] | None,
+        task_type: str | None,
+        requester: str | None,
+        session_id: str | None,
+        limit: int,
+    ) -> Sequence[asyncpg.Record]:
+        """Root tasks, newest first, without payloads and results."""
+        return await self._database.fetch(
+            """
+            select task_id, task_type, status, tenant, requester, session_id, priority, created_at, completed_at,
+                   deadline_at, answered_at, error, usage, duplicate_of, replay_of, attempt
+            from tasks
+            where task_id = root_task_id
+              and ($1::text[] is null or status = any($1)) and ($2::text is null or task_type = $2)
+              and ($3::text is null or requester = $3) and ($4::text is null or session_id = $4)
+            order by created_at desc limit $5
+            """,
+            list(statuses) if statuses else None,
+            task_type,
+            requester,
+            session_id,
+            limit,
+        )

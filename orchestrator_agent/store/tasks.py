@@ -1,0 +1,321 @@
+"""TaskStore: every write of `tasks`, set-based, one statement a batch. The SQL mirrors `engine.state.TRANSITIONS`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from orchestrator_agent.engine.advance import Decisions
+from orchestrator_agent.engine.state import Row, Run
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.rows import COLUMNS
+from protocol.errors import PantheonError
+from protocol.messages import Usage, json_bytes
+
+# (column, array type, cast of one element). The order is the order of the arrays.
+_MADE: tuple[tuple[str, str, str], ...] = (
+    ("root_task_id", "uuid[]", ""),
+    ("task_id", "uuid[]", ""),
+    ("parent_task_id", "uuid[]", ""),
+    ("tenant", "text[]", ""),
+    ("step", "text[]", ""),
+    ("iteration", "int[]", ""),
+    ("item", "int[]", ""),
+    ("task_type", "text[]", ""),
+    ("workflow_version", "text[]", ""),
+    ("pinned_agent", "text[]", ""),
+    ("agent", "text[]", ""),
+    ("status", "text[]", ""),
+    ("attempt", "int[]", ""),
+    ("failures", "int[]", ""),
+    ("priority", "int[]", ""),
+    ("payload", "text[]", "::json"),
+    ("result", "text[]", "::json"),
+    ("error", "text[]", "::json"),
+    ("usage", "text[]", "::json"),
+    ("timeout_seconds", "float8[]", ""),
+    ("created_at", "timestamptz[]", ""),
+    ("dispatched_at", "timestamptz[]", ""),
+    ("expires_at", "timestamptz[]", ""),
+    ("run_after", "timestamptz[]", ""),
+    ("completed_at", "timestamptz[]", ""),
+)
+_CHANGED: tuple[tuple[str, str, str], ...] = (
+    ("root_task_id", "uuid[]", ""),
+    ("task_id", "uuid[]", ""),
+    ("agent", "text[]", ""),
+    ("instance_id", "text[]", ""),
+    ("status", "text[]", ""),
+    ("attempt", "int[]", ""),
+    ("failures", "int[]", ""),
+    ("result", "text[]", "::json"),
+    ("error", "text[]", "::json"),
+    ("usage", "text[]", "::json"),
+    ("dispatched_at", "timestamptz[]", ""),
+    ("expires_at", "timestamptz[]", ""),
+    ("run_after", "timestamptz[]", ""),
+    ("completed_at", "timestamptz[]", ""),
+)
+_ROOTS: tuple[tuple[str, str, str], ...] = (
+    ("root_task_id", "uuid[]", ""),
+    ("known_version", "bigint[]", ""),
+    ("status", "text[]", ""),
+    ("result", "text[]", "::json"),
+    ("error", "text[]", "::json"),
+    ("usage", "text[]", "::json"),
+    ("completed_at", "timestamptz[]", ""),
+    ("reply_to", "text[]", ""),
+)
+_ACCEPTED: tuple[tuple[str, str, str], ...] = (
+    *_MADE,
+    ("requester", "text[]", ""),
+    ("session_id", "text[]", ""),
+    ("idempotency_key", "text[]", ""),
+    ("reply_to", "text[]", ""),
+    ("metadata", "text[]", "::json"),
+    ("traceparent", "text[]", ""),
+    ("tracestate", "text[]", ""),
+    ("deadline_at", "timestamptz[]", ""),
+    ("duplicate_of", "uuid[]", ""),
+    ("replay_of", "uuid[]", ""),
+)
+
+
+def _unnest(columns: Sequence[tuple[str, str, str]], alias: str, first: int) -> str:
+    arrays = ", ".join(f"${first + index}::{kind}" for index, (_, kind, _) in enumerate(columns))
+    names = ", ".join(name for name, _, _ in columns)
+    return f"unnest({arrays}) as {alias}({names})"
+
+
+def _values(columns: Sequence[tuple[str, str, str]], alias: str) -> str:
+    return ", ".join(f"{alias}.{name}{cast}" for name, _, cast in columns)
+
+
+def _names(columns: Sequence[tuple[str, str, str]]) -> str:
+    return ", ".join(name for name, _, _ in columns)
+
+
+def _sets(columns: Sequence[tuple[str, str, str]], alias: str) -> str:
+    keys = ("root_task_id", "task_id", "known_version")
+    return ", ".join(f"{name} = {alias}.{name}{cast}" for name, _, cast in columns if name not in keys)
+
+
+_R, _C = len(_ROOTS), len(_CHANGED)
+# One round trip: lock the roots whose version is still the one the decisions were made on, and write only theirs.
+# Who lost the race to another process is told by its absence from the answer, and decides again on fresh rows.
+APPLY = f"""
+with roots as materialized (
+    select r.* from {_unnest(_ROOTS, "r", 2)}
+), locked as materialized (
+    select t.root_task_id from tasks t
+    where (t.root_task_id, t.task_id, t.version) in
+          (select r.root_task_id, r.root_task_id, r.known_version from roots r)
+    order by t.root_task_id
+    for no key update
+), root_rows as (
+    update tasks t set version = u.known_version + 1, dispatched_by = $1, {_sets(_ROOTS, "u")}
+    from roots u
+    where u.root_task_id in (select root_task_id from locked)
+      and t.root_task_id = u.root_task_id and t.task_id = u.root_task_id
+), changed as (
+    update tasks t set dispatched_by = $1, {_sets(_CHANGED, "u")}
+    from {_unnest(_CHANGED, "u", 2 + _R)}
+    where u.root_task_id in (select root_task_id from locked)
+      and t.root_task_id = u.root_task_id and t.task_id = u.task_id
+      and t.status not in ('completed', 'failed', 'cancelled', 'skipped')
+), made as (
+    insert into tasks ({_names(_MADE)}, dispatched_by)
+    select {_values(_MADE, "u")}, $1 from {_unnest(_MADE, "u", 2 + _R + _C)}
+    where u.root_task_id in (select root_task_id from locked)
+)
+select root_task_id from locked
+"""
+
+_A = len(_ACCEPTED)
+# A root that is known already, by its id or by its idempotency key, is not in the answer; nor are its steps made.
+ACCEPT = f"""
+with accepted as (
+    insert into tasks ({_names(_ACCEPTED)}, dispatched_by, version)
+    select {_values(_ACCEPTED, "u")}, $1, 1 from {_unnest(_ACCEPTED, "u", 2)}
+    on conflict do nothing
+    returning root_task_id
+), made as (
+    insert into tasks ({_names(_MADE)}, dispatched_by)
+    select {_values(_MADE, "u")}, $1 from {_unnest(_MADE, "u", 2 + _A)}
+    where u.root_task_id in (select root_task_id from accepted)
+)
+select root_task_id from accepted
+"""
+
+ANSWERED = """
+update tasks t set answered_at = now() from unnest($1::uuid[]) as u(task_id)
+where t.root_task_id = u.task_id and t.task_id = u.task_id and t.answered_at is null
+"""
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _error(row: Row) -> str | None:
+    return None if row.error is None else row.error.model_dump_json(exclude_none=True)
+
+
+def _usage(usage: Usage | None) -> str | None:
+    return None if usage is None else usage.model_dump_json()
+
+
+def _made_values(run: Run, row: Row) -> tuple[Any, ...]:
+    return (
+        row.root_task_id,
+        row.task_id,
+        row.parent_task_id,
+        run.facts.tenant,
+        row.step,
+        row.iteration,
+        row.item,
+        row.task_type,
+        row.workflow_version,
+        row.pinned_agent,
+        row.agent,
+        row.status.value,
+        row.attempt,
+        row.failures,
+        run.facts.priority,
+        _text(row.payload),
+        _text(row.result),
+        _error(row),
+        _usage(row.usage),
+        row.timeout_seconds,
+        row.created_at,
+        row.dispatched_at,
+        row.expires_at,
+        row.run_after,
+        row.completed_at,
+    )
+
+
+def _changed_values(row: Row) -> tuple[Any, ...]:
+    return (
+        row.root_task_id,
+        row.task_id,
+        row.agent,
+        row.instance_id,
+        row.status.value,
+        row.attempt,
+        row.failures,
+        _text(row.result),
+        _error(row),
+        _usage(row.usage),
+        row.dispatched_at,
+        row.expires_at,
+        row.run_after,
+        row.completed_at,
+    )
+
+
+def _accepted_values(run: Run) -> tuple[Any, ...]:
+    facts = run.facts
+    return (
+        *_made_values(run, run.root),
+        facts.requester,
+        facts.session_id,
+        facts.idempotency_key,
+        facts.reply_to,
+        json_bytes(facts.metadata).decode() if facts.metadata else None,
+        facts.traceparent,
+        facts.tracestate,
+        facts.deadline_at,
+        facts.duplicate_of,
+        facts.replay_of,
+    )
+
+
+def _columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return columns or [[] for _ in range(width)]
+
+
+class PoisonedBatch(PantheonError):
+    """Postgres refuses something in a batch for its content; the batch is tried one root at a time."""
+
+
+@dataclass
+class TaskStore:
+    """Writes of one orchestrator process; `process_id` goes into `dispatched_by` of all that it touches."""
+
+    database: Database
+    process_id: UUID
+
+    async def accept(self, batch: Sequence[tuple[Run, Decisions]]) -> set[UUID]:
+        """Insert new roots and their first steps; returns the ids of those that were new.
+
+        Raises StoreError, PoisonedBatch.
+        """
+        roots = _columns((_accepted_values(run) for run, _ in batch), _A)
+        made = _columns((_made_values(run, row) for run, decisions in batch for row in decisions.made), len(_MADE))
+        records = await self._write(ACCEPT, self.process_id, *roots, *made)
+        return {record["root_task_id"] for record in records}
+
+    async def apply(self, batch: Sequence[tuple[Run, Decisions]]) -> set[UUID]:
+        """Write decisions; returns the roots whose version was still the expected one. The others wrote nothing.
+
+        Raises StoreError, PoisonedBatch.
+        """
+        roots = _columns(
+            (
+                (
+                    run.root_task_id,
+                    run.version,
+                    run.root.status.value,
+                    _text(run.root.result),
+                    _error(run.root),
+                    _usage(run.root.usage),
+                    run.root.completed_at,
+                    run.facts.reply_to,
+                )
+                for run, _ in batch
+            ),
+            _R,
+        )
+        changed = _columns(
+            (
+                _changed_values(row)
+                for run, decisions in batch
+                for row in decisions.changed.values()
+                if row is not run.root
+            ),
+            _C,
+        )
+        made = _columns((_made_values(run, row) for run, decisions in batch for row in decisions.made), len(_MADE))
+        records = await self._write(APPLY, self.process_id, *roots, *changed, *made)
+        return {record["root_task_id"] for record in records}
+
+    async def _write(self, query: str, *arguments: Any) -> Sequence[asyncpg.Record]:
+        try:
+            return await self.database.fetch(query, *arguments)
+        except (
+            asyncpg.DataError,
+            asyncpg.IntegrityConstraintViolationError,
+            asyncpg.ProgramLimitExceededError,
+        ) as error:
+            raise PoisonedBatch(str(error).splitlines()[0]) from error
+        except (UnicodeEncodeError, asyncpg.exceptions.UntranslatableCharacterError) as error:
+            raise PoisonedBatch(str(error)) from error
+
+    async def mark_answered(self, task_ids: Sequence[UUID]) -> None:
+        """Note that final responses were acknowledged by the broker. Raises StoreError."""
+        await self.database.execute(ANSWERED, list(task_ids))
+
+    async def trees(self, root_task_ids: Sequence[UUID]) -> dict[UUID, list[Any]]:
+        """All rows of these roots. Raises StoreError."""
+        records = await self.database.fetch(
+            f"select {COLUMNS} from tasks where root_task_id = any($1::uuid[])",
+            list(root_task_ids),
+        )
+        trees: dict[UUID, list[Any]] = {}
+        for record in records:
+            trees.setdefault(record["root_task_id"], []).append(record)
+        return trees

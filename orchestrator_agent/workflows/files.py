@@ -1,0 +1,172 @@
+"""Workflow files: YAML read into the model, every mistake told with its line and column."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from orchestrator_agent.workflows.plan import Plan, compile_workflow
+from protocol.errors import InvalidWorkflow
+from protocol.workflow import Repeat, Retry, Step, Workflow
+
+BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+SUFFIXES = (".yaml", ".yml", ".json")
+
+Place = tuple[str | int, ...]
+Marks = dict[Place, tuple[int, int]]
+
+
+def _keys_of(model: type[Workflow] | type[Step] | type[Repeat] | type[Retry]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
+
+
+def read_workflow(text: str, *, source: str, default_name: str | None = None) -> Plan:
+    """Compile a workflow file's text. Raises InvalidWorkflow whose message begins `source:line:column:`."""
+    marks: Marks = {}
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise InvalidWorkflow(f"{source}: the file is empty", line=1, column=1)
+        _collect(node, (), marks, source)
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        problem = error.problem or error.context or "not YAML"
+        raise InvalidWorkflow(f"{source}:{line}:{column}: {problem}", line=line, column=column) from None
+    except yaml.YAMLError as error:
+        raise InvalidWorkflow(f"{source}: not YAML: {error}", line=1, column=1) from None
+
+    def fail(place: Place, message: str, step: str | None = None) -> InvalidWorkflow:
+        line, column = _nearest(marks, place)
+        return InvalidWorkflow(f"{source}:{line}:{column}: {message}", step=step, line=line, column=column)
+
+    if not isinstance(value, dict):
+        raise fail((), "a workflow file holds an object with 'steps'")
+    for place, message in _unknown_keys(value):
+        raise fail(place, message)
+    try:
+        workflow = Workflow.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = tuple(part for part in first["loc"] if part != "[key]")
+        field = ".".join(str(part) for part in place)
+        raise fail(place, f"{field}: {first['msg'].removeprefix('Value error, ')}") from None
+    name = workflow.name or default_name
+    if name is None:
+        raise fail((), "the workflow has no 'name'")
+    try:
+        return compile_workflow(workflow, name=name, versioned=True)
+    except InvalidWorkflow as error:
+        place = ("steps", error.step) if error.step else ()
+        raise fail(_place_of(value, error, place), error.message, error.step) from None
+
+
+def _place_of(value: dict[str, Any], error: InvalidWorkflow, default: Place) -> Place:
+    """The deepest place whose text the error quotes: an expression's own line is better than its step's."""
+    for place, text in _strings(value, ()):
+        if "${" in text or (place and place[-1] in ("when", "until")):
+            inner = text.strip().removeprefix("${").removesuffix("}").strip()
+            if inner and f"'{inner}'" in error.message:
+                return place
+    if error.step is not None:
+        for place in _step_places(value, ()):
+            if place[-1] == error.step:
+                return place
+    return default
+
+
+def _strings(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _strings(one, (*place, key))
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from _strings(one, (*place, index))
+
+
+def _step_places(value: Any, place: Place) -> Iterator[Place]:
+    steps = value.get("steps") if isinstance(value, dict) else None
+    if isinstance(steps, dict):
+        for name, step in steps.items():
+            yield (*place, "steps", name)
+            yield from _step_places(step, (*place, "steps", name))
+
+
+def _unknown_keys(value: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    yield from _check_keys(value, _keys_of(Workflow), (), "a workflow")
+    yield from _unknown_in_steps(value.get("steps"), ("steps",))
+
+
+def _unknown_in_steps(steps: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    if not isinstance(steps, dict):
+        return
+    for name, step in steps.items():
+        if not isinstance(step, dict):
+            continue
+        here = (*place, name)
+        yield from _check_keys(step, _keys_of(Step), here, "a step")
+        if isinstance(step.get("repeat"), dict):
+            yield from _check_keys(step["repeat"], _keys_of(Repeat), (*here, "repeat"), "'repeat'")
+        if isinstance(step.get("retry"), dict):
+            yield from _check_keys(step["retry"], _keys_of(Retry), (*here, "retry"), "'retry'")
+        yield from _unknown_in_steps(step.get("steps"), (*here, "steps"))
+
+
+def _check_keys(value: dict[str, Any], allowed: frozenset[str], place: Place, what: str) -> Iterator[tuple[Place, str]]:
+    for key in value:
+        if key not in allowed:
+            close = get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else f"; there is {', '.join(sorted(allowed))}"
+            yield (*place, key), f"{what} has no '{key}'{hint}"
+
+
+def _collect(node: yaml.Node, place: Place, marks: Marks, source: str) -> None:
+    marks.setdefault(place, (node.start_mark.line + 1, node.start_mark.column + 1))
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key = key_node.value
+            line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
+            if key in seen:
+                # YAML would silently keep the last one: a step would be gone.
+                raise InvalidWorkflow(f"{source}:{line}:{column}: '{key}' stands here twice", line=line, column=column)
+            seen.add(key)
+            marks[(*place, key)] = (line, column)
+            _collect(value_node, (*place, key), marks, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, one in enumerate(node.value):
+            _collect(one, (*place, index), marks, source)
+
+
+def _nearest(marks: Marks, place: Place) -> tuple[int, int]:
+    while place and place not in marks:
+        place = place[:-1]
+    return marks.get(place, (1, 1))
+
+
+def load_file(path: Path) -> Plan:
+    """Raises InvalidWorkflow, also where the file cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidWorkflow(f"{path}: cannot be read: {error}") from None
+    return read_workflow(text, source=str(path), default_name=path.stem)
+
+
+def load_folder(folder: Path) -> list[Plan]:
+    """Every workflow file in a folder, by name. Raises InvalidWorkflow for the first mistake, and for a name twice."""
+    if not folder.is_dir():
+        raise InvalidWorkflow(f"{folder}: there is no such folder of workflows")
+    plans: dict[str, tuple[Plan, Path]] = {}
+    for path in sorted(one for one in folder.iterdir() if one.suffix in SUFFIXES):
+        plan = load_file(path)
+        if plan.name in plans:
+            raise InvalidWorkflow(f"{path}: the workflow '{plan.name}' is also in {plans[plan.name][1].name}")
+        plans[plan.name] = (plan, path)
+    return [plan for plan, _ in plans.values()]

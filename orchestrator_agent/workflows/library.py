@@ -1,0 +1,92 @@
+"""Library: the workflows an orchestrator knows, by name (the newest) and by version (what a running task stays on)."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator_agent.workflows.plan import Plan, compile_workflow, single_step
+from protocol.errors import InvalidWorkflow
+from protocol.messages import invalid_request, json_bytes
+from protocol.workflow import ExecuteDag, Workflow
+
+# Inline graphs are often the same one with other inputs; each is compiled once while it is in use.
+INLINE_PLANS = 512
+
+
+class Library:
+    """Plans in memory. What is only in the database is put in by `remember`, before it is needed."""
+
+    def __init__(self, plans: Iterable[Plan] = ()) -> None:
+        self._by_name: dict[str, Plan] = {}
+        self._by_version: dict[str, Plan] = {}
+        self._inline: OrderedDict[bytes, Plan] = OrderedDict()
+        self._single: dict[str, Plan] = {}
+        for plan in plans:
+            self.add(plan)
+
+    def add(self, plan: Plan) -> None:
+        """Make a plan the newest of its name."""
+        self._by_name[plan.name] = plan
+        if plan.version is not None:
+            self._by_version[plan.version] = plan
+
+    def remember(self, version: str, name: str, definition: Mapping[str, Any]) -> None:
+        """Put in an older version, as the database has it. Raises InvalidWorkflow."""
+        plan = compile_workflow(Workflow.model_validate(dict(definition)), name=name, versioned=True)
+        self._by_version[version] = plan
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._by_name))
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        return tuple(self._by_name[name] for name in self.names)
+
+    def newest(self, name: str) -> Plan | None:
+        return self._by_name.get(name)
+
+    def has_version(self, version: str) -> bool:
+        return version in self._by_version
+
+    def version(self, version: str) -> Plan:
+        """Raises InvalidWorkflow where nobody put it in."""
+        try:
+            return self._by_version[version]
+        except KeyError:
+            raise InvalidWorkflow(f"the workflow's version {version} is not in the database") from None
+
+    def single(self, task_type: str) -> Plan:
+        if (plan := self._single.get(task_type)) is None:
+            plan = self._single[task_type] = single_step(task_type)
+        return plan
+
+    def inline(self, payload: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
+        """The plan and the input of an `execute_dag` payload. Raises InvalidWorkflow that names the step or field."""
+        given = payload.get("input")
+        if not isinstance(given, dict | None):
+            raise InvalidWorkflow("payload.input: must be an object")
+        key = json_bytes({"steps": payload.get("steps"), "output": payload.get("output")})
+        if (plan := self._inline.get(key)) is not None:
+            self._inline.move_to_end(key)
+            return plan, given or {}
+        try:
+            dag = ExecuteDag.model_validate({name: one for name, one in payload.items() if one is not None})
+        except ValidationError as error:
+            wrong = invalid_request(error, prefix="payload")
+            raise InvalidWorkflow(wrong.message, step=_step_in(wrong.field)) from None
+        fields: dict[str, Any] = {"steps": dag.steps}
+        if dag.output is not None:
+            fields["output"] = dag.output
+        plan = compile_workflow(Workflow(**fields), name="execute_dag")
+        self._inline[key] = plan
+        if len(self._inline) > INLINE_PLANS:
+            self._inline.popitem(last=False)
+        return plan, given or {}
+
+
+def _step_in(field: str) -> str | None:
+    parts = field.split(".")
+    return parts[2] if len(parts) > 2 and parts[1] == "steps" else None
