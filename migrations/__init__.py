@@ -1,4 +1,4 @@
-"""The database schema, in steps (Alembic, SQL inside). `await upgrade(database_url)` brings a database to the newest."""
+"""The database schema, in steps (Alembic, SQL inside): `await upgrade(database_url)`."""
 
 from migrations.upgrade import current, head, upgrade
 

@@ -5,7 +5,6 @@ fill: a lone message is a batch of one, and under load the next batch gathers wh
 """
 
 import asyncio
-import json
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -13,31 +12,30 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
-from orchestrator_agent.engine.advance import Decisions, Rules, advance
-from orchestrator_agent.engine.events import Answered, Broken, CancelRequested, Happening, OriginalEnded, Reattached
-from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.intake import REPLAY, Planner, Replayed
+from orchestrator_agent.acceptance import Acceptance
+from orchestrator_agent.engine.advance import advance
+from orchestrator_agent.engine.decisions import Decisions, Rules
+from orchestrator_agent.engine.events import Answered, Broken, CancelRequested, Happening
+from orchestrator_agent.engine.state import Run
+from orchestrator_agent.intake import Planner
 from orchestrator_agent.outbox import Outbox
+from orchestrator_agent.patience import acknowledge, patiently, quietly
 from orchestrator_agent.routing import Router
-from orchestrator_agent.runs import Runs, bare_run
+from orchestrator_agent.runs import Runs
 from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Bus, Delivery, Publisher, Puller
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
-from protocol.errors import ErrorCode, InvalidRequest, PantheonError, StoreError
+from protocol.errors import ErrorCode
 from protocol.messages import (
     ErrorInfo,
     RunningTask,
-    TaskRequest,
     TaskResponse,
     invalid_request,
     now,
-    parse_request,
     salvage_ids,
 )
 from protocol.names import ORCHESTRATOR, is_instance_id
@@ -57,8 +55,6 @@ RESPONSES_CONSUMER = ConsumerSpec(
     max_ack_pending=20_000,
 )
 HOLD_SECONDS = 3.0
-STORE_WAIT_FIRST_SECONDS = 0.1
-STORE_WAIT_MAX_SECONDS = 2.0
 
 
 class Conductor:
@@ -84,19 +80,20 @@ class Conductor:
         self._reader = reader
         self._runs = runs
         self._router = router
-        self._planner = planner
         self.outbox = outbox
         self._rules = rules
         self.max_concurrency = max_concurrency
         self._requests = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH)
         self._responses = Puller(bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH)
+        self.acceptance = Acceptance(
+            publisher, store=store, reader=reader, runs=runs, planner=planner, outbox=outbox, post=self.post
+        )
         self._posted: deque[Happening] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
         # By identity: a delivery is not hashable.
         self._held: dict[int, Delivery] = {}
-        self.on_wake_at: Any = None
 
     # -- what an AgentProcess asks of its worker -----------------------------------------------------------------------
 
@@ -153,7 +150,7 @@ class Conductor:
         if self._loops:
             await asyncio.wait(self._loops[:2], timeout=max(0.1, min(grace_seconds, 10)))
         for delivery in left:
-            await self._quietly(delivery.nak())
+            await quietly(delivery.nak())
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -166,168 +163,10 @@ class Conductor:
             deliveries = await self._requests.take(INTAKE_BATCH)
             self._held.update((id(one), one) for one in deliveries)
             try:
-                await self._accept(deliveries)
+                await self.acceptance.accept(deliveries)
             finally:
                 self._let_go(deliveries)
                 self._requests.release(len(deliveries))
-
-    async def _accept(self, deliveries: Sequence[Delivery]) -> None:
-        fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]] = {}
-        again: list[tuple[UUID, str | None]] = []
-        for delivery in deliveries:
-            try:
-                request: TaskRequest | None = parse_request(delivery.data)
-            except InvalidRequest as error:
-                known = salvage_ids(delivery.data)
-                if "task_id" not in known:
-                    await publish_dead_letter(self._publisher, ORCHESTRATOR, delivery, "not a TaskRequest", str(error))
-                    continue
-                request = None
-                run, decisions = self._planner.unreadable(known, error, now())
-            else:
-                assert request is not None
-                if request.task_id in fresh:
-                    again.append((request.task_id, request.reply_to))
-                    continue
-                run, decisions = await self._plan(request, delivery)
-            if run.root_task_id in fresh:
-                continue
-            fresh[run.root_task_id] = (run, decisions, request, delivery)
-        await self._accept_runs(fresh, again)
-        for delivery in deliveries:
-            await self._quietly(delivery.ack())
-
-    async def _plan(self, request: TaskRequest, delivery: Delivery) -> tuple[Run, Decisions]:
-        try:
-            replayed = await self._replayed(request) if request.task_type == REPLAY else None
-            return self._planner.plan(request, headers=delivery.headers, now=now(), replayed=replayed)
-        except InvalidRequest as error:
-            run, _ = self._planner.duplicate(request, request.task_id, headers=delivery.headers, now=now())
-            run.facts.duplicate_of = None
-            return self._planner.refuse(run, ErrorInfo.of(error), now())
-        except Exception as error:
-            log.exception("plan.failed", task_id=str(request.task_id))
-            run, _ = self._planner.duplicate(request, request.task_id, headers=delivery.headers, now=now())
-            run.facts.duplicate_of = None
-            message = f"the orchestrator could not plan this task: {type(error).__name__}: {error}"
-            return self._planner.refuse(run, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message), now())
-
-    async def _replayed(self, request: TaskRequest) -> Replayed:
-        """The old task that a `mesh.replay` names: payload `{"task_id": id, "from": step or absent}`."""
-        wanted, begin = request.payload.get("task_id"), request.payload.get("from")
-        try:
-            task_id = UUID(str(wanted))
-        except ValueError:
-            raise InvalidRequest("payload.task_id: must be the id of a task", field="payload.task_id") from None
-        if not isinstance(begin, str | None):
-            raise InvalidRequest("payload.from: must be a step's name", field="payload.from")
-        records = (await self._stored(self._store.trees, [task_id])).get(task_id)
-        if not records:
-            raise InvalidRequest(f"payload.task_id: there is no task {task_id}", field="payload.task_id")
-        root = next(record for record in records if record["task_id"] == task_id)
-        if root["workflow_version"] is not None:
-            await self._stored(self._runs.learn, {root["workflow_version"]})
-        plan = self._runs.plan_of(root)
-        payload = json.loads(root["payload"] or "{}")
-        return Replayed(
-            task_id=task_id,
-            task_type=root["task_type"],
-            payload=payload,
-            plan=plan,
-            workflow_version=root["workflow_version"],
-            steps=[row_of(record) for record in records if record["parent_task_id"] == task_id],
-            from_step=begin,
-            timeout_seconds=root["timeout_seconds"],
-        )
-
-    async def _accept_runs(
-        self,
-        fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]],
-        again: list[tuple[UUID, str | None]],
-    ) -> None:
-        if not fresh:
-            return
-        try:
-            new = await self._stored(self._store.accept, [(run, decisions) for run, decisions, _, _ in fresh.values()])
-        except PoisonedBatch as error:
-            if len(fresh) > 1:
-                for task_id, one in fresh.items():
-                    await self._accept_runs({task_id: one}, [pair for pair in again if pair[0] == task_id])
-                return
-            run, _, _, delivery = next(iter(fresh.values()))
-            log.error("accept.poisoned", task_id=str(run.root_task_id), error=str(error))
-            await publish_dead_letter(
-                self._publisher, ORCHESTRATOR, delivery, "cannot be stored", str(error), run.root_task_id
-            )
-            return
-        for task_id in new:
-            run, decisions, _, _ = fresh[task_id]
-            run.version = 1
-            if not run.root.ended:
-                self._runs.put(run)
-            await self._announce(run)
-            await self._deliver(run, decisions)
-        old = [(task_id, one) for task_id, one in fresh.items() if task_id not in new]
-        if old or again:
-            await self._meet_again(old, again)
-
-    async def _announce(self, run: Run) -> None:
-        data: dict[str, object] = {"task_id": str(run.root_task_id), "task_type": run.root.task_type}
-        if run.facts.session_id is not None:
-            data["session_id"] = run.facts.session_id
-        await self.outbox.say("task", "accepted", data)
-
-    async def _meet_again(
-        self,
-        old: Sequence[tuple[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]]],
-        again: Sequence[tuple[UUID, str | None]],
-    ) -> None:
-        """Tasks that are known already: announced or answered once more, or made duplicates by their key."""
-        ids = [task_id for task_id, _ in old] + [task_id for task_id, _ in again]
-        known = await self._stored(self._reader.known, ids)
-        wants = [(task_id, one[0].facts.reply_to) for task_id, one in old] + list(again)
-        for task_id, reply_to in wants:
-            if (record := known.get(task_id)) is not None:
-                await self._known(record, reply_to)
-        for task_id, (_, _, request, delivery) in old:
-            if task_id not in known and request is not None:
-                await self._duplicate(request, delivery)
-
-    async def _known(self, record: Any, reply_to: str | None) -> None:
-        run = bare_run([record])
-        await self._announce(run)
-        if run.root.ended:
-            run.facts.reply_to = reply_to or run.facts.reply_to
-            await self.outbox.answer(run, again=True)
-        elif reply_to is not None and reply_to != run.facts.reply_to:
-            self.post(Reattached(run.root_task_id, reply_to))
-
-    async def _duplicate(self, request: TaskRequest, delivery: Delivery) -> None:
-        if request.idempotency_key is None:
-            return
-        original = await self._stored(self._reader.by_key, request.tenant, request.requester, request.idempotency_key)
-        if original is None:
-            return
-        run, decisions = self._planner.duplicate(request, original, headers=delivery.headers, now=now())
-        if run.root_task_id in await self._stored(self._store.accept, [(run, decisions)]):
-            run.version = 1
-            self._runs.put(run)
-            await self._announce(run)
-        await self.end_duplicates([run.root_task_id])
-
-    async def end_duplicates(self, task_ids: Sequence[UUID]) -> None:
-        """Give duplicates whose original has ended its outcome."""
-        duplicates = await self._stored(self._reader.known, task_ids)
-        originals = await self._stored(
-            self._reader.known, list({record["duplicate_of"] for record in duplicates.values()} - {None})
-        )
-        for task_id, record in duplicates.items():
-            original = originals.get(record["duplicate_of"])
-            if original is None or record["status"] != Status.WAITING:
-                continue
-            row = row_of(original)
-            if row.ended:
-                self.post(OriginalEnded(task_id, row.status.value, row.result, row.error))  # type: ignore[arg-type]
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
@@ -362,7 +201,7 @@ class Conductor:
         while happened:
             happened = await self._apply(happened)
         for delivery in deliveries:
-            await self._quietly(delivery.ack())
+            await acknowledge(delivery)
 
     async def _read_answer(self, delivery: Delivery) -> Answered | None:
         try:
@@ -396,7 +235,7 @@ class Conductor:
 
     async def _apply(self, happened: dict[UUID, list[Happening]]) -> dict[UUID, list[Happening]]:
         """Decide and write; returns what must be decided again because another process was faster."""
-        runs, broken = await self._stored(self._runs.load, list(happened))
+        runs, broken = await patiently(self._runs.load, list(happened))
         moment = now()
         batch: list[tuple[Run, Decisions]] = []
         for root_task_id, run in runs.items():
@@ -414,7 +253,7 @@ class Conductor:
         if not batch:
             return {}
         try:
-            written = await self._stored(self._store.apply, batch)
+            written = await patiently(self._store.apply, batch)
         except PoisonedBatch as error:
             for run, _ in batch:
                 self._runs.drop(run.root_task_id)
@@ -431,16 +270,16 @@ class Conductor:
                 self._runs.drop(run.root_task_id)
                 if run.facts.idempotency_key is not None:
                     ended.append(run.root_task_id)
-            await self._deliver(run, decisions)
+            await self.outbox.deliver(run, decisions)
         if ended:
-            await self.end_duplicates(await self._stored(self._reader.duplicates_waiting, ended))
+            await self.acceptance.end_duplicates(await patiently(self._reader.duplicates_waiting, ended))
         return lost
 
     async def _give_up(self, run: Run, error: Exception) -> Decisions:
         """A transition raised: the run as the database has it ends, saying so, rather than waiting for ever."""
         log.exception("advance.failed", task_id=str(run.root_task_id))
         self._runs.drop(run.root_task_id)
-        runs, _ = await self._stored(self._runs.load, [run.root_task_id])
+        runs, _ = await patiently(self._runs.load, [run.root_task_id])
         message = f"the orchestrator could not go on with this task: {type(error).__name__}: {error}"
         reason = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message)
         fresh = runs[run.root_task_id]
@@ -468,39 +307,13 @@ class Conductor:
         message = f"the database refused the outcome: {error}"
         return {root_task_id: [Broken(root_task_id, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message))]}
 
-    async def _deliver(self, run: Run, decisions: Decisions) -> None:
-        await self.outbox.deliver(run, decisions)
-        if self.on_wake_at is not None:
-            for moment in decisions.wake_at:
-                self.on_wake_at(moment)
-
-    # -- both ----------------------------------------------------------------------------------------------------------
-
-    async def _stored(self, call: Any, *arguments: Any) -> Any:
-        """Call the store until it answers: without Postgres nothing is taken, nothing is dropped, all of it waits."""
-        wait = STORE_WAIT_FIRST_SECONDS
-        while True:
-            try:
-                return await call(*arguments)
-            except StoreError as error:
-                log.warning("store.waiting", error=str(error), wait_seconds=wait)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, STORE_WAIT_MAX_SECONDS)
-
     async def _hold(self) -> None:
         """In-progress acks for what waits for Postgres, so that the broker does not give it out again."""
         while True:
             await asyncio.sleep(HOLD_SECONDS)
             for delivery in list(self._held.values()):
-                await self._quietly(delivery.in_progress())
+                await quietly(delivery.in_progress())
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._held.pop(id(delivery), None)
-
-    @staticmethod
-    async def _quietly(acknowledging: Any) -> None:
-        try:
-            await acknowledging
-        except (NatsError, OSError, PantheonError) as error:
-            log.debug("ack.failed", error=str(error))

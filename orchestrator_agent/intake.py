@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.engine.advance import Decisions, Directory, Rules, start
+from orchestrator_agent.engine.advance import start
+from orchestrator_agent.engine.decisions import Decisions, Directory, Rules
 from orchestrator_agent.engine.state import RootFacts, Row, Run, Scope, Status
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan

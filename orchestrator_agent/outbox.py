@@ -4,12 +4,13 @@ The rows are the outbox, this is only the hand that delivers: what dies with thi
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.engine.advance import Decisions
+from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
@@ -37,6 +38,8 @@ class Outbox:
         self._answered: list[UUID] = []
         self._noting: asyncio.Task[None] | None = None
         self._stops: set[asyncio.Task[None]] = set()
+        # Told when somebody should look again; the reconciler puts itself here.
+        self.on_wake_at: Callable[[datetime], None] = lambda moment: None
 
     async def deliver(self, run: Run, decisions: Decisions) -> None:
         """Everything that one committed decision owes the world, the answer first."""
@@ -48,6 +51,8 @@ class Outbox:
             self._stop(agent, task_id, attempt, reason)
         for entity, name, data in decisions.events:
             await self.say(entity, name, data)
+        for moment in decisions.wake_at:
+            self.on_wake_at(moment)
 
     async def say(self, entity: str, name: str, data: dict[str, object]) -> None:
         """Publish an event; it may be lost, it never fails."""

@@ -72,7 +72,7 @@ class Reconciler:
         self._unhook: list[Any] = []
 
     async def start(self) -> None:
-        self._conductor.on_wake_at = self.wake_at
+        self._conductor.outbox.on_wake_at = self.wake_at
         self._unhook = [self._registry.on_change(self.look_now), self._bus.on_reconnect(self.look_now)]
         self._tasks = [
             asyncio.create_task(self._sweep_for_ever(), name="reconcile"),
@@ -149,7 +149,7 @@ class Reconciler:
             else:
                 self._conductor.post(Due(root_task_id, task_id))
         if duplicates:
-            await self._conductor.end_duplicates(duplicates)
+            await self._conductor.acceptance.end_duplicates(duplicates)
         if len(due) >= SWEEP_LIMIT:
             self.look_now()
 

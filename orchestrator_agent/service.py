@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator_agent.conductor import Conductor
-from orchestrator_agent.engine.advance import Rules
+from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.queries import Queries

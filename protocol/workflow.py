@@ -14,6 +14,8 @@ from protocol.names import RESERVED_STEP_NAMES, STEP_NAME, TASK_TYPE
 
 # A hard bound on what one step can repeat: a loop that needs more is a mistake, or a schedule.
 MAX_ITERATIONS = 1000
+# Items of a fan-out at work at once, where the step does not say: enough to keep agents busy, few enough for others.
+DEFAULT_CONCURRENCY = 100
 MAX_STEPS = 10_000
 MAX_DEPTH = 16
 
@@ -57,7 +59,11 @@ class Repeat(Message):
 
 
 class Step(Message):
-    """One node of a workflow: exactly one of `task` (a task type or a workflow's name) and `steps` (inline)."""
+    """One node of a workflow: exactly one of `task` (a task type or a workflow's name) and `steps` (inline).
+
+    With `for_each` (a list, or one `${…}` that gives one) it runs once for each item, `concurrency` of them at once;
+    in `with`, `item` and `index` are the item at hand; the step's result is the list of results, in the items' order.
+    """
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -69,6 +75,8 @@ class Step(Message):
     needs: tuple[str, ...] = Field(default=(), strict=False)
     when: str | None = None
     with_: Any = Field(default=None, alias="with")
+    for_each: list[Any] | str | None = None
+    concurrency: int = Field(default=DEFAULT_CONCURRENCY, ge=1, le=10_000)
     repeat: Repeat | None = None
     retry: Retry | None = None
     timeout: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_SECONDS, strict=False, allow_inf_nan=False)
@@ -83,6 +91,8 @@ class Step(Message):
             raise ValueError("'agent', 'timeout' and 'retry' belong to a step with 'task'")
         if self.with_ is not None and not isinstance(self.with_, dict | str):
             raise ValueError("'with' is an object, or a string that is one ${…}")
+        if self.for_each is None and "concurrency" in self.model_fields_set:
+            raise ValueError("'concurrency' belongs to a step with 'for_each'")
         return self
 
 

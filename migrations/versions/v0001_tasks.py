@@ -91,7 +91,8 @@ create table workflows (
     definition json not null,
     created_at timestamptz not null default now()
 );
-comment on table workflows is 'Every version of a workflow that a task was started on; version is a hash of the definition.';
+comment on table workflows is
+    'Every version of a workflow that a task was started on; version is a hash of the definition.';
 """
 
 ORCHESTRATORS = """

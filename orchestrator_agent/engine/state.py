@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.workflows.plan import Plan
+from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.messages import ErrorInfo, Usage
 
 
@@ -102,6 +102,22 @@ class Scope:
 
 
 @dataclass(slots=True)
+class FanOut:
+    """A step run once for each item of a list: its own row, and how far the items are. Results are in items' order."""
+
+    row: Row
+    scope: Scope
+    plan: StepPlan
+    items: list[Any]
+    results: list[Any]
+    # Items at work, items that have ended, the first that has not begun.
+    active: set[int] = field(default_factory=set)
+    ended: int = 0
+    next: int = 0
+    rows: dict[int, Row] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class RootFacts:
     """What a root's row says beside its being a task: whom to answer, and what its sub-tasks inherit."""
 
@@ -129,6 +145,7 @@ class Run:
     version: int = 0
     scopes: dict[UUID, Scope] = field(default_factory=dict)
     rows: dict[UUID, Row] = field(default_factory=dict)
+    fan_outs: dict[UUID, FanOut] = field(default_factory=dict)
 
     @property
     def root_task_id(self) -> UUID:
@@ -138,18 +155,47 @@ class Run:
         """Rows that have not ended, the root's own excepted."""
         return (row for row in self.rows.values() if not row.ended and row is not self.root)
 
+    def current(self, task_id: UUID, attempt: int) -> Row | None:
+        """The row of an attempt, unless it is not the current one any more: attempts fence."""
+        row = self.rows.get(task_id)
+        if row is None or row.status is not Status.DISPATCHED or row.attempt != attempt:
+            return None
+        return row
+
+    def step_plan(self, row: Row) -> StepPlan:
+        """The plan of the step that a row runs."""
+        assert row.parent_task_id is not None
+        if (fan_out := self.fan_outs.get(row.parent_task_id)) is not None:
+            return fan_out.plan
+        return self.scopes[row.parent_task_id].plan.steps[row.step or ""]
+
+    def below(self, row: Row) -> list[Row]:
+        """The newest rows of a sub-workflow's steps, or a fan-out's items."""
+        if (scope := self.scopes.get(row.task_id)) is not None:
+            return list(scope.rows.values())
+        if (fan_out := self.fan_outs.get(row.task_id)) is not None:
+            return list(fan_out.rows.values())
+        return []
+
     def usage(self) -> Usage | None:
+        """What all attempts of all steps consumed."""
         total: Usage | None = None
         for row in self.rows.values():
-            if row.usage is not None and row.task_id not in self.scopes:
+            if row.usage is not None and row is not self.root:
                 total = row.usage if total is None else total + row.usage
         return total
 
     def path(self, row: Row) -> str:
-        """A step's place in the tree, for people: `draft/review`."""
+        """A step's place in the tree, for people: `draft/review`, `notes[3]`."""
         parts: list[str] = []
         here: Row | None = row
         while here is not None and here.step is not None:
-            parts.append(here.step)
-            here = self.rows.get(here.parent_task_id) if here.parent_task_id is not None else None
+            above = self.rows.get(here.parent_task_id) if here.parent_task_id is not None else None
+            if here.item >= 0:
+                parts.append(f"{here.step}[{here.item}]")
+                # The fan-out's own row has the same step.
+                above = self.rows.get(above.parent_task_id) if above is not None and above.parent_task_id else None
+            else:
+                parts.append(here.step)
+            here = above
         return "/".join(reversed(parts))

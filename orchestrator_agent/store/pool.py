@@ -151,7 +151,10 @@ class ProcessLock:
         return self._connection is not None and not self._connection.is_closed()
 
     async def take(self) -> None:
-        """Take the lock, then enter the process's row: nobody can see the row and find the lock free. Raises StoreError."""
+        """Take the lock, then enter the process's row: nobody can see the row and find the lock free.
+
+        Raises StoreError.
+        """
         try:
             self._connection = await asyncpg.connect(self._url, server_settings=_SESSION, timeout=10)
             await self._connection.execute("select pg_advisory_lock($1)", self.key)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.engine.state import RootFacts, Row, Run, Scope, Status
-from orchestrator_agent.workflows.plan import Plan
+from orchestrator_agent.engine.state import ENDED, FanOut, RootFacts, Row, Run, Scope, Status
+from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.errors import InvalidWorkflow
 from protocol.messages import ErrorInfo, Usage
 
@@ -108,11 +108,13 @@ def _build_scope(
         if name not in plan.steps:
             raise InvalidWorkflow(f"task {row.task_id}: its workflow has no step '{name}'")
         scope.rows[name] = child
-        step = plan.steps[name]
-        if child.status is Status.RUNNING or (child.ended and (step.sub or child.workflow_version)):
-            inner = plan_of_version(child.workflow_version) if child.workflow_version is not None else step.sub
-            if inner is None:
-                raise InvalidWorkflow(f"task {child.task_id}: step '{name}' is no workflow")
+        if child.status is not Status.RUNNING:
+            # What has ended is only its result any more.
+            continue
+        if plan.steps[name].for_each is not None:
+            _build_fan_out(run, child, scope, plan_of_version, children)
+        else:
+            inner = _inner_plan(child, plan.steps[name], plan_of_version)
             _build_scope(run, child, inner, plan_of_version, children, depth=depth + 1)
     for name, latest in scope.rows.items():
         if latest.status is Status.COMPLETED:
@@ -123,3 +125,35 @@ def _build_scope(
             scope.ended.add(name)
         elif plan.steps[name].repeat is not None:
             scope.variables[name] = None
+
+
+def _inner_plan(row: Row, step: StepPlan, plan_of_version: Callable[[str], Plan]) -> Plan:
+    inner = plan_of_version(row.workflow_version) if row.workflow_version is not None else step.sub
+    if inner is None:
+        raise InvalidWorkflow(f"task {row.task_id}: step '{step.name}' is no workflow")
+    return inner
+
+
+def _build_fan_out(
+    run: Run,
+    row: Row,
+    scope: Scope,
+    plan_of_version: Callable[[str], Plan],
+    children: Mapping[UUID, Sequence[Row]],
+) -> None:
+    plan = scope.plan.steps[row.step or ""]
+    items = json.loads(row.payload or b"{}").get("items", [])
+    fan_out = FanOut(row=row, scope=scope, plan=plan, items=items, results=[None] * len(items))
+    run.fan_outs[row.task_id] = fan_out
+    for child in children.get(row.task_id, ()):
+        fan_out.rows[child.item] = child
+        # Items begin in order, so those that have rows are the first.
+        fan_out.next = max(fan_out.next, child.item + 1)
+        if child.status in ENDED:
+            fan_out.ended += 1
+            fan_out.results[child.item] = json.loads(child.result) if child.result is not None else None
+            continue
+        fan_out.active.add(child.item)
+        if child.status is Status.RUNNING:
+            inner = _inner_plan(child, plan, plan_of_version)
+            _build_scope(run, child, inner, plan_of_version, children, depth=scope.depth + 1)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
-from orchestrator_agent.engine.advance import Decisions
+from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS

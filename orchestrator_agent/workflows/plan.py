@@ -13,6 +13,8 @@ from protocol.errors import InvalidRequest, InvalidWorkflow
 from protocol.messages import json_bytes
 from protocol.workflow import MAX_DEPTH, Repeat, Retry, Step, Workflow
 
+_ITEM_NAMES = frozenset({"item", "index"})
+
 
 @dataclass(frozen=True)
 class RepeatPlan:
@@ -31,6 +33,8 @@ class StepPlan:
     needs: frozenset[str]
     when: Expression | None
     payload: Template
+    for_each: Template | None
+    concurrency: int
     repeat: RepeatPlan | None
     retry: Retry
     timeout_seconds: float | None
@@ -114,6 +118,8 @@ def single_step(task_type: str) -> Plan:
         needs=frozenset(),
         when=None,
         payload=compile_template("${input}", environment),
+        for_each=None,
+        concurrency=1,
         repeat=None,
         retry=Retry(),
         timeout_seconds=None,
@@ -147,12 +153,16 @@ def _compile(steps: Mapping[str, Step], output: Any, has_output: bool, *, name: 
 
 
 def _compile_step(name: str, step: Step, steps: Mapping[str, Step], environment: Environment, depth: int) -> StepPlan:
-    payload = Constant({}) if step.with_ is None else compile_template(step.with_, environment, step=name)
+    each = compile_template(step.for_each, environment, step=name) if step.for_each is not None else None
+    # In a fan-out, `item` and `index` are the item at hand, whatever steps are called so.
+    inner = environment if each is None else Environment({*environment.names, *_ITEM_NAMES})
+    payload = Constant({}) if step.with_ is None else compile_template(step.with_, inner, step=name)
     if isinstance(payload, Constant) and not isinstance(payload.value, dict):
         raise InvalidWorkflow(f"step '{name}': 'with' must be an object, or one ${{…}} that gives one", step=name)
     when = compile_condition(step.when, environment, step=name) if step.when is not None else None
     repeat = _compile_repeat(name, step.repeat, environment) if step.repeat is not None else None
-    used = payload.uses | (when.uses if when else frozenset()) | (repeat.until.uses if repeat else frozenset())
+    used = payload.uses - (_ITEM_NAMES if each is not None else frozenset()) | (each.uses if each else frozenset())
+    used |= (when.uses if when else frozenset()) | (repeat.until.uses if repeat else frozenset())
     for need in step.needs:
         if need not in steps:
             known = ", ".join(one for one in steps if one != name) or "no other step"
@@ -173,6 +183,8 @@ def _compile_step(name: str, step: Step, steps: Mapping[str, Step], environment:
         needs=needs,
         when=when,
         payload=payload,
+        for_each=each,
+        concurrency=step.concurrency,
         repeat=repeat,
         retry=step.retry or Retry(),
         timeout_seconds=step.timeout,

@@ -1,0 +1,210 @@
+"""Acceptance: requests off the wire become rows, once each; those that are known are announced or answered again."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from orchestrator_agent.engine.decisions import Decisions
+from orchestrator_agent.engine.events import Happening, OriginalEnded, Reattached
+from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.intake import REPLAY, Planner, Replayed
+from orchestrator_agent.outbox import Outbox
+from orchestrator_agent.patience import acknowledge, patiently
+from orchestrator_agent.runs import Runs, bare_run
+from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.rows import row_of
+from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
+from pantheon.bus import Delivery, Publisher
+from pantheon.worker import publish_dead_letter
+from protocol.errors import ErrorCode, InvalidRequest
+from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids
+from protocol.names import ORCHESTRATOR
+
+log = structlog.get_logger()
+
+
+class Acceptance:
+    """Accepted means committed: nothing is announced, and no request acknowledged, before its row is in Postgres.
+
+    `post` hands happenings to the conductor's other loop.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        store: TaskStore,
+        reader: Reader,
+        runs: Runs,
+        planner: Planner,
+        outbox: Outbox,
+        post: Callable[[Happening], None],
+    ) -> None:
+        self._publisher = publisher
+        self._store = store
+        self._reader = reader
+        self._runs = runs
+        self._planner = planner
+        self._outbox = outbox
+        self._post = post
+
+    async def accept(self, deliveries: Sequence[Delivery]) -> None:
+        fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]] = {}
+        again: list[tuple[UUID, str | None]] = []
+        for delivery in deliveries:
+            try:
+                request: TaskRequest | None = parse_request(delivery.data)
+            except InvalidRequest as error:
+                known = salvage_ids(delivery.data)
+                if "task_id" not in known:
+                    await publish_dead_letter(self._publisher, ORCHESTRATOR, delivery, "not a TaskRequest", str(error))
+                    continue
+                request = None
+                run, decisions = self._planner.unreadable(known, error, now())
+            else:
+                assert request is not None
+                if request.task_id in fresh:
+                    again.append((request.task_id, request.reply_to))
+                    continue
+                run, decisions = await self._plan(request, delivery)
+            if run.root_task_id in fresh:
+                continue
+            fresh[run.root_task_id] = (run, decisions, request, delivery)
+        await self._accept_runs(fresh, again)
+        for delivery in deliveries:
+            await acknowledge(delivery)
+
+    async def _plan(self, request: TaskRequest, delivery: Delivery) -> tuple[Run, Decisions]:
+        try:
+            replayed = await self._replayed(request) if request.task_type == REPLAY else None
+            return self._planner.plan(request, headers=delivery.headers, now=now(), replayed=replayed)
+        except InvalidRequest as error:
+            run, _ = self._planner.duplicate(request, request.task_id, headers=delivery.headers, now=now())
+            run.facts.duplicate_of = None
+            return self._planner.refuse(run, ErrorInfo.of(error), now())
+        except Exception as error:
+            log.exception("plan.failed", task_id=str(request.task_id))
+            run, _ = self._planner.duplicate(request, request.task_id, headers=delivery.headers, now=now())
+            run.facts.duplicate_of = None
+            message = f"the orchestrator could not plan this task: {type(error).__name__}: {error}"
+            return self._planner.refuse(run, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message), now())
+
+    async def _replayed(self, request: TaskRequest) -> Replayed:
+        """The old task that a `mesh.replay` names: payload `{"task_id": id, "from": step or absent}`."""
+        wanted, begin = request.payload.get("task_id"), request.payload.get("from")
+        try:
+            task_id = UUID(str(wanted))
+        except ValueError:
+            raise InvalidRequest("payload.task_id: must be the id of a task", field="payload.task_id") from None
+        if not isinstance(begin, str | None):
+            raise InvalidRequest("payload.from: must be a step's name", field="payload.from")
+        records = (await patiently(self._store.trees, [task_id])).get(task_id)
+        if not records:
+            raise InvalidRequest(f"payload.task_id: there is no task {task_id}", field="payload.task_id")
+        root = next(record for record in records if record["task_id"] == task_id)
+        if root["workflow_version"] is not None:
+            await patiently(self._runs.learn, {root["workflow_version"]})
+        plan = self._runs.plan_of(root)
+        payload = json.loads(root["payload"] or "{}")
+        return Replayed(
+            task_id=task_id,
+            task_type=root["task_type"],
+            payload=payload,
+            plan=plan,
+            workflow_version=root["workflow_version"],
+            steps=[row_of(record) for record in records if record["parent_task_id"] == task_id],
+            from_step=begin,
+            timeout_seconds=root["timeout_seconds"],
+        )
+
+    async def _accept_runs(
+        self,
+        fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]],
+        again: list[tuple[UUID, str | None]],
+    ) -> None:
+        if not fresh:
+            return
+        try:
+            new = await patiently(self._store.accept, [(run, decisions) for run, decisions, _, _ in fresh.values()])
+        except PoisonedBatch as error:
+            if len(fresh) > 1:
+                for task_id, one in fresh.items():
+                    await self._accept_runs({task_id: one}, [pair for pair in again if pair[0] == task_id])
+                return
+            run, _, _, delivery = next(iter(fresh.values()))
+            log.error("accept.poisoned", task_id=str(run.root_task_id), error=str(error))
+            await publish_dead_letter(
+                self._publisher, ORCHESTRATOR, delivery, "cannot be stored", str(error), run.root_task_id
+            )
+            return
+        for task_id in new:
+            run, decisions, _, _ = fresh[task_id]
+            run.version = 1
+            if not run.root.ended:
+                self._runs.put(run)
+            await self._announce(run)
+            await self._outbox.deliver(run, decisions)
+        old = [(task_id, one) for task_id, one in fresh.items() if task_id not in new]
+        if old or again:
+            await self._meet_again(old, again)
+
+    async def _announce(self, run: Run) -> None:
+        data: dict[str, object] = {"task_id": str(run.root_task_id), "task_type": run.root.task_type}
+        if run.facts.session_id is not None:
+            data["session_id"] = run.facts.session_id
+        await self._outbox.say("task", "accepted", data)
+
+    async def _meet_again(
+        self,
+        old: Sequence[tuple[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]]],
+        again: Sequence[tuple[UUID, str | None]],
+    ) -> None:
+        """Tasks that are known already: announced or answered once more, or made duplicates by their key."""
+        ids = [task_id for task_id, _ in old] + [task_id for task_id, _ in again]
+        known = await patiently(self._reader.known, ids)
+        wants = [(task_id, one[0].facts.reply_to) for task_id, one in old] + list(again)
+        for task_id, reply_to in wants:
+            if (record := known.get(task_id)) is not None:
+                await self._known(record, reply_to)
+        for task_id, (_, _, request, delivery) in old:
+            if task_id not in known and request is not None:
+                await self._duplicate(request, delivery)
+
+    async def _known(self, record: Any, reply_to: str | None) -> None:
+        run = bare_run([record])
+        await self._announce(run)
+        if run.root.ended:
+            run.facts.reply_to = reply_to or run.facts.reply_to
+            await self._outbox.answer(run, again=True)
+        elif reply_to is not None and reply_to != run.facts.reply_to:
+            self._post(Reattached(run.root_task_id, reply_to))
+
+    async def _duplicate(self, request: TaskRequest, delivery: Delivery) -> None:
+        if request.idempotency_key is None:
+            return
+        original = await patiently(self._reader.by_key, request.tenant, request.requester, request.idempotency_key)
+        if original is None:
+            return
+        run, decisions = self._planner.duplicate(request, original, headers=delivery.headers, now=now())
+        if run.root_task_id in await patiently(self._store.accept, [(run, decisions)]):
+            run.version = 1
+            self._runs.put(run)
+            await self._announce(run)
+        await self.end_duplicates([run.root_task_id])
+
+    async def end_duplicates(self, task_ids: Sequence[UUID]) -> None:
+        """Give duplicates whose original has ended its outcome."""
+        duplicates = await patiently(self._reader.known, task_ids)
+        originals = await patiently(
+            self._reader.known, list({record["duplicate_of"] for record in duplicates.values()} - {None})
+        )
+        for task_id, record in duplicates.items():
+            original = originals.get(record["duplicate_of"])
+            if original is None or record["status"] != Status.WAITING:
+                continue
+            row = row_of(original)
+            if row.ended:
+                self._post(OriginalEnded(task_id, row.status.value, row.result, row.error))  # type: ignore[arg-type]

@@ -1,0 +1,146 @@
+"""Decisions: what a transition comes to, and the ledger that gathers it while the transition runs."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from orchestrator_agent.engine.state import Row, Run, Status
+from orchestrator_agent.workflows.plan import Plan
+from protocol.errors import ErrorCode, ExpressionError
+from protocol.messages import ErrorInfo
+
+
+class Directory(Protocol):
+    """What planning asks of the world: who serves a task type now, and which workflows there are."""
+
+    def place(self, task_type: str, pinned_agent: str | None) -> str | None:
+        """The agent to send a task to, or None while there is none."""
+
+    def workflow(self, name: str) -> Plan | None:
+        """The newest version of a workflow, by name."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings that transitions follow. Sizes in bytes."""
+
+    default_max_attempts: int = 4
+    no_agent_wait_seconds: float = 30.0
+    max_message_bytes: int = 1024 * 1024 - 16 * 1024
+
+
+@dataclass
+class Decisions:
+    """What one batch of happenings comes to, for one run."""
+
+    made: list[Row] = field(default_factory=list)
+    changed: dict[UUID, Row] = field(default_factory=dict)
+    # Rows whose attempt is to be published.
+    dispatched: dict[UUID, Row] = field(default_factory=dict)
+    # Attempts whose agent is to be told to stop: agent, task, attempt, reason.
+    stopped: list[tuple[str, UUID, int, str]] = field(default_factory=list)
+    events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    root_ended: bool = False
+    # When somebody should look again, whatever happens: retries, waits for an agent, timeouts.
+    wake_at: list[datetime] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        return not self.made and not self.changed
+
+
+class Ledger:
+    """Notes of a run's transition: rows made and changed, events, and how errors are worded."""
+
+    def __init__(self, run: Run, rules: Rules, now: datetime) -> None:
+        self.run = run
+        self.rules = rules
+        self.now = now
+        self.decisions = Decisions()
+        self._made: set[UUID] = set()
+
+    def make(self, row: Row) -> None:
+        self.run.rows[row.task_id] = row
+        self.decisions.made.append(row)
+        self._made.add(row.task_id)
+
+    def change(self, row: Row) -> None:
+        # A row that is made in this very transition is written once, as it is at the end.
+        if row.task_id not in self._made:
+            self.decisions.changed[row.task_id] = row
+
+    def end(self, row: Row, status: Status, error: ErrorInfo | None = None) -> None:
+        row.become(status)
+        row.error = error
+        row.completed_at = self.now
+        row.expires_at = None
+        row.run_after = None
+        self.change(row)
+
+    def stop(self, row: Row, reason: str) -> None:
+        """Tell the agent of a dispatched row that its attempt is not wanted any more."""
+        if row.status is not Status.DISPATCHED or row.agent is None:
+            return
+        # Decided in this very transition, it was never published, and nobody need be told.
+        if self.decisions.dispatched.pop(row.task_id, None) is None:
+            self.decisions.stopped.append((row.agent, row.task_id, row.attempt, reason))
+
+    def event(self, entity: str, name: str, data: dict[str, Any]) -> None:
+        self.decisions.events.append((entity, name, data))
+
+    def step_event(self, name: str, row: Row, *, error: ErrorInfo | None = None, **more: Any) -> None:
+        data: dict[str, Any] = {
+            "root_task_id": str(row.root_task_id),
+            "task_id": str(row.task_id),
+            "parent_task_id": str(row.parent_task_id),
+            "step": self.run.path(row),
+            "task_type": row.task_type,
+            "iteration": row.iteration,
+            "attempt": row.attempt,
+            **more,
+        }
+        if row.item >= 0:
+            data["item"] = row.item
+        if error is not None:
+            data["error"] = error.model_dump(mode="json", exclude_defaults=True)
+        self.event("step", name, data)
+
+    def step_failed(self, row: Row, error: ErrorInfo) -> ErrorInfo:
+        """A step's error as its workflow's: the agent's own goes into details."""
+        path = self.run.path(row)
+        return ErrorInfo(
+            code=ErrorCode.STEP_FAILED,
+            message=f"step '{path}' failed: {error.message}",
+            retryable=error.retryable,
+            step=path,
+            details=error.model_dump(mode="json", exclude_none=True),
+        )
+
+    def no_agent(self, row: Row) -> ErrorInfo:
+        path = self.run.path(row)
+        wanted = f"'{row.task_type}' of agent '{row.pinned_agent}'" if row.pinned_agent else f"'{row.task_type}'"
+        message = f"step '{path}': no agent served {wanted} within {self.rules.no_agent_wait_seconds:g} s"
+        return ErrorInfo(code=ErrorCode.NO_AGENT_AVAILABLE, message=message, step=path)
+
+    def expression_error(self, above: Row, name: str, error: ExpressionError) -> ErrorInfo:
+        """`above` is the row of the workflow whose step `name` (or `output`) holds the expression."""
+        prefix = self.run.path(above)
+        path = f"{prefix}/{name}" if prefix else name
+        return ErrorInfo(
+            code=ErrorCode.EXPRESSION_ERROR,
+            message=f"{'' if name == 'output' else 'step '}'{path}': {error.message}",
+            step=path,
+            details=error.details or None,
+        )
+
+    def too_large(self, row: Row, what: str, size_bytes: int) -> ErrorInfo:
+        path = self.run.path(row)
+        where = f"step '{path}': " if path else ""
+        limit = self.rules.max_message_bytes
+        return ErrorInfo(
+            code=ErrorCode.TOO_LARGE,
+            message=f"{where}a {what} of {size_bytes} bytes exceeds the limit of {limit} bytes",
+            step=path or None,
+            details={"size_bytes": size_bytes, "limit_bytes": limit},
+        )

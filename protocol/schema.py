@@ -1,0 +1,239 @@
+"""JSON Schemas (draft 2020-12) of the messages, generated from the models, and the AsyncAPI document beside them.
+
+What the models check in code and therefore do not say in their own schemas (names, reply subjects, one kind of step)
+is added from the tables below. Whatever a model accepts in the form that PROTOCOL.md describes, its schema accepts.
+The output depends on the code alone: same code, same bytes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
+
+from protocol.discovery import InstanceRecord
+from protocol.errors import ErrorCode
+from protocol.events import Event
+from protocol.messages import (
+    Control,
+    DeadLetter,
+    Heartbeat,
+    TaskProgress,
+    TaskRequest,
+    TaskResponse,
+)
+from protocol.names import MESH_OPERATION, RESERVED_STEP_NAMES, STEP_NAME, TASK_TYPE
+from protocol.workflow import ExecuteDag, Workflow
+
+Document = dict[str, Any]
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_ID_PREFIX = "urn:pantheon-mesh:protocol:1:"
+_VALIDATION: JsonSchemaMode = "validation"
+
+# File name without its ending -> the model that it describes.
+MODELS: dict[str, type[BaseModel]] = {
+    "task-request": TaskRequest,
+    "task-response": TaskResponse,
+    "task-progress": TaskProgress,
+    "heartbeat": Heartbeat,
+    "control": Control,
+    "dead-letter": DeadLetter,
+    "event": Event,
+    "instance-record": InstanceRecord,
+    "workflow": Workflow,
+    "execute-dag": ExecuteDag,
+}
+
+ERROR_CODES: dict[ErrorCode, str] = {
+    ErrorCode.INVALID_REQUEST: "The message, or its payload, is not what the task type takes; the field is named.",
+    ErrorCode.INVALID_WORKFLOW: "The workflow cannot run: a cycle, an unknown need, an expression that does not compile.",
+    ErrorCode.UNKNOWN_TASK_TYPE: "No workflow has this name, and no agent served it within the wait.",
+    ErrorCode.NO_AGENT_AVAILABLE: "A step's task type was served by nobody within the wait.",
+    ErrorCode.EXPRESSION_ERROR: "An expression failed when it was evaluated.",
+    ErrorCode.STEP_FAILED: "A step failed for good; `step` names it, `details` is the agent's own error.",
+    ErrorCode.TIMEOUT: "One attempt was not answered within its time.",
+    ErrorCode.DEADLINE_EXCEEDED: "The whole task was not done by its deadline.",
+    ErrorCode.CANCELLED: "Somebody cancelled it.",
+    ErrorCode.BUDGET_EXCEEDED: "It would have consumed more than it may.",
+    ErrorCode.TOO_LARGE: "A payload or a result is larger than a message can be.",
+    ErrorCode.POISON: "Agents died on it.",
+    ErrorCode.DUPLICATE: "Another task with the same key takes its place.",
+    ErrorCode.INTERNAL_ERROR: "A handler raised something that is not a TaskFailure, or the orchestrator met a bug.",
+    ErrorCode.INVALID_RESPONSE: "An agent's answer was not a TaskResponse.",
+}
+
+_TEXT: Document = {"type": "string"}
+_COUNT: Document = {"type": "integer"}
+_ERROR: Document = {"type": "object", "required": ["code", "message"]}
+_STEP: dict[str, Document] = {
+    "root_task_id": _TEXT,
+    "task_id": _TEXT,
+    "parent_task_id": _TEXT,
+    "step": {"type": "string", "description": "the step's path in the tree, as in `draft/review`"},
+    "task_type": _TEXT,
+    "iteration": _COUNT,
+    "attempt": {"type": "integer", "description": "the attempt that the event is about"},
+}
+_TASK: dict[str, Document] = {"task_id": _TEXT, "task_type": _TEXT}
+_AGENT: dict[str, Document] = {
+    "agent": _TEXT,
+    "instance_id": _TEXT,
+    "task_types": {"type": "array", "items": _TEXT},
+}
+_SHARED: dict[str, dict[str, Document]] = {"task": _TASK, "step": _STEP, "agent": _AGENT}
+# What an event's data holds beyond what all of its entity hold.
+_OWN: dict[tuple[str, str], dict[str, Document]] = {
+    ("task", "failed"): {"error": _ERROR},
+    ("task", "cancelled"): {"error": _ERROR},
+    ("step", "dispatched"): {"agent": _TEXT},
+    ("step", "completed"): {"agent": {"type": ["string", "null"], "description": "null for a sub-workflow"}},
+    ("step", "retrying"): {"error": _ERROR, "wait_seconds": {"type": "number"}},
+    ("step", "failed"): {"error": _ERROR},
+}
+_OPTIONAL: dict[tuple[str, str], dict[str, Document]] = {("task", "accepted"): {"session_id": _TEXT}}
+
+
+class _Plain(GenerateJsonSchema):
+    """Without the titles that only repeat the field's name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def _ecma(pattern: str) -> str:
+    # JSON Schema's regular expressions are ECMA-262's, where `$` without the flag m is the end and `\Z` is nothing.
+    return pattern.replace(r"\Z", "$")
+
+
+_STEP_NAMES: Document = {"pattern": _ecma(STEP_NAME.pattern), "not": {"enum": sorted(RESERVED_STEP_NAMES)}}
+_NULL_OR_ABSENT: Document = {"type": "null"}
+_ONE_KIND_OF_STEP: list[Document] = [
+    {
+        "required": ["task"],
+        "properties": {"task": {"type": "string"}, "steps": _NULL_OR_ABSENT},
+        "not": {"required": ["output"]},
+    },
+    {
+        "required": ["steps"],
+        "properties": {
+            "steps": {"type": "object"},
+            "task": _NULL_OR_ABSENT,
+            "agent": _NULL_OR_ABSENT,
+            "timeout": _NULL_OR_ABSENT,
+            "retry": _NULL_OR_ABSENT,
+        },
+    },
+]
+# Model -> keywords for the model itself.
+_MODEL_KEYWORDS: dict[str, Document] = {"Step": {"oneOf": _ONE_KIND_OF_STEP}}
+# Model -> field -> keywords beside those that pydantic makes; they hold for every type that the field may have.
+_FIELD_KEYWORDS: dict[str, dict[str, Document]] = {
+    "TaskRequest": {
+        "task_type": {"pattern": f"{_ecma(TASK_TYPE.pattern)}|{_ecma(MESH_OPERATION.pattern)}"},
+        "reply_to": {"pattern": r"^_INBOX(\.[^\s.*>]+)+$", "maxLength": 256},
+    },
+    "Workflow": {"name": {"pattern": _ecma(TASK_TYPE.pattern)}, "steps": {"propertyNames": _STEP_NAMES}},
+    "ExecuteDag": {"steps": {"propertyNames": _STEP_NAMES}},
+    "Step": {
+        "task": {"pattern": _ecma(TASK_TYPE.pattern)},
+        "steps": {"propertyNames": _STEP_NAMES},
+        "with": {"type": ["object", "string", "null"]},
+    },
+}
+# Fields where null means the same as absence, which the models' code says and their types do not.
+_NULL_MEANS_DEFAULT: dict[str, tuple[str, ...]] = {
+    "TaskRequest": ("payload", "tenant", "priority", "attempt", "timeout_seconds", "metadata"),
+    "ExecuteDag": ("input",),
+}
+
+
+def _enriched(name: str, schema: Document) -> Document:
+    schema |= _MODEL_KEYWORDS.get(name, {})
+    properties: dict[str, Document] = schema.get("properties", {})
+    for field, keywords in _FIELD_KEYWORDS.get(name, {}).items():
+        properties[field] |= keywords
+    for field in _NULL_MEANS_DEFAULT.get(name, ()):
+        described = properties[field]
+        about = {word: described.pop(word) for word in ("default", "description") if word in described}
+        about.setdefault("default", {})
+        properties[field] = {"anyOf": [described, {"type": "null"}], **about}
+    return schema
+
+
+def model_schemas(ref_template: str) -> dict[str, Document]:
+    """The schema of every model that is, or is in, a message, by the model's name; references follow the template."""
+    inputs = [(model, _VALIDATION) for model in MODELS.values()]
+    _, made = models_json_schema(inputs, ref_template=ref_template, schema_generator=_Plain)
+    return {name: _enriched(name, schema) for name, schema in sorted(made["$defs"].items())}
+
+
+def event_data(entity: str, name: str) -> Document:
+    """The schema of `data` of one event."""
+    always = {**_SHARED[entity], **_OWN.get((entity, name), {})}
+    optional = _OPTIONAL.get((entity, name), {})
+    return {"type": "object", "properties": {**always, **optional}, "required": list(always)}
+
+
+def error_codes() -> Document:
+    """The mesh's own codes; an ErrorInfo's `code` may also be one of an agent's own."""
+    return {
+        "title": "ErrorCode",
+        "description": "The mesh's own error codes. Agents use codes of their own beside these.",
+        "oneOf": [{"const": code.value, "description": ERROR_CODES[code]} for code in ErrorCode],
+    }
+
+
+def _references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"].rsplit("/", 1)[1]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*(_references(one) for one in value.values()))
+    if isinstance(value, list):
+        return set().union(*(_references(one) for one in value))
+    return set()
+
+
+def _needed(schema: Document, schemas: dict[str, Document]) -> dict[str, Document]:
+    """The other schemas that this one refers to, directly or not."""
+    found: set[str] = set()
+    left = _references(schema)
+    while left:
+        name = left.pop()
+        found.add(name)
+        left |= _references(schemas[name]) - found
+    return {name: schemas[name] for name in sorted(found)}
+
+
+def documents() -> dict[str, Document]:
+    """Every document by its file name: `<message>.schema.json`, and `asyncapi.json`."""
+    # Late: the AsyncAPI document is made of the schemas of this module.
+    from protocol.asyncapi import asyncapi
+
+    schemas = model_schemas("#/$defs/{model}")
+    made: dict[str, Document] = {}
+    for file, model in MODELS.items():
+        schema = schemas[model.__name__]
+        document = {"$schema": DIALECT, "$id": f"{_ID_PREFIX}{file}", **schema}
+        if needed := _needed(schema, schemas):
+            document["$defs"] = needed
+        made[f"{file}.schema.json"] = document
+    made["error-code.schema.json"] = {"$schema": DIALECT, "$id": f"{_ID_PREFIX}error-code", **error_codes()}
+    made["asyncapi.json"] = asyncapi()
+    return made
+
+
+def text_of(document: Document) -> str:
+    """A document as the text of its file."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def write(folder: Path) -> list[Path]:
+    """Write every document into a folder, which is made where it is not there; returns the files' paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, document in documents().items():
+        path = folder / name
+        path.write_text(text_of(document), encoding="utf-8")
+        paths.append(path)
+    return paths
