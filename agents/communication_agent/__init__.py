@@ -1,0 +1,1 @@
+"""The agent that publishes finished articles: a static site, webhooks, e-mail, WordPress."""

@@ -1,0 +1,6 @@
+"""Run the communication agent: `python -m agents.communication_agent`."""
+
+from agents.communication_agent.agent import agent
+
+if __name__ == "__main__":
+    agent.run()

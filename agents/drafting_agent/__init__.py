@@ -1,0 +1,1 @@
+"""The agent that turns Markdown into finished documents: HTML, DOCX, PDF and EPUB."""

@@ -1,0 +1,6 @@
+"""Run the enhancement agent: `python -m agents.enhancement_agent`."""
+
+from agents.enhancement_agent.agent import agent
+
+if __name__ == "__main__":
+    agent.run()

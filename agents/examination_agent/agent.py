@@ -1,0 +1,75 @@
+"""The examination agent's binding to the mesh: review_content, by rules and, when configured, by a model too."""
+
+import asyncio
+from datetime import UTC, datetime
+from functools import cache
+
+from pantheon import Agent, TaskContext
+
+from .examination import conclude, examine, merge
+from .language_model import Reviewer
+from .link_check import check_addresses
+from .models import ReviewContent, ReviewedContent
+from .prompts import REVIEWER, review_prompt
+from .references import addresses
+from .settings import settings
+from .tone import distinct
+
+_TASK_TIMEOUT_SECONDS = 900
+
+agent = Agent(
+    "examination_agent",
+    version="1.0.0",
+    description="Reviews articles: claims against their sources, tone against guidelines, structure, links, citations.",
+    metadata=lambda: {"model": settings().model or "offline"},
+)
+
+
+@agent.on_startup
+async def read_settings() -> None:
+    """Refuse to start with settings that cannot be read, rather than fail at the first task."""
+    settings()
+
+
+@cache
+def reviewer() -> Reviewer:
+    return Reviewer(settings())
+
+
+@agent.task("review_content", timeout_seconds=_TASK_TIMEOUT_SECONDS)
+async def review_content(task: ReviewContent, ctx: TaskContext) -> ReviewedContent:
+    """Approve an article, send it back with issues that say where and what, or reject it."""
+    own = settings()
+    notes: list[str] = []
+    await ctx.progress(5, "reading the article")
+    examined = await asyncio.to_thread(examine, task)
+    issues = examined.issues
+    if not any(source.text.strip() for source in task.sources):
+        notes.append("Claims could not be checked: there are no sources.")
+    await ctx.progress(50, f"{examined.claims} claims held against {len(task.sources)} sources")
+    if task.check_links:
+        found = addresses(examined.document)
+        if len(found) > own.max_links:
+            notes.append(f"Only the first {own.max_links} of {len(found)} links were asked for.")
+            found = found[: own.max_links]
+
+        async def tell(done: int) -> None:
+            await ctx.progress(50 + 20 * done / len(found))
+
+        await ctx.progress(50, f"asking for {len(found)} links")
+        issues = distinct(
+            issues
+            + await check_addresses(
+                found, timeout_seconds=own.link_timeout_seconds, concurrency=own.link_concurrency, on_checked=tell
+            )
+        )
+    if own.model and examined.document.words:
+        await ctx.progress(70, f"asking {own.model}")
+        remaining = (ctx.deadline - datetime.now(UTC)).total_seconds() if ctx.deadline is not None else None
+        judged = await reviewer().review(
+            REVIEWER, review_prompt(task, issues), on_usage=ctx.report_usage, within_seconds=remaining
+        )
+        issues = merge(issues, judged, task.markdown, task.sources)
+    review = conclude(examined, issues, model=own.model or None, notes=notes)
+    await ctx.progress(100, f"{review.verdict}, score {review.score}")
+    return review

@@ -1,0 +1,177 @@
+"""Claims held against the sources: numbers, names and quotations must be in them, and the matter must be theirs."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .document import Document, Sentence
+from .language import all_numbers, folded, names, numbers, plain, quotations, split_sentences, stem, terms
+from .models import Issue, Severity
+
+_MIN_CLAIM_TERMS = 4
+UNSUPPORTED_BELOW = 0.35
+DOUBTFUL_BELOW = 0.5
+"""Shares of a sentence's weight that its best passage covers: a paraphrase keeps well above, an invention below."""
+_EXCERPT_CHARACTERS = 240
+
+
+class SourceText(Protocol):
+    @property
+    def title(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Two sentences of a source that follow one another: a paraphrase often joins two, or splits one."""
+
+    source: int
+    terms: frozenset[str]
+
+
+class Evidence:
+    """All sources of an article, indexed."""
+
+    def __init__(self, sources: Sequence[SourceText]) -> None:
+        self.texts = [f"{source.title}\n{source.text}" for source in sources]
+        self.numbers = [all_numbers(text) for text in self.texts]
+        self.folded = [f" {folded(text)} " for text in self.texts]
+        self.stems = [set(map(stem, text.split())) for text in self.folded]
+        self.passages: list[Passage] = []
+        self.holders: dict[str, list[int]] = defaultdict(list)
+        counts: Counter[str] = Counter()
+        for number, source in enumerate(sources, start=1):
+            sets = [frozenset(terms(sentence)) for sentence in _sentences(source.text)]
+            for position, own in enumerate(sets):
+                following = sets[position + 1] if position + 1 < len(sets) else frozenset()
+                for term in own | following:
+                    self.holders[term].append(len(self.passages))
+                self.passages.append(Passage(number, own | following))
+                counts.update(own)
+        total = max(1, len(self.passages))
+        self.rarity = {term: math.log(1 + total / count) for term, count in counts.items()}
+        # A word no source has is as telling as the rarest, not more: paraphrases bring new words.
+        self.unknown_rarity = max(self.rarity.values(), default=1.0)
+
+    def support(self, sentence: str) -> tuple[float, int | None]:
+        """How much of a sentence its best passage covers, and the source that passage is in."""
+        own = set(terms(sentence))
+        weights = {term: self.rarity.get(term, self.unknown_rarity) for term in own}
+        whole = sum(weights.values())
+        covered: dict[int, float] = defaultdict(float)
+        for term in sorted(own):
+            for passage in self.holders.get(term, ()):
+                covered[passage] += weights[term]
+        if not covered or not whole:
+            return 0.0, None
+        best = min(covered, key=lambda passage: (-covered[passage], passage))
+        return covered[best] / whole, self.passages[best].source
+
+    def with_number(self, number: str) -> list[int]:
+        return [source for source, held in enumerate(self.numbers, start=1) if number in held]
+
+    def with_wording(self, wording: str) -> list[int]:
+        wanted = f" {folded(wording)} "
+        return [source for source, text in enumerate(self.folded, start=1) if wanted in text]
+
+    def with_name(self, name: str) -> list[int]:
+        """Sources that hold the name, or every word of it in some form."""
+        words = [stem(word) for word in folded(name).split() if len(word) > 1]
+        return [source for source, held in enumerate(self.stems, start=1) if all(word in held for word in words)]
+
+
+def _sentences(text: str) -> Iterable[str]:
+    for paragraph in text.replace("\r\n", "\n").split("\n\n"):
+        yield from split_sentences(paragraph)
+
+
+def check_claims(document: Document, sources: Sequence[SourceText], topic: str = "") -> tuple[list[Issue], int]:
+    """The issues, and how many claims were looked at. Without sources nothing can be held against them."""
+    if not any(source.text.strip() for source in sources):
+        return [], 0
+    evidence = Evidence(sources)
+    given = f" {folded(topic)} "
+    issues: list[Issue] = []
+    claims = 0
+    for sentence in document.sentences:
+        bare = plain(sentence.text)
+        telling = len(terms(bare)) >= _MIN_CLAIM_TERMS or numbers(bare) or quotations(bare)
+        if bare.endswith("?") or not telling:
+            continue
+        claims += 1
+        if issue := _check(sentence, bare, evidence, given):
+            issues.append(issue)
+    return issues, claims
+
+
+def _check(sentence: Sentence, bare: str, evidence: Evidence, given: str) -> Issue | None:
+    cited = {number for number in sentence.cites if 1 <= number <= len(evidence.texts)}
+    missing: list[str] = []
+    elsewhere: dict[str, list[int]] = {}
+    severity: Severity = "medium"
+
+    def look(what: str, holders: list[int], weight: Severity) -> None:
+        nonlocal severity
+        if not holders:
+            missing.append(what)
+            severity = "high" if weight == "high" else severity
+        elif cited and not cited & set(holders):
+            elsewhere[what] = holders
+
+    for number in numbers(bare):
+        if f" {number} " not in given:
+            look(f"the number {number}", evidence.with_number(number), "high")
+    for quotation in quotations(bare):
+        look(f'the quotation "{quotation}"', evidence.with_wording(quotation), "high")
+    for name in names(bare):
+        if f" {folded(name)} " not in given:
+            look(f'the name "{name}"', evidence.with_name(name), "high" if " " in name else "medium")
+    excerpt = sentence.text[:_EXCERPT_CHARACTERS]
+    if missing:
+        return Issue(
+            kind="unsupported_claim",
+            severity=severity,
+            line=sentence.line,
+            excerpt=excerpt,
+            message=f"no source contains {_listed(missing)}",
+            suggestion="Take it out, or say what a source says.",
+        )
+    share, best = evidence.support(bare)
+    if share < UNSUPPORTED_BELOW:
+        return Issue(
+            kind="unsupported_claim",
+            severity="medium",
+            line=sentence.line,
+            excerpt=excerpt,
+            message=f"no passage of the sources says this: the nearest shares {share:.0%} of its matter",
+            suggestion="Take the sentence out, or say what a source says.",
+        )
+    if elsewhere:
+        what, holders = next(iter(elsewhere.items()))
+        marks = ", ".join(f"[{number}]" for number in sorted(cited))
+        return Issue(
+            kind="citation",
+            severity="medium",
+            line=sentence.line,
+            excerpt=excerpt,
+            message=f"{what} is not in the source cited ({marks}) but in [{holders[0]}]",
+            suggestion=f"Cite [{holders[0]}].",
+        )
+    if share < DOUBTFUL_BELOW:
+        where = f"; nearest is [{best}]" if best is not None else ""
+        return Issue(
+            kind="unsupported_claim",
+            severity="low",
+            line=sentence.line,
+            excerpt=excerpt,
+            message=f"the sources say this only in part: the nearest passage shares {share:.0%} of its matter{where}",
+            suggestion="Keep closer to the source.",
+        )
+    return None
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
