@@ -1,0 +1,212 @@
+"""Discovery by Consul: a service instance with a TTL check for each instance of an agent (PROTOCOL.md, Discovery).
+
+A draining instance is one in Consul's maintenance mode, which every tool of Consul shows and every reader of healthy
+services already leaves out.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import re
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from pantheon.discovery.consul_api import ConsulAddress, ConsulApi, ConsulLost
+from pantheon.discovery.consul_watch import ConsulFollower
+from pantheon.discovery.registry import Registry
+from pantheon.settings import MeshSettings
+from protocol.discovery import CONSUL_TAG, CONSUL_TASK_TAG_PREFIX, REFRESH_SECONDS, InstanceRecord
+from protocol.errors import DiscoveryError
+
+log = structlog.get_logger(__name__)
+
+RETRY_FIRST_SECONDS = 1.0
+# Not longer than a refresh, so that Consul's return is met within one.
+RETRY_MAX_SECONDS = 5.0
+CLOSE_TIMEOUT_SECONDS = 2.0
+# Consul's limits of a service's metadata.
+META_KEY = re.compile(r"^[A-Za-z0-9_-]{1,128}\Z")
+META_VALUE_MAX_BYTES = 512
+META_MAX_PAIRS = 64
+
+
+def service_tags(record: InstanceRecord) -> list[str]:
+    """The tags by which Consul finds agents and their capabilities."""
+    return [CONSUL_TAG, *(CONSUL_TASK_TAG_PREFIX + task_type for task_type in record.task_types)]
+
+
+def service_meta(record: InstanceRecord) -> dict[str, str]:
+    """The contract's three keys, and as much of the agent's own as Consul takes (it would refuse all for one)."""
+    own = {
+        key: value.encode()[:META_VALUE_MAX_BYTES].decode(errors="ignore")
+        for key, value in record.metadata.items()
+        if META_KEY.match(key) and not key.startswith("consul-")
+    }
+    return {
+        **dict(list(own.items())[: META_MAX_PAIRS - 3]),
+        "protocol": str(record.protocol),
+        "version": record.version,
+        "max_concurrency": str(record.max_concurrency),
+    }
+
+
+def digest(record: InstanceRecord) -> str:
+    """A mark of what a registration describes; in the check's notes it makes any change of it wake watchers."""
+    described = record.model_copy(update={"status": "ready"}).model_dump_json()
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+class ConsulRegistration:
+    """One instance's service, its check passed every 5 s until closed."""
+
+    def __init__(self, api: ConsulApi, record: InstanceRecord) -> None:
+        self._api = api
+        self._record = record
+        self._registered: str | None = None
+        self._in_maintenance: bool | None = None
+        self._failure: type[DiscoveryError] | None = None
+        self._delay = RETRY_FIRST_SECONDS
+        self._closed = False
+        self._busy = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def record(self) -> InstanceRecord:
+        return self._record
+
+    @property
+    def active(self) -> bool:
+        draining = self._record.status == "draining"
+        return self._failure is None and self._registered == digest(self._record) and self._in_maintenance is draining
+
+    async def start(self) -> None:
+        """The first try, then the task that keeps it up."""
+        await self._try_keep()
+        self._task = asyncio.create_task(self._keep_for_ever(), name=f"discovery-consul-{self._record.key}")
+
+    async def update(self, record: InstanceRecord) -> None:
+        """See Registration.update."""
+        if record.key != self._record.key:
+            raise ValueError(f"{self._record.key} cannot become {record.key}: register the other one by itself")
+        self._record = record
+        await self._try_keep()
+
+    async def close(self) -> None:
+        """Deregister, after whatever is under way."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), self._busy:
+                await self._api.deregister(self._record.consul_id)
+        except (DiscoveryError, TimeoutError) as error:
+            log.debug("the instance could not be deregistered, its TTL ends it", key=self._record.key, error=str(error))
+        self._registered = None
+
+    async def _keep_for_ever(self) -> None:
+        while True:
+            if self._failure is None:
+                # Never later than the contract's 5 s; spread, so that a thousand instances do not call in one beat.
+                await asyncio.sleep(REFRESH_SECONDS * random.uniform(0.8, 0.95))
+            else:
+                await asyncio.sleep(self._delay * random.uniform(0.75, 1.0))
+                self._delay = min(self._delay * 2, RETRY_MAX_SECONDS)
+            await self._try_keep()
+
+    async def _try_keep(self) -> None:
+        try:
+            async with self._busy:
+                await self._keep()
+        except DiscoveryError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("keeping the instance registered failed, trying on", key=self._record.key)
+            self._fail(DiscoveryError(f"{type(error).__name__}: {error}"))
+        else:
+            self._delay = RETRY_FIRST_SECONDS
+            if self._failure is not None:
+                self._failure = None
+                log.info("the instance is registered again", key=self._record.key)
+
+    def _fail(self, error: DiscoveryError) -> None:
+        # Said once for each kind of trouble, not once for each try.
+        if self._failure is not type(error):
+            log.warning("the instance cannot be registered, trying on", key=self._record.key, reason=error.message)
+        self._failure = type(error)
+
+    async def _keep(self) -> None:
+        if self._closed:
+            return
+        record = self._record
+        if self._registered == digest(record):
+            try:
+                await self._api.pass_check(record.consul_id)
+            except ConsulLost:
+                log.info("Consul has lost the instance, registering again", key=record.key)
+                self._registered = None
+        if self._registered != digest(record):
+            self._registered = None
+            await self._api.register(
+                record.name, record.consul_id, service_tags(record), service_meta(record), digest(record)
+            )
+            # A check that was critical stays so when its service is registered anew.
+            await self._api.pass_check(record.consul_id)
+            self._in_maintenance = None
+            self._registered = digest(record)
+        draining = record.status == "draining"
+        if self._in_maintenance is not draining:
+            await self._api.set_maintenance(record.consul_id, draining)
+            self._in_maintenance = draining
+
+
+class ConsulDiscovery:
+    """Discovery by a Consul agent, over connections of its own."""
+
+    def __init__(self, address: ConsulAddress) -> None:
+        self._api = ConsulApi(address)
+        self._registrations: list[ConsulRegistration] = []
+        self._followers: list[ConsulFollower] = []
+
+    @classmethod
+    def from_settings(cls, settings: MeshSettings) -> Self:
+        """By CONSUL_HTTP_ADDR and its kin."""
+        return cls(ConsulAddress.from_settings(settings))
+
+    async def register(self, record: InstanceRecord) -> ConsulRegistration:
+        """See Discovery.register."""
+        registration = ConsulRegistration(self._api, record)
+        self._registrations.append(registration)
+        await registration.start()
+        return registration
+
+    async def registry(self) -> Registry:
+        """See Discovery.registry."""
+        follower = ConsulFollower(self._api)
+        self._followers.append(follower)
+        await follower.start()
+        return follower.registry
+
+    async def close(self) -> None:
+        """Close all that was made here, and the connections."""
+        registrations, self._registrations = self._registrations, []
+        followers, self._followers = self._followers, []
+        await asyncio.gather(
+            *(registration.close() for registration in registrations),
+            *(follower.registry.close() for follower in followers),
+        )
+        await self._api.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,351 @@
+"""Discovery by a NATS JetStream KV bucket: `agents`, TTL 15 s, key `<name>.<instance_id>` (PROTOCOL.md, Discovery).
+
+The bucket's TTL makes silent instances vanish for those who read it anew; whoever follows it keeps an expiry of its
+own, because a broker need not announce what aged away. An instance is dropped only on the word of a broker that has
+just answered, so an outage of the broker never looks like the death of everybody.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from types import TracebackType
+from typing import Self
+
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.client import Client
+from nats.js.api import StorageType, StreamInfo
+from nats.js.client import JetStreamContext
+from pydantic import ValidationError
+
+from pantheon.discovery.interface import DiscoveryUnavailable
+from pantheon.discovery.kv_watch import REQUEST_TIMEOUT_SECONDS, BucketWatch, explain
+from pantheon.discovery.registry import Registry
+from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, TTL_SECONDS, InstanceRecord
+from protocol.errors import DiscoveryError
+
+log = structlog.get_logger(__name__)
+
+# A put may be on its way for a moment when the TTL is over; who is silent for longer than both is gone.
+EXPIRY_MARGIN_SECONDS = 1.5
+EXPIRY_TICK_SECONDS = 0.5
+RETRY_SECONDS = 1.0
+CLOSE_TIMEOUT_SECONDS = 2.0
+LOAD_TIMEOUT_SECONDS = 5.0
+STREAM_NAME_IN_USE = 10058
+# Each refused key is warned of once; whoever puts ever new ones must not grow this process.
+REFUSED_KEYS_REMEMBERED = 1000
+
+
+async def ensure_bucket(
+    js: JetStreamContext, replicas: int = 1, *, bucket: str = KV_BUCKET, ttl_seconds: float = TTL_SECONDS
+) -> None:
+    """Make the bucket, or bring an existing one to the contract's TTL and the wanted replicas; the orchestrator's task.
+
+    On file, although it lives for seconds: a bucket in memory would be gone after a broker's restart, and everybody
+    would wait for an orchestrator to make it again.
+    """
+    try:
+        await js.create_key_value(
+            bucket=bucket,
+            ttl=ttl_seconds,
+            history=1,
+            storage=StorageType.FILE,
+            replicas=replicas,
+            direct=True,
+            description="Instances of agents, alive",
+        )
+    except nats.js.errors.APIError as error:
+        if error.err_code != STREAM_NAME_IN_USE:
+            raise explain(error, bucket) from error
+        await _adjust_bucket(js, bucket, replicas, ttl_seconds)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise explain(error, bucket) from error
+
+
+async def _adjust_bucket(js: JetStreamContext, bucket: str, replicas: int, ttl_seconds: float) -> None:
+    try:
+        info: StreamInfo = await js.stream_info(f"KV_{bucket}")
+        wanted = info.config.evolve(
+            max_age=ttl_seconds, duplicate_window=ttl_seconds, max_msgs_per_subject=1, num_replicas=replicas
+        )
+        await js.update_stream(wanted)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise explain(error, bucket) from error
+
+
+class KvRegistration:
+    """One instance's key, put again every 5 s until closed."""
+
+    def __init__(self, client: Client, record: InstanceRecord, bucket: str, refresh_seconds: float) -> None:
+        self._client = client
+        self._js = client.jetstream(timeout=REQUEST_TIMEOUT_SECONDS)
+        self._bucket = bucket
+        self._refresh_seconds = refresh_seconds
+        self._record = record
+        self._value = record.model_dump_json().encode()
+        self._subject = f"$KV.{bucket}.{record.key}"
+        self._active = False
+        self._failing = False
+        self._closed = False
+        self._putting = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def record(self) -> InstanceRecord:
+        return self._record
+
+    @property
+    def active(self) -> bool:
+        return self._active
+
+    async def start(self) -> None:
+        """The first put, then the task that repeats it."""
+        await self._try_put()
+        self._task = asyncio.create_task(self._keep(), name=f"discovery-kv-{self._record.key}")
+
+    async def update(self, record: InstanceRecord) -> None:
+        """See Registration.update."""
+        if record.key != self._record.key:
+            raise ValueError(f"{self._record.key} cannot become {record.key}: register the other one by itself")
+        self._record = record
+        self._value = record.model_dump_json().encode()
+        self._active = False
+        await self._try_put()
+
+    async def close(self) -> None:
+        """Delete the key, after any put that is under way."""
+        if self._closed:
+            return
+        self._closed = True
+        self._active = False
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if not self._client.is_connected:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), self._putting:
+                await self._js.publish(self._subject, b"", headers={"KV-Operation": "DEL"})
+        except (nats.errors.Error, TimeoutError) as error:
+            log.debug("the instance's key could not be deleted, it will age away", key=self._record.key, error=error)
+
+    async def _keep(self) -> None:
+        while True:
+            # Never later than the contract's 5 s; spread, so that a thousand instances do not put in one beat.
+            delay = self._refresh_seconds * random.uniform(0.85, 0.98) if self._active else RETRY_SECONDS
+            await asyncio.sleep(delay * random.uniform(0.9, 1.0))
+            await self._try_put()
+
+    async def _try_put(self) -> None:
+        try:
+            async with self._putting:
+                await self._put()
+        except DiscoveryError as error:
+            self._active = False
+            if not self._failing:
+                self._failing = True
+                log.warning("the instance cannot be registered, trying on", key=self._record.key, reason=error.message)
+        else:
+            self._active = True
+            if self._failing:
+                self._failing = False
+                log.info("the instance is registered again", key=self._record.key)
+
+    async def _put(self) -> None:
+        if self._closed:
+            return
+        if not self._client.is_connected:
+            # Publishing now would only fill the client's buffer with puts that are old when they arrive.
+            raise DiscoveryUnavailable("NATS is not connected")
+        try:
+            await self._js.publish(self._subject, self._value)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise explain(error, self._bucket) from error
+
+
+class KvFollower:
+    """Feeds a Registry from the bucket: parses what is new, expires who is silent."""
+
+    def __init__(self, client: Client, bucket: str, ttl_seconds: float) -> None:
+        self._ttl_seconds = ttl_seconds
+        self.registry = Registry(on_close=self.close)
+        self._watch = BucketWatch(client, bucket, self)
+        self._values: dict[str, bytes] = {}
+        self._records: dict[str, InstanceRecord] = {}
+        # In the order in which instances were last heard of: the silent ones are at the front.
+        self._heard: dict[str, float] = {}
+        self._refused: set[str] = set()
+        self._loading: list[tuple[str, bytes, int]] | None = []
+        self._loaded_once = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Follow; returns when loaded, or after a while without the source."""
+        self._tasks = [
+            asyncio.create_task(self._watch.run(), name="discovery-kv-watch"),
+            asyncio.create_task(self._expire_for_ever(), name="discovery-kv-expiry"),
+        ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
+                await self._loaded_once.wait()
+
+    async def close(self) -> None:
+        """Stop following."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # BucketListener
+
+    def value_put(self, key: str, value: bytes, sent_at_ns: int) -> None:
+        if self._loading is not None:
+            self._loading.append((key, value, sent_at_ns))
+            return
+        if self._heard.pop(key, None) is not None and self._values.get(key) == value:
+            self._heard[key] = time.monotonic()
+            return
+        record = self._take(key, value, time.monotonic())
+        if record is not None:
+            self.registry.apply(upserts=(record,))
+
+    def value_deleted(self, key: str) -> None:
+        if self._loading is not None:
+            self._loading = [entry for entry in self._loading if entry[0] != key]
+        self._remove([key])
+
+    def watch_loaded(self) -> None:
+        loading, self._loading = self._loading or [], None
+        now = time.monotonic()
+        if not self._loaded_once.is_set():
+            # By the broker's own clock, compared with the newest entry: clocks of two machines need not agree.
+            newest = max((sent for _, _, sent in loading), default=0)
+            ages = {key: (newest - sent) / 1e9 for key, _, sent in loading}
+        else:
+            # The source was away, and so were the puts: everybody known gets a whole TTL to be heard again.
+            ages = {}
+            self._heard = dict.fromkeys(self._heard, now)
+        taken = (self._take(key, value, now - ages.get(key, 0.0)) for key, value, _ in loading)
+        self.registry.apply(upserts=[record for record in taken if record is not None])
+        was_stale = self.registry.stale and self._loaded_once.is_set()
+        self._loaded_once.set()
+        self.registry.mark_fresh()
+        if was_stale:
+            log.info("the registry is current again", instances=len(self.registry))
+
+    def watch_lost(self, reason: str) -> None:
+        first_failure = not self.registry.stale or self.registry.degraded_reason == "not loaded yet"
+        self._loading = []
+        self.registry.mark_stale(reason)
+        if first_failure:
+            log.warning("the registry cannot be followed, the last known one is kept", reason=reason)
+
+    def _take(self, key: str, value: bytes, heard_at: float) -> InstanceRecord | None:
+        """The record of a value that is new, or nothing; one that does not validate is refused once a key."""
+        self._heard.pop(key, None)
+        if self._values.get(key) == value:
+            self._heard[key] = heard_at
+            return self._records[key]
+        try:
+            record = InstanceRecord.model_validate_json(value)
+            if record.key != key:
+                raise ValueError(f"it names itself {record.key}")
+        except ValueError as error:
+            self._refuse(key, error)
+            return None
+        self._refused.discard(key)
+        self._values[key] = value
+        self._records[key] = record
+        self._heard[key] = heard_at
+        return record
+
+    def _refuse(self, key: str, error: ValueError) -> None:
+        self._remove([key])
+        if key in self._refused:
+            return
+        if len(self._refused) >= REFUSED_KEYS_REMEMBERED:
+            self._refused.clear()
+        self._refused.add(key)
+        problems = error.errors(include_url=False) if isinstance(error, ValidationError) else []
+        reason = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in problems[:3])
+        log.warning("an entry of the registry is ignored", key=key, reason=reason or str(error))
+
+    def _remove(self, keys: list[str]) -> None:
+        removals = []
+        for key in keys:
+            self._heard.pop(key, None)
+            self._values.pop(key, None)
+            record = self._records.pop(key, None)
+            if record is not None:
+                removals.append((record.name, record.instance_id))
+        self.registry.apply(removals=removals)
+
+    async def _expire_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_TICK_SECONDS)
+            if self._silent() and self._watch.attached and await self._watch.confirm():
+                # Asked again: while the broker was answering, some may have been heard.
+                silent = self._silent()
+                if silent:
+                    log.warning("instances fell silent and leave the registry", keys=silent[:20], count=len(silent))
+                    self._remove(silent)
+
+    def _silent(self) -> list[str]:
+        horizon = time.monotonic() - self._ttl_seconds - EXPIRY_MARGIN_SECONDS
+        silent = []
+        for key, heard_at in self._heard.items():
+            if heard_at > horizon:
+                break
+            silent.append(key)
+        return silent
+
+
+class NatsKvDiscovery:
+    """Discovery by the bucket `agents`, over a connection that belongs to the caller.
+
+    Another TTL than the contract's is for tests, which would rather not wait for it.
+    """
+
+    def __init__(self, client: Client, *, bucket: str = KV_BUCKET, ttl_seconds: float = TTL_SECONDS) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._ttl_seconds = ttl_seconds
+        self._registrations: list[KvRegistration] = []
+        self._followers: list[KvFollower] = []
+
+    async def register(self, record: InstanceRecord) -> KvRegistration:
+        """See Discovery.register. A missing bucket is waited for: the orchestrator makes it."""
+        registration = KvRegistration(
+            self._client, record, self._bucket, self._ttl_seconds * REFRESH_SECONDS / TTL_SECONDS
+        )
+        self._registrations.append(registration)
+        await registration.start()
+        return registration
+
+    async def registry(self) -> Registry:
+        """See Discovery.registry."""
+        follower = KvFollower(self._client, self._bucket, self._ttl_seconds)
+        self._followers.append(follower)
+        await follower.start()
+        return follower.registry
+
+    async def close(self) -> None:
+        """Close all that was made here; the connection stays open."""
+        registrations, self._registrations = self._registrations, []
+        followers, self._followers = self._followers, []
+        await asyncio.gather(
+            *(registration.close() for registration in registrations),
+            *(follower.registry.close() for follower in followers),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,16 @@
+"""Nothing here may be told by the environment of who runs the tests."""
+
+import os
+
+import pytest
+
+from pantheon.settings import MeshSettings
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in MeshSettings.model_fields:
+        for variable in (name.upper(), f"{name.upper()}_FILE"):
+            if variable in os.environ:
+                monkeypatch.delenv(variable)
+    return monkeypatch
