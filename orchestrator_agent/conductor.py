@@ -238,6 +238,7 @@ class Conductor:
         runs, broken = await patiently(self._runs.load, list(happened))
         moment = now()
         batch: list[tuple[Run, Decisions]] = []
+        unmoved: list[Run] = []
         for root_task_id, run in runs.items():
             happenings = happened[root_task_id]
             if root_task_id in broken and not run.root.ended:
@@ -248,18 +249,20 @@ class Conductor:
                 decisions = await self._give_up(run, error)
                 run = self._runs.cached(root_task_id) or run
             if decisions.empty:
-                continue
-            batch.append((run, decisions))
+                unmoved.append(run)
+            else:
+                batch.append((run, decisions))
+        behind = await self._behind(unmoved)
+        lost: dict[UUID, list[Happening]] = {root_task_id: happened[root_task_id] for root_task_id in behind}
         if not batch:
-            return {}
+            return lost
         try:
             written = await patiently(self._store.apply, batch)
         except PoisonedBatch as error:
             for run, _ in batch:
                 self._runs.drop(run.root_task_id)
-            return await self._isolate({run.root_task_id: happened[run.root_task_id] for run, _ in batch}, error)
+            return lost | await self._isolate({run.root_task_id: happened[run.root_task_id] for run, _ in batch}, error)
         ended: list[UUID] = []
-        lost: dict[UUID, list[Happening]] = {}
         for run, decisions in batch:
             if run.root_task_id not in written:
                 self._runs.drop(run.root_task_id)
@@ -274,6 +277,16 @@ class Conductor:
         if ended:
             await self.acceptance.end_duplicates(await patiently(self._reader.duplicates_waiting, ended))
         return lost
+
+    async def _behind(self, runs: Sequence[Run]) -> list[UUID]:
+        """Of runs that nothing happened to: those which another process has moved on, so that it may have."""
+        if not runs:
+            return []
+        versions = await patiently(self._reader.versions, [run.root_task_id for run in runs])
+        behind = [run.root_task_id for run in runs if versions.get(run.root_task_id) != run.version]
+        for root_task_id in behind:
+            self._runs.drop(root_task_id)
+        return behind
 
     async def _give_up(self, run: Run, error: Exception) -> Decisions:
         """A transition raised: the run as the database has it ends, saying so, rather than waiting for ever."""

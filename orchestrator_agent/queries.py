@@ -4,7 +4,7 @@ Requests and replies are JSON objects. A reply with `error` (`code`, `message`) 
 """
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 QUEUE = "orchestrators"
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 1000
+BULKY = ("payload", "result")
 
 Answer = dict[str, Any]
 
@@ -96,7 +97,9 @@ class Queries:
         records = await self._reader.tree(_id(arguments))
         if not records:
             raise UnknownTask(f"there is no task {arguments.get('task_id')}")
-        return {"tasks": [_shown(record) for record in records]}
+        # Payloads and results of a whole tree may be more than one message carries; who draws it needs none.
+        hidden = BULKY if arguments.get("brief") is True else ()
+        return {"tasks": [_shown(record, hidden) for record in records]}
 
     async def _response(self, arguments: Mapping[str, Any]) -> Answer:
         task_id = _id(arguments)
@@ -137,10 +140,10 @@ def _id(arguments: Mapping[str, Any]) -> UUID:
         raise InvalidRequest("task_id: must be the id of a task", field="task_id") from None
 
 
-def _shown(record: Any) -> Answer:
+def _shown(record: Any, hidden: Collection[str] = ()) -> Answer:
     shown: Answer = {}
     for name, value in record.items():
-        if value is None:
+        if value is None or name in hidden:
             continue
         if isinstance(value, UUID):
             shown[name] = str(value)

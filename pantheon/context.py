@@ -1,6 +1,7 @@
 """TaskContext: what a handler can ask and say while it works on one attempt of one task."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,15 @@ from protocol.messages import TaskProgress, TaskRequest, Usage, now
 
 # Handlers report as often as they like; more than this many messages a second helps nobody who watches.
 PROGRESS_MIN_INTERVAL_SECONDS = 0.05
+
+
+# Of streamed text in one message: four bytes each at worst, and escaped six, they stay far below a broker's limit.
+STREAM_CHARS = 50_000
+
+
+def sayable(text: object) -> str:
+    """Any text as Unicode that JSON can carry: halves of surrogate pairs, as file names may hold, are replaced."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 class TaskContext:
@@ -83,13 +93,13 @@ class TaskContext:
             return
         self._last_progress_at = clock
         if percent is not None:
-            percent = min(100.0, max(0.0, float(percent)))
-        await self._publish_progress(self._made(percent=percent, message=message))
+            percent = None if math.isnan(percent) else min(100.0, max(0.0, float(percent)))
+        await self._publish_progress(self._made(percent=percent, message=sayable(message)))
 
     async def stream(self, text: str) -> None:
         """Stream a piece of output, to be appended by whoever watches; the result must still hold the whole."""
-        if text:
-            await self._publish_progress(self._made(text=text))
+        for place in range(0, len(text), STREAM_CHARS):
+            await self._publish_progress(self._made(text=sayable(text[place : place + STREAM_CHARS])))
 
     def _made(self, *, percent: float | None = None, message: str = "", text: str = "") -> TaskProgress:
         return TaskProgress(

@@ -1,8 +1,12 @@
 """Handler: the function that serves one task type, with what its annotations say of payload, context and result."""
 
 import asyncio
+import contextlib
+import contextvars
 import inspect
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -85,7 +89,10 @@ class Handler:
         if self.is_async:
             result = await self.function(**arguments)
         else:
-            result = await asyncio.to_thread(self.function, **arguments)
+            result = await _in_thread(partial(self.function, **arguments))
+            if inspect.isawaitable(result):
+                # An async function behind a decorator that is none.
+                result = await result
         return self._dump(result)
 
     def _dump(self, result: Any) -> Any:
@@ -94,6 +101,41 @@ class Handler:
         if self._output is not None:
             return self._output.dump_python(result, mode="json", by_alias=True, warnings=False)
         return {} if result is None else TypeAdapter(Any).dump_python(result, mode="json")
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Call a plain function in a thread of its own.
+
+    Not asyncio.to_thread: its pool has few threads, fewer than an agent may have tasks, and the interpreter waits for
+    all of them at its end, also for one that is stuck in a task that was given up long ago.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def finish(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        elif isinstance(error, StopIteration | asyncio.CancelledError):
+            # Neither can be a future's exception; the second is what `ctx.raise_if_cancelled` raised in the thread.
+            future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = context.run(function)
+        except BaseException as raised:
+            error = raised
+        # The loop may have closed while the thread went on.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=work, name="handler", daemon=True).start()
+    return await future
 
 
 __all__ = ["Handler", "InvalidRequest"]

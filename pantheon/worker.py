@@ -15,10 +15,11 @@ from uuid import UUID
 
 import structlog
 from nats.errors import Error as NatsError
+from pydantic import ValidationError
 
 from pantheon.agent import Agent
 from pantheon.bus import Bus, Delivery, Publisher, Puller
-from pantheon.context import TaskContext
+from pantheon.context import TaskContext, sayable
 from protocol import subjects
 from protocol.errors import BusError, ErrorCode, InvalidRequest, PantheonError, TaskFailure, TooLarge
 from protocol.ids import new_id
@@ -93,6 +94,7 @@ class Worker:
         self._answers: OrderedDict[Key, bytes] = OrderedDict()
         self._cancelled: dict[tuple[UUID, int | None], float] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._place = asyncio.Event()
         self._draining = False
 
     @property
@@ -126,6 +128,9 @@ class Worker:
         self._cancelled[(task_id, attempt)] = loop.time() + CANCEL_MEMORY_SECONDS
         for (running_id, running_attempt), running in self._running.items():
             if running_id == task_id and attempt in (None, running_attempt) and not running.answering:
+                if running.stop_reason is not None:
+                    # The order is sent more than once; another interruption would hit the handler's cleaning up.
+                    continue
                 running.stop_reason = reason or "cancelled"
                 if running.context is not None:
                     running.context.cancelled = True
@@ -150,6 +155,8 @@ class Worker:
         for running in list(self._running.values()):
             if not running.answering:
                 running.stop_reason = "hand back"
+                if running.context is not None:
+                    running.context.cancelled = True
                 running.work.cancel()
         if self._works:
             await asyncio.wait(self._works, timeout=5)
@@ -159,13 +166,19 @@ class Worker:
 
     async def _take(self) -> None:
         while not self._draining:
-            for delivery in await self._puller.take(self.max_concurrency):
-                work = asyncio.create_task(self._work(delivery))
+            # The server may send more than was asked for last, where requests overlap: after a reconnect, say.
+            if (places := self.max_concurrency - len(self._works)) <= 0:
+                self._place.clear()
+                await self._place.wait()
+                continue
+            for delivery in await self._puller.take(places):
+                work = asyncio.create_task(self._work(delivery), name=f"{self._agent.name}-work")
                 self._works.add(work)
                 work.add_done_callback(self._finished)
 
     def _finished(self, work: "asyncio.Task[None]") -> None:
         self._works.discard(work)
+        self._place.set()
         self._puller.release()
         if not work.cancelled() and (error := work.exception()) is not None:
             log.error("worker.failed", error=repr(error), exc_info=error)
@@ -174,9 +187,9 @@ class Worker:
         """In-progress acks for all that runs, so that a long task is not given to another instance."""
         while True:
             await asyncio.sleep(IN_PROGRESS_SECONDS)
-            for running in list(self._running.values()):
+            for delivery in [*(running.delivery for running in self._running.values()), *self._puller.waiting]:
                 try:
-                    await running.delivery.in_progress()
+                    await delivery.in_progress()
                 except (NatsError, OSError) as error:
                     log.debug("worker.in_progress", error=str(error))
 
@@ -202,7 +215,7 @@ class Worker:
         running = self._running[key] = _Running(delivery, current)
         try:
             response = await self._respond(request, running)
-            body = to_bytes(response)
+            body = self._body(request, response)
             try:
                 await self._answer(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
             except TooLarge as error:
@@ -241,6 +254,7 @@ class Worker:
                 raise _HandBack from None
             status, error = "cancelled", ErrorInfo(code=ErrorCode.CANCELLED, message=running.stop_reason)
         except Exception as raised:
+            running.answering = True
             error = self._error_of(request, raised)
             status = "cancelled" if error.code == ErrorCode.CANCELLED else "failed"
             await self._call_hooks("error", context, raised)
@@ -280,11 +294,11 @@ class Worker:
             if limit <= 0:
                 raise TaskFailure(ErrorCode.DEADLINE_EXCEEDED, f"the deadline {request.deadline} has passed")
         payload = handler.validate(request.payload)
-        if self._agent.has_hooks("before_task"):
-            await self._agent.call_hooks("before_task", context)
         timer = asyncio.timeout(limit)
         try:
             async with timer:
+                if self._agent.has_hooks("before_task"):
+                    await self._agent.call_hooks("before_task", context)
                 return await handler.call(payload, context)
         except TimeoutError as raised:
             if not timer.expired():
@@ -296,7 +310,15 @@ class Worker:
 
     def _error_of(self, request: TaskRequest, raised: Exception) -> ErrorInfo:
         if isinstance(raised, PantheonError):
-            return ErrorInfo.of(raised)
+            try:
+                return ErrorInfo.of(raised)
+            except ValidationError as error:
+                log.warning("task.error_invalid", task_type=request.task_type, error=str(error))
+                return ErrorInfo(
+                    code=ErrorCode.INTERNAL_ERROR,
+                    message=sayable(f"{raised.code}: {raised.message}"),
+                    retryable=bool(raised.retryable),
+                )
         log.warning(
             "task.raised",
             task_id=str(request.task_id),
@@ -305,7 +327,9 @@ class Worker:
             exc_info=raised,
         )
         return ErrorInfo(
-            code=ErrorCode.INTERNAL_ERROR, message=f"{type(raised).__name__}: {raised}".strip(": "), retryable=True
+            code=ErrorCode.INTERNAL_ERROR,
+            message=sayable(f"{type(raised).__name__}: {raised}".strip(": ")),
+            retryable=True,
         )
 
     async def _call_hooks(self, moment: str, *arguments: Any) -> None:
@@ -331,6 +355,17 @@ class Worker:
         await self._publisher.publish(subjects.response(self._agent.name), body, message_id=message_id)
         if request.reply_to is not None:
             await self._bus.publish_quietly(request.reply_to, body)
+
+    def _body(self, request: TaskRequest, response: TaskResponse) -> bytes:
+        """A response as JSON; what JSON cannot carry (a lone surrogate, an object in details) is an error of its own,
+        because a task that is not answered is run again and again."""
+        try:
+            return to_bytes(response)
+        except (ValueError, TypeError) as error:
+            log.warning("task.unsayable", task_id=str(request.task_id), task_type=request.task_type, error=str(error))
+            what = "result" if response.error is None else f"error {sayable(response.error.code)}"
+            message = f"the {what} of '{request.task_type}' cannot be written as JSON: {sayable(error)}"
+            return to_bytes(self._failed(request, PantheonError(message)))
 
     def _failed(self, request: TaskRequest, error: PantheonError) -> TaskResponse:
         return TaskResponse(

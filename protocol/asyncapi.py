@@ -56,7 +56,13 @@ _QUERIES: dict[str, tuple[str, Document, Document]] = {
     ),
     "task": (
         "Every task of the tree that a task belongs to, as it is kept.",
-        {"properties": {"task_id": _UUID}, "required": ["task_id"]},
+        {
+            "properties": {
+                "task_id": _UUID,
+                "brief": {"type": "boolean", "default": False, "description": "without payloads and results"},
+            },
+            "required": ["task_id"],
+        },
         {"properties": {"tasks": {"type": "array", "items": {"type": "object"}}}, "required": ["tasks"]},
     ),
     "response": (

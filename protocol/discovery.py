@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from protocol.names import AGENT_NAME, INSTANCE_ID, TASK_TYPE
+from protocol.names import AGENT_NAME, INSTANCE_ID, TASK_TYPE, null_means
 
 TTL_SECONDS = 15
 REFRESH_SECONDS = 5
@@ -26,11 +26,11 @@ class InstanceRecord(BaseModel):
     protocol: Literal[1] = 1
     name: AgentName
     instance_id: InstanceId
-    task_types: tuple[TaskType, ...] = ()
-    max_concurrency: int = Field(default=1, ge=1)
-    version: str = "0.0.0"
-    status: Literal["ready", "draining"] = "ready"
-    metadata: dict[str, str] = Field(default_factory=dict)
+    task_types: Annotated[tuple[TaskType, ...], null_means(())] = ()
+    max_concurrency: Annotated[int, Field(ge=1), null_means(1)] = 1
+    version: Annotated[str, null_means("0.0.0")] = "0.0.0"
+    status: Annotated[Literal["ready", "draining"], null_means("ready")] = "ready"
+    metadata: Annotated[dict[str, str], null_means({})] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:

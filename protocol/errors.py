@@ -8,7 +8,7 @@
     ├── TaskFailed                     a task a client waited for ended `failed`; carries the response
     ├── TaskCancelled                  the same, ended `cancelled`
     ├── NotAccepted                    nobody accepted a request within the time given
-    ├── UnknownTask                    no such task in the database
+    ├── UnknownTask                    unknown_task: no such task in the database
     ├── SettingsError                  a setting (environment, file) has a wrong value
     ├── BusError                       NATS cannot be reached, or refuses
     │   └── TooLarge                   too_large: a message exceeds what the broker carries
@@ -124,6 +124,8 @@ class NotAccepted(PantheonError):
 
 class UnknownTask(PantheonError):
     """No such task in the database, or its age has passed the retention."""
+
+    code = "unknown_task"
 
 
 class SettingsError(PantheonError):

@@ -5,6 +5,8 @@ are absent and fields that are null mean the same; what has its default is not s
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -25,7 +27,7 @@ from pydantic_core import from_json, to_json
 
 from protocol.discovery import AgentName, InstanceId
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
-from protocol.names import MESH_OPERATION, TASK_TYPE
+from protocol.names import MESH_OPERATION, TASK_TYPE, null_means
 from protocol.subjects import is_reply_subject
 
 DEFAULT_TENANT = "default"
@@ -57,6 +59,13 @@ def _utc(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
+def _time_text(value: object) -> object:
+    # The validator behind this one would take a number, and digits in a string, as seconds since 1970.
+    if isinstance(value, datetime) or (isinstance(value, str) and "-" in value[:5]):
+        return value
+    raise ValueError("must be a time as RFC 3339 writes it, such as 2026-01-31T12:00:00Z")
+
+
 def _plain(value: str) -> str:
     if "\0" in value:
         raise ValueError("must not contain a NUL character")
@@ -81,16 +90,11 @@ TaskId = Annotated[
     PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "uuid", "pattern": UUID_SHAPE}),
 ]
-Time = Annotated[AwareDatetime, Field(strict=False), AfterValidator(_utc)]
+Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_text), AfterValidator(_utc)]
 Label = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain)]
 ReplyTo = Annotated[str, Field(max_length=256), AfterValidator(_reply_to)]
 RequestedType = Annotated[str, Field(max_length=68), AfterValidator(_task_type)]
 Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
-
-
-def _or(default: Any) -> BeforeValidator:
-    # Many languages' clients send null for what is not set: on the wire it means the same as absent.
-    return BeforeValidator(lambda value: default if value is None else value)
 
 
 class Message(BaseModel):
@@ -104,7 +108,7 @@ class ErrorInfo(Message):
 
     code: str = Field(min_length=1, max_length=128)
     message: str
-    retryable: bool = False
+    retryable: Annotated[bool, null_means(False)] = False
     step: str | None = None
     details: dict[str, Any] | None = None
 
@@ -122,9 +126,9 @@ class ErrorInfo(Message):
 class Usage(Message):
     """What a task consumed of models: tokens, and cost in US dollars."""
 
-    input_tokens: int = Field(default=0, ge=0)
-    output_tokens: int = Field(default=0, ge=0)
-    cost_usd: float = Field(default=0.0, ge=0, strict=False)
+    input_tokens: Annotated[int, Field(ge=0), null_means(0)] = 0
+    output_tokens: Annotated[int, Field(ge=0), null_means(0)] = 0
+    cost_usd: Annotated[float, Field(ge=0, allow_inf_nan=False), null_means(0.0)] = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -139,21 +143,21 @@ class TaskRequest(Message):
 
     task_id: TaskId
     task_type: RequestedType
-    payload: Annotated[dict[str, Any], _or({})] = Field(default_factory=dict)
+    payload: Annotated[dict[str, Any], null_means({})] = Field(default_factory=dict)
     requester: Label | None = None
-    tenant: Annotated[Label, _or(DEFAULT_TENANT)] = DEFAULT_TENANT
+    tenant: Annotated[Label, null_means(DEFAULT_TENANT)] = DEFAULT_TENANT
     reply_to: ReplyTo | None = None
     parent_task_id: TaskId | None = None
     root_task_id: TaskId | None = None
     session_id: Label | None = None
     idempotency_key: Label | None = None
-    priority: Annotated[int, Field(ge=0, le=9), _or(DEFAULT_PRIORITY)] = DEFAULT_PRIORITY
-    attempt: Annotated[Attempt, _or(1)] = 1
-    timeout_seconds: Annotated[float, _or(DEFAULT_TIMEOUT_SECONDS)] = Field(
-        default=DEFAULT_TIMEOUT_SECONDS, gt=0, le=MAX_TIMEOUT_SECONDS, strict=False, allow_inf_nan=False
+    priority: Annotated[int, Field(ge=0, le=9), null_means(DEFAULT_PRIORITY)] = DEFAULT_PRIORITY
+    attempt: Annotated[Attempt, null_means(1)] = 1
+    timeout_seconds: Annotated[float, null_means(DEFAULT_TIMEOUT_SECONDS)] = Field(
+        default=DEFAULT_TIMEOUT_SECONDS, gt=0, le=MAX_TIMEOUT_SECONDS, allow_inf_nan=False
     )
     deadline: Time | None = None
-    metadata: Annotated[dict[str, str], _or({})] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, str], null_means({})] = Field(default_factory=dict)
     created_at: Time | None = None
 
 
@@ -162,9 +166,9 @@ class TaskResponse(Message):
 
     task_id: TaskId
     root_task_id: TaskId
-    task_type: str = ""
+    task_type: Annotated[str, null_means("")] = ""
     agent: AgentName
-    attempt: Attempt = 1
+    attempt: Annotated[Attempt, null_means(1)] = 1
     status: Literal["completed", "failed", "cancelled"]
     result: Any = None
     error: ErrorInfo | None = None
@@ -182,9 +186,9 @@ class TaskProgress(Message):
     root_task_id: TaskId
     step: str | None = None
     agent: AgentName
-    percent: float | None = Field(default=None, ge=0, le=100, strict=False)
-    message: str = ""
-    text: str = ""
+    percent: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
+    message: Annotated[str, null_means("")] = ""
+    text: Annotated[str, null_means("")] = ""
     at: Time
 
 
@@ -200,9 +204,9 @@ class Heartbeat(Message):
     instance_id: InstanceId
     active: int = Field(ge=0)
     max_concurrency: int = Field(ge=1)
-    cpu_percent: float | None = Field(default=None, strict=False)
+    cpu_percent: float | None = None
     memory_bytes: int | None = None
-    running: tuple[RunningTask, ...] = Field(default=(), strict=False)
+    running: Annotated[tuple[RunningTask, ...], null_means(())] = Field(default=(), strict=False)
     at: Time
 
 
@@ -213,7 +217,7 @@ class Control(Message):
     task_id: TaskId | None = None
     attempt: Attempt | None = None
     instance_id: str | None = None
-    reason: str = ""
+    reason: Annotated[str, null_means("")] = ""
 
 
 class DeadLetter(Message):
@@ -222,17 +226,20 @@ class DeadLetter(Message):
     id: TaskId
     subject: str
     reason: str
-    error: str = ""
+    error: Annotated[str, null_means("")] = ""
     body_base64: str
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: Annotated[dict[str, str], null_means({})] = Field(default_factory=dict)
     task_id: TaskId | None = None
-    deliveries: int = 1
+    deliveries: Annotated[int, null_means(1)] = 1
     at: Time
 
 
 def to_bytes(message: Message) -> bytes:
-    """The message as JSON; fields that have their default are left out, as the contract allows."""
-    return message.model_dump_json(exclude_defaults=True).encode()
+    """The message as JSON. Requests leave out what has its default, responses what is null; the small messages are
+    written whole, as the contract shows them."""
+    if isinstance(message, TaskRequest):
+        return message.model_dump_json(exclude_defaults=True).encode()
+    return message.model_dump_json(exclude_none=isinstance(message, TaskResponse)).encode()
 
 
 def parse_request(body: bytes) -> TaskRequest:
@@ -241,11 +248,36 @@ def parse_request(body: bytes) -> TaskRequest:
         if b"NaN" in body or b"Infinity" in body:
             # Words that JSON does not have, but that lenient parsers take as numbers; inside strings they are fine.
             from_json(body, allow_inf_nan=False)
-        return TaskRequest.model_validate_json(body)
+        request = TaskRequest.model_validate_json(body)
     except ValidationError as error:
         raise invalid_request(error) from None
     except ValueError as error:
         raise InvalidRequest(f"Invalid JSON: {error}") from None
+    if _LARGE_EXPONENT.search(body) is not None and _has_infinity(request.payload):
+        raise InvalidRequest("payload: holds a number that no double can hold", field="payload")
+    return request
+
+
+# A number such as 1e999 reads as infinity, which JSON cannot say: it would come out as null at the other end.
+_LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
+
+
+def _has_infinity(value: Any) -> bool:
+    queue = [value]
+    while queue:
+        one = queue.pop()
+        if isinstance(one, float) and math.isinf(one):
+            return True
+        queue.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+    return False
+
+
+# Of a field's place or a mistake's words: both may quote what was sent, and the error must fit into a response.
+_TOLD_CHARS = 300
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TOLD_CHARS else f"{text[:_TOLD_CHARS]}…"
 
 
 def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
@@ -254,7 +286,7 @@ def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
     for mistake in error.errors(include_url=False, include_input=False, include_context=False):
         place = ".".join(str(part) for part in (*([prefix] if prefix else []), *mistake["loc"]))
         message = mistake["msg"].removeprefix("Value error, ")
-        mistakes.append({"field": place, "message": message})
+        mistakes.append({"field": _cut(place), "message": _cut(message)})
     first = mistakes[0]
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     text = f"{first['field']}: {first['message']}{more}" if first["field"] else f"{first['message']}{more}"
@@ -268,9 +300,12 @@ def salvage_ids(body: bytes) -> Mapping[str, Any]:
     A message with a task_id can be answered; one without becomes a dead letter.
     """
     try:
-        # The lenient parser on purpose: it also reads what the strict one refused (NaN, lone surrogates).
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
+        # The lenient parser on purpose: it also reads what the strict one refused (NaN, lone surrogates, numbers of
+        # thousands of digits).
+        fields = json.loads(body, parse_int=lambda digits: int(digits) if len(digits) < 20 else None)
+    except RecursionError:
+        fields = _top_level_strings(body)
+    except ValueError:
         return {}
     if not isinstance(fields, dict):
         return {}
@@ -292,6 +327,30 @@ def salvage_ids(body: bytes) -> Mapping[str, Any]:
     if isinstance(reply_to, str) and is_reply_subject(reply_to):
         found["reply_to"] = reply_to
     return found
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s"{}\[\]:,]+', re.DOTALL)
+
+
+def _top_level_strings(body: bytes) -> dict[str, Any]:
+    """The fields of an object that is nested deeper than any parser goes, those with a string or a small integer."""
+    found: dict[str, Any] = {}
+    depth, key, before = 0, None, ""
+    for match in _TOKEN.finditer(body.decode(errors="replace")):
+        word = match[0]
+        if word in "{[":
+            depth += 1
+        elif word in "}]":
+            depth -= 1
+        elif depth == 1 and before in "{," and word.startswith('"'):
+            key = word
+        elif depth == 1 and before == ":" and key is not None and (word.startswith('"') or word.isdecimal()):
+            try:
+                found[json.loads(key)] = json.loads(word[:20_000])
+            except ValueError:
+                return {}
+        before = word
+    return found if depth == 0 else {}
 
 
 def json_bytes(value: Any) -> bytes:

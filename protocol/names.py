@@ -1,6 +1,9 @@
 """The grammar of names on the wire (PROTOCOL.md, Names): agents, instances, task types, steps."""
 
 import re
+from typing import Any
+
+from pydantic import BeforeValidator
 
 AGENT_NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}\Z")
 INSTANCE_ID = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
@@ -18,6 +21,11 @@ RESERVED_STEP_NAMES = frozenset(
     "as break const continue else false for function if import in let loop package namespace null return true var "
     "void while input".split()
 )
+
+
+def null_means(default: Any) -> BeforeValidator:
+    """On the wire null and absent mean the same: many languages' clients send null for what is not set."""
+    return BeforeValidator(lambda value: default if value is None else value)
 
 
 def is_agent_name(text: str) -> bool:

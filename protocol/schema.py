@@ -6,10 +6,11 @@ The output depends on the code alone: same code, same bytes.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from protocol.discovery import InstanceRecord
@@ -48,7 +49,7 @@ MODELS: dict[str, type[BaseModel]] = {
 
 ERROR_CODES: dict[ErrorCode, str] = {
     ErrorCode.INVALID_REQUEST: "The message, or its payload, is not what the task type takes; the field is named.",
-    ErrorCode.INVALID_WORKFLOW: "The workflow cannot run: a cycle, an unknown need, an expression that does not compile.",
+    ErrorCode.INVALID_WORKFLOW: "The workflow cannot run: a cycle, an unknown need, an expression in error.",
     ErrorCode.UNKNOWN_TASK_TYPE: "No workflow has this name, and no agent served it within the wait.",
     ErrorCode.NO_AGENT_AVAILABLE: "A step's task type was served by nobody within the wait.",
     ErrorCode.EXPRESSION_ERROR: "An expression failed when it was evaluated.",
@@ -112,8 +113,7 @@ _NULL_OR_ABSENT: Document = {"type": "null"}
 _ONE_KIND_OF_STEP: list[Document] = [
     {
         "required": ["task"],
-        "properties": {"task": {"type": "string"}, "steps": _NULL_OR_ABSENT},
-        "not": {"required": ["output"]},
+        "properties": {"task": {"type": "string"}, "steps": _NULL_OR_ABSENT, "output": _NULL_OR_ABSENT},
     },
     {
         "required": ["steps"],
@@ -127,7 +127,9 @@ _ONE_KIND_OF_STEP: list[Document] = [
     },
 ]
 # Model -> keywords for the model itself.
-_MODEL_KEYWORDS: dict[str, Document] = {"Step": {"oneOf": _ONE_KIND_OF_STEP}}
+_MODEL_KEYWORDS: dict[str, Document] = {
+    "Step": {"oneOf": _ONE_KIND_OF_STEP, "dependentRequired": {"concurrency": ["for_each"]}}
+}
 # Model -> field -> keywords beside those that pydantic makes; they hold for every type that the field may have.
 _FIELD_KEYWORDS: dict[str, dict[str, Document]] = {
     "TaskRequest": {
@@ -142,23 +144,55 @@ _FIELD_KEYWORDS: dict[str, dict[str, Document]] = {
         "with": {"type": ["object", "string", "null"]},
     },
 }
-# Fields where null means the same as absence, which the models' code says and their types do not.
-_NULL_MEANS_DEFAULT: dict[str, tuple[str, ...]] = {
-    "TaskRequest": ("payload", "tenant", "priority", "attempt", "timeout_seconds", "metadata"),
-    "ExecuteDag": ("input",),
-}
+# Where null may stand for absence by the code that reads the message, not by the model: model -> fields.
+_NULL_MEANS_DEFAULT: dict[str, set[str]] = {"ExecuteDag": {"input"}}
 
 
-def _enriched(name: str, schema: Document) -> Document:
-    schema |= _MODEL_KEYWORDS.get(name, {})
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for one in get_args(annotation):
+        yield from _models_in(one)
+
+
+def _all_models() -> dict[str, type[BaseModel]]:
+    """The messages' models and those inside them, by name."""
+    found: dict[str, type[BaseModel]] = {}
+    left = list(MODELS.values())
+    while left:
+        model = left.pop()
+        if model.__name__ not in found:
+            found[model.__name__] = model
+            left += [inner for field in model.model_fields.values() for inner in _models_in(field.annotation)]
+    return found
+
+
+def _null_means_default(model: type[BaseModel]) -> set[str]:
+    """The fields, as they are on the wire, that may be null and have a default.
+
+    Asked of the model itself: a validator of its code says so, which no JSON Schema shows.
+    """
+    optional = {field.alias or name for name, field in model.model_fields.items() if not field.is_required()}
+    try:
+        model.model_validate(dict.fromkeys(optional))
+    except ValidationError as error:
+        optional -= {str(mistake["loc"][0]) for mistake in error.errors() if mistake["loc"]}
+    return optional | _NULL_MEANS_DEFAULT.get(model.__name__, set())
+
+
+def _enriched(model: type[BaseModel], schema: Document) -> Document:
+    schema |= _MODEL_KEYWORDS.get(model.__name__, {})
     properties: dict[str, Document] = schema.get("properties", {})
-    for field, keywords in _FIELD_KEYWORDS.get(name, {}).items():
+    for field, keywords in _FIELD_KEYWORDS.get(model.__name__, {}).items():
         properties[field] |= keywords
-    for field in _NULL_MEANS_DEFAULT.get(name, ()):
-        described = properties[field]
-        about = {word: described.pop(word) for word in ("default", "description") if word in described}
-        about.setdefault("default", {})
-        properties[field] = {"anyOf": [described, {"type": "null"}], **about}
+    defaults = {field.alias or name: field for name, field in model.model_fields.items()}
+    for name in sorted(_null_means_default(model)):
+        described = properties[name]
+        if described.get("default", ...) is None:
+            continue  # its type says null already
+        about: Document = {word: described.pop(word) for word in ("default", "description") if word in described}
+        about.setdefault("default", defaults[name].get_default(call_default_factory=True))
+        properties[name] = {"anyOf": [described, {"type": "null"}], **about}
     return schema
 
 
@@ -166,7 +200,8 @@ def model_schemas(ref_template: str) -> dict[str, Document]:
     """The schema of every model that is, or is in, a message, by the model's name; references follow the template."""
     inputs = [(model, _VALIDATION) for model in MODELS.values()]
     _, made = models_json_schema(inputs, ref_template=ref_template, schema_generator=_Plain)
-    return {name: _enriched(name, schema) for name, schema in sorted(made["$defs"].items())}
+    models = _all_models()
+    return {name: _enriched(models[name], schema) for name, schema in sorted(made["$defs"].items())}
 
 
 def event_data(entity: str, name: str) -> Document:

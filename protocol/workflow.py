@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from protocol.discovery import AgentName
 from protocol.messages import MAX_TIMEOUT_SECONDS, Message
-from protocol.names import RESERVED_STEP_NAMES, STEP_NAME, TASK_TYPE
+from protocol.names import RESERVED_STEP_NAMES, STEP_NAME, TASK_TYPE, null_means
 
 # A hard bound on what one step can repeat: a loop that needs more is a mistake, or a schedule.
 MAX_ITERATIONS = 1000
@@ -44,10 +44,10 @@ class Retry(Message):
     """
 
     max_attempts: int | None = Field(default=None, ge=1, le=1000)
-    initial_seconds: float = Field(default=1.0, ge=0, le=3600, strict=False)
-    multiplier: float = Field(default=2.0, ge=1, le=100, strict=False)
-    max_seconds: float = Field(default=60.0, ge=0, le=86400, strict=False)
-    jitter: float = Field(default=0.2, ge=0, le=1, strict=False)
+    initial_seconds: Annotated[float, Field(ge=0, le=3600), null_means(1.0)] = 1.0
+    multiplier: Annotated[float, Field(ge=1, le=100), null_means(2.0)] = 2.0
+    max_seconds: Annotated[float, Field(ge=0, le=86400), null_means(60.0)] = 60.0
+    jitter: Annotated[float, Field(ge=0, le=1), null_means(0.2)] = 0.2
 
 
 class Repeat(Message):
@@ -72,26 +72,26 @@ class Step(Message):
     output: Any = None
     description: str | None = None
     agent: AgentName | None = None
-    needs: tuple[str, ...] = Field(default=(), strict=False)
+    needs: Annotated[tuple[str, ...], null_means(())] = Field(default=(), strict=False)
     when: str | None = None
     with_: Any = Field(default=None, alias="with")
     for_each: list[Any] | str | None = None
-    concurrency: int = Field(default=DEFAULT_CONCURRENCY, ge=1, le=10_000)
+    concurrency: Annotated[int, Field(ge=1, le=10_000), null_means(DEFAULT_CONCURRENCY)] = DEFAULT_CONCURRENCY
     repeat: Repeat | None = None
     retry: Retry | None = None
-    timeout: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_SECONDS, strict=False, allow_inf_nan=False)
+    timeout: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_SECONDS, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Step":
         if (self.task is None) == (self.steps is None):
             raise ValueError("a step has exactly one of 'task' and 'steps'")
-        if self.steps is None and "output" in self.model_fields_set:
+        if self.steps is None and self.output is not None:
             raise ValueError("'output' belongs to a step with 'steps', or to the workflow")
         if self.steps is not None and (self.agent is not None or self.timeout is not None or self.retry is not None):
             raise ValueError("'agent', 'timeout' and 'retry' belong to a step with 'task'")
         if self.with_ is not None and not isinstance(self.with_, dict | str):
             raise ValueError("'with' is an object, or a string that is one ${…}")
-        if self.for_each is None and "concurrency" in self.model_fields_set:
+        if self.for_each is None and self.concurrency != DEFAULT_CONCURRENCY:
             raise ValueError("'concurrency' belongs to a step with 'for_each'")
         return self
 

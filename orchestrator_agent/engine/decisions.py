@@ -8,7 +8,10 @@ from uuid import UUID
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import ErrorCode, ExpressionError
-from protocol.messages import ErrorInfo
+from protocol.messages import ErrorInfo, json_bytes
+
+# Of an agent's error that is passed on: its message, and all of it.
+MAX_ERROR_CHARS = 32_000
 
 
 class Directory(Protocol):
@@ -109,12 +112,16 @@ class Ledger:
     def step_failed(self, row: Row, error: ErrorInfo) -> ErrorInfo:
         """A step's error as its workflow's: the agent's own goes into details."""
         path = self.run.path(row)
+        details = error.model_dump(mode="json", exclude_none=True)
+        if len(error.message) > MAX_ERROR_CHARS or len(json_bytes(details)) > MAX_ERROR_CHARS:
+            # It is told three times, by the task's answer among others, which must not be too large to be sent.
+            details = {"code": error.code, "message": error.message[:MAX_ERROR_CHARS], "retryable": error.retryable}
         return ErrorInfo(
             code=ErrorCode.STEP_FAILED,
-            message=f"step '{path}' failed: {error.message}",
+            message=f"step '{path}' failed: {error.message[:MAX_ERROR_CHARS]}",
             retryable=error.retryable,
             step=path,
-            details=error.model_dump(mode="json", exclude_none=True),
+            details=details,
         )
 
     def no_agent(self, row: Row) -> ErrorInfo:

@@ -5,8 +5,9 @@ A path such as `shout.text`, which most expressions are, is walked without the e
 """
 
 import base64
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,8 +28,31 @@ _TYPE_NAMES = frozenset("bool bytes double dyn int list map null_type optional_t
 _RENAMED = "step__"
 
 
+# Macros whose first argument names a variable of their own, which hides a step of that name.
+_BINDING = frozenset("all exists exists_one existsOne map filter optMap optFlatMap".split())
+_NUMBER = re.compile(r"[0-9][0-9A-Za-z_.]*")
+# Messages quote expressions, names and values; an error must fit into a response whatever they are.
+_SHOWN_CHARS = 200
+_SHOWN_NAMES = 10
+
+
+def shown(text: str) -> str:
+    """A text as messages quote it: cut, when it is long."""
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names for a message, the first few of many."""
+    every = list(names)
+    more = f" and {len(every) - _SHOWN_NAMES} more" if len(every) > _SHOWN_NAMES else ""
+    return ", ".join(every[:_SHOWN_NAMES]) + more
+
+
 def skip_string(text: str, at: int) -> int | None:
-    """The index behind the string literal that starts at `at`, or None where none starts, or it has no end."""
+    """The index behind the string literal that starts at `at`: the text's end where it has no end of its own.
+
+    None where no string starts.
+    """
     match = _STRING.match(text, at)
     if match is None:
         return None
@@ -42,33 +66,59 @@ def skip_string(text: str, at: int) -> int | None:
             return place + len(quote)
         else:
             place += 1
-    return None
+    return len(text)
 
 
-def _tokens(text: str) -> list[tuple[int, str, bool]]:
-    """Every identifier with its place and whether it can name a variable: not a field, not a call, not a map's key."""
-    found = []
+def _words(text: str) -> Iterator[tuple[int, str]]:
+    """Names, and every other character that is not space, comment, string or number; `0` stands for those two."""
     place = 0
     while place < len(text):
         if text.startswith("//", place):
-            place = text.find("\n", place) if "\n" in text[place:] else len(text)
-            continue
-        if (behind := skip_string(text, place)) is not None:
+            end = text.find("\n", place)
+            place = len(text) if end < 0 else end
+        elif (behind := skip_string(text, place)) is not None:
+            yield place, "0"
             place = behind
-            continue
-        if (match := _NAME.match(text, place)) is not None:
-            before = text[:place].rstrip()
-            after = text[match.end() :].lstrip()
-            is_field = before.endswith((".", ".?"))
-            found.append((place, match[0], not is_field and not after.startswith("(")))
+        elif (match := _NAME.match(text, place)) is not None:
+            yield place, match[0]
             place = match.end()
-            continue
-        # A number's exponent or suffix must not be read as a name.
-        if text[place].isdigit():
-            number = re.match(r"[0-9][0-9A-Za-z_.]*", text[place:])
-            place += number.end() if number else 1
-            continue
-        place += 1
+        elif (match := _NUMBER.match(text, place)) is not None:
+            yield place, "0"
+            place = match.end()
+        elif text[place] == "`":
+            # A field whose name is no identifier: a.`b-c`
+            end = text.find("`", place + 1)
+            yield place, "0"
+            place = len(text) if end < 0 else end + 1
+        else:
+            if not text[place].isspace():
+                yield place, text[place]
+            place += 1
+
+
+def _variables(text: str) -> list[tuple[int, str]]:
+    """Every name that stands for a variable, with its place: no field, no function, no variable of a macro's own."""
+    words = list(_words(text))
+    found = []
+    # What the macros around a place have bound, one entry an open bracket.
+    bound: list[str] = []
+
+    def word(index: int) -> str:
+        return words[index][1] if 0 <= index < len(words) else ""
+
+    for index, (place, name) in enumerate(words):
+        if name in ("(", "[", "{"):
+            called = word(index - 1) in _BINDING and word(index - 2) in (".", "?") and name == "("
+            binds = called and _NAME.fullmatch(word(index + 1)) is not None and word(index + 2) == ","
+            bound.append(word(index + 1) if binds else "")
+        elif name in (")", "]", "}"):
+            if bound:
+                bound.pop()
+        elif _NAME.match(name) is not None and word(index + 1) != "(" and name not in bound:
+            dot = index - 1 if word(index - 1) == "." else index - 2
+            of_something = dot > 0 and (word(dot - 1) in (")", "]", "}") or word(dot - 1)[-1:].isalnum())
+            if word(dot) != "." or (dot == index - 2 and word(index - 1) != "?") or not of_something:
+                found.append((place, name))
     return found
 
 
@@ -85,13 +135,14 @@ class Environment:
         where = f"step '{step}': " if step else ""
         if not stripped:
             raise InvalidWorkflow(f"{where}the expression between ${{ and }} is empty", step=step)
-        used = frozenset(name for _, name, variable in _tokens(stripped) if variable and name in self.names)
+        used = frozenset(name for _, name in _variables(stripped) if name in self.names)
         if _PATH.match(stripped) and stripped not in ("true", "false", "null"):
             path = tuple(stripped.split("."))
             if path[0] not in self.names:
-                known = ", ".join(sorted(self.names))
+                known = shown_names(sorted(self.names))
                 raise InvalidWorkflow(
-                    f"{where}expression '{stripped}': there is no '{path[0]}' here; there is {known}", step=step
+                    f"{where}expression '{shown(stripped)}': there is no '{shown(path[0])}' here; there is {known}",
+                    step=step,
                 )
             return Expression(stripped, used, path=path)
         if self._cel is None:
@@ -103,7 +154,7 @@ class Environment:
             program = self._program(self._renamed(stripped))
         except RuntimeError as error:
             raise InvalidWorkflow(
-                f"{where}expression '{stripped}' does not compile: {_reason(error)}", step=step
+                f"{where}expression '{shown(stripped)}' does not compile: {_reason(error)}", step=step
             ) from None
         return Expression(stripped, used, program=program, renamed={name: self._shown(name) for name in used})
 
@@ -127,8 +178,8 @@ class Environment:
         if not hidden:
             return text
         made, last = [], 0
-        for place, name, variable in _tokens(text):
-            if variable and name in hidden:
+        for place, name in _variables(text):
+            if name in hidden:
                 made += [text[last:place], self._shown(name)]
                 last = place + len(name)
         return "".join(made) + text[last:]
@@ -161,9 +212,9 @@ class Expression:
             kind = value.type()
             plain = value.plain_value()
         except (RuntimeError, ValueError, OverflowError, TypeError) as error:
-            raise ExpressionError(f"expression '{self.text}' failed: {_reason(error)}", expression=self.text) from None
+            raise self._failed(_reason(error)) from None
         if kind == cel.Type.ERROR:
-            raise ExpressionError(f"expression '{self.text}' failed: {_reason(plain)}", expression=self.text)
+            raise self._failed(_reason(plain))
         return _json_able(plain)
 
     def condition(self, variables: Mapping[str, Any]) -> bool:
@@ -171,28 +222,33 @@ class Expression:
         value = self.evaluate(variables)
         if not isinstance(value, bool):
             raise ExpressionError(
-                f"expression '{self.text}' must be true or false, not {type(value).__name__}", expression=self.text
+                f"expression '{shown(self.text)}' must be true or false, not {_kind(value)}",
+                expression=shown(self.text),
             )
         return value
+
+    def _failed(self, reason: str) -> ExpressionError:
+        return ExpressionError(f"expression '{shown(self.text)}' failed: {reason}", expression=shown(self.text))
 
     def _walk(self, variables: Mapping[str, Any]) -> Any:
         assert self._path is not None
         value: Any = variables.get(self._path[0])
         for index, name in enumerate(self._path[1:], start=1):
+            before = ".".join(self._path[:index])
             if not isinstance(value, dict):
-                held = "null" if value is None else type(value).__name__
-                before = ".".join(self._path[:index])
-                raise ExpressionError(
-                    f"expression '{self.text}' failed: '{before}' is {held}, it has no field '{name}'",
-                    expression=self.text,
-                )
+                raise self._failed(f"'{shown(before)}' is {_kind(value)}, it has no field '{shown(name)}'")
             if name not in value:
-                before = ".".join(self._path[:index])
-                raise ExpressionError(
-                    f"expression '{self.text}' failed: '{before}' has no field '{name}'", expression=self.text
-                )
+                raise self._failed(f"'{shown(before)}' has no field '{shown(name)}'")
             value = value[name]
         return value
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in JSON's words."""
+    if value is None:
+        return "null"
+    kinds = {bool: "a boolean", str: "a string", dict: "an object", list: "a list"}
+    return next((word for kind, word in kinds.items() if isinstance(value, kind)), "a number")
 
 
 def _reason(error: object) -> str:
@@ -203,11 +259,14 @@ def _reason(error: object) -> str:
     text = re.sub(r"^[A-Z_]+: ", "", text)
     text = re.sub(r"ERROR: <input>:1:(\d+): ", r"at character \1: ", text)
     text = text.replace(" (in container '')", "").replace(_RENAMED, "")
-    return re.sub(r"\s*\[[A-Z_]+\]$", "", text)
+    return shown(re.sub(r"\s*\[[A-Z_]+\]$", "", text))
 
 
 def _json_able(value: Any) -> Any:
     """CEL's values that JSON lacks, as the protobuf JSON mapping writes them (times RFC 3339, durations `3s`)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        # As it will be in the database: a run that is read again must see what it saw before.
+        return None
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict):

@@ -8,12 +8,23 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.plan import Plan, compile_workflow
 from protocol.errors import InvalidWorkflow
 from protocol.workflow import Repeat, Retry, Step, Workflow
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates: a workflow's values are JSON's, and `2026-01-31` is a string there."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 Place = tuple[str | int, ...]
 Marks = dict[Place, tuple[int, int]]
@@ -27,18 +38,21 @@ def read_workflow(text: str, *, source: str, default_name: str | None = None) ->
     """Compile a workflow file's text. Raises InvalidWorkflow whose message begins `source:line:column:`."""
     marks: Marks = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         if node is None:
             raise InvalidWorkflow(f"{source}: the file is empty", line=1, column=1)
         _collect(node, (), marks, source)
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         problem = error.problem or error.context or "not YAML"
         raise InvalidWorkflow(f"{source}:{line}:{column}: {problem}", line=line, column=column) from None
     except yaml.YAMLError as error:
-        raise InvalidWorkflow(f"{source}: not YAML: {error}", line=1, column=1) from None
+        reason = " ".join(str(error).split())
+        raise InvalidWorkflow(f"{source}:1:1: not YAML: {reason}", line=1, column=1) from None
+    except RecursionError:
+        raise InvalidWorkflow(f"{source}:1:1: nested too deep, or an alias holds itself", line=1, column=1) from None
 
     def fail(place: Place, message: str, step: str | None = None) -> InvalidWorkflow:
         line, column = _nearest(marks, place)
@@ -70,7 +84,7 @@ def _place_of(value: dict[str, Any], error: InvalidWorkflow, default: Place) -> 
     for place, text in _strings(value, ()):
         if "${" in text or (place and place[-1] in ("when", "until")):
             inner = text.strip().removeprefix("${").removesuffix("}").strip()
-            if inner and f"'{inner}'" in error.message:
+            if inner and f"'{shown(inner)}'" in error.message:
                 return place
     if error.step is not None:
         for place in _step_places(value, ()):
@@ -133,6 +147,8 @@ def _collect(node: yaml.Node, place: Place, marks: Marks, source: str) -> None:
         for key_node, value_node in node.value:
             key = key_node.value
             line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise InvalidWorkflow(f"{source}:{line}:{column}: a key must be a name", line=line, column=column)
             if key in seen:
                 # YAML would silently keep the last one: a step would be gone.
                 raise InvalidWorkflow(f"{source}:{line}:{column}: '{key}' stands here twice", line=line, column=column)

@@ -7,13 +7,17 @@ from typing import Any
 
 import jsonschema_rs
 
-from orchestrator_agent.workflows.expression import Environment, Expression
-from orchestrator_agent.workflows.template import Constant, Template, compile_condition, compile_template
+from orchestrator_agent.workflows.expression import Environment, Expression, shown, shown_names
+from orchestrator_agent.workflows.template import Constant, Interpolation, Template, compile_condition, compile_template
 from protocol.errors import InvalidRequest, InvalidWorkflow
 from protocol.messages import json_bytes
 from protocol.workflow import MAX_DEPTH, Repeat, Retry, Step, Workflow
 
 _ITEM_NAMES = frozenset({"item", "index"})
+
+
+# Of a cycle's steps, a message names at most this many.
+MAX_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class InputSchema:
         if error is None:
             return filled
         place = ".".join(["payload", *(str(part) for part in error.instance_path)])
-        raise InvalidRequest(f"{place}: {error.message}", field=place)
+        raise InvalidRequest(f"{place}: {shown(error.message)}", field=place)
 
 
 def compile_workflow(workflow: Workflow, *, name: str, versioned: bool = False) -> Plan:
@@ -157,7 +161,7 @@ def _compile_step(name: str, step: Step, steps: Mapping[str, Step], environment:
     # In a fan-out, `item` and `index` are the item at hand, whatever steps are called so.
     inner = environment if each is None else Environment({*environment.names, *_ITEM_NAMES})
     payload = Constant({}) if step.with_ is None else compile_template(step.with_, inner, step=name)
-    if isinstance(payload, Constant) and not isinstance(payload.value, dict):
+    if isinstance(payload, Interpolation) or (isinstance(payload, Constant) and not isinstance(payload.value, dict)):
         raise InvalidWorkflow(f"step '{name}': 'with' must be an object, or one ${{…}} that gives one", step=name)
     when = compile_condition(step.when, environment, step=name) if step.when is not None else None
     repeat = _compile_repeat(name, step.repeat, environment) if step.repeat is not None else None
@@ -165,8 +169,10 @@ def _compile_step(name: str, step: Step, steps: Mapping[str, Step], environment:
     used |= (when.uses if when else frozenset()) | (repeat.until.uses if repeat else frozenset())
     for need in step.needs:
         if need not in steps:
-            known = ", ".join(one for one in steps if one != name) or "no other step"
-            raise InvalidWorkflow(f"step '{name}' needs '{need}', which is not a step; there is {known}", step=name)
+            known = shown_names(one for one in steps if one != name) or "no other step"
+            raise InvalidWorkflow(
+                f"step '{name}' needs '{shown(need)}', which is not a step; there is {known}", step=name
+            )
     needs = (used | frozenset(step.needs)) - {"input"}
     if repeat is not None and name not in step.needs:
         # The result of the iteration before, not a need.
@@ -208,10 +214,13 @@ def _refuse_cycles(graph: _Graph) -> None:
                 free.append(dependant)
     if ordered == len(graph.steps):
         return
-    walk = [next(name for name, count in missing.items() if count)]
-    while True:
-        follow = next(need for need in sorted(graph.steps[walk[-1]].needs) if missing[need])
-        if follow in walk:
-            cycle = [*walk[walk.index(follow) :], follow]
-            raise InvalidWorkflow(f"the steps need each other in a circle: {' -> '.join(cycle)}", step=follow)
-        walk.append(follow)
+    # Names in the order of the walk; a dict, because cycles may be thousands of steps long.
+    walk: dict[str, None] = {}
+    follow = next(name for name, count in missing.items() if count)
+    while follow not in walk:
+        walk[follow] = None
+        follow = min(need for need in graph.steps[follow].needs if missing[need])
+    names = list(walk)
+    cycle = names[names.index(follow) :]
+    told = cycle if len(cycle) <= MAX_TOLD else [*cycle[:MAX_TOLD], "…"]
+    raise InvalidWorkflow(f"the steps need each other in a circle: {' -> '.join([*told, follow])}", step=follow)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator_agent.workflows.expression import Environment, Expression, skip_string
+from orchestrator_agent.workflows.expression import Environment, Expression, shown, skip_string
 from protocol.errors import InvalidWorkflow
 from protocol.messages import json_bytes
 
@@ -91,7 +91,10 @@ def split(text: str, *, step: str | None = None) -> list[tuple[bool, str]]:
             end = _closing_brace(text, place + 2)
             if end is None:
                 where = f"step '{step}': " if step else ""
-                raise InvalidWorkflow(f"{where}'{text[place : place + 40]}' has no closing brace", step=step)
+                raise InvalidWorkflow(
+                    f"{where}'{text[place : place + 40]}' has no closing brace, or a string in it no closing quote",
+                    step=step,
+                )
             if literal:
                 pieces.append((False, "".join(literal)))
                 literal = []
@@ -153,6 +156,6 @@ def compile_condition(text: str, environment: Environment, *, step: str | None =
     if "${" in text:
         pieces = split(text, step=step)
         if len(pieces) != 1 or not pieces[0][0]:
-            raise InvalidWorkflow(f"step '{step}': the condition '{text}' must be one expression", step=step)
+            raise InvalidWorkflow(f"step '{step}': the condition '{shown(text)}' must be one expression", step=step)
         text = pieces[0][1]
     return environment.compile(text, step=step)

@@ -48,9 +48,7 @@ class Publisher:
 
         Raises TooLarge at once; BusError only when `give_up_seconds` (None: never) have passed.
         """
-        all_headers = dict(headers or {})
-        if message_id is not None:
-            all_headers["Nats-Msg-Id"] = message_id
+        all_headers = self._checked(subject, body, message_id, headers)
         loop = asyncio.get_running_loop()
         end = None if give_up_seconds is None else loop.time() + give_up_seconds
         wait = RETRY_FIRST_SECONDS
@@ -85,9 +83,7 @@ class Publisher:
 
         Raises TooLarge. The hot path: one write into the socket's buffer, one callback.
         """
-        all_headers = dict(headers or {})
-        if message_id is not None:
-            all_headers["Nats-Msg-Id"] = message_id
+        all_headers = self._checked(subject, body, message_id, headers)
 
         def repeat() -> None:
             if not self._tasks:
@@ -115,6 +111,19 @@ class Publisher:
                 on_ack()
 
         future.add_done_callback(done)
+
+    def _checked(
+        self, subject: str, body: bytes, message_id: str | None, headers: dict[str, str] | None
+    ) -> dict[str, str]:
+        """All headers. Raises TooLarge here: a server that is sent too much, headers counted, cuts the connection."""
+        every = dict(headers or {})
+        if message_id is not None:
+            every["Nats-Msg-Id"] = message_id
+        # NATS/1.0, a line each of `name: value`, an empty line.
+        size = 12 + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in every.items()) if every else 0
+        if size + len(body) > self._bus.max_payload:
+            raise self._bus.too_large(subject, body)
+        return every
 
     def _note(self, ack: PubAck) -> None:
         if ack.seq > self.highest_sequence.get(ack.stream, 0):

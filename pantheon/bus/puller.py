@@ -27,6 +27,9 @@ REQUEST_EXPIRES_SECONDS = 30.0
 IDLE_HEARTBEAT_SECONDS = 5.0
 # Two heartbeats missed: the request is lost (a broker that failed over says nothing).
 SILENCE_SECONDS = 2.5 * IDLE_HEARTBEAT_SECONDS
+# Messages that end within this time are asked for again together.
+GATHER_SECONDS = 0.002
+REFUSED_SECONDS = 0.25
 ENSURE_FIRST_SECONDS = 0.05
 ENSURE_MAX_SECONDS = 2.0
 _NS = 1_000_000_000
@@ -59,6 +62,8 @@ class Puller:
         self._subscription: Subscription | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._also: asyncio.Event | None = None
+        self._asking_soon: asyncio.TimerHandle | None = None
+        self._refused = False
         self._unhook: Callable[[], None] | None = None
 
     async def start(self) -> None:
@@ -87,6 +92,11 @@ class Puller:
         """Messages delivered and not released, waiting or at work."""
         return self._held
 
+    @property
+    def waiting(self) -> list[Delivery]:
+        """Messages delivered and not taken."""
+        return list(self._buffer)
+
     async def take(self, limit: int) -> list[Delivery]:
         """All that has arrived, at most `limit`, waiting for the first. Empty once stopped and used up."""
         while not self._buffer:
@@ -107,20 +117,34 @@ class Puller:
 
     def release(self, count: int = 1) -> None:
         self._held -= count
-        # Asking for every single message again would double the traffic; half of the room at once halves it.
+        # Asking for every single message again would double the traffic; half of the room at once halves it. But with
+        # nothing asked for, waiting for the other half would leave places empty while there is work.
         if self._room() >= max(1, self._capacity // 2):
             self._wake.set()
+        elif self._credit == 0:
+            self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        if self._asking_soon is None and not self._stopping:
+            self._asking_soon = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gathered)
+
+    def _gathered(self) -> None:
+        self._asking_soon = None
+        self._wake.set()
 
     def _room(self) -> int:
         return self._capacity - self._held - self._credit
 
     async def _on_message(self, message: Delivery) -> None:
         self._last_sign = asyncio.get_running_loop().time()
-        if message.headers is not None and not message.data and "Status" in message.headers:
+        # What is in the stream has a subject to acknowledge it on, whatever headers its sender put in.
+        if message.headers is not None and not message.reply and "Status" in message.headers:
             self._on_status(message.headers)
             return
         self._credit = max(0, self._credit - 1)
         self._held += 1
+        if self._credit == 0 and self._room() > 0:
+            self._ask_soon()
         self._buffer.append(message)
         self._arrived.set()
         if self._also is not None:
@@ -139,8 +163,9 @@ class Puller:
         if status == "503" or status == "404" or "consumer deleted" in description or "consumer is push" in description:
             self._credit = 0
             self._ensure = True
-        elif status == "409" and "leadership" in description:
-            self._credit = 0
+        elif status == "409":
+            # The server takes no request now (too many wait, a new leader is being found): not again at once.
+            self._refused = True
         self._wake.set()
 
     def _on_reconnect(self) -> None:
@@ -165,6 +190,9 @@ class Puller:
                 self._ensure = False
                 self._ready.set()
             self._wake.clear()
+            if self._refused:
+                self._refused = False
+                await asyncio.sleep(REFUSED_SECONDS)
             room = self._room()
             if room > 0 and not self._paused and (self._credit == 0 or room >= max(1, self._capacity // 2)):
                 try:
@@ -230,6 +258,9 @@ class Puller:
     async def stop(self) -> list[Delivery]:
         """Ask no more and hand back what was delivered but not taken; the caller naks or drops it."""
         self._stopping = True
+        if self._asking_soon is not None:
+            self._asking_soon.cancel()
+            self._asking_soon = None
         self._arrived.set()
         if self._loop_task is not None:
             self._loop_task.cancel()
@@ -241,8 +272,11 @@ class Puller:
             try:
                 # Not just an unsubscribe: what the server has sent already would wait for its redelivery.
                 async with asyncio.timeout(2):
+                    # The library's drain does not wait for its own UNSUB to be seen (see Bus.flush).
+                    await self._bus.client._send_unsubscribe(self._subscription._id)
+                    await self._bus.flush()
                     await self._subscription.drain()  # type: ignore[no-untyped-call]
-            except (NatsError, OSError, TimeoutError) as error:
+            except (BusError, NatsError, OSError, TimeoutError) as error:
                 log.debug("pull.drain", error=str(error))
         left = list(self._buffer)
         self._buffer.clear()

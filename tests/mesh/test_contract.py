@@ -1,0 +1,323 @@
+"""PROTOCOL.md from outside: a client that knows the page and nats-py, against a running mesh."""
+
+import asyncio
+import base64
+import json
+import uuid
+from typing import Any
+
+import pytest
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
+
+from pantheon.process import AgentProcess
+from protocol.ids import new_id
+from tests.mesh.agents import Seen, rows
+from tests.mesh.conftest import PlainClient
+
+pytestmark = pytest.mark.usefixtures("words")
+
+EXAMPLE = {
+    "input": {"text": "hello"},
+    "steps": {
+        "shout": {"task": "uppercase", "with": {"text": "${input.text}"}},
+        "twice": {"task": "repeat", "with": {"text": "${shout.text}", "times": 2}, "needs": ["shout"]},
+    },
+    "output": {"text": "${twice.text}"},
+}
+
+
+async def test_the_pages_own_example_gives_its_result(plain: PlainClient) -> None:
+    task_id = await plain.send("execute_dag", EXAMPLE)
+    answer = await plain.answer(task_id)
+    assert answer["status"] == "completed"
+    assert answer["result"] == {"text": "HELLOHELLO"}
+    assert answer["task_id"] == answer["root_task_id"] == task_id
+    assert answer["agent"] == "orchestrator_agent"
+    assert answer["attempt"] == 1
+    assert answer["task_type"] == "execute_dag"
+    assert "error" not in answer or answer["error"] is None
+
+
+async def test_acceptance_is_announced_and_means_a_row(plain: PlainClient, settings: Any) -> None:
+    task_id = await plain.send("execute_dag", EXAMPLE)
+    await plain.until(lambda: task_id in plain.accepted)
+    found = await rows(settings, "select status from tasks where task_id = $1", uuid.UUID(task_id))
+    assert len(found) == 1
+    event = next(e for e in plain.events if e["channel"] == "mesh.event.task.accepted")
+    assert event["specversion"] == "1.0"
+    assert {"id", "source", "type", "time"} <= event.keys()
+
+
+async def test_a_copy_goes_to_reply_to(plain: PlainClient) -> None:
+    inbox = plain.connection.new_inbox()
+    subscription = await plain.connection.subscribe(inbox)
+    task_id = await plain.send("uppercase", {"text": "x"}, reply_to=inbox)
+    copy = await subscription.next_msg(timeout=20)
+    await plain.answer(task_id)
+    assert copy.data == plain.responses[task_id][0]
+    assert json.loads(copy.data)["result"] == {"text": "X"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reply_to", "agent.llm_agent.task"),
+        ("reply_to", "_INBOX.*"),
+        ("reply_to", "_INBOX.a b"),
+        ("priority", 10),
+        ("priority", "5"),
+        ("payload", ["a list"]),
+        ("timeout_seconds", 0),
+        ("deadline", "tomorrow"),
+        ("deadline", "2030-01-01T00:00:00"),
+        ("metadata", {"a": 1}),
+        ("attempt", 0),
+        ("task_type", "Not A Type"),
+    ],
+)
+async def test_a_wrong_field_is_named_in_the_answer(plain: PlainClient, field: str, value: Any) -> None:
+    task_id = str(new_id())
+    body = {"task_id": task_id, "task_type": "uppercase", "payload": {"text": "x"}, field: value}
+    await plain.connection.publish("agent.orchestrator_agent.task", json.dumps(body).encode())
+    answer = await plain.answer(task_id)
+    assert answer["status"] == "failed"
+    assert answer["error"]["code"] == "invalid_request"
+    assert field in answer["error"]["message"]
+
+
+async def test_what_has_no_id_becomes_a_dead_letter_and_the_queue_moves_on(plain: PlainClient) -> None:
+    for body in (b"not json", b"[]", b'{"task_type": "uppercase"}', b'{"task_id": "nonsense", "task_type": "x"}', b""):
+        await plain.connection.publish("agent.orchestrator_agent.task", body)
+    assert (await plain.ask("uppercase", {"text": "on"}))["result"] == {"text": "ON"}
+    await plain.until(lambda: len(plain.dead) == 5)
+    letter = plain.dead[0]
+    assert base64.b64decode(letter["body_base64"]) == b"not json"
+    assert letter["subject"] == "agent.orchestrator_agent.task"
+    assert letter["task_id"] is None
+
+
+async def test_unknown_fields_and_nulls_are_ignored(plain: PlainClient) -> None:
+    answer = await plain.ask(
+        "uppercase", {"text": "x"}, tenant=None, priority=None, reply_to=None, colour="blue", deadline=None
+    )
+    assert answer["result"] == {"text": "X"}
+
+
+async def test_the_same_id_again_runs_once_and_is_answered_with_the_same_bytes(plain: PlainClient, seen: Seen) -> None:
+    task_id = await plain.send("uppercase", {"text": "once"})
+    await plain.answer(task_id)
+    await plain.send("uppercase", {"text": "once"}, task_id=task_id)
+    await plain.until(lambda: len(plain.responses[task_id]) == 2)
+    assert plain.responses[task_id][0] == plain.responses[task_id][1]
+    assert seen.count("uppercase") == 1
+
+
+async def test_the_same_id_again_before_the_end_is_announced_again_and_answered_once(
+    plain: PlainClient, seen: Seen
+) -> None:
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    task_id = await plain.send("uppercase", {"text": "slow"})
+    await seen.until_called("uppercase")
+    await plain.send("uppercase", {"text": "slow"}, task_id=task_id)
+    await plain.until(lambda: plain.accepted.get(task_id) == 2)
+    gate.set()
+    await plain.answer(task_id)
+    assert (await plain.ask("echo", {"after": True}))["status"] == "completed"
+    assert len(plain.responses[task_id]) == 1
+    assert seen.count("uppercase") == 1
+
+
+async def test_an_idempotency_key_gives_the_first_ones_outcome(plain: PlainClient, seen: Seen) -> None:
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    first = await plain.send("uppercase", {"text": "a"}, idempotency_key="k", requester="me")
+    await seen.until_called("uppercase")
+    early = await plain.send("uppercase", {"text": "a"}, idempotency_key="k", requester="me")
+    await plain.until(lambda: early in plain.accepted)
+    gate.set()
+    assert "duplicate_of" not in await plain.answer(first)
+    answer = await plain.answer(early)
+    assert (answer["status"], answer["result"], answer["duplicate_of"]) == ("completed", {"text": "A"}, first)
+    late = await plain.ask("uppercase", {"text": "a"}, idempotency_key="k", requester="me")
+    assert (late["result"], late["duplicate_of"]) == ({"text": "A"}, first)
+    other = await plain.ask("uppercase", {"text": "b"}, idempotency_key="k", requester="you")
+    assert other["result"] == {"text": "B"}
+    tenant = await plain.ask("uppercase", {"text": "c"}, idempotency_key="k", requester="me", tenant="other")
+    assert tenant["result"] == {"text": "C"}
+    assert seen.count("uppercase") == 3
+
+
+async def test_an_agents_error_is_in_the_details_of_step_failed(plain: PlainClient) -> None:
+    steps = {"bad": {"task": "refuse"}, "after": {"task": "echo", "needs": ["bad"]}}
+    answer = await plain.ask("execute_dag", {"steps": steps})
+    error = answer["error"]
+    assert (answer["status"], error["code"], error["step"]) == ("failed", "step_failed", "bad")
+    assert error["details"]["code"] == "no_way"
+    assert error["details"]["details"] == {"why": "because"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "word"),
+    [
+        ({}, "steps"),
+        ({"a": {"task": "echo", "needs": ["b"]}, "b": {"task": "echo", "needs": ["a"]}}, "a"),
+        ({"a": {"task": "echo", "needs": ["nowhere"]}}, "nowhere"),
+        ({"a": {"task": "echo", "with": {"x": "${1 +}"}}}, "'a'"),
+        ({"a": {"task": "echo", "with": {"x": "${nobody.text}"}}}, "'a'"),
+        ({"return": {"task": "echo"}}, "return"),
+        ({"input": {"task": "echo"}}, "input"),
+        ({"Loud": {"task": "echo"}}, "Loud"),
+        ({"a": {}}, "a"),
+    ],
+)
+async def test_a_graph_that_cannot_run_is_invalid_workflow(plain: PlainClient, steps: Any, word: str) -> None:
+    answer = await plain.ask("execute_dag", {"steps": steps})
+    assert answer["error"]["code"] == "invalid_workflow"
+    assert word in answer["error"]["message"]
+
+
+async def test_an_expression_that_fails_names_its_step(plain: PlainClient) -> None:
+    answer = await plain.ask(
+        "execute_dag", {"input": {}, "steps": {"a": {"task": "echo", "with": {"x": "${input.y}"}}}}
+    )
+    assert answer["error"]["code"] == "expression_error"
+    assert "'a'" in answer["error"]["message"]
+
+
+async def test_a_task_type_that_nobody_serves_ends_after_the_wait(plain: PlainClient) -> None:
+    inline, direct = await asyncio.gather(
+        plain.ask("execute_dag", {"steps": {"lost": {"task": "nobody_does_this"}}}), plain.ask("nobody_does_this")
+    )
+    assert inline["error"]["code"] == "no_agent_available"
+    assert "lost" in inline["error"]["message"]
+    assert direct["error"]["code"] == "unknown_task_type"
+
+
+async def test_without_output_the_result_is_all_steps_results(plain: PlainClient) -> None:
+    steps = {"a": {"task": "echo", "with": {"n": 1}}, "b": {"task": "echo", "with": {"n": "${a.n}", "s": "n=${a.n}"}}}
+    answer = await plain.ask("execute_dag", {"steps": steps})
+    assert answer["result"] == {"a": {"n": 1}, "b": {"n": 1, "s": "n=1"}}
+
+
+async def test_numbers_and_literals_keep_their_type(plain: PlainClient) -> None:
+    given = {"i": 7, "d": 7.0, "big": 2**53, "t": True, "n": None, "l": [1, 2.5]}
+    steps = {
+        "a": {
+            "task": "echo",
+            "with": {"all": "${input}", "sum": "${input.i + 1}", "half": "${input.d / 2.0}", "raw": "$${input.i}"},
+        }
+    }
+    answer = await plain.ask("execute_dag", {"input": given, "steps": steps})
+    result = answer["result"]["a"]
+    assert result["all"] == given
+    assert isinstance(result["all"]["d"], float)
+    assert (result["sum"], result["half"], result["raw"]) == (8, 3.5, "${input.i}")
+
+
+async def test_a_workflow_is_a_task_type_and_a_step(plain: PlainClient) -> None:
+    sources = [{"title": "A", "text": "x"}]
+    answer = await plain.ask("research_brief", {"topic": "t"})
+    assert answer["error"]["code"] == "invalid_request"
+    assert "sources" in answer["error"]["message"]
+    answer = await plain.ask(
+        "execute_dag", {"steps": {"sub": {"task": "research_brief", "with": {"topic": "t", "sources": sources}}}}
+    )
+    assert answer["error"]["code"] == "no_agent_available"
+    assert "sub/notes[0]/summarize" in answer["error"]["message"]
+
+
+async def test_a_passed_deadline_ends_the_task(plain: PlainClient, seen: Seen) -> None:
+    answer = await plain.ask("uppercase", {"text": "x"}, deadline="2020-01-01T00:00:00Z")
+    assert answer["error"]["code"] == "deadline_exceeded"
+    assert seen.calls == []
+
+
+async def test_the_request_that_an_agent_gets_is_complete(plain: PlainClient) -> None:
+    got: list[tuple[dict[str, Any], dict[str, str]]] = []
+
+    async def on_task(message: Any) -> None:
+        got.append((json.loads(message.data), dict(message.headers)))
+
+    await plain.connection.subscribe("agent.words_agent.task", cb=on_task)
+    await plain.connection.flush()
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    task_id = str(new_id())
+    body = {"task_id": task_id, "task_type": "uppercase", "payload": {"text": "x"}, "timeout_seconds": 7, "priority": 9}
+    await plain.connection.publish(
+        "agent.orchestrator_agent.task", json.dumps(body).encode(), headers={"traceparent": trace, "tracestate": "a=b"}
+    )
+    await plain.answer(task_id)
+    request, headers = got[0]
+    assert request["root_task_id"] == request["parent_task_id"] == task_id
+    assert request["attempt"] == 1
+    assert request["timeout_seconds"] == 7
+    assert request["priority"] == 9
+    assert headers["Nats-Msg-Id"] == f"{request['task_id']}:1"
+    assert 1 <= int(headers["Nats-TTL"].removesuffix("s")) <= 7
+    assert headers["traceparent"].split("-")[1] == trace.split("-")[1]
+    assert headers["tracestate"] == "a=b"
+
+
+async def test_streams_and_consumers_are_exactly_the_contracts(plain: PlainClient, words: AgentProcess) -> None:
+    await words.worker.wait_ready()
+    js = plain.connection.jetstream()
+    tasks = (await js.stream_info("AGENT_TASKS")).config
+    assert tasks.subjects == ["agent.*.task"]
+    assert tasks.retention == RetentionPolicy.WORK_QUEUE
+    assert tasks.discard == DiscardPolicy.NEW
+    assert tasks.discard_new_per_subject
+    assert tasks.max_msgs_per_subject == 1_000_000
+    assert tasks.allow_msg_ttl
+    assert tasks.duplicate_window == 120
+    assert tasks.storage == StorageType.FILE
+    responses = (await js.stream_info("AGENT_RESPONSES")).config
+    assert responses.subjects == ["agent.*.response"]
+    assert (responses.retention, responses.max_age, responses.duplicate_window) == (
+        RetentionPolicy.LIMITS,
+        86_400,
+        120,
+    )
+    events = (await js.stream_info("MESH_EVENTS")).config
+    assert set(events.subjects or ()) == {
+        f"mesh.event.{entity}.*" for entity in ("task", "agent", "session", "coordination")
+    }
+    dead = (await js.stream_info("DEAD_LETTERS")).config
+    assert (dead.subjects, dead.max_age) == (["mesh.deadletter.*"], 0)
+    assert (dead.max_bytes or 0) > 0
+    for name in ("words_agent", "orchestrator_agent"):
+        consumer = (await js.consumer_info("AGENT_TASKS", name)).config
+        assert consumer.filter_subject == f"agent.{name}.task"
+        assert (consumer.ack_wait, consumer.max_deliver, consumer.max_ack_pending) == (30, 5, 10_000)
+        assert not consumer.backoff
+        assert consumer.durable_name == name
+
+
+async def test_the_answer_can_be_caught_up_from_the_stream(plain: PlainClient) -> None:
+    task_id = await plain.send("uppercase", {"text": "later"})
+    await plain.answer(task_id)
+    subscription = await plain.connection.jetstream().subscribe(
+        "agent.orchestrator_agent.response", ordered_consumer=True
+    )
+    caught = [json.loads((await subscription.next_msg(timeout=5)).data)["task_id"]]
+    assert task_id in caught
+
+
+async def test_a_poor_uuid_is_answered_under_its_canonical_form(plain: PlainClient) -> None:
+    task_id = str(new_id())
+    await plain.send("uppercase", {"text": "x"}, task_id=task_id.upper())
+    answer = await plain.answer(task_id)
+    assert answer["error"]["code"] == "invalid_request"
+    assert "task_id" in answer["error"]["message"]
+
+
+async def test_an_invalid_request_with_a_known_id_does_not_change_its_outcome(plain: PlainClient) -> None:
+    task_id = await plain.send("uppercase", {"text": "good"})
+    await plain.answer(task_id)
+    await plain.connection.publish("agent.orchestrator_agent.task", json.dumps({"task_id": task_id}).encode())
+    await plain.until(lambda: len(plain.responses[task_id]) == 2)
+    assert plain.responses[task_id][0] == plain.responses[task_id][1]
+
+
+async def test_text_that_databases_dislike_passes(plain: PlainClient) -> None:
+    text = "null \0 and 𝄞 and \u2028 and \ud7ff"
+    answer = await plain.ask("echo", {"text": text})
+    assert answer["result"] == {"text": text}

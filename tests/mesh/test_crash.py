@@ -1,0 +1,230 @@
+"""Nothing is lost, nothing is done twice without need: processes and servers that die in the middle."""
+
+import asyncio
+import json
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator_agent.service import load_library, orchestrator
+from pantheon import Mesh
+from pantheon.process import AgentProcess
+from pantheon.settings import MeshSettings
+from pantheon.stack.servers import NatsServer
+from protocol.ids import new_id
+from tests.mesh.agents import Seen, orchestrator_process, rows, words_agent
+from tests.mesh.conftest import PlainClient
+from tests.servers import postgres_server
+
+STEPS = 4
+CHAIN = {
+    "input": {"text": "a"},
+    "steps": {
+        f"s{number}": {
+            "task": "repeat" if number % 2 else "uppercase",
+            "with": {
+                "text": "${input.text}" if number == 0 else f"${{s{number - 1}.text}}",
+                **({"times": 2} if number % 2 else {}),
+            },
+        }
+        for number in range(STEPS)
+    },
+    "output": {"text": f"${{s{STEPS - 1}.text}}"},
+}
+CHAIN_RESULT = {"text": "AAAA"}
+
+
+@pytest.mark.parametrize("killed_at", range(STEPS))
+async def test_an_orchestrator_killed_between_two_steps_goes_on_when_it_is_started_again(
+    settings: MeshSettings, seen: Seen, plain: PlainClient, killed_at: int
+) -> None:
+    """Killed while step N is with an agent; the agent answers while no orchestrator is there."""
+    gates = [asyncio.Event() for _ in range(STEPS)]
+    reached = [asyncio.Event() for _ in range(STEPS)]
+    agent = words_agent(seen)
+
+    @agent.before_task
+    async def stop_at_gate(ctx: Any) -> None:
+        number = int(ctx.metadata["step"].removeprefix("s"))
+        reached[number].set()
+        await gates[number].wait()
+
+    async with orchestrator_process(settings) as process, AgentProcess(agent, settings):
+        task_id = await plain.submit("execute_dag", CHAIN)
+        for number in range(STEPS):
+            async with asyncio.timeout(40):
+                await reached[number].wait()
+            if number == killed_at:
+                await process.end(signal.SIGKILL)
+                gates[number].set()
+                await process.start()
+            else:
+                gates[number].set()
+        answer = await plain.answer(task_id, within_seconds=40)
+    assert answer["result"] == CHAIN_RESULT
+    assert len(seen.calls) == STEPS
+    assert len(plain.responses[task_id]) == 1
+
+
+def _reached(plain: PlainClient, goal: int) -> bool:
+    return len(plain.responses) >= goal
+
+
+async def test_an_orchestrator_killed_under_load_loses_and_doubles_nothing(
+    settings: MeshSettings, seen: Seen, plain: PlainClient
+) -> None:
+    count = 150
+    async with orchestrator_process(settings) as process, AgentProcess(words_agent(seen), settings):
+        ids = [str(new_id()) for _ in range(count)]
+
+        sending = asyncio.gather(
+            *(plain.submit("execute_dag", CHAIN, task_id=task_id, within_seconds=90) for task_id in ids)
+        )
+        for share in (0.2, 0.5, 0.8):
+            goal = int(count * share)
+            await plain.until(partial(_reached, plain, goal), within_seconds=60)
+            await process.end(signal.SIGKILL)
+            await process.start()
+        await sending
+        await plain.until(lambda: len(plain.responses) == count, within_seconds=60)
+    for task_id in ids:
+        assert len(set(plain.responses[task_id])) == 1
+        assert json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT
+    found = await rows(settings, "select status, count(*) from tasks group by status")
+    assert {row["status"]: row["count"] for row in found} == {"completed": count * (STEPS + 1)}
+
+
+async def test_another_orchestrator_takes_over_what_a_killed_one_had_at_work(
+    settings: MeshSettings, seen: Seen, plain: PlainClient
+) -> None:
+    gate = seen.gates["repeat"] = asyncio.Event()
+    async with (
+        orchestrator_process(settings) as first,
+        orchestrator_process(settings),
+        AgentProcess(words_agent(seen), settings),
+    ):
+        ids = [await plain.submit("execute_dag", CHAIN) for _ in range(20)]
+        await seen.until_called("repeat", 10)
+        await first.end(signal.SIGKILL)
+        gate.set()
+        await plain.until(lambda: len(plain.responses) == 20, within_seconds=60)
+    assert all(json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT for task_id in ids)
+    assert len(seen.calls) == 20 * STEPS
+    left = await rows(settings, "select count(*) from tasks where dispatched_by is null")
+    assert left[0]["count"] == 0
+
+
+async def test_two_orchestrators_answer_every_task_once(settings: MeshSettings, seen: Seen, plain: PlainClient) -> None:
+    library = load_library([])
+    async with (
+        orchestrator(settings, library),
+        orchestrator(settings, library),
+        AgentProcess(words_agent(seen), settings),
+    ):
+        dag = {
+            "steps": {
+                "each": {"for_each": [1, 2, 3, 4, 5, 6, 7, 8], "task": "echo", "with": {"n": "${item}"}},
+                "sum": {"task": "echo", "with": {"all": "${each.map(e, e.n)}"}},
+            },
+            "output": "${sum.all}",
+        }
+        ids = [await plain.send("execute_dag", dag) for _ in range(40)]
+        await plain.until(lambda: len(plain.responses) == 40, within_seconds=60)
+    for task_id in ids:
+        assert json.loads(plain.responses[task_id][0])["result"] == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert len(plain.responses[task_id]) == 1
+    assert seen.count("echo") == 40 * 9
+
+
+async def test_a_broker_that_loses_its_store_in_mid_run_loses_no_task(
+    settings: MeshSettings, broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path
+) -> None:
+    """The store is wiped while tasks wait in the queue: every dispatched row is published again by itself."""
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    agent = words_agent(seen, max_concurrency=3)
+    async with orchestrator(settings, load_library([])), AgentProcess(agent, settings):
+        ids = [await plain.send("execute_dag", CHAIN) for _ in range(12)]
+        await plain.until(lambda: len(plain.accepted) == 12)
+        await seen.until_called("uppercase", 3)
+        await broker.stop()
+        shutil.rmtree(tmp_path / "nats" / "jetstream", ignore_errors=True)
+        for store in (tmp_path / "nats").rglob("jetstream"):
+            shutil.rmtree(store)
+        await broker.start()
+        gate.set()
+        await plain.collect("execute_dag", CHAIN, ids)
+    assert all(json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT for task_id in ids)
+    assert all(len(set(plain.responses[task_id])) == 1 for task_id in ids)
+
+
+async def test_a_store_wiped_while_nobody_was_there_is_noticed_at_start(
+    settings: MeshSettings, broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path
+) -> None:
+    async with orchestrator_process(settings) as process:
+        async with AgentProcess(words_agent(seen, max_concurrency=1), settings):
+            gate = seen.gates["uppercase"] = asyncio.Event()
+            ids = [await plain.submit("execute_dag", CHAIN) for _ in range(4)]
+            await seen.until_called("uppercase", 1)
+            await plain.until(lambda: len(plain.accepted) == 4)
+            async with asyncio.timeout(20):
+                while not await rows(settings, "select 1 from broker_streams"):
+                    await asyncio.sleep(0.1)
+            await process.end(signal.SIGTERM)
+        await broker.stop()
+        for store in (tmp_path / "nats").rglob("jetstream"):
+            shutil.rmtree(store)
+        gate.set()
+        await broker.start()
+        await process.start()
+        async with AgentProcess(words_agent(seen), settings):
+            await plain.collect("execute_dag", CHAIN, ids)
+    assert all(json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT for task_id in ids)
+
+
+async def test_without_postgres_nothing_is_taken_and_nothing_is_lost(
+    broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path
+) -> None:
+    import migrations
+
+    async with postgres_server(tmp_path / "postgres") as database:
+        await migrations.upgrade(database.url)
+        settings = MeshSettings.load(
+            nats_url=broker.url, database_url=database.url, no_agent_wait_seconds=5.0, drain_grace_seconds=1.0
+        )
+        async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
+            gate = seen.gates["uppercase"] = asyncio.Event()
+            running = [await plain.send("execute_dag", CHAIN) for _ in range(5)]
+            await seen.until_called("uppercase", 5)
+            await database.stop()
+            gate.set()
+            during = [await plain.send("execute_dag", CHAIN) for _ in range(5)]
+            await asyncio.sleep(1.5)
+            assert not plain.responses
+            assert not set(during) & set(plain.accepted)
+            await database.start()
+            await plain.until(lambda: len(plain.responses) == 10, within_seconds=60)
+    for task_id in running + during:
+        assert json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT
+    assert seen.count("uppercase") == 20
+
+
+async def test_a_broker_that_goes_and_comes_back_delays_and_loses_nothing(
+    settings: MeshSettings, broker: NatsServer, seen: Seen
+) -> None:
+    async with (
+        orchestrator(settings, load_library([])),
+        AgentProcess(words_agent(seen), settings),
+        Mesh(settings.nats_url) as mesh,
+    ):
+        running = [asyncio.create_task(mesh.run("execute_dag", CHAIN)) for _ in range(20)]
+        await seen.until_called("uppercase", 5)
+        await broker.stop()
+        await asyncio.sleep(1)
+        await broker.start()
+        async with asyncio.timeout(60):
+            results = await asyncio.gather(*running)
+    assert results == [CHAIN_RESULT] * 20
