@@ -134,6 +134,9 @@ class Conductor:
     def resume(self) -> None:
         self._requests.resume()
 
+    def resize(self, max_concurrency: int) -> None:
+        """How many tasks are open is the requesters' affair; the database holds them."""
+
     def cancel(self, task_id: UUID, attempt: int | None, reason: str) -> None:
         self.post(CancelRequested(task_id, reason))
 

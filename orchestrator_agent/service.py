@@ -170,6 +170,7 @@ class OrchestratorWorker:
         self.pause = conductor.pause
         self.resume = conductor.resume
         self.wait_ready = conductor.wait_ready
+        self.resize = conductor.resize
 
     @property
     def active(self) -> int:

@@ -6,7 +6,7 @@ accepted or answered; that never runs it twice (PROTOCOL.md, TaskRequest).
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
@@ -32,6 +32,8 @@ RESEND_MAX_SECONDS = 15.0
 # The copy of the answer comes by core NATS, at most once. Asking again this often costs one row look-up.
 ASK_AGAIN_SECONDS = 20.0
 ACCEPT_SECONDS = 30.0
+LAST_EVENTS_SECONDS = 1.0
+ENDS = frozenset({"task.completed", "task.failed", "task.cancelled"})
 
 
 @dataclass
@@ -270,8 +272,13 @@ class Mesh:
             if seen.kind == "progress":
                 yield TaskProgress.model_validate_json(json.dumps(seen.data))
 
-    async def watch(self, task_id: UUID) -> AsyncIterator[Watched]:
-        """Steps' events (kind `step.completed`, …), progress (kind `progress`) and at last the task's own end."""
+    async def watch(
+        self, task_id: UUID, *, on_listening: Callable[[], None] | None = None
+    ) -> AsyncIterator[Watched]:
+        """Steps' events (kind `step.completed`, …), progress (kind `progress`) and at last the task's own end.
+
+        `on_listening` is called once nothing more can be missed: to watch a task from its beginning, submit it then.
+        """
         queue: asyncio.Queue[Watched] = asyncio.Queue(10_000)
         wanted = str(task_id)
 
@@ -298,6 +305,8 @@ class Mesh:
             await self._bus.subscribe(subjects.all_progress(task_id), on_progress),
         ]
         await self._bus.flush()
+        if on_listening is not None:
+            on_listening()
         ended = asyncio.ensure_future(self._until_ended(task_id))
         try:
             while True:
@@ -306,13 +315,16 @@ class Mesh:
                 if getting.done():
                     seen = getting.result()
                     yield seen
-                    if seen.kind in ("task.completed", "task.failed", "task.cancelled"):
+                    if seen.kind in ENDS:
                         return
                     continue
                 getting.cancel()
                 ended.result()
-                while not queue.empty():
-                    yield queue.get_nowait()
+                # The answer overtakes the last events; they are a moment behind, or lost.
+                while (late := await _next(queue, LAST_EVENTS_SECONDS)) is not None:
+                    yield late
+                    if late.kind in ENDS:
+                        return
                 return
         finally:
             ended.cancel()
@@ -337,6 +349,13 @@ class Mesh:
             raised.code = error["code"]
             raise raised
         return answer
+
+
+async def _next(queue: "asyncio.Queue[Watched]", within_seconds: float) -> Watched | None:
+    try:
+        return await asyncio.wait_for(queue.get(), within_seconds)
+    except TimeoutError:
+        return None
 
 
 def result_of(response: TaskResponse) -> Any:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 
+from pantheon.config.agent_config import AgentConfig
 from protocol.errors import PantheonError
 from protocol.ids import new_id, step_task_id
 from protocol.messages import TaskProgress, TaskRequest, Usage, now
@@ -38,10 +39,13 @@ class TaskContext:
         *,
         agent: str,
         publish_progress: Callable[[TaskProgress], Awaitable[None]],
+        config: AgentConfig | None = None,
         delegate: Callable[["TaskContext", TaskRequest], Awaitable[Any]] | None = None,
     ) -> None:
         self.request = request
         self.agent = agent
+        # The agent's configuration when the attempt began; `ctx.config.option("tone")` for settings of one's own.
+        self.config = config or AgentConfig.of(agent, "local")
         self.usage = Usage()
         self.cancelled = False
         self.log: structlog.stdlib.BoundLogger = structlog.get_logger().bind(

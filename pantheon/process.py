@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from pantheon.agent import Agent
 from pantheon.bus import Bus, Delivery, Publisher, Subscription
+from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
 from pantheon.discovery import Discovery, Registration, make_discovery
-from pantheon.logs import configure_logging
+from pantheon.logs import configure_logging, set_level
 from pantheon.micro import Endpoint, MicroService
 from pantheon.settings import MeshSettings
 from pantheon.worker import Worker
@@ -28,8 +29,6 @@ from protocol.events import event
 from protocol.messages import Control, Heartbeat, RunningTask, now, to_bytes
 
 log = structlog.get_logger()
-
-HEARTBEAT_SECONDS = 5.0
 
 
 class Conductor(Protocol):
@@ -46,6 +45,7 @@ class Conductor(Protocol):
     async def drain(self, grace_seconds: float) -> None: ...
     def cancel(self, task_id: Any, attempt: int | None, reason: str) -> None: ...
     def pause(self) -> None: ...
+    def resize(self, max_concurrency: int) -> None: ...
     def resume(self) -> None: ...
 
 
@@ -65,9 +65,10 @@ class AgentProcess:
         self.agent = agent
         self.settings = settings
         self.instance_id = settings.instance_id or new_instance_id()
-        self.max_concurrency = settings.max_concurrency or agent.max_concurrency
         self._make_worker = make_worker
         self._stop = asyncio.Event()
+        # Defaults, file and environment now; the KV store's layer once there is a connection.
+        self.config: ConfigManager[AgentConfig] = self._configuration(None)
         self._registration: Registration | None = None
         self._control: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -77,6 +78,25 @@ class AgentProcess:
         self.discovery: Discovery
         self.worker: Conductor
         self.micro: MicroService
+
+    def _configuration(self, live: Source | None) -> ConfigManager[AgentConfig]:
+        return ConfigManager(
+            AgentConfig,
+            name=self.agent.name,
+            instance_id=self.instance_id,
+            defaults={
+                "max_concurrency": self.settings.max_concurrency or self.agent.max_concurrency,
+                "drain_grace_seconds": self.settings.drain_grace_seconds,
+                "task_timeout_seconds": self.settings.agent_timeout_seconds,
+                "log_level": self.settings.log_level,
+            },
+            file=self.settings.config_path,
+            live=live,
+        )
+
+    @property
+    def max_concurrency(self) -> int:
+        return self.config.current.max_concurrency
 
     @property
     def source(self) -> str:
@@ -110,6 +130,10 @@ class AgentProcess:
     async def _start(self) -> None:
         self.publisher = Publisher(self.bus)
         self.discovery = make_discovery(self.settings, self.bus.client)
+        self.config = self._configuration(make_live_source(self.settings, self.bus.client, self.agent.name))
+        self.config.on_change(self._on_config)
+        # Not waited for: a KV store that is slow to answer must not hold up the start; its word counts when it comes.
+        self._tasks = [asyncio.create_task(self.config.start(), name="config")]
         await self.agent.call_hooks("startup")
         self.micro = MicroService(
             self.bus.client,
@@ -134,6 +158,7 @@ class AgentProcess:
                 self.publisher,
                 instance_id=self.instance_id,
                 max_concurrency=self.max_concurrency,
+                config=lambda: self.config.current,
                 observer=self.micro,
                 delegate=Delegation(self.bus, self.publisher).run,
             )
@@ -141,7 +166,7 @@ class AgentProcess:
         self._control = await self.bus.subscribe(subjects.control(self.agent.name), self._on_control)
         await self.micro.start()
         self._registration = await self.discovery.register(self.record())
-        self._tasks = [asyncio.create_task(self._beat(), name="heartbeat")]
+        self._tasks.append(asyncio.create_task(self._beat(), name="heartbeat"))
         await self._say("registered")
         log.info(
             "agent.started",
@@ -150,6 +175,15 @@ class AgentProcess:
             task_types=list(self.agent.task_types),
             max_concurrency=self.max_concurrency,
         )
+
+    def _on_config(self, old: AgentConfig, new: AgentConfig, changed: frozenset[str]) -> None:
+        if "log_level" in changed:
+            set_level(new.log_level)
+        if "max_concurrency" in changed and hasattr(self, "worker"):
+            self.worker.resize(new.max_concurrency)
+            if self._registration is not None:
+                # Routing weighs by capacity, so the registry must know.
+                self._tasks.append(asyncio.create_task(self._registration.update(self.record()), name="re-register"))
 
     async def _say(self, what: str) -> None:
         data = {"agent": self.agent.name, "instance_id": self.instance_id, "task_types": list(self.agent.task_types)}
@@ -173,7 +207,7 @@ class AgentProcess:
                     )
                 ),
             )
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(self.config.current.heartbeat_interval_seconds)
 
     async def _on_control(self, delivery: Delivery) -> None:
         try:
@@ -203,7 +237,7 @@ class AgentProcess:
 
     async def close(self, *, grace_seconds: float | None = None) -> None:
         """Leave the registry, take no more, finish or hand back, disconnect: in this order, so nobody routes here."""
-        grace = self.settings.drain_grace_seconds if grace_seconds is None else grace_seconds
+        grace = self.config.current.drain_grace_seconds if grace_seconds is None else grace_seconds
         if self._registration is not None:
             await self._registration.update(self.record("draining"))
         if hasattr(self, "worker"):
@@ -211,6 +245,7 @@ class AgentProcess:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.config.close()
         try:
             await self.agent.call_hooks("shutdown")
         except Exception as error:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from pantheon.agent import Agent
 from pantheon.bus import Bus, Delivery, Publisher, Puller
+from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext, sayable
 from protocol import subjects
 from protocol.errors import BusError, ErrorCode, InvalidRequest, PantheonError, TaskFailure, TooLarge
@@ -78,6 +79,7 @@ class Worker:
         *,
         instance_id: str,
         max_concurrency: int,
+        config: Callable[[], AgentConfig] | None = None,
         observer: Observer | None = None,
         delegate: Callable[[TaskContext, TaskRequest], Awaitable[Any]] | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class Worker:
         self._bus = bus
         self._publisher = publisher
         self._instance_id = instance_id
+        self._config = config or (lambda: AgentConfig.of(agent.name, instance_id))
         self.max_concurrency = max_concurrency
         self._observer = observer
         self._delegate = delegate
@@ -115,6 +118,12 @@ class Worker:
     async def wait_ready(self) -> None:
         """Until the consumer exists: from then on no task can be missed."""
         await self._puller.wait_ready()
+
+    def resize(self, max_concurrency: int) -> None:
+        """Work on more or fewer attempts at once from now on; what runs goes on."""
+        self.max_concurrency = max_concurrency
+        self._puller.set_capacity(max_concurrency)
+        self._place.set()
 
     def pause(self) -> None:
         self._puller.pause()
@@ -236,6 +245,7 @@ class Worker:
             request,
             agent=self._agent.name,
             publish_progress=self._progress,
+            config=self._config(),
             delegate=self._delegated,
         )
         result: Any = None
@@ -288,7 +298,9 @@ class Worker:
                 # Another version of the agent, in the middle of a rolling update, may.
                 retryable=True,
             )
-        limit = min(request.timeout_seconds, handler.timeout_seconds or request.timeout_seconds)
+        named = "timeout_seconds" in request.model_fields_set
+        limit = request.timeout_seconds if named else context.config.task_timeout_seconds
+        limit = min(limit, handler.timeout_seconds or limit)
         if request.deadline is not None:
             limit = min(limit, (request.deadline - started_at).total_seconds())
             if limit <= 0:

@@ -129,7 +129,8 @@ class Reader:
     async def versions(self, root_task_ids: Sequence[UUID]) -> dict[UUID, int]:
         """The versions of these roots."""
         records = await self._database.fetch(
-            "select task_id, version from tasks where (root_task_id, task_id) in (select u, u from unnest($1::uuid[]) u)",
+            "select task_id, version from tasks "
+            "where (root_task_id, task_id) in (select u, u from unnest($1::uuid[]) u)",
             list(root_task_ids),
         )
         return {record["task_id"]: record["version"] for record in records}

@@ -162,7 +162,7 @@ class Environment:
         try:
             return self._cel.compile(text)
         except RuntimeError as error:
-            # `x == null ? null : {…}` is what JSON's people write, and the checker wants one type of both branches. When
+            # `x == null ? null : {…}` is what people write, and the checker wants one type of both branches. When
             # that is all it has to say, it need not check: every value is dynamic here anyway.
             complaints = re.findall(r"ERROR: .*", str(error))
             if not complaints or not all("'_?_:_'" in complaint for complaint in complaints):

@@ -40,7 +40,7 @@ def read_workflow(text: str, *, source: str, default_name: str | None = None) ->
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
-            raise InvalidWorkflow(f"{source}: the file is empty", line=1, column=1)
+            raise InvalidWorkflow(f"{source}:1:1: the file is empty", line=1, column=1)
         _collect(node, (), marks, source)
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -143,12 +143,15 @@ def _check_keys(value: dict[str, Any], allowed: frozenset[str], place: Place, wh
 def _collect(node: yaml.Node, place: Place, marks: Marks, source: str) -> None:
     marks.setdefault(place, (node.start_mark.line + 1, node.start_mark.column + 1))
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        seen: set[Any] = set()
         for key_node, value_node in node.value:
             key = key_node.value
             line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise InvalidWorkflow(f"{source}:{line}:{column}: a key must be a name", line=line, column=column)
+            if key_node.tag != "tag:yaml.org,2002:str":
+                # 7, yes and null are not the strings that stand there.
+                key = yaml.load(key, Loader=_Loader)  # noqa: S506 - a SafeLoader
             if key in seen:
                 # YAML would silently keep the last one: a step would be gone.
                 raise InvalidWorkflow(f"{source}:{line}:{column}: '{key}' stands here twice", line=line, column=column)

@@ -75,7 +75,7 @@ class InputSchema:
         try:
             self._validator = jsonschema_rs.validator_for({"type": "object", **schema})
         except (ValueError, jsonschema_rs.ValidationError) as error:
-            raise InvalidWorkflow(f"'input' is not a JSON Schema: {error}") from None
+            raise InvalidWorkflow(f"'input' is not a JSON Schema: {shown(' '.join(str(error).split()))}") from None
         self._defaults = {
             name: one["default"]
             for name, one in schema.get("properties", {}).items()

@@ -1,0 +1,244 @@
+"""Attempts on a real mesh: retries, timeouts, cancels, delegation, replay, usage."""
+
+import asyncio
+import json
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from orchestrator_agent.service import load_library, orchestrator
+from pantheon import Agent, Mesh, TaskCancelled, TaskContext, TaskFailed
+from pantheon.client import result_of
+from pantheon.process import AgentProcess
+from pantheon.settings import MeshSettings
+from protocol.errors import NotAccepted, PantheonError
+from protocol.messages import now
+from tests.mesh.agents import Seen, rows, words_agent
+from tests.mesh.conftest import PlainClient
+
+QUICK = {"initial_seconds": 0.05, "max_seconds": 0.1}
+
+
+async def test_a_failed_attempt_is_retried_with_the_same_key_until_it_succeeds(
+    words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
+) -> None:
+    dag = {"steps": {"try": {"task": "flaky", "with": {"failures": 2}, "retry": QUICK}}, "output": "${try}"}
+    task_id = await mesh.submit("execute_dag", dag)
+    response = await mesh.wait(task_id)
+    assert response.result["attempt"] == 3
+    assert [attempt for name, _, attempt in seen.calls if name == "flaky"] == [1, 2, 3]
+    row = (await rows(settings, "select attempt, failures from tasks where step = 'try'"))[0]
+    assert (row["attempt"], row["failures"]) == (3, 2)
+    tree = (await mesh.query("task", {"task_id": str(task_id)}))["tasks"]
+    key = f"{task_id}:{next(one['task_id'] for one in tree if one.get('step') == 'try')}"
+    assert response.result["key"] == key
+
+
+async def test_max_attempts_bounds_the_retries(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
+    dag = {"steps": {"try": {"task": "flaky", "with": {"failures": 9}, "retry": {**QUICK, "max_attempts": 2}}}}
+    with pytest.raises(TaskFailed) as failed:
+        await mesh.run("execute_dag", dag)
+    assert failed.value.code == "step_failed"
+    assert failed.value.response.error.details["code"] == "not_yet"
+    assert seen.count("flaky") == 2
+
+
+async def test_an_error_that_is_not_retryable_is_not_retried(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
+    with pytest.raises(TaskFailed):
+        await mesh.run("refuse", {})
+    assert seen.count("refuse") == 1
+
+
+async def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again(
+    words: AgentProcess, mesh: Mesh, seen: Seen
+) -> None:
+    step = {"task": "sleep", "with": {"seconds": 30}, "timeout": 1, "retry": {**QUICK, "max_attempts": 2}}
+    with pytest.raises(TaskFailed) as failed:
+        await mesh.run("execute_dag", {"steps": {"long": step}}, wait_seconds=30)
+    assert failed.value.response.error.details["code"] == "timeout"
+    assert seen.count("sleep") == 2
+    async with asyncio.timeout(10):
+        while words.worker.active:  # noqa: ASYNC110 - the process has no event for it
+            await asyncio.sleep(0.05)
+
+
+async def test_an_agent_that_answers_nothing_costs_one_attempt(
+    orchestrated: AgentProcess, mesh: Mesh, plain: PlainClient, settings: MeshSettings
+) -> None:
+    """The registered agent never pulls: the orchestrator's own clock ends the attempt."""
+    record = {"protocol": 1, "name": "mute_agent", "instance_id": "m1", "task_types": ["nothing"], "max_concurrency": 1}
+    bucket = await plain.connection.jetstream().key_value("agents")
+    await bucket.put("mute_agent.m1", json.dumps({**record, "version": "1.0.0", "status": "ready"}).encode())
+    step = {"task": "nothing", "timeout": 1, "retry": {"max_attempts": 1}}
+    with pytest.raises(TaskFailed) as failed:
+        await mesh.run("execute_dag", {"steps": {"mute": step}}, wait_seconds=30)
+    assert failed.value.response.error.details["code"] == "timeout"
+    assert "mute_agent" in failed.value.message
+
+
+async def test_a_deadline_stops_everything_that_runs(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
+    request = mesh.request("sleep", {"seconds": 30}, deadline=now() + timedelta(seconds=2))
+    await mesh.submit(request)
+    response = await mesh.wait(request.task_id, timeout_seconds=30)
+    assert response.error is not None
+    assert response.error.code == "deadline_exceeded"
+    async with asyncio.timeout(10):
+        while words.worker.active:  # noqa: ASYNC110 - the process has no event for it
+            await asyncio.sleep(0.05)
+
+
+async def test_a_control_message_to_the_orchestrator_cancels_a_task(
+    words: AgentProcess, mesh: Mesh, plain: PlainClient, seen: Seen
+) -> None:
+    task_id = await mesh.submit("sleep", {"seconds": 30})
+    await seen.until_called("sleep")
+    order = {"command": "cancel", "task_id": str(task_id), "reason": "not wanted"}
+    await plain.connection.publish("agent.orchestrator_agent.control", json.dumps(order).encode())
+    response = await mesh.wait(task_id, timeout_seconds=20)
+    assert response.status == "cancelled"
+    assert response.error is not None
+    assert (response.error.code, response.error.message) == ("cancelled", "not wanted")
+    async with asyncio.timeout(10):
+        while words.worker.active:  # noqa: ASYNC110 - the process has no event for it
+            await asyncio.sleep(0.05)
+    with pytest.raises(TaskCancelled):
+        result_of(response)
+
+
+async def test_a_failed_step_stops_its_siblings(words: AgentProcess, mesh: Mesh, settings: MeshSettings) -> None:
+    steps = {"slow": {"task": "sleep", "with": {"seconds": 30}}, "bad": {"task": "refuse"}}
+    with pytest.raises(TaskFailed):
+        await mesh.run("execute_dag", {"steps": steps}, wait_seconds=20)
+    found = await rows(settings, "select step, status from tasks where step is not null")
+    assert {row["step"]: row["status"] for row in found} == {"slow": "cancelled", "bad": "failed"}
+
+
+async def test_a_task_waits_for_an_agent_that_starts_late(
+    orchestrated: AgentProcess, settings: MeshSettings, mesh: Mesh, seen: Seen
+) -> None:
+    running = asyncio.create_task(mesh.run("uppercase", {"text": "late"}))
+    async with asyncio.timeout(20):
+        while not await rows(settings, "select 1 from tasks where status = 'ready'"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    async with AgentProcess(words_agent(seen), settings):
+        assert await running == {"text": "LATE"}
+
+
+async def test_replay_reuses_what_completed_before_the_step(
+    words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
+) -> None:
+    dag = {
+        "input": {"text": "a"},
+        "steps": {
+            "one": {"task": "uppercase", "with": {"text": "${input.text}"}},
+            "two": {"task": "repeat", "with": {"text": "${one.text}", "times": 2}},
+            "side": {"task": "echo", "with": {"x": 1}},
+            "three": {"task": "echo", "with": {"all": "${two.text}"}},
+        },
+        "output": "${three.all}",
+    }
+    old = await mesh.submit("execute_dag", dag)
+    assert (await mesh.wait(old)).result == "AA"
+    seen.calls.clear()
+    new = await mesh.submit("mesh.replay", {"task_id": str(old), "from": "two"})
+    assert (await mesh.wait(new)).result == "AA"
+    assert [name for name, _, _ in seen.calls] == ["repeat", "echo"]
+    root = (await rows(settings, "select replay_of, task_type from tasks where task_id = $1", new))[0]
+    assert (root["replay_of"], root["task_type"]) == (old, "execute_dag")
+    seen.calls.clear()
+    assert await mesh.run("mesh.replay", {"task_id": str(new)}) == "AA"
+    assert sorted(name for name, _, _ in seen.calls) == ["echo", "echo", "repeat", "uppercase"]
+    with pytest.raises(TaskFailed, match="there is no step 'nowhere'"):
+        await mesh.run("mesh.replay", {"task_id": str(old), "from": "nowhere"})
+    with pytest.raises(TaskFailed, match="there is no task"):
+        await mesh.run("mesh.replay", {"task_id": str(uuid.uuid4())})
+    with pytest.raises(TaskFailed, match="must be the id of a task"):
+        await mesh.run("mesh.replay", {})
+
+
+async def test_a_failed_task_is_replayed_from_its_failed_step(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
+    dag = {
+        "steps": {
+            "good": {"task": "echo", "with": {"x": 1}},
+            "bad": {"task": "flaky", "with": {"failures": 1, "x": "${good.x}"}, "retry": {"max_attempts": 1}},
+        }
+    }
+    old = await mesh.submit("execute_dag", dag)
+    assert (await mesh.wait(old)).status == "failed"
+    seen.calls.clear()
+    response = await mesh.wait(await mesh.submit("mesh.replay", {"task_id": str(old), "from": "bad"}))
+    assert [name for name, _, _ in seen.calls] == ["flaky"]
+    assert response.status == "failed"
+
+
+async def test_an_agent_delegates_from_inside_a_task_and_usage_adds_up(
+    words: AgentProcess, settings: MeshSettings, mesh: Mesh, seen: Seen
+) -> None:
+    agent = Agent("boss_agent")
+    delegated: list[str] = []
+
+    @agent.on_delegation
+    async def note(ctx: TaskContext, request: Any) -> None:
+        delegated.append(request.task_type)
+
+    @agent.task("lead")
+    async def lead(task: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
+        ctx.report_usage(input_tokens=3, output_tokens=1, cost_usd=0.5)
+        loud = await ctx.run("uppercase", {"text": task["text"]})
+        if ctx.attempt == 1:
+            raise RuntimeError("dies after delegating")
+        return {"loud": loud["text"], "attempt": ctx.attempt}
+
+    async with AgentProcess(agent, settings):
+        dag = {"steps": {"do": {"task": "lead", "with": {"text": "x"}, "retry": QUICK}}, "output": "${do}"}
+        response = await mesh.wait(await mesh.submit("execute_dag", dag))
+    assert response.result == {"loud": "X", "attempt": 2}
+    assert delegated == ["uppercase", "uppercase"]
+    assert seen.count("uppercase") == 1
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.cost_usd) == (6, 1.0)
+
+
+async def test_progress_and_steps_can_be_watched(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
+    gate = seen.gates["sleep"] = asyncio.Event()
+    task_id = await mesh.submit("execute_dag", {"steps": {"nap": {"task": "sleep", "with": {"seconds": 0.05}}}})
+    kinds: list[str] = []
+    messages: list[tuple[str, str, float]] = []
+    async for one in mesh.watch(task_id, on_listening=gate.set):
+        kinds.append(one.kind)
+        if one.kind == "progress":
+            messages.append((one.data["step"], one.data["message"], one.data["percent"]))
+    assert messages == [("nap", "half way", 50.0)]
+    assert kinds[-2:] == ["step.completed", "task.completed"]
+    assert (await mesh.wait(task_id)).status == "completed"
+
+
+async def test_nobody_accepts_without_an_orchestrator(broker: Any) -> None:
+    async with Mesh(broker.url) as mesh:
+        with pytest.raises(NotAccepted, match="is an orchestrator running"):
+            await mesh.submit("uppercase", {"text": "x"}, accept_seconds=1.5)
+
+
+async def test_a_wrong_address_is_one_clear_line() -> None:
+    with pytest.raises(PantheonError, match="no NATS server answers at nats://127.0.0.1:1") as raised:
+        async with Mesh("nats://127.0.0.1:1", connect_seconds=0.5):
+            pass
+    assert "\n" not in str(raised.value)
+
+
+async def test_a_payload_that_no_message_can_carry_fails_with_both_numbers(
+    settings: MeshSettings, seen: Seen, mesh: Mesh
+) -> None:
+    async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
+        dag = {
+            "steps": {
+                "grow": {"for_each": list(range(60)), "task": "repeat", "with": {"text": "x" * 1000, "times": 200}},
+            }
+        }
+        with pytest.raises(TaskFailed) as failed:
+            await mesh.run("execute_dag", dag)
+    error = failed.value.response.error
+    assert error.code == "too_large"
+    assert error.details["size_bytes"] > error.details["limit_bytes"] > 0
