@@ -44,13 +44,13 @@ class Runs:
         return self._runs.get(root_task_id)
 
     async def load(self, root_task_ids: Sequence[UUID]) -> tuple[dict[UUID, Run], dict[UUID, PantheonError]]:
-        """The runs of these roots, cached ones first, and those whose rows do not fit their workflow. Ids that are no
-        root of ours are in neither. Raises StoreError."""
+        """The runs of these roots that have not ended, and why some could not be built whole. Ids that are no open root
+        of ours are in neither. Raises StoreError."""
         found = {one: run for one in root_task_ids if (run := self._runs.get(one)) is not None}
         missing = [one for one in root_task_ids if one not in found]
         broken: dict[UUID, PantheonError] = {}
         if missing:
-            for root_task_id, records in (await self._store.trees(missing)).items():
+            for root_task_id, records in (await self._store.trees(missing, open_only=True)).items():
                 try:
                     found[root_task_id] = await self.build(records)
                 except PantheonError as error:

@@ -155,6 +155,13 @@ where t.root_task_id = u.task_id and t.task_id = u.task_id and t.answered_at is 
 """
 
 
+OPEN = """
+select t.task_id from tasks t
+where (t.root_task_id, t.task_id) in (select u, u from unnest($1::uuid[]) u)
+  and t.status not in ('completed', 'failed', 'cancelled', 'skipped')
+"""
+
+
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
 
@@ -309,11 +316,18 @@ class TaskStore:
         """Note that final responses were acknowledged by the broker. Raises StoreError."""
         await self.database.execute(ANSWERED, list(task_ids))
 
-    async def trees(self, root_task_ids: Sequence[UUID]) -> dict[UUID, list[Any]]:
-        """All rows of these roots. Raises StoreError."""
+    async def trees(self, root_task_ids: Sequence[UUID], *, open_only: bool = False) -> dict[UUID, list[Any]]:
+        """All rows of these roots; `open_only`: of those that have not ended. Raises StoreError."""
+        wanted = list(root_task_ids)
+        if open_only:
+            # An answer that comes late, or again, must not cost the reading of a whole tree that has ended.
+            found = await self.database.fetch(OPEN, wanted)
+            wanted = [record["task_id"] for record in found]
+            if not wanted:
+                return {}
         records = await self.database.fetch(
             f"select {COLUMNS} from tasks where root_task_id = any($1::uuid[])",
-            list(root_task_ids),
+            wanted,
         )
         trees: dict[UUID, list[Any]] = {}
         for record in records:
