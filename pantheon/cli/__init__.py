@@ -1,0 +1,8 @@
+"""The command line: `pantheon up | run | tasks | task show | agents | workflows | replay | demo | …`."""
+
+
+def main() -> int:
+    """The console script's entry point; returns the exit status."""
+    from pantheon.cli.app import main as run
+
+    return run()

@@ -1,0 +1,122 @@
+"""The command line put together: commands, their help, and how every error becomes one line and an exit status."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from pantheon import __version__
+from pantheon.cli import agents, demo, exit_codes, run, schema, tasks, up, workflows
+from pantheon.cli.exit_codes import ExitCode, exit_code_of
+from pantheon.cli.output import print_json, print_line, problem
+from protocol.errors import PantheonError
+
+DEBUG_FLAG = "--debug"
+DEBUG_VARIABLE = "PANTHEON_DEBUG"
+
+EPILOG = "Exit status:\n\n\b\n" + exit_codes.table()
+
+app = typer.Typer(
+    name="pantheon",
+    help="A durable mesh of agents on NATS: start one, give it tasks, look at them.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+agent_app = typer.Typer(help="Run an agent, or begin one.", no_args_is_help=True, rich_markup_mode=None)
+task_app = typer.Typer(help="Look at one task.", no_args_is_help=True, rich_markup_mode=None)
+workflows_app = typer.Typer(rich_markup_mode=None)
+
+
+@app.callback()
+def _root(
+    debug: Annotated[
+        bool,
+        typer.Option(DEBUG_FLAG, help=f"Tracebacks and debug logs; anywhere on the line, or {DEBUG_VARIABLE}=1."),
+    ] = False,
+) -> None:
+    """A durable mesh of agents on NATS: start one, give it tasks, look at them."""
+
+
+def _version(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    if as_json:
+        print_json({"version": __version__, "python": sys.version.split()[0]})
+    else:
+        print_line(__version__)
+
+
+app.command("up", help="Start a mesh on this machine: servers, orchestrator, agents. Ctrl-C ends it.")(up.up)
+app.command("run", help=run.HELP, short_help="Run a workflow or a task, print its result.")(run.run)
+app.command("tasks", help="List tasks, newest first.")(tasks.tasks)
+app.add_typer(task_app, name="task")
+task_app.command("show", help="A task and its steps: times, attempts, errors.")(tasks.show)
+app.command("replay", help=tasks.REPLAY_HELP, short_help="Run a task again, as a new one.")(tasks.replay)
+app.command("agents", help="List the instances of agents that are there.")(agents.agents)
+app.add_typer(agent_app, name="agent")
+agent_app.command("run", help="Run an agent of yours as this process, on the mesh that is found.")(agents.run_agent)
+agent_app.command("new", help="Write a first agent into NAME.py.")(agents.new_agent)
+app.add_typer(workflows_app, name="workflows", invoke_without_command=True, help="List or check workflows.")
+workflows_app.callback(invoke_without_command=True)(workflows.workflows)
+workflows_app.command("check", help="Check workflow files; each mistake with its line and column.")(workflows.check)
+app.command("demo", help="Start a mesh, write and publish an article, stop everything.")(demo.demo)
+app.command("orchestrator", help="Run one orchestrator as this process.")(up.run_orchestrator)
+app.command("migrate", help="Bring the database to the newest schema.")(up.migrate_database)
+app.command("schema", help="The wire contract as JSON Schemas and an AsyncAPI document.")(schema.schema)
+app.command("version", help="The version of this installation.")(_version)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG_FLAG in given or bool(os.environ.get(DEBUG_VARIABLE))
+    given = [one for one in given if one != DEBUG_FLAG]
+    _prepare(debug)
+    try:
+        status = app(given, prog_name="pantheon", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else ExitCode.OK
+    except BrokenPipeError:
+        # Whoever read the answer has read enough (`| head`). What is still buffered must not raise at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except KeyboardInterrupt:
+        problem("interrupted")
+        return ExitCode.INTERRUPTED
+    except (typer.TyperException, typer.Abort) as error:
+        return _usage_problem(error)
+    except PantheonError as error:
+        if debug:
+            raise
+        problem(error.message)
+        return exit_code_of(error)
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error) or "no message"
+        problem(f"{type(error).__name__}: {text} (a mistake of pantheon's own; {DEBUG_FLAG} shows where)")
+        return ExitCode.INTERNAL
+
+
+def _prepare(debug: bool) -> None:
+    from pantheon.logs import configure_logging
+
+    configure_logging("debug" if debug else "warning", "console")
+
+
+def _usage_problem(error: Exception) -> int:
+    """A wrong command line; where `--help` of which command says more."""
+    if isinstance(error, typer.Abort):
+        problem("interrupted")
+        return ExitCode.INTERRUPTED
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "pantheon"
+    message = getattr(error, "format_message", lambda: str(error))()
+    if not message.strip():
+        # A group without a command has printed its help.
+        return ExitCode.USAGE
+    problem(f"{message.rstrip('.')} (see {command} --help)", command=command)
+    return ExitCode.USAGE

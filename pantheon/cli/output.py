@@ -1,0 +1,67 @@
+"""Where a command's words go: answers to stdout, everything else to stderr."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from pantheon.settings import one_line
+
+# A line of a diagnosis may be long, but not a page.
+MESSAGE_MAX_CHARS = 2_000
+
+
+def stdout() -> Console:
+    """The console for what a command answers; no colours where it is no terminal."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def stderr() -> Console:
+    """The console for progress, notes and errors."""
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def is_live(console: Console) -> bool:
+    """Whether something can be drawn in place there."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def print_json(value: Any) -> None:
+    """A value as JSON on stdout, coloured for a person, plain for a program."""
+    encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
+    text = json.dumps(value, indent=2, ensure_ascii=encoding != "utf8", default=str)
+    console = stdout()
+    if console.is_terminal:
+        from rich.json import JSON
+
+        console.print(JSON(text), soft_wrap=True)
+    else:
+        sys.stdout.write(_writable(text) + "\n")
+
+
+def _writable(text: str) -> str:
+    """Text without lone surrogates, which no encoding can write; as JSON escapes they mean the same."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def print_line(text: str) -> None:
+    """A line of an answer on stdout, as it is."""
+    sys.stdout.write(_writable(text) + "\n")
+
+
+def note(message: str) -> None:
+    """A line for the person on stderr."""
+    stderr().print(Text(_printable(message), style="dim"), soft_wrap=True)
+
+
+def problem(message: str, *, command: str = "pantheon") -> None:
+    """An error on stderr, in one line whatever the message holds."""
+    line = Text.assemble((f"{command}: ", "bold red"), _printable(one_line(message, MESSAGE_MAX_CHARS)))
+    stderr().print(line, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Text from elsewhere without control characters: an error's text must not steer a terminal."""
+    return "".join(one if one.isprintable() or one in "\n\t" else "�" for one in text)

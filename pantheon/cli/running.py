@@ -1,0 +1,58 @@
+"""Running a command's coroutine: Ctrl-C and SIGTERM become one exception, whatever was at work is ended first."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from pantheon.cli.exit_codes import CommandError, ExitCode
+
+T = TypeVar("T")
+
+_SIGNALS = {
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.TERMINATED,
+    signal.SIGHUP: ExitCode.TERMINATED,
+}
+
+
+class Interrupted(CommandError):
+    """A signal ended the command; what it had begun has been ended or goes on, as the message says."""
+
+
+def run_async(
+    main: Coroutine[Any, Any, T],
+    *,
+    on_interrupt: Callable[[], str] = lambda: "interrupted",
+    on_second: Callable[[], None] = lambda: None,
+) -> T:
+    """Run a command. The first signal cancels it, a later one calls `on_second`: it may hurry the end, not skip it.
+
+    Raises Interrupted with what `on_interrupt` says.
+    """
+    return asyncio.run(_run(main, on_interrupt, on_second))
+
+
+async def _run(main: Coroutine[Any, Any, T], on_interrupt: Callable[[], str], on_second: Callable[[], None]) -> T:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(main)
+    received: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        if received:
+            on_second()
+        else:
+            task.cancel()
+        received.append(number)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise Interrupted(on_interrupt(), _SIGNALS[received[0]]) from None
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,317 @@
+"""TaskTree: what is known of a task and its steps, from events, progress messages and rows; no terminal, no network.
+
+Events may be lost and may come in any order beside the rows: of two statements about a step the later in its life
+wins, by attempt and then by how far that attempt is.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pantheon.cli.units import parse_time
+
+ENDED = frozenset({"completed", "failed", "cancelled", "skipped"})
+_EVENT_STATUS = {
+    "ready": "ready",
+    "dispatched": "dispatched",
+    "retrying": "waiting",
+    "completed": "completed",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "skipped": "skipped",
+}
+# How far an attempt is. A wait for another attempt counts as the beginning of that one, as in the database.
+_RANK = {"planned": -2, "waiting": -1, "ready": 0, "dispatched": 1, "running": 1, "paused": 2, "compensating": 2}
+_ENDED_RANK = 9
+
+
+@dataclass
+class Node:
+    """One step (of one iteration), or the task itself."""
+
+    task_id: str
+    path: str
+    parent_id: str | None = None
+    task_type: str = ""
+    status: str = "planned"
+    iteration: int = 0
+    attempt: int = 1
+    agent: str | None = None
+    percent: float | None = None
+    message: str = ""
+    streamed_chars: int = 0
+    error: str = ""
+    error_code: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    retry_at: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def is_item(self) -> bool:
+        """Whether it is one of several of a fan-out, `notes[3]`."""
+        return self.path.endswith("]")
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    def seconds(self, now: datetime) -> float | None:
+        """How long it has taken or takes, waits and retries included."""
+        if self.started_at is None or self.status == "skipped":
+            return None
+        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+
+    def _life(self) -> tuple[int, int]:
+        return self.attempt, _ENDED_RANK if self.ended else _RANK.get(self.status, 0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one message made different, for whoever writes lines instead of drawing."""
+
+    node: Node
+    kind: str
+    text: str = ""
+
+
+@dataclass
+class TaskTree:
+    """The task and its steps. `planned` are the workflow's own steps by name, where it is known."""
+
+    task_id: str
+    task_type: str = ""
+    planned: Sequence[str] = ()
+    root: Node = field(init=False)
+    nodes: dict[str, Node] = field(init=False, default_factory=dict)
+    # Steps by what they are below of, made when it is first looked at after a change: a picture asks for it often.
+    _below: dict[str, list[Node]] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.root = Node(self.task_id, "", task_type=self.task_type, status="running")
+
+    # -- what is learned ----------------------------------------------------------------------------------------------
+
+    def see(self, kind: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
+        """Take an event (`step.completed`, `task.failed`) or a progress message (`progress`)."""
+        if kind == "progress":
+            return self._progress(data)
+        entity, _, name = kind.partition(".")
+        if entity == "task":
+            return self._task(name, data, at)
+        status = _EVENT_STATUS.get(name)
+        if entity != "step" or status is None or not isinstance(data.get("task_id"), str):
+            return []
+        node = self._node(data, at)
+        return self._step(node, status, data, at)
+
+    def read(self, rows: Sequence[Mapping[str, Any]]) -> list[Change]:
+        """Take the task's rows as the orchestrator's database has them."""
+        changes: list[Change] = []
+        paths = _paths(rows)
+        for row in sorted(rows, key=lambda one: (str(one.get("created_at", "")), paths[str(one["task_id"])])):
+            if row["task_id"] != self.task_id:
+                changes += self._row(row, paths[str(row["task_id"])])
+        # The task itself last: its end is the last thing that is told.
+        for row in rows:
+            if row["task_id"] == self.task_id:
+                changes += self._root_row(row)
+        return changes
+
+    def _node(self, data: Mapping[str, Any], at: datetime) -> Node:
+        self._below = None
+        task_id = str(data["task_id"])
+        node = self.nodes.get(task_id)
+        if node is None:
+            node = self.nodes[task_id] = Node(task_id, str(data.get("step") or task_id))
+        parent_id = data.get("parent_task_id")
+        if isinstance(parent_id, str):
+            node.parent_id = parent_id
+            if parent_id != self.task_id and parent_id not in self.nodes:
+                # A sub-workflow at work: no event tells of its own beginning.
+                self.nodes[parent_id] = Node(parent_id, _above(node.path), status="running", started_at=at)
+        node.task_type = str(data.get("task_type") or node.task_type)
+        node.iteration = int(data.get("iteration") or 0)
+        return node
+
+    def _step(self, node: Node, status: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
+        attempt = int(data.get("attempt") or 1)
+        after = Node("", "", status=status, attempt=attempt)
+        if node.status != "planned" and after._life() <= node._life():
+            return []
+        node.status, node.attempt = status, attempt
+        if isinstance(data.get("agent"), str):
+            node.agent = data["agent"]
+        _take_error(node, data.get("error"))
+        if status in ("dispatched", "completed"):
+            node.error = node.error_code = ""
+        if status in ("dispatched", "waiting"):
+            node.percent, node.message, node.streamed_chars = None, "", 0
+        if node.started_at is None and not node.ended:
+            # Of one whose end is the first that is heard, only the rows know when it began.
+            node.started_at = at
+        if node.ended:
+            node.ended_at = at
+        return [Change(node, status)]
+
+    def _progress(self, data: Mapping[str, Any]) -> list[Change]:
+        node = self.nodes.get(str(data.get("task_id")))
+        if node is None or node.ended:
+            return []
+        percent = data.get("percent")
+        if isinstance(percent, int | float):
+            node.percent = min(100.0, max(0.0, float(percent)))
+        text = data.get("text")
+        if isinstance(text, str):
+            node.streamed_chars += len(text)
+        message = data.get("message")
+        if isinstance(message, str) and message:
+            node.message = " ".join(message.split())
+        return [Change(node, "progress", node.message)]
+
+    def items(self, node: Node) -> tuple[int, int]:
+        """How many items of a fan-out have ended, and how many have begun; zeros for what is none."""
+        inner = [one for one in self.children(node.task_id) if one.is_item]
+        return sum(one.ended for one in inner), len(inner)
+
+    def _task(self, name: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
+        if data.get("task_id") != self.task_id or self.root.ended:
+            return []
+        self.root.task_type = str(data.get("task_type") or self.root.task_type)
+        if name not in ENDED:
+            self.root.started_at = self.root.started_at or at
+            return []
+        self.root.status, self.root.ended_at = name, at
+        _take_error(self.root, data.get("error"))
+        return [Change(self.root, name)]
+
+    def _root_row(self, row: Mapping[str, Any]) -> list[Change]:
+        root, before = self.root, self.root.status
+        root.task_type = str(row.get("task_type") or root.task_type)
+        root.status = str(row.get("status") or root.status)
+        root.attempt = int(row.get("attempt") or 1)
+        root.started_at = parse_time(row.get("created_at")) or root.started_at
+        root.ended_at = parse_time(row.get("completed_at")) or root.ended_at
+        _take_error(root, row.get("error"))
+        return [Change(root, root.status)] if root.ended and root.status != before else []
+
+    def _row(self, row: Mapping[str, Any], path: str) -> list[Change]:
+        task_id, status = str(row["task_id"]), str(row.get("status") or "ready")
+        attempt = int(row.get("attempt") or 1)
+        self._below = None
+        node = self.nodes.setdefault(task_id, Node(task_id, path))
+        node.path = path
+        node.parent_id = str(row.get("parent_task_id") or self.task_id)
+        node.task_type = str(row.get("task_type") or node.task_type)
+        node.iteration = int(row.get("iteration") or 0)
+        after = Node("", "", status=status, attempt=attempt)
+        if after._life() < node._life():
+            return []
+        changed = (node.status, node.attempt) != (status, attempt)
+        node.status, node.attempt = status, attempt
+        node.agent = row.get("agent") or node.agent
+        node.started_at = parse_time(row.get("created_at")) or node.started_at
+        node.ended_at = parse_time(row.get("completed_at")) if node.ended else None
+        node.retry_at = parse_time(row.get("run_after")) if status == "waiting" else None
+        node.error = node.error_code = ""
+        _take_error(node, row.get("error"))
+        return [Change(node, status)] if changed else []
+
+    # -- what is shown ------------------------------------------------------------------------------------------------
+
+    def children(self, parent_id: str) -> list[Node]:
+        """The steps below a task, in the order of the workflow, then of their beginning; planned ones last."""
+        if self._below is None:
+            self._below = {}
+            for node in self.nodes.values():
+                self._below.setdefault(node.parent_id or self.task_id, []).append(node)
+        found = list(self._below.get(parent_id, ()))
+        order = {name: index for index, name in enumerate(self.planned)} if parent_id == self.task_id else {}
+        if parent_id == self.task_id:
+            names = {node.name for node in found}
+            found += [
+                Node(f"planned:{name}", name) for name in self.planned if name not in names and not self.root.ended
+            ]
+        position = {node.task_id: index for index, node in enumerate(found)}
+        return sorted(found, key=lambda one: (order.get(one.name, len(order)), position[one.task_id], one.iteration))
+
+    def walk(self) -> Iterator[tuple[Node, tuple[bool, ...]]]:
+        """Every step with, for each level above it and for itself, whether it is the last one there."""
+        yield from self._walk(self.task_id, ())
+
+    def _walk(self, parent_id: str, above: tuple[bool, ...]) -> Iterator[tuple[Node, tuple[bool, ...]]]:
+        children = self.children(parent_id)
+        for index, node in enumerate(children):
+            here = (*above, index == len(children) - 1)
+            yield node, here
+            yield from self._walk(node.task_id, here)
+
+    def counts(self) -> tuple[int, int]:
+        """How many of the task's own steps have ended, and how many there are as far as is known."""
+        children = self.children(self.task_id)
+        names = {node.name for node in children}
+        ended = {name for name in names if all(node.ended for node in children if node.name == name)}
+        return len(ended), len(names)
+
+    def fraction(self) -> float:
+        """How much of the task is done, 0 to 1: each step counts alike, one at work by what it says."""
+        if self.root.status == "completed":
+            return 1.0
+        children = self.children(self.task_id)
+        return sum(self._share(node) for node in children) / len(children) if children else 0.0
+
+    def _share(self, node: Node) -> float:
+        if node.ended:
+            return 1.0
+        inner = self.children(node.task_id)
+        if inner:
+            # More steps may follow than have begun, so a sub-workflow at work is never counted as done.
+            return min(0.95, sum(self._share(one) for one in inner) / (len(inner) + 1))
+        return min(0.95, (node.percent or 0.0) / 100)
+
+
+def _take_error(node: Node, error: Any) -> None:
+    if isinstance(error, Mapping):
+        details = error.get("details")
+        if node.path and error.get("code") == "step_failed" and isinstance(details, Mapping) and details.get("message"):
+            # Where the step itself is named beside it, the agent's own words are enough.
+            error = details
+        node.error = " ".join(str(error.get("message") or "").split())
+        node.error_code = str(error.get("code") or "")
+
+
+def _above(path: str) -> str:
+    """The place that a step belongs to: `notes[3]` to `notes`, `notes[3]/summarize` to `notes[3]`."""
+    if path.endswith("]"):
+        return path.rpartition("[")[0]
+    return path.rpartition("/")[0]
+
+
+def _paths(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Each row's place, `draft/review` or `notes[3]`, by task_id; the root's is empty."""
+    by_id = {str(row["task_id"]): row for row in rows}
+    paths: dict[str, str] = {}
+    for task_id in by_id:
+        parts: list[str] = []
+        here: str | None = task_id
+        seen: set[str] = set()
+        while here is not None and here in by_id and here not in seen:
+            seen.add(here)
+            row = by_id[here]
+            if row.get("step") is None:
+                break
+            parent = by_id.get(str(row.get("parent_task_id")))
+            item = row.get("item")
+            if isinstance(item, int) and item >= 0:
+                parts.append(f"{row['step']}[{item}]")
+                # The fan-out's own row has the same step.
+                parent = by_id.get(str(parent.get("parent_task_id"))) if parent is not None else None
+            else:
+                parts.append(str(row["step"]))
+            here = str(parent["task_id"]) if parent is not None else None
+        paths[task_id] = "/".join(reversed(parts))
+    return paths

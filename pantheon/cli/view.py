@@ -1,0 +1,213 @@
+"""A TaskTree as something rich can draw: a tree of steps with state, agent, duration, and a bar; and as plain lines."""
+
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from pantheon.cli.tree import Change, Node, TaskTree
+from pantheon.cli.units import clock, duration
+
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+SPINNER_FRAMES_PER_SECOND = 10
+BAR_WIDTH = 34
+BAR_WORDS_WIDTH = 36
+STEP_BAR_WIDTH = 12
+
+# Symbol and style of each status; what is at work gets the spinner.
+_LOOKS = {
+    "planned": ("·", "bright_black"),
+    "ready": ("○", "yellow"),
+    "dispatched": ("", "cyan"),
+    "running": ("", "cyan"),
+    "waiting": ("↻", "yellow"),
+    "paused": ("‖", "yellow"),
+    "compensating": ("↶", "yellow"),
+    "completed": ("✔", "green"),
+    "failed": ("✘", "bold red"),
+    "cancelled": ("⊘", "magenta"),
+    "skipped": ("-", "bright_black"),
+}
+_WORDS = {"planned": "", "ready": "waits", "dispatched": "at work", "running": "at work", "waiting": "retries"}
+Rows = list[tuple[Node, tuple[bool, ...]]]
+_QUIET = frozenset({"planned", "skipped"})
+
+
+def look_of(status: str, frame: int | None = None) -> tuple[str, str]:
+    """The symbol and style of a status; `frame` turns the spinner, None is for what does not move."""
+    symbol, style = _LOOKS.get(status, ("?", "white"))
+    if not symbol:
+        symbol = SPINNER[frame % len(SPINNER)] if frame is not None else "▸"
+    return symbol, style
+
+
+def frame_of(now: datetime) -> int:
+    return int(now.timestamp() * SPINNER_FRAMES_PER_SECOND)
+
+
+def draw(
+    tree: TaskTree, now: datetime, *, live: bool = True, width: int = 100, max_rows: int | None = None
+) -> RenderableType:
+    """The whole picture. `live`: with a bar and turning spinners; else as a record of what was."""
+    parts: list[RenderableType] = [_head(tree, now, live)]
+    steps = _steps(tree, now, live, width, max_rows)
+    if steps:
+        parts.append(steps)
+    if live:
+        parts.append(_bar(tree, now, width))
+    parts += _errors(tree)
+    return Group(*parts)
+
+
+def _head(tree: TaskTree, now: datetime, live: bool) -> Text:
+    symbol, style = look_of(tree.root.status, frame_of(now) if live else None)
+    head = Text.assemble((symbol, style), " ", (tree.root.task_type or "task", "bold"))
+    head.append(f"  {tree.task_id}", style="bright_black")
+    seconds = tree.root.seconds(now)
+    if not live and seconds is not None:
+        head.append(f"  {tree.root.status} in {duration(seconds)}", style=style)
+    return head
+
+
+def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int | None) -> Text:
+    """The steps in columns. What an agent says on its way is cut, it never makes the other columns narrower."""
+    rows = list(tree.walk())
+    hidden = 0
+    if max_rows is not None:
+        rows, hidden = shorten(rows, max_rows)
+    frame = frame_of(now) if live else None
+    names = [_name(node, lasts, frame) for node, lasts in rows]
+    name_width = max(min(24, width // 3), min(max(map(len, names), default=0), width * 2 // 5))
+    agent_width = min(max((len(node.agent or "") for node, _ in rows), default=0), width // 4)
+    lines: list[Text] = []
+    for (node, _), name in zip(rows, names, strict=True):
+        seconds = node.seconds(now)
+        dim = "bright_black" if node.ended else ""
+        line = _fitted(name, name_width)
+        line.append_text(_fitted(Text(node.agent or "", style=dim), agent_width))
+        line.append_text(_fitted(Text(_WORDS.get(node.status, node.status), style=look_of(node.status)[1]), 9))
+        line.append(f"{duration(seconds) if seconds is not None else '':>9}  ", style=dim)
+        line.append_text(_detail(node, tree))
+        line.truncate(width, overflow="ellipsis")
+        line.rstrip()
+        lines.append(line)
+    if hidden:
+        lines.append(Text(f"   … {hidden} more", style="bright_black"))
+    return Text("\n").join(lines)
+
+
+def _fitted(text: Text, width: int) -> Text:
+    """Exactly `width` cells and a gap."""
+    text = text.copy()
+    text.truncate(width, overflow="ellipsis", pad=True)
+    return text.append("  ")
+
+
+def shorten(rows: Rows, limit: int) -> tuple[Rows, int]:
+    """What fits into `limit` rows, and how many do not: first go the insides of ended steps, then ended items."""
+    total = len(rows)
+    if total > limit:
+        ended = {node.task_id for node, _ in rows if node.ended}
+        rows = [row for row in rows if row[0].parent_id not in ended]
+    if len(rows) > limit:
+        rows = [(node, lasts) for node, lasts in rows if not (node.is_item and node.ended)]
+    # A line is needed to say how many are not there.
+    return (rows, total - len(rows)) if len(rows) <= limit else (rows[: limit - 1], total - limit + 1)
+
+
+def _name(node: Node, lasts: tuple[bool, ...], frame: int | None) -> Text:
+    guide = "".join("   " if last else "│  " for last in lasts[:-1]) + ("└─ " if lasts[-1] else "├─ ")
+    symbol, style = look_of(node.status, frame)
+    text = Text.assemble((guide, "bright_black"), (symbol, style), " ")
+    text.append(node.name, style="bright_black" if node.status in _QUIET else "bold" if not node.ended else "")
+    if node.iteration:
+        text.append(f" (round {node.iteration + 1})", style="bright_black")
+    return text
+
+
+def _detail(node: Node, tree: TaskTree) -> Text:
+    if node.ended:
+        return Text(f"attempt {node.attempt}" if node.attempt > 1 else "", style="yellow")
+    text = Text()
+    if node.percent is not None and node.status == "dispatched":
+        done = round(node.percent / 100 * STEP_BAR_WIDTH)
+        text.append("━" * done, style="cyan").append("━" * (STEP_BAR_WIDTH - done), style="bright_black")
+        text.append(f" {node.percent:3.0f}% ")
+    if node.attempt > 1 and node.status in ("dispatched", "ready"):
+        text.append(f"attempt {node.attempt} ", style="yellow")
+    ended, begun = tree.items(node)
+    if begun:
+        text.append(f"{ended} done, {begun - ended} at work", style="bright_black")
+    elif node.message:
+        text.append(node.message, style="bright_black")
+    elif node.streamed_chars:
+        text.append(f"{node.streamed_chars:,} characters so far", style="bright_black")
+    elif node.status == "waiting":
+        text.append(f"attempt {node.attempt - 1} failed: {node.error}", style="yellow")
+        if node.retry_at is not None:
+            text.append(f"; next at {clock(node.retry_at)}", style="yellow")
+    elif node.status == "ready":
+        text.append("no agent has a place for it yet", style="yellow")
+    return text
+
+
+def _bar(tree: TaskTree, now: datetime, width: int) -> Text:
+    ended, total = tree.counts()
+    style = {"completed": "green", "failed": "red", "cancelled": "magenta"}.get(tree.root.status, "cyan")
+    seconds = tree.root.seconds(now)
+    words = f"{tree.fraction() * 100:3.0f}%"
+    if total:
+        words += f"   {ended} of {total} step{'s' if total != 1 else ''}"
+    if seconds is not None:
+        words += f"   {duration(seconds)}"
+    cells = max(4, min(BAR_WIDTH, width - BAR_WORDS_WIDTH))
+    halves = round(tree.fraction() * cells * 2)
+    done = "━" * (halves // 2) + "╸" * (halves % 2)
+    return Text.assemble((done, style), ("━" * (cells - len(done)), "bright_black"), "  ", (words, style))
+
+
+def _errors(tree: TaskTree) -> list[RenderableType]:
+    """The errors of failed steps in full, below the tree, where there is room for them."""
+    shown: list[RenderableType] = []
+    for node, _ in tree.walk():
+        if node.status == "failed" and node.error:
+            code = f" ({node.error_code})" if node.error_code else ""
+            shown.append(Text.assemble((f"✘ {node.path}{code}: ", "bold red"), node.error))
+    if tree.root.status == "failed" and tree.root.error and not shown:
+        code = f" ({tree.root.error_code})" if tree.root.error_code else ""
+        shown.append(Text.assemble((f"✘{code} ", "bold red"), tree.root.error))
+    return shown
+
+
+def line_of(change: Change, now: datetime) -> str | None:
+    """A change as a line for a log or a pipe; None for what is not worth one."""
+    node = change.node
+    if not node.path:
+        if not node.ended:
+            return None
+        seconds = node.seconds(now)
+        took = f" in {duration(seconds)}" if seconds is not None else ""
+        # Its error stands on the line of the step that failed, or comes with the command's last word.
+        return f"task {node.task_id} {node.status}{took}"
+    name = node.path + (f" (round {node.iteration + 1})" if node.iteration else "")
+    again = f", attempt {node.attempt}" if node.attempt > 1 else ""
+    seconds = node.seconds(now)
+    took = f" in {duration(seconds)}" if seconds is not None else ""
+    match change.kind:
+        case "ready":
+            return f"{name} waits for an agent"
+        case "dispatched":
+            return f"{name} given to {node.agent or 'an agent'}{again}"
+        case "waiting":
+            return f"{name} failed, attempt {node.attempt - 1}: {node.error}; tries again"
+        case "completed" | "cancelled":
+            return f"{name} {change.kind}{took}{again}"
+        case "failed":
+            return f"{name} failed{took}{again}: {node.error}"
+        case "skipped":
+            return f"{name} skipped"
+        case "progress":
+            percent = f"{node.percent:.0f}%" if node.percent is not None else ""
+            said = ", ".join(one for one in (percent, change.text) if one)
+            return f"{name}: {said}" if said else None
+    return None
