@@ -73,6 +73,8 @@ class Database:
                     command_timeout=COMMAND_TIMEOUT_SECONDS,
                     server_settings=_SESSION,
                     max_inactive_connection_lifetime=300,
+                    # The statements leave nothing behind on a connection; resetting it would double their round trips.
+                    reset=_leave_as_it_is,
                 )
                 return
             except _PASSING as error:
@@ -128,6 +130,10 @@ class Database:
     async def execute(self, query: str, *arguments: Any) -> str:
         async with self.mapped() as pool:
             return str(await pool.execute(query, *arguments))
+
+
+async def _leave_as_it_is(connection: "asyncpg.Connection[Any]") -> None:
+    return None
 
 
 def _line(error: BaseException) -> str:

@@ -121,7 +121,9 @@ class Reader:
     async def known(self, task_ids: Sequence[UUID]) -> dict[UUID, asyncpg.Record]:
         """The root rows of these ids."""
         records = await self._database.fetch(
-            f"select {COLUMNS} from tasks where (root_task_id, task_id) in (select u, u from unnest($1::uuid[]) u)",
+            f"select {COLUMNS} from tasks where (root_task_id, task_id) in "
+            "(select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b))",
+            list(task_ids),
             list(task_ids),
         )
         return {record["task_id"]: record for record in records}
@@ -130,7 +132,8 @@ class Reader:
         """The versions of these roots."""
         records = await self._database.fetch(
             "select task_id, version from tasks "
-            "where (root_task_id, task_id) in (select u, u from unnest($1::uuid[]) u)",
+            "where (root_task_id, task_id) in (select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b))",
+            list(root_task_ids),
             list(root_task_ids),
         )
         return {record["task_id"]: record["version"] for record in records}

@@ -58,8 +58,11 @@ _CHANGED: tuple[tuple[str, str, str], ...] = (
     ("run_after", "timestamptz[]", ""),
     ("completed_at", "timestamptz[]", ""),
 )
+# A root's id stands here twice. Where a statement asks for one column by both names, Postgres concludes that
+# task_id = root_task_id, which is what the partial indexes on roots say: it would then walk all roots for each batch.
 _ROOTS: tuple[tuple[str, str, str], ...] = (
     ("root_task_id", "uuid[]", ""),
+    ("task_id", "uuid[]", ""),
     ("known_version", "bigint[]", ""),
     ("status", "text[]", ""),
     ("result", "text[]", "::json"),
@@ -111,14 +114,14 @@ with roots as materialized (
 ), locked as materialized (
     select t.root_task_id from tasks t
     where (t.root_task_id, t.task_id, t.version) in
-          (select r.root_task_id, r.root_task_id, r.known_version from roots r)
+          (select r.root_task_id, r.task_id, r.known_version from roots r)
     order by t.root_task_id
     for no key update
 ), root_rows as (
     update tasks t set version = u.known_version + 1, dispatched_by = $1, {_sets(_ROOTS, "u")}
     from roots u
     where u.root_task_id in (select root_task_id from locked)
-      and t.root_task_id = u.root_task_id and t.task_id = u.root_task_id
+      and t.root_task_id = u.root_task_id and t.task_id = u.task_id
 ), changed as (
     update tasks t set dispatched_by = $1, {_sets(_CHANGED, "u")}
     from {_unnest(_CHANGED, "u", 2 + _R)}
@@ -150,14 +153,14 @@ select root_task_id from accepted
 """
 
 ANSWERED = """
-update tasks t set answered_at = now() from unnest($1::uuid[]) as u(task_id)
-where t.root_task_id = u.task_id and t.task_id = u.task_id and t.answered_at is null
+update tasks t set answered_at = now() from unnest($1::uuid[], $2::uuid[]) as u(root_task_id, task_id)
+where t.root_task_id = u.root_task_id and t.task_id = u.task_id and t.answered_at is null
 """
 
 
 OPEN = """
 select t.task_id from tasks t
-where (t.root_task_id, t.task_id) in (select u, u from unnest($1::uuid[]) u)
+where (t.root_task_id, t.task_id) in (select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b))
   and t.status not in ('completed', 'failed', 'cancelled', 'skipped')
 """
 
@@ -275,6 +278,7 @@ class TaskStore:
             (
                 (
                     run.root_task_id,
+                    run.root_task_id,
                     run.version,
                     run.root.status.value,
                     _text(run.root.result),
@@ -314,14 +318,14 @@ class TaskStore:
 
     async def mark_answered(self, task_ids: Sequence[UUID]) -> None:
         """Note that final responses were acknowledged by the broker. Raises StoreError."""
-        await self.database.execute(ANSWERED, list(task_ids))
+        await self.database.execute(ANSWERED, list(task_ids), list(task_ids))
 
     async def trees(self, root_task_ids: Sequence[UUID], *, open_only: bool = False) -> dict[UUID, list[Any]]:
         """All rows of these roots; `open_only`: of those that have not ended. Raises StoreError."""
         wanted = list(root_task_ids)
         if open_only:
             # An answer that comes late, or again, must not cost the reading of a whole tree that has ended.
-            found = await self.database.fetch(OPEN, wanted)
+            found = await self.database.fetch(OPEN, wanted, wanted)
             wanted = [record["task_id"] for record in found]
             if not wanted:
                 return {}
