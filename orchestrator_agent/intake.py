@@ -6,7 +6,7 @@ Everything with a readable id becomes a row, refused requests included: a task h
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -76,8 +76,10 @@ class Planner:
             return self.refuse(run, ErrorInfo.of(error), now)
         variables: dict[str, Any] = {"input": given}
         if run.root.task_type == EXECUTE_DAG:
-            run.root.payload = json_bytes(request.payload if replayed is None else replayed.payload)
-            variables = {"input": (request.payload if replayed is None else replayed.payload).get("input") or {}}
+            payload = request.payload if replayed is None else replayed.payload
+            # Absent and null mean the same, also to whoever reads the row.
+            variables = {"input": payload.get("input") or {}}
+            run.root.payload = json_bytes({**payload, **variables})
         else:
             run.root.payload = json_bytes(given)
         run.root.workflow_version = plan.version if replayed is None else replayed.workflow_version
@@ -199,8 +201,9 @@ def _reused(replayed: Replayed) -> list[Row]:
         name = row.step or ""
         if name not in newest or newest[name].iteration < row.iteration:
             newest[name] = row
+    # Which process worked on them, and what it consumed, is the old task's.
     kept = [
-        row
+        replace(row, instance_id=None, usage=None)
         for name, row in newest.items()
         if name not in again and name in plan.steps and row.status in (Status.COMPLETED, Status.SKIPPED)
     ]

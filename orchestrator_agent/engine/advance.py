@@ -5,8 +5,9 @@ thrown away and read again; nothing else has seen it.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from orchestrator_agent.engine.decisions import Decisions, Directory, Ledger, Rules
@@ -58,6 +59,8 @@ class _Transition:
         self.rules = rules
         self.now = now
         self.ledger = Ledger(run, rules, now)
+        self._to_do: deque[Callable[[], None]] = deque()
+        self._doing = False
 
     # -- what happened ------------------------------------------------------------------------------------------------
 
@@ -201,7 +204,7 @@ class _Transition:
                 self._fail_scope(scope, self.ledger.expression_error(scope.row, name, error))
                 return
             if again:
-                self._make_step(scope, plan, iteration=row.iteration + 1)
+                self._soon(partial(self._make_again, scope, plan, row.iteration + 1))
                 return
         scope.ended.add(name)
         self.plan_steps(scope, scope.plan.dependants[name])
@@ -230,7 +233,23 @@ class _Transition:
 
     def plan_steps(self, scope: Scope, names: Iterable[str]) -> None:
         """Make the rows of those steps whose needs have ended; end the workflow when all its steps have."""
-        # A queue and not recursion: a condition may skip thousands of steps in a row.
+        self._soon(partial(self._plan_some, scope, names))
+
+    def _soon(self, act: Callable[[], None]) -> None:
+        """Act now, or after what is acting: a queue and not recursion, because workflows and fan-outs that end at once
+        may follow each other, or repeat, a thousand times."""
+        self._to_do.append(act)
+        if self._doing:
+            return
+        self._doing = True
+        try:
+            while self._to_do:
+                self._to_do.popleft()()
+        finally:
+            self._doing = False
+
+    def _plan_some(self, scope: Scope, names: Iterable[str]) -> None:
+        # Here too: a condition may skip thousands of steps in a row.
         queue = deque(names)
         while queue:
             name = queue.popleft()
@@ -253,6 +272,11 @@ class _Transition:
                 queue.extend(scope.plan.dependants[name])
         if not scope.row.ended and len(scope.ended) == len(scope.plan.steps):
             self._scope_completed(scope)
+
+    def _make_again(self, scope: Scope, plan: StepPlan, iteration: int) -> None:
+        # Something before it in the queue may have ended the workflow.
+        if not scope.row.ended:
+            self._make_step(scope, plan, iteration=iteration)
 
     def _skip(self, scope: Scope, plan: StepPlan) -> None:
         row = self._row(scope.row, plan, iteration=0, status=Status.SKIPPED)

@@ -197,7 +197,7 @@ def test_an_event_as_it_is_made_fits_its_schema(entity: str, name: str) -> None:
     assert schema.event_data(entity, name)["required"]
 
 
-# -- properties --------------------------------------------------------------------------------------------------------
+# -- properties -----------------------------------------------------------------------------------------------------
 
 JSON = st.recursive(
     st.none()
@@ -284,7 +284,7 @@ def test_model_and_schema_agree_on_names(name: str) -> None:
     assert VALIDATORS["instance-record"].is_valid(record) == accepted_by_model("instance-record", record)
 
 
-# -- the AsyncAPI document ---------------------------------------------------------------------------------------------
+# -- the AsyncAPI document ------------------------------------------------------------------------------------------
 
 ASYNCAPI = DOCUMENTS["asyncapi.json"]
 

@@ -1,0 +1,744 @@
+"""advance: one transition after the other, told in examples. Each is also read back from its rows (see conftest)."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from orchestrator_agent.engine.decisions import Rules
+from orchestrator_agent.engine.events import (
+    Answered,
+    Broken,
+    CancelRequested,
+    DeadlinePassed,
+    Due,
+    Expired,
+    OriginalEnded,
+    Reattached,
+)
+from orchestrator_agent.engine.state import TRANSITIONS, Row, Status
+from orchestrator_agent.wire import final_response
+from protocol import TaskRequest, TaskResponse, new_id
+from protocol.messages import ErrorInfo, Usage
+from protocol.workflow import MAX_DEPTH
+from tests.engine.conftest import START, Course, World
+
+CONTRACT: dict[str, Any] = {
+    "shout": {"task": "uppercase", "with": {"text": "${input.text}"}},
+    "twice": {"task": "repeat", "with": {"text": "${shout.text}", "times": 2}, "needs": ["shout"]},
+}
+
+
+def task(**more: Any) -> dict[str, Any]:
+    return {"task": "x", **more}
+
+
+# -- the plain way --------------------------------------------------------------------------------------------------
+
+
+def test_the_contracts_example_runs_step_by_step(world: World) -> None:
+    course = world.dag(CONTRACT, {"text": "hello"}, output={"text": "${twice.text}"})
+    assert course.statuses() == {"shout": "dispatched"}
+    assert course.payload("shout") == {"text": "hello"}
+    decisions = course.complete("shout", {"text": "HELLO"})
+    assert [row.step for row in decisions.made] == ["twice"]
+    assert course.payload("twice") == {"text": "HELLO", "times": 2}
+    decisions = course.complete("twice", {"text": "HELLOHELLO"})
+    assert decisions.root_ended
+    assert course.result == {"text": "HELLOHELLO"}
+    assert course.events() == [
+        "task.started",
+        "step.dispatched",
+        "step.completed",
+        "step.dispatched",
+        "step.completed",
+        "task.completed",
+    ]
+
+
+def test_without_output_the_result_is_every_steps_by_name(world: World) -> None:
+    course = world.dag({"a": task(), "b": task(needs=["a"]), "c": task(when="false")})
+    course.complete("a", 1)
+    course.complete("b", [2])
+    assert course.result == {"a": 1, "b": [2], "c": None}
+
+
+def test_numbers_keep_their_kind_from_input_to_result(world: World) -> None:
+    steps = {"a": task(**{"with": {"i": "${input.i}", "d": "${input.d}", "s": "${input.i + 1}"}})}
+    course = world.dag(steps, {"i": 1, "d": 1.0}, output={"i": "${a.i}", "d": "${a.d}", "t": "${a.i} ${a.d}"})
+    assert course.row("a").payload == b'{"i":1,"d":1.0,"s":2}'
+    course.complete("a", {"i": 1, "d": 1.0})
+    assert course.run.root.result == b'{"i":1,"d":1.0,"t":"1 1.0"}'
+
+
+def test_steps_without_needs_begin_together_and_a_join_waits_for_all(world: World) -> None:
+    course = world.dag({"a": task(), "b": task(), "join": task(needs=["a", "b"])})
+    assert set(course.at_work()) == {"a", "b"}
+    course.complete("b")
+    assert set(course.at_work()) == {"a"}
+    course.complete("a")
+    assert set(course.at_work()) == {"join"}
+
+
+def test_a_batch_is_applied_in_order(world: World) -> None:
+    course = world.dag({"a": task(), "b": task(), "join": task(needs=["a", "b"])})
+    decisions = course.happen(course.completed("a"), course.completed("b"), course.completed("a", "again"))
+    assert [row.step for row in decisions.made] == ["join"]
+    assert len(decisions.changed) == 2
+
+
+def test_usage_adds_up_over_steps_attempts_and_ends(world: World) -> None:
+    course = world.dag({"a": task(), "b": task(needs=["a"])})
+    row = course.row("a")
+    used = Usage(input_tokens=1, cost_usd=0.5)
+    error = ErrorInfo(code="no", message="no", retryable=True)
+    course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error, usage=used))
+    course.later(10)
+    course.due("a")
+    course.happen(course.completed("a", {}, usage=Usage(output_tokens=2)))
+    course.happen(course.completed("b", {}, usage=used))
+    assert course.run.root.usage == Usage(input_tokens=2, output_tokens=2, cost_usd=1.0)
+
+
+def test_a_request_that_an_agent_serves_is_one_step_and_its_result_the_agents_own(world: World) -> None:
+    course = world.request("translate", {"text": "hello"})
+    assert course.payload("translate") == {"text": "hello"}
+    course.complete("translate", ["any", "json"])
+    assert course.result == ["any", "json"]
+
+
+def test_the_timeout_of_an_attempt_is_the_steps_or_the_requests(world: World) -> None:
+    course = world.dag({"a": task(), "b": task(timeout=7)}, timeout_seconds=60)
+    assert course.row("a").expires_at == START + timedelta(seconds=60)
+    assert course.row("b").expires_at == START + timedelta(seconds=7)
+
+
+def test_no_attempt_outlives_the_deadline(world: World) -> None:
+    course = world.dag({"a": task()}, deadline=START + timedelta(seconds=5))
+    assert course.row("a").expires_at == START + timedelta(seconds=5)
+
+
+# -- attempts fence -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attempt", [0, 2, 99])
+def test_an_answer_of_another_attempt_changes_nothing(world: World, attempt: int) -> None:
+    course = world.dag({"a": task()})
+    for answer in (course.completed("a", {}, attempt=attempt), course.failed("a", attempt=attempt)):
+        assert course.happen(answer).empty
+    assert course.at_work().keys() == {"a"}
+
+
+def test_a_late_answer_of_an_old_attempt_changes_nothing(world: World) -> None:
+    course = world.dag({"a": task()})
+    course.fail("a", retryable=True)
+    assert course.happen(course.completed("a", "late", attempt=1)).empty
+    course.later(10)
+    course.due("a")
+    assert course.row("a").attempt == 2
+    assert course.happen(course.completed("a", "late", attempt=1)).empty
+    course.complete("a", "right")
+    assert course.result == {"a": "right"}
+
+
+def test_an_answer_to_nothing_that_is_known_changes_nothing(world: World) -> None:
+    course = world.dag({"a": task()})
+    for task_id in (new_id(), course.run.root_task_id):
+        assert course.happen(Answered(course.run.root_task_id, task_id, 1, "completed", result={})).empty
+        assert course.happen(Expired(course.run.root_task_id, task_id, 1)).empty
+        assert course.happen(Due(course.run.root_task_id, task_id)).empty
+
+
+def test_after_the_end_nothing_happens(world: World) -> None:
+    course = world.dag({"a": task()}, deadline=START + timedelta(seconds=5))
+    late = course.completed("a", "late")
+    course.complete("a", "first")
+    course.later(3600)
+    root = course.run.root_task_id
+    error = ErrorInfo(code="c", message="m")
+    for happening in (
+        late,
+        Expired(root, late.task_id, 1),
+        Due(root, late.task_id),
+        DeadlinePassed(root),
+        CancelRequested(root),
+        Broken(root, error),
+        OriginalEnded(root, "failed", error=error),
+        Reattached(root, "_INBOX.x"),
+    ):
+        assert course.happen(happening).empty
+    assert course.result == {"a": "first"}
+
+
+# -- failing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_steps_failure_is_the_tasks_with_the_agents_error_in_its_details(world: World) -> None:
+    course = world.dag({"a": task(), "b": task(), "c": task(needs=["a"])})
+    row = course.row("a")
+    error = ErrorInfo(code="no_paper", message="fill the tray", details={"tray": 2})
+    decisions = course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error))
+    assert course.status == "failed"
+    assert course.error.model_dump() == {
+        "code": "step_failed",
+        "message": "step 'a' failed: fill the tray",
+        "retryable": False,
+        "step": "a",
+        "details": {"code": "no_paper", "message": "fill the tray", "retryable": False, "details": {"tray": 2}},
+    }
+    assert course.statuses() == {"a": "failed", "b": "cancelled"}
+    # Whoever works on the rest is told to stop.
+    other = course.row("b")
+    assert [(agent, task_id, attempt) for agent, task_id, attempt, _ in decisions.stopped] == [
+        ("worker", other.task_id, 1)
+    ]
+
+
+def test_a_failure_without_a_reason_has_one_all_the_same(world: World) -> None:
+    course = world.dag({"a": task()})
+    course.happen(Answered(course.run.root_task_id, course.row("a").task_id, 1, "cancelled"))
+    assert course.error.code == "step_failed"
+    assert course.error.details is not None
+    assert course.error.details["code"] == "internal_error"
+
+
+def test_failures_are_tried_again_up_to_the_settings_number(world: World) -> None:
+    course = world.dag({"a": task()})
+    for attempt in range(1, world.rules.default_max_attempts):
+        assert course.row("a").attempt == attempt
+        decisions = course.fail("a", "busy", retryable=True)
+        assert course.statuses() == {"a": "waiting"}
+        wait = course.row("a").run_after
+        assert wait is not None
+        assert decisions.wake_at == [wait]
+        assert course.due("a").empty, "before its time"
+        world.now = wait
+        assert course.due("a").dispatched
+    course.fail("a", "busy", retryable=True)
+    assert course.error.code == "step_failed"
+    assert course.error.retryable
+    assert course.events().count("step.retrying") == 3
+
+
+def test_a_steps_own_retry_wins(world: World) -> None:
+    course = world.dag({"a": task(retry={"max_attempts": 1})})
+    course.fail("a", retryable=True)
+    assert course.status == "failed"
+
+
+def test_an_attempt_without_answer_expires_and_is_tried_again(world: World) -> None:
+    course = world.dag({"a": task(timeout=5, retry={"max_attempts": 2})})
+    assert course.expire("a").empty, "before its time"
+    course.later(5)
+    decisions = course.expire("a")
+    assert [one[2] for one in decisions.stopped] == [1]
+    assert course.statuses() == {"a": "waiting"}
+    course.later(60)
+    course.due("a")
+    assert course.happen(Expired(course.run.root_task_id, course.row("a").task_id, 1)).empty, "an old attempt's"
+    course.later(5)
+    course.expire("a")
+    assert course.error.code == "step_failed"
+    assert course.error.details is not None
+    assert course.error.details["code"] == "timeout"
+    assert "no answer from worker within 5 s" in course.error.message
+
+
+def test_failures_are_counted_apart_from_attempts(world: World) -> None:
+    course = world.dag({"a": task()})
+    row = course.row("a")
+    assert (row.attempt, row.failures) == (1, 0)
+    course.fail("a", retryable=True)
+    row = course.row("a")
+    assert (row.attempt, row.failures) == (2, 1)
+
+
+def test_an_expression_that_fails_names_its_step(world: World) -> None:
+    for step in (
+        task(**{"with": {"x": "${input.nothing}"}}),
+        task(**{"with": "${input.text}"}),
+        task(when="input.nothing"),
+        task(when="input.text"),
+        task(for_each="${input.nothing}"),
+        task(for_each="${input.text}"),
+        task(for_each=[1], **{"with": {"x": "${item.nothing}"}}),
+        task(for_each=[1], **{"with": "${item}"}),
+    ):
+        course = world.dag({"ok": task(), "bad": step}, {"text": "hello"})
+        assert (course.status, course.error.code) == ("failed", "expression_error")
+        assert "step 'bad" in course.error.message
+        assert course.error.step is not None
+        assert course.error.step.startswith("bad")
+        assert set(course.statuses().values()) <= {"cancelled", "failed"}
+
+
+def test_an_output_that_fails_is_an_expression_error(world: World) -> None:
+    course = world.dag({"a": task()}, output="${a.nothing}")
+    course.complete("a", {})
+    assert course.error.code == "expression_error"
+    assert "output" in course.error.message
+
+
+def test_an_until_that_fails_is_an_expression_error(world: World) -> None:
+    course = world.dag({"a": task(repeat={"until": "a.nothing", "max": 3})})
+    course.complete("a", {})
+    assert (course.error.code, course.error.step) == ("expression_error", "a")
+
+
+def test_what_is_too_large_says_both_sizes(world: World) -> None:
+    world.rules = Rules(max_message_bytes=1000)
+    course = world.dag({"a": task(), "b": task(needs=["a"], **{"with": {"twice": "${a.text}${a.text}"}})})
+    course.complete("a", {"text": "x" * 600})
+    assert (course.error.code, course.error.step) == ("too_large", "b")
+    assert "1000" in course.error.message
+    course = world.dag({"a": task()})
+    course.complete("a", {"text": "x" * 1000})
+    assert (course.error.code, course.error.step) == ("too_large", "a")
+    course = world.dag({"a": task(), "b": task()})
+    course.complete("a", {"text": "x" * 600})
+    course.complete("b", {"text": "x" * 600})
+    assert (course.error.code, course.error.step) == ("too_large", None)
+
+
+@pytest.mark.parametrize("size", [10_000, 400_000, 900_000])
+def test_an_agents_error_of_any_size_leaves_an_answer_that_can_be_sent(world: World, size: int) -> None:
+    """The error of a step was in the task's answer twice; beyond the broker's limit, nobody was ever answered."""
+    course = world.dag({"outer": {"steps": {"a": task()}}})
+    row = course.row("outer/a")
+    error = ErrorInfo(code="no", message="m" * size, details={"trace": "t" * size})
+    course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error))
+    answer = final_response(course.run.root, course.run.facts)
+    assert TaskResponse.model_validate_json(answer).status == "failed"
+    assert len(answer) < world.rules.max_message_bytes
+
+
+# -- no agent -------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_nobody_serves_waits_and_is_placed_when_somebody_comes(world: World) -> None:
+    world.everything_served_by = None
+    course = world.dag({"a": task()})
+    assert course.statuses() == {"a": "ready"}
+    assert course.due("a").empty
+    assert course.events()[-1] == "step.ready"
+    world.agents["x"] = "late_agent"
+    assert course.due("a").dispatched
+    assert course.row("a").agent == "late_agent"
+
+
+def test_after_the_wait_it_fails_naming_step_type_and_agent(world: World) -> None:
+    world.everything_served_by = None
+    course = world.dag({"a": task(), "b": task(agent="pinned_agent")})
+    course.later(world.rules.no_agent_wait_seconds)
+    course.due("b")
+    assert (course.error.code, course.error.step) == ("no_agent_available", "b")
+    assert "'x' of agent 'pinned_agent' within 30 s" in course.error.message
+    course = world.dag({"a": task()})
+    course.later(30)
+    course.due("a")
+    assert "step 'a': no agent served 'x' within 30 s" in course.error.message
+
+
+def test_a_request_that_is_no_workflow_and_nobody_serves_is_of_an_unknown_type(world: World) -> None:
+    world.everything_served_by = None
+    course = world.request("nonsense")
+    course.later(29)
+    assert course.due("nonsense").empty
+    course.later(1)
+    course.due("nonsense")
+    assert course.error.code == "unknown_task_type"
+    assert "nonsense" in course.error.message
+
+
+def test_a_retry_whose_agent_has_gone_waits_for_another(world: World) -> None:
+    course = world.dag({"a": task()})
+    course.fail("a", retryable=True)
+    world.everything_served_by = None
+    course.later(100)
+    course.due("a")
+    assert course.statuses() == {"a": "ready"}
+    course.later(30)
+    course.due("a")
+    assert course.error.code == "no_agent_available"
+
+
+def test_a_pinned_agent_is_the_only_one(world: World) -> None:
+    world.agents = {"x": "one_agent"}
+    assert world.dag({"a": task(agent="one_agent")}).row("a").agent == "one_agent"
+    assert world.dag({"a": task(agent="other_agent")}).statuses() == {"a": "ready"}
+
+
+# -- conditions, repeats --------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_not_wanted_is_skipped_and_null_for_those_behind_it(world: World) -> None:
+    course = world.dag(
+        {
+            "a": task(when="input.go"),
+            "b": task(needs=["a"], **{"with": {"a": "${a}"}}),
+            "c": task(when="a != null"),
+        },
+        {"go": False},
+    )
+    assert course.statuses() == {"a": "skipped", "b": "dispatched", "c": "skipped"}
+    assert course.payload("b") == {"a": None}
+    course.complete("b", 1)
+    assert course.result == {"a": None, "b": 1, "c": None}
+
+
+def test_a_field_of_a_skipped_step_is_an_expression_error(world: World) -> None:
+    course = world.dag({"a": task(when="false"), "b": task(**{"with": {"x": "${a.text}"}})})
+    assert course.error.code == "expression_error"
+    assert "null" in course.error.message
+
+
+def test_a_task_of_which_nothing_is_wanted_completes(world: World) -> None:
+    assert world.dag({"a": task(when="false"), "b": task(needs=["a"], when="false")}).result == {"a": None, "b": None}
+
+
+def test_thousands_of_steps_are_skipped_in_a_row(world: World) -> None:
+    steps = {f"s{n}": task(when="false", needs=[f"s{n - 1}"] if n else []) for n in range(3000)}
+    assert len(world.dag(steps).result) == 3000
+
+
+def test_a_step_repeats_until_it_is_well_or_often_enough(world: World) -> None:
+    step = task(repeat={"until": "a.ok", "max": 3}, **{"with": {"last": "${a}"}})
+    course = world.dag({"a": step, "b": task(**{"with": {"x": "${a.n}"}})})
+    assert course.payload("a") == {"last": None}
+    course.complete("a", {"ok": False, "n": 1})
+    assert course.payload("a") == {"last": {"ok": False, "n": 1}}
+    assert course.row("a").iteration == 1
+    course.complete("a", {"ok": True, "n": 2})
+    assert course.payload("b") == {"x": 2}
+    course = world.dag({"a": step})
+    for n in range(3):
+        course.complete("a", {"ok": False, "n": n})
+    assert course.result == {"a": {"ok": False, "n": 2}}
+
+
+def test_each_iteration_has_attempts_of_its_own(world: World) -> None:
+    course = world.dag({"a": task(repeat={"until": "a.ok", "max": 2}, retry={"max_attempts": 2})})
+    for ok in (False, True):
+        course.fail("a", retryable=True)
+        course.later(60)
+        course.due("a")
+        course.complete("a", {"ok": ok})
+    assert course.status == "completed"
+
+
+def test_an_answer_of_the_iteration_before_changes_nothing(world: World) -> None:
+    course = world.dag({"a": task(repeat={"until": "a.ok", "max": 3})})
+    first = course.completed("a", {"ok": False})
+    course.happen(first)
+    assert course.happen(first).empty
+    assert course.row("a").iteration == 1
+
+
+# -- sub-workflows --------------------------------------------------------------------------------------------------
+
+
+def test_a_step_may_be_a_workflow_by_name_or_inline(world: World) -> None:
+    plan = world.add(
+        "inner",
+        input={"properties": {"style": {"default": "plain"}}},
+        steps={"i": task(**{"with": {"style": "${input.style}", "text": "${input.text}"}})},
+        output="${i.text}",
+    )
+    inline = {"steps": {"i": task(**{"with": "${input}"})}, "with": {"text": "${named}"}, "output": {"got": "${i}"}}
+    course = world.dag({"named": {"task": "inner", "with": {"text": "a"}}, "inline": inline})
+    assert course.row("named").workflow_version == plan.version
+    assert course.statuses() == {"named": "running", "named/i": "dispatched"}
+    assert course.payload("named/i") == {"style": "plain", "text": "a"}
+    course.complete("named/i", {"text": "b"})
+    assert course.payload("inline/i") == {"text": "b"}
+    course.complete("inline/i", 7)
+    assert course.result == {"named": "b", "inline": {"got": 7}}
+
+
+def test_a_running_sub_workflow_stays_on_its_version(world: World) -> None:
+    world.add("inner", steps={"i": task(), "j": task(needs=["i"])})
+    course = world.dag({"a": {"task": "inner"}})
+    world.add("inner", steps={"other": task()})
+    course.restart()
+    course.complete("a/i", 1)
+    course.complete("a/j", 2)
+    assert course.result == {"a": {"i": 1, "j": 2}}
+
+
+def test_a_failure_below_ends_all_above_and_stops_what_is_beside(world: World) -> None:
+    course = world.dag({"a": {"steps": {"i": task(), "j": {"steps": {"k": task(), "l": task()}}}}, "b": task()})
+    course.fail("a/j/k", "deep")
+    assert (course.error.code, course.error.step) == ("step_failed", "a/j/k")
+    assert course.statuses() == {
+        "a": "failed",
+        "a/i": "cancelled",
+        "a/j": "failed",
+        "a/j/k": "failed",
+        "a/j/l": "cancelled",
+        "b": "cancelled",
+    }
+    assert len(course.log[-1].stopped) == 3
+
+
+def test_an_input_that_a_sub_workflow_refuses_fails_the_step(world: World) -> None:
+    world.add("inner", input={"required": ["text"]}, steps={"i": task()})
+    course = world.dag({"a": {"task": "inner"}})
+    assert (course.error.code, course.error.step) == ("step_failed", "a")
+    assert course.error.details is not None
+    assert course.error.details["code"] == "invalid_request"
+
+
+def test_workflows_that_call_each_other_for_ever_are_stopped(world: World) -> None:
+    world.add("loop", steps={"again": {"task": "loop"}})
+    course = world.request("loop")
+    assert course.error.code == "invalid_workflow"
+    assert str(MAX_DEPTH) in course.error.message
+
+
+def test_a_step_that_pins_an_agent_is_no_workflow(world: World) -> None:
+    world.add("x", steps={"i": task()})
+    course = world.dag({"a": task(agent="worker")})
+    assert course.statuses() == {"a": "dispatched"}
+
+
+def test_a_workflow_in_a_workflow_may_repeat(world: World) -> None:
+    step = {"steps": {"i": task(**{"with": {"last": "${input.last}"}})}, "with": {"last": "${a}"}, "output": "${i}"}
+    course = world.dag({"a": {**step, "repeat": {"until": "a.ok", "max": 5}}})
+    course.complete("a/i", {"ok": False})
+    assert course.payload("a/i") == {"last": {"ok": False}}
+    course.complete("a/i", {"ok": True})
+    assert course.result == {"a": {"ok": True}}
+
+
+def test_many_sub_workflows_that_end_at_once_end_in_a_row(world: World) -> None:
+    """Each of a chain has nothing to do; a transition that calls itself for each comes to the end of the stack."""
+    nothing = {"steps": {"i": task(when="false")}}
+    steps = {f"s{n}": {**nothing, "needs": [f"s{n - 1}"] if n else []} for n in range(500)}
+    assert len(world.dag(steps).result) == 500
+
+
+def test_a_sub_workflow_that_ends_at_once_may_repeat_often(world: World) -> None:
+    step = {"steps": {"i": task(when="false")}, "repeat": {"until": "false", "max": 1000}}
+    assert world.dag({"a": step}).result == {"a": {"i": None}}
+
+
+def test_a_fan_out_of_nothing_may_repeat_often(world: World) -> None:
+    assert world.dag({"a": task(for_each=[], repeat={"until": "false", "max": 1000})}).result == {"a": []}
+
+
+def test_many_items_that_end_at_once_end_in_a_row(world: World) -> None:
+    step = {"for_each": "${input.l}", "concurrency": 2, "steps": {"i": task(when="false")}}
+    assert len(world.dag({"a": step}, {"l": list(range(1000))}).result["a"]) == 1000
+
+
+# -- fan-out --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fan_out_runs_each_item_and_keeps_their_order(world: World) -> None:
+    step = task(for_each="${input.l}", **{"with": {"item": "${item}", "at": "${index}"}})
+    course = world.dag({"a": step}, {"l": ["x", "y", "z"]})
+    assert {path: course.payload(path) for path in course.at_work()} == {
+        "a[0]": {"item": "x", "at": 0},
+        "a[1]": {"item": "y", "at": 1},
+        "a[2]": {"item": "z", "at": 2},
+    }
+    for path in ("a[2]", "a[0]", "a[1]"):
+        course.complete(path, path)
+    assert course.result == {"a": ["a[0]", "a[1]", "a[2]"]}
+
+
+def test_a_fan_out_of_nothing_is_an_empty_list(world: World) -> None:
+    assert world.dag({"a": task(for_each=[])}).result == {"a": []}
+
+
+def test_no_more_items_than_the_concurrency_are_at_work(world: World) -> None:
+    course = world.dag({"a": task(for_each=[1, 2, 3, 4], concurrency=2)})
+    assert set(course.at_work()) == {"a[0]", "a[1]"}
+    course.complete("a[1]")
+    assert set(course.at_work()) == {"a[0]", "a[2]"}
+    course.restart()
+    course.complete("a[0]")
+    course.complete("a[3]")
+    course.complete("a[2]")
+    assert course.status == "completed"
+
+
+def test_an_item_that_fails_ends_the_others(world: World) -> None:
+    course = world.dag({"a": task(for_each=[1, 2, 3])})
+    course.fail("a[1]")
+    assert (course.error.code, course.error.step) == ("step_failed", "a[1]")
+    assert course.statuses() == {"a": "failed", "a[0]": "cancelled", "a[1]": "failed", "a[2]": "cancelled"}
+
+
+# -- the whole task -------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_task_stops_all_it_has_at_work(world: World) -> None:
+    course = world.dag({"a": task(), "b": {"steps": {"i": task()}}, "c": task(for_each=[1])})
+    decisions = course.happen(CancelRequested(course.run.root_task_id, "enough"))
+    assert course.status == "cancelled"
+    assert (course.error.code, course.error.message) == ("cancelled", "enough")
+    assert set(course.statuses().values()) == {"cancelled"}
+    assert len(decisions.stopped) == 3
+    assert {reason for *_, reason in decisions.stopped} == {"enough"}
+
+
+def test_an_attempt_that_was_never_sent_need_not_be_stopped(world: World) -> None:
+    course = world.dag({"a": task(), "b": task(needs=["a"])})
+    decisions = course.happen(course.completed("a"), CancelRequested(course.run.root_task_id))
+    assert decisions.dispatched == {}
+    assert decisions.stopped == []
+    assert course.statuses() == {"a": "completed", "b": "cancelled"}
+
+
+def test_a_task_ends_at_its_deadline_and_not_before(world: World) -> None:
+    course = world.dag({"a": task()}, deadline=START + timedelta(seconds=5))
+    root = course.run.root_task_id
+    assert course.happen(DeadlinePassed(root)).empty
+    course.later(5)
+    course.happen(DeadlinePassed(root))
+    assert course.error.code == "deadline_exceeded"
+    course = world.dag({"a": task()})
+    assert course.happen(DeadlinePassed(course.run.root_task_id)).empty
+
+
+def test_a_task_whose_deadline_has_passed_is_not_begun(world: World) -> None:
+    course = world.dag({"a": task()}, deadline=START)
+    assert (course.status, course.error.code) == ("failed", "deadline_exceeded")
+    assert course.statuses() == {}
+
+
+def test_a_broken_run_ends_with_the_reason(world: World) -> None:
+    course = world.dag({"a": task()})
+    course.happen(Broken(course.run.root_task_id, ErrorInfo(code="internal_error", message="no")))
+    assert (course.status, course.error.code) == ("failed", "internal_error")
+
+
+def test_a_requester_that_comes_again_is_answered_where_it_is(world: World) -> None:
+    course = world.dag({"a": task()}, reply_to="_INBOX.old")
+    assert course.happen(Reattached(course.run.root_task_id, "_INBOX.old")).empty
+    course.happen(Reattached(course.run.root_task_id, "_INBOX.new"))
+    assert course.read_back().facts.reply_to == "_INBOX.new"
+
+
+def test_a_duplicate_ends_as_its_original_does(world: World) -> None:
+    for status, result, error in (
+        ("completed", b'{"a":1}', None),
+        ("failed", None, ErrorInfo(code="no", message="no")),
+        ("cancelled", None, ErrorInfo(code="cancelled", message="no")),
+    ):
+        request = TaskRequest(task_id=new_id(), task_type="x", idempotency_key="k")
+        original = new_id()
+        run, decisions = world.planner.duplicate(request, original, headers=None, now=world.now)
+        course = Course.__new__(Course)
+        course.__dict__.update(world=world, run=run, log=[])
+        assert run.root.status is Status.WAITING
+        assert decisions.empty
+        from orchestrator_agent.engine.advance import advance
+
+        for happening in (Due(run.root_task_id, run.root_task_id), DeadlinePassed(run.root_task_id)):
+            assert advance(run, [happening], directory=world, rules=world.rules, now=world.now).empty
+        advance(
+            run,
+            [OriginalEnded(run.root_task_id, status, result, error)],  # type: ignore[arg-type]
+            directory=world,
+            rules=world.rules,
+            now=world.now,
+        )
+        assert (run.root.status.value, run.root.result, run.root.error) == (status, result, error)
+        answer = json.loads(final_response(run.root, run.facts))
+        assert answer["duplicate_of"] == str(original)
+
+
+def test_only_a_duplicate_ends_as_another_task_does(world: World) -> None:
+    course = world.dag({"a": task()})
+    assert course.happen(OriginalEnded(course.run.root_task_id, "completed", b"{}")).empty
+
+
+# -- restarts -------------------------------------------------------------------------------------------------------
+
+
+def test_an_input_of_null_is_an_empty_one_before_and_after_a_restart(world: World) -> None:
+    steps = {"a": task(), "b": task(needs=["a"], when="!has(input.x)")}
+    course = world.request("execute_dag", {"steps": steps, "input": None})
+    course.restart()
+    course.complete("a", 1)
+    course.complete("b", 2)
+    assert course.result == {"a": 1, "b": 2}
+
+
+def test_a_step_that_was_skipped_is_skipped_after_a_restart(world: World) -> None:
+    steps = {"a": {"steps": {"i": task()}, "when": "false"}, "b": task(needs=["a"]), "c": task(needs=["b"])}
+    course = world.dag(steps)
+    course.restart()
+    course.complete("b", 1)
+    course.restart()
+    course.complete("c", 2)
+    assert course.result == {"a": None, "b": 1, "c": 2}
+
+
+def test_a_value_that_json_lacks_is_null_before_and_after_a_restart(world: World) -> None:
+    steps = {
+        "sub": {
+            "with": {"n": "${1.0 / 0.0}"},
+            "steps": {"i": task(), "j": task(needs=["i"], when="input.n == null")},
+            "output": {"n": "${0.0 / 0.0}"},
+        },
+        "after": task(when="sub.n == null"),
+    }
+    ends = []
+    for restarted in (False, True):
+        course = world.dag(steps)
+        for path in ("sub/i", "sub/j", "after"):
+            if restarted:
+                course.restart()
+            course.complete(path, 1)
+        ends.append(course.result)
+    assert ends[0] == ends[1] == {"sub": {"n": None}, "after": 1}
+
+
+# -- statuses -------------------------------------------------------------------------------------------------------
+
+
+def a_row(status: Status) -> Row:
+    task_id = new_id()
+    return Row(task_id, task_id, None, None, "x", status)
+
+
+@pytest.mark.parametrize("before", list(Status))
+@pytest.mark.parametrize("after", list(Status))
+def test_a_row_changes_along_the_table_and_no_other_way(before: Status, after: Status) -> None:
+    row = a_row(before)
+    if after in TRANSITIONS[before]:
+        row.become(after)
+        assert row.status is after
+    else:
+        with pytest.raises(AssertionError, match=f"cannot become {after} from {before}"):
+            row.become(after)
+        assert row.status is before
+
+
+def test_every_status_is_in_the_table_and_ends_lead_nowhere() -> None:
+    assert set(TRANSITIONS) == set(Status)
+    for status in Status:
+        assert a_row(status).ended == (not TRANSITIONS[status])
+
+
+def test_the_database_knows_the_same_statuses() -> None:
+    import re
+
+    from migrations.versions import v0001_tasks
+
+    constraint = re.search(r"constraint tasks_status check \(status in\s*\((.*?)\)\)", v0001_tasks.TASKS, re.DOTALL)
+    assert constraint is not None
+    assert set(re.findall(r"'(\w+)'", constraint[1])) == {status.value for status in Status}
+
+
+def test_the_store_writes_every_column_that_a_row_is_read_from() -> None:
+    from orchestrator_agent.store import rows, tasks
+
+    columns = set(rows.COLUMNS.split(", "))
+    written = {name for name, _, _ in tasks._ACCEPTED} | {name for name, _, _ in tasks._CHANGED}
+    assert columns - written == {"dispatched_by", "answered_at", "version"}
+    assert {name for name, _, _ in tasks._MADE} <= columns

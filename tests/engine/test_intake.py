@@ -1,0 +1,423 @@
+"""Intake, wire and routing: requests to runs, runs to bytes, task types to agents. Without a server."""
+
+import json
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from orchestrator_agent.engine.advance import advance
+from orchestrator_agent.engine.decisions import Decisions
+from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.intake import Replayed
+from orchestrator_agent.routing import Router, choose
+from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
+from orchestrator_agent.workflows.library import Library
+from protocol import TaskRequest, TaskResponse, new_id, parse_request, salvage_ids
+from protocol.discovery import InstanceRecord
+from protocol.errors import InvalidRequest
+from protocol.messages import ErrorInfo, Usage
+from tests.engine.conftest import START, Course, World
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def planned(
+    world: World, task_type: str, payload: dict[str, Any] | None = None, **fields: Any
+) -> tuple[Run, Decisions]:
+    headers = fields.pop("headers", None)
+    request = TaskRequest(task_id=new_id(), task_type=task_type, payload=payload or {}, **fields)
+    return world.planner.plan(request, headers=headers, now=world.now)
+
+
+def refused(world: World, task_type: str, payload: dict[str, Any] | None = None, **fields: Any) -> ErrorInfo:
+    run, decisions = planned(world, task_type, payload, **fields)
+    assert run.root.status is Status.FAILED
+    assert run.root.completed_at == world.now
+    assert decisions.root_ended
+    assert (decisions.made, decisions.changed, decisions.dispatched) == ([], {}, {})
+    assert [(entity, name) for entity, name, _ in decisions.events] == [("task", "failed")]
+    assert run.root.error is not None
+    answer = TaskResponse.model_validate_json(final_response(run.root, run.facts))
+    assert (answer.status, answer.error) == ("failed", run.root.error)
+    return run.root.error
+
+
+# -- intake ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_workflow_by_name_is_planned_with_its_inputs_defaults(world: World) -> None:
+    plan = world.add(
+        "greet", input={"properties": {"how": {"default": "hello"}}}, steps={"s": {"task": "x", "with": "${input}"}}
+    )
+    run, decisions = planned(world, "greet", {"who": "me"})
+    assert run.root.workflow_version == plan.version
+    assert json.loads(run.root.payload or b"") == {"how": "hello", "who": "me"}
+    assert [row.payload for row in decisions.made] == [b'{"how":"hello","who":"me"}']
+
+
+def test_what_a_request_says_of_itself_is_kept(world: World) -> None:
+    parent = new_id()
+    run, _ = planned(
+        world,
+        "x",
+        requester="me",
+        tenant="t",
+        reply_to="_INBOX.me",
+        session_id="s",
+        idempotency_key="k",
+        priority=9,
+        attempt=3,
+        timeout_seconds=7,
+        deadline=START + timedelta(hours=1),
+        metadata={"a": "b"},
+        parent_task_id=parent,
+        headers={"traceparent": TRACE, "tracestate": "v=1"},
+    )
+    facts = run.facts
+    assert (facts.requester, facts.tenant, facts.reply_to, facts.session_id) == ("me", "t", "_INBOX.me", "s")
+    assert (facts.idempotency_key, facts.priority, facts.metadata) == ("k", 9, {"a": "b"})
+    assert facts.deadline_at == START + timedelta(hours=1)
+    assert (facts.traceparent, facts.tracestate) == (TRACE, "v=1")
+    assert (run.root.attempt, run.root.timeout_seconds, run.root.parent_task_id) == (3, 7, parent)
+
+
+def test_the_timeout_is_the_settings_where_the_request_names_none(world: World) -> None:
+    assert planned(world, "x")[0].root.timeout_seconds == world.planner.default_timeout_seconds
+    assert planned(world, "x", timeout_seconds=300.0)[0].root.timeout_seconds == 300
+
+
+@pytest.mark.parametrize(
+    ("task_type", "payload", "code", "words"),
+    [
+        ("execute_dag", {}, "invalid_workflow", "payload.steps"),
+        ("execute_dag", {"steps": {"a": {"task": "x", "needs": ["b"]}}}, "invalid_workflow", "step 'a'"),
+        ("execute_dag", {"steps": {"a": {"task": "x", "with": {"t": "${b}"}}}}, "invalid_workflow", "step 'a'"),
+        ("execute_dag", {"steps": {"a": {"task": "x"}}, "input": []}, "invalid_workflow", "payload.input"),
+        ("mesh.nonsense", {}, "unknown_task_type", "mesh.nonsense"),
+        ("strict", {}, "invalid_request", "text"),
+    ],
+)
+def test_what_cannot_start_has_ended_with_the_reason(
+    world: World, task_type: str, payload: dict[str, Any], code: str, words: str
+) -> None:
+    world.add("strict", input={"required": ["text"]}, steps={"s": {"task": "x"}})
+    error = refused(world, task_type, payload)
+    assert error.code == code
+    assert words in error.message
+    assert not error.retryable
+
+
+def test_the_step_of_a_mistake_is_in_the_error(world: World) -> None:
+    assert refused(world, "execute_dag", {"steps": {"a": {"task": "x", "needs": ["b"]}}}).step == "a"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"task_id":"%s","task_type":"x","priority":99,"reply_to":"_INBOX.me","attempt":2}',
+        b'{"task_id":"%s","task_type":"X","attempt":0}',
+        b'{"task_id":"%s"}',
+    ],
+)
+def test_an_unreadable_request_becomes_a_task_that_has_failed(world: World, body: bytes) -> None:
+    task_id = new_id()
+    message = body % str(task_id).encode()
+    with pytest.raises(InvalidRequest) as raised:
+        parse_request(message)
+    run, decisions = world.planner.unreadable(salvage_ids(message), raised.value, world.now)
+    assert decisions.root_ended
+    answer = TaskResponse.model_validate_json(final_response(run.root, run.facts))
+    assert (answer.task_id, answer.status) == (task_id, "failed")
+    assert answer.error is not None
+    assert answer.error.code == "invalid_request"
+    assert run.facts.reply_to == ("_INBOX.me" if b"_INBOX" in body else None)
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        "",
+        "nonsense",
+        TRACE.upper(),
+        TRACE[:-1],
+        "00-0-0-0",
+        f"{TRACE}\0",
+        f"{TRACE}\n",
+        "zz" + TRACE[2:],
+        "a-b-c-d\0",
+        "x" * 300,
+        "00-é-b-c",
+    ],
+)
+def test_a_trace_that_is_none_is_nobodys(world: World, parent: str) -> None:
+    """It goes into a text column, which takes no NUL, and from there into headers."""
+    run, _ = planned(world, "x", headers={"traceparent": parent, "tracestate": "v=1"})
+    assert (run.facts.traceparent, run.facts.tracestate) == (None, None)
+
+
+@pytest.mark.parametrize("state", ["x" * 513, "a\nb", "a\0b"])
+def test_a_trace_state_that_is_none_is_dropped_alone(world: World, state: str) -> None:
+    run, _ = planned(world, "x", headers={"traceparent": TRACE, "tracestate": state})
+    assert (run.facts.traceparent, run.facts.tracestate) == (TRACE, None)
+
+
+# -- replay ---------------------------------------------------------------------------------------------------------
+
+
+STEPS = {
+    "a": {"task": "x"},
+    "b": {"task": "x", "with": {"a": "${a}"}},
+    "c": {"task": "x", "with": {"b": "${b}"}},
+    "d": {"task": "x"},
+    "e": {"task": "x", "when": "false"},
+}
+
+
+def finished(world: World) -> Course:
+    course = world.dag(STEPS, {"n": 1})
+    for name in ("a", "d", "b", "c"):
+        course.happen(course.completed(name, f"old {name}", usage=Usage(input_tokens=100)))
+    assert course.status == "completed"
+    return course
+
+
+def replay(world: World, old: Course, from_step: str | None, *, only: set[str] | None = None) -> tuple[Run, Decisions]:
+    root = old.table.records[old.run.root_task_id]
+    payload = json.loads(root["payload"])
+    from orchestrator_agent.store.rows import row_of
+
+    records = [one for one in old.table.records.values() if one["parent_task_id"] == old.run.root_task_id]
+    replayed = Replayed(
+        task_id=old.run.root_task_id,
+        task_type=root["task_type"],
+        payload=payload,
+        plan=world.library.inline(payload)[0],
+        workflow_version=None,
+        steps=[row_of(one) for one in records if only is None or one["step"] in only],
+        from_step=from_step,
+        timeout_seconds=11.0,
+    )
+    request = TaskRequest(task_id=new_id(), task_type="mesh.replay", payload={"task_id": str(old.run.root_task_id)})
+    return world.planner.plan(request, headers=None, now=world.now, replayed=replayed)
+
+
+def test_a_replay_is_a_new_task_that_names_the_old_one(world: World) -> None:
+    old = finished(world)
+    run, decisions = replay(world, old, None)
+    assert run.facts.replay_of == old.run.root_task_id
+    assert run.root_task_id != old.run.root_task_id
+    assert (run.root.task_type, run.root.timeout_seconds) == ("execute_dag", 11.0)
+    assert {row.step: row.status.value for row in decisions.made} == {
+        "a": "dispatched",
+        "d": "dispatched",
+        "e": "skipped",
+    }
+
+
+def test_a_replay_from_a_step_keeps_what_does_not_depend_on_it(world: World) -> None:
+    old = finished(world)
+    run, decisions = replay(world, old, "b")
+    course = Course(world, run, decisions)
+    assert course.statuses() == {"a": "completed", "d": "completed", "e": "skipped", "b": "dispatched"}
+    assert course.payload("b") == {"a": "old a"}
+    assert {row.root_task_id for row in run.rows.values()} == {run.root_task_id}
+    course.restart()
+    course.happen(course.completed("b", "new b", usage=Usage(input_tokens=1)))
+    assert course.payload("c") == {"b": "new b"}
+    course.complete("c", "new c")
+    assert course.result == {"a": "old a", "b": "new b", "c": "new c", "d": "old d", "e": None}
+    # What was reused has cost nothing this time.
+    assert course.run.root.usage == Usage(input_tokens=1)
+
+
+def test_a_replay_from_the_first_step_runs_all_that_follows(world: World) -> None:
+    run, decisions = replay(world, finished(world), "a")
+    assert Course(world, run, decisions).statuses() == {"a": "dispatched", "d": "completed", "e": "skipped"}
+
+
+def test_a_replay_from_nowhere_is_an_invalid_request(world: World) -> None:
+    old = finished(world)
+    run, _ = replay(world, old, "nobody")
+    assert run.root.error is not None
+    assert (run.root.error.code, run.root.status) == ("invalid_request", Status.FAILED)
+    assert "there is no step 'nobody'" in run.root.error.message
+    run, _ = replay(world, old, "c", only={"a", "d"})
+    assert run.root.error is not None
+    assert "step 'c' needs b, which did not complete" in run.root.error.message
+
+
+# -- wire -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempts_request_is_a_task_request(world: World) -> None:
+    deadline = START + timedelta(seconds=100)
+    course = world.dag(
+        {"sub": {"steps": {"s": {"task": "x", "with": {"t": "é\0\u2028", "n": 1.0}}}}},
+        tenant="t",
+        priority=7,
+        session_id='s"\\',
+        deadline=deadline,
+        timeout_seconds=50,
+    )
+    row = course.row("sub/s")
+    request = parse_request(task_request(course.run, row))
+    assert request.payload == {"t": "é\0\u2028", "n": 1.0}
+    assert (request.task_id, request.root_task_id) == (row.task_id, course.run.root_task_id)
+    assert request.parent_task_id == course.row("sub").task_id
+    assert (request.task_type, request.attempt, request.timeout_seconds) == ("x", 1, 50)
+    assert (request.tenant, request.priority, request.session_id) == ("t", 7, 's"\\')
+    assert (request.deadline, request.created_at) == (deadline, START)
+    assert request.metadata == {"step": "sub/s"}
+    assert request.reply_to is None
+    assert attempt_id(row) == f"{row.task_id}:1"
+
+
+def test_a_request_says_only_what_is_not_the_default(world: World) -> None:
+    course = world.dag({"s": {"task": "x"}})
+    fields = json.loads(task_request(course.run, course.row("s")))
+    assert set(fields) == {
+        "task_id",
+        "root_task_id",
+        "parent_task_id",
+        "task_type",
+        "attempt",
+        "timeout_seconds",
+        "requester",
+        "payload",
+        "metadata",
+        "created_at",
+    }
+
+
+@pytest.mark.parametrize(
+    ("after", "ttl"),
+    [
+        (0, "60s"),
+        (0.5, "59s"),  # rounded down: rather dropped than run when nobody waits any more
+        (58.9, "1s"),
+        (59.9, "1s"),  # the least the broker takes
+        (100, "1s"),
+    ],
+)
+def test_a_request_lives_as_long_as_its_attempt(world: World, after: float, ttl: str) -> None:
+    course = world.dag({"s": {"task": "x"}}, timeout_seconds=60)
+    headers = request_headers(course.run, course.row("s"), START + timedelta(seconds=after))
+    assert headers == {"Nats-TTL": ttl}
+
+
+def test_an_attempt_belongs_to_its_requesters_trace(world: World) -> None:
+    run, _ = planned(world, "x", headers={"traceparent": TRACE, "tracestate": "v=1"})
+    row = next(run.active())
+    headers = request_headers(run, row, world.now)
+    version, trace, span, flags = headers["traceparent"].split("-")
+    assert (version, trace, flags) == ("00", "0af7651916cd43dd8448eb211c80319c", "01")
+    assert len(span) == 16
+    assert span != "b7ad6b7169203331"
+    assert headers["tracestate"] == "v=1"
+
+
+def test_the_final_response_is_the_same_bytes_whoever_makes_it(world: World) -> None:
+    course = world.dag({"s": {"task": "x"}}, idempotency_key="k")
+    course.later(1.234567)
+    course.happen(course.completed("s", {"é": [1, 1.0, None, "\0"]}, usage=Usage(input_tokens=3, cost_usd=0.1)))
+    mine = final_response(course.run.root, course.run.facts)
+    again = course.read_back()
+    assert final_response(again.root, again.facts) == mine
+    answer = TaskResponse.model_validate_json(mine)
+    assert answer.result == {"s": {"é": [1, 1.0, None, "\0"]}}
+    assert (answer.task_id, answer.root_task_id) == (course.run.root_task_id, course.run.root_task_id)
+    assert (answer.agent, answer.task_type, answer.attempt) == ("orchestrator_agent", "execute_dag", 1)
+    assert answer.usage == Usage(input_tokens=3, cost_usd=0.1)
+    assert answer.started_at == START
+    assert answer.completed_at == START + timedelta(seconds=1.234567)
+    assert (answer.error, answer.duplicate_of) == (None, None)
+
+
+def test_a_failed_response_is_the_same_bytes_too(world: World) -> None:
+    course = world.dag({"s": {"task": "x"}})
+    row = course.row("s")
+    error = ErrorInfo(code="no", message="é", details={"nan": float("nan"), "none": None, "n": 1.5})
+    from orchestrator_agent.engine.events import Answered
+
+    course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error))
+    again = course.read_back()
+    assert final_response(again.root, again.facts) == final_response(course.run.root, course.run.facts)
+
+
+# -- routing --------------------------------------------------------------------------------------------------------
+
+
+class Registry:
+    def __init__(self, *records: InstanceRecord) -> None:
+        self.records = records
+
+    def serving(self, task_type: str) -> list[str]:
+        return sorted({one.name for one in self.records if task_type in one.task_types})
+
+    def instances(self, agent: str | None = None) -> list[InstanceRecord]:
+        return [one for one in self.records if agent in (None, one.name)]
+
+
+def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0) -> InstanceRecord:
+    return InstanceRecord(name=name, instance_id=f"i{number}", task_types=task_types, max_concurrency=concurrency)
+
+
+def test_a_task_goes_to_the_agent_that_serves_it() -> None:
+    router = Router(Registry(instance("one", "x"), instance("two", "y")), Library())
+    assert router.place("x", None) == "one"
+    assert router.place("y", None) == "two"
+    assert router.place("z", None) is None
+    assert router.workflow("x") is None
+
+
+def test_a_pinned_agent_serves_it_or_nobody() -> None:
+    router = Router(Registry(instance("one", "x"), instance("two", "y")), Library())
+    assert router.place("x", "one") == "one"
+    assert router.place("x", "two") is None
+    assert router.place("x", "nobody") is None
+
+
+def test_the_orchestrator_is_no_agent_to_send_steps_to() -> None:
+    router = Router(Registry(instance("orchestrator_agent", "x")), Library())
+    assert router.place("x", None) is None
+    assert router.place("x", "orchestrator_agent") is None
+
+
+def test_alternatives_share_in_proportion_to_their_places() -> None:
+    """Only instances that serve the type count: another version of the agent may not, yet or any more."""
+    router = Router(
+        Registry(
+            instance("big", "x", concurrency=60),
+            instance("big", "x", concurrency=30, number=1),
+            instance("big", "y", concurrency=900, number=2),
+            instance("small", "x", concurrency=10),
+        ),
+        Library(),
+    )
+    drawn = Counter(router.place("x", None) for _ in range(2000))
+    assert set(drawn) == {"big", "small"}
+    assert 120 < drawn["small"] < 290
+
+
+@pytest.mark.parametrize(("draw", "agent"), [(0.0, "a"), (0.29, "a"), (0.31, "b"), (0.999999, "b"), (1.0, "b")])
+def test_a_choice_is_a_point_on_a_line(draw: float, agent: str) -> None:
+    assert choose([("a", 3), ("nothing", 0), ("b", 7)], draw) == agent
+
+
+def test_there_is_no_choice_among_none() -> None:
+    assert choose([], 0.5) is None
+    assert choose([("a", 0)], 0.5) == "a"
+
+
+def test_a_run_that_was_planned_needs_no_other_clock(world: World) -> None:
+    """Nothing in a transition asks the time or the world of itself: the same values give the same rows."""
+    request = TaskRequest(task_id=UUID(int=7), task_type="execute_dag", payload={"steps": STEPS})
+    rows = []
+    for _ in range(2):
+        run, _ = world.planner.plan(request, headers=None, now=START)
+        advance(run, [], directory=world, rules=world.rules, now=START)
+        rows.append(run.rows)
+    assert rows[0] == rows[1]

@@ -1,0 +1,135 @@
+"""A broker with the mesh's streams, and a rig that stands outside of the kit: plain NATS, plain JSON."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+
+from pantheon import Agent
+from pantheon.bus import Bus, Publisher, ensure_streams
+from pantheon.stack.servers import NatsServer
+from pantheon.worker import Worker
+from protocol import TaskResponse, new_id, subjects
+
+DEADLINE_SECONDS = 20.0
+
+
+async def until(holds: Callable[[], bool | Awaitable[bool]], what: str, *, seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait until something holds; fails, saying what, when it does not in time."""
+    end = asyncio.get_running_loop().time() + seconds
+    while True:
+        found = holds()
+        if found if isinstance(found, bool) else await found:
+            return
+        assert asyncio.get_running_loop().time() < end, f"not within {seconds:g} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+class Rig:
+    """Sends tasks and sees answers as a process does that knows PROTOCOL.md and no kit."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.js = bus.js
+        self.publisher = Publisher(bus)
+        self.bodies: list[bytes] = []
+        self.answers: list[TaskResponse] = []
+        self.workers: list[Worker] = []
+
+    async def listen(self) -> None:
+        async def on_answer(message: Any) -> None:
+            self.bodies.append(message.data)
+            self.answers.append(TaskResponse.model_validate_json(message.data))
+
+        await self.bus.subscribe(subjects.ALL_RESPONSES, on_answer)
+        await self.bus.flush()
+
+    async def worker(self, agent: Agent, *, max_concurrency: int = 10, ready: bool = True, **more: Any) -> Worker:
+        number = len(self.workers)
+        worker = Worker(
+            agent,
+            self.bus,
+            self.publisher,
+            instance_id=f"instance-{number}",
+            max_concurrency=max_concurrency,
+            **more,
+        )
+        self.workers.append(worker)
+        await worker.start()
+        if ready:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await worker.wait_ready()
+        return worker
+
+    async def send_raw(self, agent: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+        await self.publisher.publish(subjects.task(agent), body, headers=headers, give_up_seconds=DEADLINE_SECONDS)
+
+    async def send(self, agent: str, task_type: str, payload: dict[str, Any] | None = None, **fields: Any) -> UUID:
+        task_id = fields.pop("task_id", None) or new_id()
+        request = {"task_id": str(task_id), "task_type": task_type, "payload": payload or {}, **fields}
+        await self.send_raw(agent, json.dumps(request).encode())
+        return UUID(str(task_id))
+
+    def answers_to(self, task_id: UUID) -> list[TaskResponse]:
+        return [one for one in self.answers if one.task_id == task_id]
+
+    async def answer(self, task_id: UUID, *, seconds: float = DEADLINE_SECONDS) -> TaskResponse:
+        await until(lambda: bool(self.answers_to(task_id)), f"an answer to {task_id}", seconds=seconds)
+        return self.answers_to(task_id)[0]
+
+    async def run(
+        self, agent: str, task_type: str, payload: dict[str, Any] | None = None, **fields: Any
+    ) -> TaskResponse:
+        return await self.answer(await self.send(agent, task_type, payload, **fields))
+
+    async def queued(self) -> int:
+        """Tasks in the broker, at work or not: a task leaves it when it is acknowledged."""
+        return int((await self.js.stream_info("AGENT_TASKS")).state.messages)
+
+    async def until_empty(self) -> None:
+        async def empty() -> bool:
+            return await self.queued() == 0
+
+        await until(empty, "an empty queue")
+
+    async def dead_letters(self, count: int) -> list[dict[str, Any]]:
+        async def there() -> bool:
+            return (await self.js.stream_info("DEAD_LETTERS")).state.messages >= count
+
+        await until(there, f"{count} dead letters")
+        letters = []
+        for sequence in range(1, count + 1):
+            message = await self.js.get_msg("DEAD_LETTERS", sequence)
+            letter = json.loads(message.data or b"")
+            letters.append({**letter, "on": message.subject, "body": base64.b64decode(letter["body_base64"])})
+        return letters
+
+    async def close(self) -> None:
+        for worker in self.workers:
+            await worker.drain(0)
+        await self.publisher.close()
+
+
+@pytest_asyncio.fixture
+async def bus(broker: NatsServer) -> AsyncIterator[Bus]:
+    async with await Bus.connect(broker.url, name="test", wait_seconds=10) as made:
+        await ensure_streams(made)
+        yield made
+
+
+@pytest_asyncio.fixture
+async def rig(bus: Bus) -> AsyncIterator[Rig]:
+    made = Rig(bus)
+    await made.listen()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent("test_agent")

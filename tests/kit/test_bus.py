@@ -1,0 +1,743 @@
+"""Puller, Publisher, Bus and streams against a real broker that loses things, goes away and comes back."""
+
+import asyncio
+import json
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import structlog
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
+
+import pantheon.bus.publisher
+import pantheon.bus.puller
+from pantheon import Agent, TaskContext
+from pantheon.bus import Bus, Delivery, Publisher, Puller, ensure_streams, stream_mark
+from pantheon.stack.servers import NatsServer
+from protocol import new_id, subjects
+from protocol.errors import BusError, TooLarge
+from protocol.streams import ALL_STREAMS, TASKS, task_consumer
+from tests.kit.conftest import Rig, until
+
+
+class Watched(Puller):
+    """Looks at its own accounts whenever they change."""
+
+    most = 0
+    asked: list[int]
+
+    def _look(self) -> None:
+        self.most = max(self.most, self._held + self._credit)
+        assert self._held >= 0
+        assert self._credit >= 0
+
+    async def _on_message(self, message: Delivery) -> None:
+        await super()._on_message(message)
+        self._look()
+
+    async def _ask(self, count: int) -> None:
+        if "asked" not in self.__dict__:
+            self.asked = []
+        self.asked.append(count)
+        await super()._ask(count)
+        self._look()
+
+
+@pytest_asyncio.fixture
+async def puller(bus: Bus) -> AsyncIterator[Watched]:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10) as made:
+        await made.wait_ready()
+        yield made
+
+
+async def put(bus: Bus, count: int, agent: str = "a") -> None:
+    for number in range(count):
+        await bus.js.publish(subjects.task(agent), str(number).encode())
+
+
+async def asked(bus: Bus, agent: str = "a") -> None:
+    """Until a request is open at the broker: only who waits is told that what it waits at is gone."""
+
+    async def open_request() -> bool:
+        return ((await bus.js.consumer_info("AGENT_TASKS", agent)).num_waiting or 0) > 0
+
+    await until(open_request, "an open request")
+
+
+async def taken(puller: Puller, limit: int = 100, seconds: float = 5) -> list[Delivery]:
+    async with asyncio.timeout(seconds):
+        return await puller.take(limit)
+
+
+# -- pulling --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_consumer_is_made_as_the_contract_says(bus: Bus, puller: Puller) -> None:
+    config = (await bus.js.consumer_info("AGENT_TASKS", "a")).config
+    assert (config.durable_name, config.filter_subject, config.ack_policy) == ("a", "agent.a.task", "explicit")
+    assert (config.ack_wait, config.max_deliver, config.max_ack_pending) == (30, 5, 10_000)
+    assert not config.backoff
+
+
+async def test_a_consumer_that_differs_is_used_with_a_warning(bus: Bus) -> None:
+    await bus.js.add_consumer(
+        "AGENT_TASKS",
+        ConsumerConfig(durable_name="a", filter_subject="agent.a.task", ack_policy=AckPolicy.EXPLICIT, ack_wait=7),
+    )
+    with structlog.testing.capture_logs() as logs:
+        async with Puller(bus, TASKS.name, task_consumer("a"), capacity=1) as puller:
+            await puller.wait_ready()
+            await put(bus, 1)
+            assert len(await taken(puller)) == 1
+    assert [one["event"] for one in logs if one["log_level"] == "warning"] == ["consumer.differs"]
+
+
+async def test_a_message_arrives_when_it_is_published(bus: Bus, puller: Puller) -> None:
+    for _ in range(20):
+        await put(bus, 1)
+        (message,) = await taken(puller, seconds=1)
+        await message.ack()
+        puller.release()
+
+
+async def test_what_arrived_together_is_taken_together_up_to_the_limit(bus: Bus, puller: Puller) -> None:
+    await put(bus, 8)
+    await until(lambda: len(puller.waiting) == 8, "8 messages")
+    assert [one.data for one in await taken(puller, 3)] == [b"0", b"1", b"2"]
+    assert [one.data for one in puller.take_now(3)] == [b"3", b"4", b"5"]
+    assert len(await taken(puller)) == 2
+    assert puller.take_now(3) == []
+    assert puller.held == 8
+
+
+async def test_no_more_than_the_capacity_is_held_or_asked_for(bus: Bus, puller: Watched) -> None:
+    await put(bus, 200)
+    done = 0
+    while done < 200:
+        messages = await taken(puller, 7)
+        assert puller.held <= 10
+        for message in messages:
+            await message.ack()
+            puller.release()
+            done += 1
+    assert puller.most <= 10
+    # Not a request a message: half of the places at once.
+    assert len(puller.asked) <= 60
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 5, 10, 64])
+async def test_a_place_that_becomes_free_is_filled_at_once(bus: Bus, capacity: int) -> None:
+    """All other places are taken by long tasks; the last must not wait until half of them are free."""
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=capacity) as puller:
+        await puller.wait_ready()
+        await put(bus, capacity + 20)
+        await until(lambda: puller.held == capacity, "all places taken")
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        for _ in range(20):
+            puller.release()
+            await until(lambda: puller.held == capacity, "the place filled", seconds=2)
+        assert loop.time() - start < 2
+        assert puller.most <= capacity
+
+
+async def test_places_that_are_free_are_filled_when_what_was_asked_for_is_used_up(bus: Bus) -> None:
+    """Ten asked for, six arrive, four of these end: less than half is free. Then the last four arrive."""
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10) as puller:
+        await puller.wait_ready()
+        await put(bus, 6)
+        await until(lambda: puller.held == 6, "six")
+        puller.release(4)
+        await put(bus, 4)
+        await until(lambda: puller.held == 6, "two and four")
+        await put(bus, 4)
+        await until(lambda: puller.held == 10, "all places taken", seconds=2)
+
+
+async def test_more_places_are_used_at_once(bus: Bus) -> None:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=2) as puller:
+        await puller.wait_ready()
+        await put(bus, 20)
+        await until(lambda: puller.held == 2, "two")
+        puller.set_capacity(12)
+        await until(lambda: puller.held == 12, "twelve", seconds=2)
+
+
+async def test_requests_that_expire_are_made_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pantheon.bus.puller, "REQUEST_EXPIRES_SECONDS", 0.3)
+    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.1)
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as puller:
+        await puller.wait_ready()
+        await put(bus, 1)
+        await until(lambda: puller.held == 1, "one")
+        await until(lambda: len(puller.asked) > 4, "some requests that expired")
+        await put(bus, 3)
+        await until(lambda: puller.held == 4, "the other three")
+        assert puller.most <= 4
+
+
+async def test_a_request_that_the_broker_forgot_is_noticed_by_its_silence(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(pantheon.bus.puller, "SILENCE_SECONDS", 0.5)
+
+    class Forgotten(Watched):
+        forget = True
+
+        async def _ask(self, count: int) -> None:
+            if self.forget:
+                # As a broker that failed over: it has taken the request, and says nothing ever.
+                self.forget = False
+                self._credit += count
+                return
+            await super()._ask(count)
+
+    async with Forgotten(bus, TASKS.name, task_consumer("a"), capacity=4) as puller:
+        await puller.wait_ready()
+        await put(bus, 1)
+        assert len(await taken(puller)) == 1
+
+
+async def test_a_broker_that_refuses_requests_is_not_asked_without_pause(bus: Bus) -> None:
+    """Somebody has made the consumer with a bound that no request of ours keeps to."""
+    spec = task_consumer("a")
+    config = ConsumerConfig(durable_name="a", filter_subject=spec.filter_subject, ack_policy=AckPolicy.EXPLICIT)
+    config = config.evolve(ack_wait=30, max_deliver=5, max_ack_pending=10_000)
+    request = {"stream_name": "AGENT_TASKS", "config": {**config.as_dict(), "max_batch": 1}}
+    answer = await bus.request(
+        "$JS.API.CONSUMER.DURABLE.CREATE.AGENT_TASKS.a", json.dumps(request).encode(), timeout_seconds=5
+    )
+    assert "error" not in json.loads(answer.data)
+    async with Watched(bus, TASKS.name, spec, capacity=4) as puller:
+        await puller.wait_ready()
+        await asyncio.sleep(1)
+        assert 2 <= len(puller.asked) <= 8
+
+
+async def test_an_instance_beyond_those_that_may_wait_gets_its_turn(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consumer takes one waiting request; the broker drops another instance's without a word."""
+    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(pantheon.bus.puller, "SILENCE_SECONDS", 0.5)
+    await bus.js.add_consumer(
+        "AGENT_TASKS",
+        ConsumerConfig(
+            durable_name="a",
+            filter_subject="agent.a.task",
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=30,
+            max_ack_pending=10_000,
+            max_deliver=5,
+            max_waiting=1,
+        ),
+    )
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as first:
+        await first.wait_ready()
+        await asked(bus)
+        async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as second:
+            await second.wait_ready()
+            await put(bus, 8)
+            await until(lambda: first.held + second.held == 8, "all taken between the two")
+            assert first.most <= 4
+            assert second.most <= 4
+
+
+async def test_pausing_asks_for_no_more(bus: Bus, puller: Watched) -> None:
+    await put(bus, 10)
+    await until(lambda: puller.held == 10, "ten")
+    puller.pause()
+    puller.release(10)
+    await put(bus, 5)
+    await asyncio.sleep(0.2)
+    assert puller.held == 0
+    puller.resume()
+    await until(lambda: puller.held == 5, "five")
+
+
+async def test_a_stopped_puller_hands_back_what_was_not_taken(bus: Bus) -> None:
+    puller = Puller(bus, TASKS.name, task_consumer("a"), capacity=10)
+    await puller.start()
+    await puller.wait_ready()
+    await put(bus, 5)
+    await until(lambda: puller.held == 5, "five")
+    mine = await taken(puller, 2)
+    left = await puller.stop()
+    assert [one.data for one in [*mine, *left]] == [b"0", b"1", b"2", b"3", b"4"]
+    assert await puller.take(1) == []
+    for message in left:
+        await message.nak()
+    async with Puller(bus, TASKS.name, task_consumer("a"), capacity=10) as following:
+        await following.wait_ready()
+        await until(lambda: following.held == 3, "the three that were handed back", seconds=3)
+    assert (await bus.js.consumer_info("AGENT_TASKS", "a")).num_waiting == 0
+
+
+async def test_stopping_in_mid_flow_loses_no_message_to_a_request_left_open(bus: Bus) -> None:
+    sender = asyncio.create_task(put(bus, 300))
+    got: list[bytes] = []
+    for _ in range(30):
+        async with Watched(bus, TASKS.name, task_consumer("a"), capacity=5) as puller:
+            await puller.wait_ready()
+            try:
+                messages = await taken(puller, seconds=0.2)
+            except TimeoutError:
+                messages = []
+            for message in messages:
+                await message.ack()
+                got.append(message.data)
+            for message in await puller.stop():
+                await message.nak()
+    await sender
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=50) as puller:
+        while len(got) < 300:
+            for message in await taken(puller, seconds=5):
+                await message.ack()
+                got.append(message.data)
+                puller.release()
+    assert sorted(got, key=int) == [str(number).encode() for number in range(300)]
+
+
+async def test_one_event_tells_of_several_pullers(bus: Bus) -> None:
+    wake = asyncio.Event()
+    async with (
+        Puller(bus, TASKS.name, task_consumer("a"), capacity=1) as first,
+        Puller(bus, TASKS.name, task_consumer("b"), capacity=1) as second,
+    ):
+        first.wake_on(wake)
+        second.wake_on(wake)
+        for agent, puller in (("a", first), ("b", second)):
+            await puller.wait_ready()
+            wake.clear()
+            await put(bus, 1, agent)
+            await asyncio.wait_for(wake.wait(), 5)
+            assert len(puller.take_now(5)) == 1
+
+
+# -- what is gone ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_consumer_that_is_gone_is_made_again(bus: Bus, puller: Watched) -> None:
+    for _ in range(3):
+        await asked(bus)
+        await bus.js.delete_consumer("AGENT_TASKS", "a")
+        await put(bus, 1)
+        (message,) = await taken(puller)
+        await message.ack()
+        puller.release()
+    assert puller.most <= 10
+
+
+async def test_a_consumer_that_went_while_all_places_were_taken_is_made_again(bus: Bus) -> None:
+    """No request is open then, so nobody is told."""
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=1) as puller:
+        await puller.wait_ready()
+        await put(bus, 1)
+        (message,) = await taken(puller)
+        await message.ack()
+        await bus.js.delete_consumer("AGENT_TASKS", "a")
+        await put(bus, 1)
+        puller.release()
+        assert len(await taken(puller, seconds=5)) == 1
+
+
+async def test_an_agent_that_is_there_before_the_streams_waits_for_them(broker: NatsServer) -> None:
+    async with (
+        await Bus.connect(broker.url, name="test", wait_seconds=5) as bus,
+        Watched(bus, TASKS.name, task_consumer("a"), capacity=2) as puller,
+    ):
+        await asyncio.sleep(0.3)
+        await ensure_streams(bus)
+        async with asyncio.timeout(10):
+            await puller.wait_ready()
+        await put(bus, 1)
+        assert len(await taken(puller)) == 1
+
+
+async def test_a_stream_that_is_gone_is_waited_for(bus: Bus, puller: Watched) -> None:
+    await asked(bus)
+    await bus.js.delete_stream("AGENT_TASKS")
+    await asyncio.sleep(0.5)
+    await ensure_streams(bus)
+    await put(bus, 3)
+    got: list[Delivery] = []
+    while len(got) < 3:
+        got += await taken(puller, seconds=10)
+    assert puller.most <= 10
+
+
+@pytest.mark.parametrize("how", ["killed", "wiped"])
+async def test_a_broker_that_goes_and_comes_back_is_pulled_from_again(bus: Bus, broker: NatsServer, how: str) -> None:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as puller:
+        await puller.wait_ready()
+        for _ in range(2):
+            await _restart(broker, wipe=how == "wiped")
+            await until(lambda: bus.connected, "the connection")
+            await _streams(bus)
+            await put(bus, 6)
+            got = 0
+            while got < 6:
+                for message in await taken(puller, seconds=15):
+                    await message.ack()
+                    puller.release()
+                    got += 1
+        assert bus.generation == 3
+
+
+async def _restart(broker: NatsServer, *, wipe: bool = False) -> None:
+    assert broker.process is not None
+    broker.process.send(signal.SIGKILL)
+    await broker.wait()
+    if wipe:
+        shutil.rmtree(broker.folder / "jetstream")
+    await broker.start()
+
+
+async def _streams(bus: Bus) -> None:
+    async def made() -> bool:
+        try:
+            await ensure_streams(bus)
+        except BusError:
+            return False
+        return True
+
+    await until(made, "the streams")
+
+
+async def test_nothing_is_lost_when_the_broker_dies_in_mid_load(rig: Rig, broker: NatsServer) -> None:
+    """Tasks published until acknowledged, worked on, answered, with the broker killed twice in between."""
+    agent = Agent("test_agent", max_concurrency=8)
+    runs: dict[str, int] = {}
+
+    @agent.task("count")
+    async def count(task: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
+        runs[str(ctx.task_id)] = runs.get(str(ctx.task_id), 0) + 1
+        await asyncio.sleep(0.01)
+        return {}
+
+    await rig.worker(agent, max_concurrency=8)
+    ids = [new_id() for _ in range(400)]
+
+    async def send() -> None:
+        for task_id in ids:
+            body = json.dumps({"task_id": str(task_id), "task_type": "count"}).encode()
+            await rig.publisher.publish(subjects.task("test_agent"), body, message_id=f"{task_id}:1")
+
+    sending = asyncio.create_task(send())
+    for goal in (60, 200):
+        await until(lambda goal=goal: len(runs) > goal, "some progress")  # type: ignore[misc]
+        await _restart(broker)
+    async with asyncio.timeout(60):
+        await sending
+    # A task whose ack was lost waits for the consumer's 30 s; all were run before, and it is not run again.
+    await until(lambda: len(runs) == len(ids), "every task run", seconds=60)
+
+    async def all_kept() -> bool:
+        kept = set()
+        info = await rig.js.stream_info("AGENT_RESPONSES")
+        for sequence in range(info.state.first_seq, info.state.last_seq + 1):
+            message = await rig.js.get_msg("AGENT_RESPONSES", sequence, direct=True)
+            kept.add(json.loads(message.data or b"{}")["task_id"])
+        return kept == {str(task_id) for task_id in ids}
+
+    await until(all_kept, "every answer in the stream")
+
+
+@pytest.mark.parametrize("what", ["consumer", "tasks", "responses"])
+async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: str) -> None:
+    agent = Agent("test_agent", max_concurrency=4)
+
+    @agent.task("count")
+    async def count(task: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0.02)
+        return {}
+
+    worker = await rig.worker(agent, max_concurrency=4)
+    ids = [await rig.send("test_agent", "count") for _ in range(40)]
+    await until(lambda: len(rig.answers) > 10, "some progress")
+    if what == "consumer":
+        await rig.js.delete_consumer("AGENT_TASKS", "test_agent")
+    else:
+        await rig.js.delete_stream("AGENT_TASKS" if what == "tasks" else "AGENT_RESPONSES")
+        await asyncio.sleep(0.3)
+        await ensure_streams(rig.bus)
+    if what == "tasks":
+        # What was in it is gone; whoever owns the tasks sends them again.
+        await until(lambda: worker.active == 0, "what ran to end")
+        for task_id in ids:
+            if not rig.answers_to(task_id):
+                await rig.send("test_agent", "count", task_id=task_id)
+    await until(lambda: {one.task_id for one in rig.answers} == set(ids), "every answer", seconds=40)
+    await rig.until_empty()
+
+
+# -- publishing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats that come after tenths of seconds, as they do after seconds otherwise."""
+    monkeypatch.setattr(pantheon.bus.publisher, "ACK_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(pantheon.bus.publisher, "RETRY_FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(pantheon.bus.publisher, "RETRY_MAX_SECONDS", 0.2)
+
+
+@pytest_asyncio.fixture
+async def publisher(bus: Bus, quick: None) -> AsyncIterator[Publisher]:
+    made = Publisher(bus)
+    yield made
+    await made.close()
+
+
+async def _count(bus: Bus, stream: str = "AGENT_TASKS") -> int:
+    return int((await bus.js.stream_info(stream)).state.messages)
+
+
+async def test_a_publish_has_been_acknowledged_when_it_returns(bus: Bus, publisher: Publisher) -> None:
+    for number in range(5):
+        await publisher.publish("agent.a.task", b"{}", message_id=str(number), headers={"X-Mine": "1"})
+    assert await _count(bus) == 5
+    assert publisher.highest_sequence == {"AGENT_TASKS": 5}
+    headers = (await bus.js.get_msg("AGENT_TASKS", 1)).headers
+    assert headers == {"X-Mine": "1", "Nats-Msg-Id": "0"}
+
+
+async def test_the_same_message_id_is_one_message(bus: Bus, publisher: Publisher) -> None:
+    acked = 0
+
+    def on_ack() -> None:
+        nonlocal acked
+        acked += 1
+
+    for _ in range(3):
+        await publisher.publish("agent.a.task", b"{}", message_id="same")
+        await publisher.send("agent.a.task", b"{}", message_id="same", on_ack=on_ack)
+    await until(lambda: acked == 3, "the acks")
+    assert await _count(bus) == 1
+
+
+async def test_a_publish_is_repeated_until_somebody_keeps_it(bus: Bus, publisher: Publisher) -> None:
+    await bus.js.delete_stream("AGENT_TASKS")
+    acked = asyncio.Event()
+    waiting = asyncio.create_task(publisher.publish("agent.a.task", b"1", message_id="1"))
+    await publisher.send("agent.a.task", b"2", message_id="2", on_ack=acked.set)
+    await until(lambda: publisher.repeating_since is not None, "a repeat")
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    assert not acked.is_set()
+    await ensure_streams(bus)
+    async with asyncio.timeout(10):
+        await waiting
+        await acked.wait()
+    await until(lambda: publisher.repeating_since is None, "no repeat any more")
+    assert await _count(bus) == 2
+
+
+async def test_a_publish_that_may_give_up_does(bus: Bus, publisher: Publisher) -> None:
+    await bus.js.delete_stream("AGENT_TASKS")
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    with pytest.raises(BusError, match=r"agent\.a\.task within 0\.5 s"):
+        await publisher.publish("agent.a.task", b"{}", give_up_seconds=0.5)
+    assert loop.time() - start < 2
+
+
+async def test_a_stream_that_is_full_is_published_to_when_it_has_room(bus: Bus, publisher: Publisher) -> None:
+    await bus.js.add_stream(
+        StreamConfig(name="SMALL", subjects=["small"], max_msgs=1, discard="new")  # type: ignore[arg-type]
+    )
+    await publisher.publish("small", b"1")
+    waiting = asyncio.create_task(publisher.publish("small", b"2"))
+    await asyncio.sleep(0.4)
+    assert not waiting.done()
+    await bus.js.purge_stream("SMALL")
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_publishes_outlive_the_broker_once_each(bus: Bus, broker: NatsServer, publisher: Publisher) -> None:
+    acked: set[int] = set()
+
+    async def publish() -> None:
+        for number in range(200):
+            await publisher.send(
+                "agent.a.task",
+                str(number).encode(),
+                message_id=str(number),
+                on_ack=lambda number=number: acked.add(number),  # type: ignore[misc]
+            )
+            await asyncio.sleep(0.002)
+
+    publishing = asyncio.create_task(publish())
+    await until(lambda: len(acked) > 30, "some acks")
+    await _restart(broker)
+    await publishing
+    await until(lambda: len(acked) == 200, "every ack", seconds=30)
+    assert await _count(bus) == 200
+
+
+@pytest.mark.parametrize("over", [-30, -100, 0, 1, 1000])
+async def test_what_is_too_large_says_so_and_the_connection_lives(bus: Bus, publisher: Publisher, over: int) -> None:
+    body = b"x" * (bus.max_payload + over)
+    for publish in (publisher.publish, publisher.send):
+        if over == -100:
+            await publish("agent.a.task", body, message_id="a-message-id")
+            continue
+        with pytest.raises(TooLarge, match=str(bus.max_payload)) as raised:
+            await publish("agent.a.task", body, message_id="a-message-id")
+        assert str(len(body)) in raised.value.message
+    await publisher.publish("agent.a.task", b"small")
+    assert bus.generation == 1
+
+
+async def test_thousands_of_refused_messages_leave_room_for_the_next(bus: Bus, publisher: Publisher) -> None:
+    """The library keeps account of publishes under way, and forgets to take one off that raised."""
+    room = bus.js._publish_async_pending_semaphore._value
+    body = b"x" * (bus.max_payload + 1)
+    for _ in range(50):
+        with pytest.raises(TooLarge):
+            await publisher.publish("agent.a.task", body)
+    assert bus.js._publish_async_pending_semaphore._value == room
+
+
+async def test_closing_gives_up_what_is_repeated(bus: Bus, quick: None) -> None:
+    publisher = Publisher(bus)
+    await bus.js.delete_stream("AGENT_TASKS")
+    await publisher.send("agent.a.task", b"{}")
+    await until(lambda: publisher.repeating_since is not None, "a repeat")
+    async with asyncio.timeout(2):
+        await publisher.close()
+
+
+# -- the connection -------------------------------------------------------------------------------------------------
+
+
+async def test_where_no_broker_is_the_error_says_what_to_do() -> None:
+    with pytest.raises(BusError, match=r"no NATS server answers at nats://127\.0\.0\.1:1 .*pantheon up") as raised:
+        await Bus.connect("nats://me:secret@127.0.0.1:1", name="test", wait_seconds=0.5)
+    assert "secret" not in str(raised.value)
+
+
+async def test_without_a_bound_connecting_waits_for_the_broker(broker: NatsServer) -> None:
+    url = broker.url
+    await broker.stop()
+    connecting = asyncio.create_task(Bus.connect(url, name="test"))
+    await asyncio.sleep(0.5)
+    assert not connecting.done()
+    await broker.start()
+    async with asyncio.timeout(20):
+        bus = await connecting
+    await bus.close()
+
+
+async def test_requests_that_nobody_answers_are_bus_errors(bus: Bus) -> None:
+    with pytest.raises(BusError, match="nobody answers"):
+        await bus.request("mesh.query.task", b"{}", timeout_seconds=1)
+
+    async def never(message: Delivery) -> None: ...
+
+    await bus.subscribe("mesh.query.task", never)
+    await bus.flush()
+    with pytest.raises(BusError, match=r"within 0\.1 s"):
+        await bus.request("mesh.query.task", b"{}", timeout_seconds=0.1)
+
+
+async def test_a_request_is_answered(bus: Bus) -> None:
+    async def echo(message: Delivery) -> None:
+        await message.respond(message.data.upper())
+
+    await bus.subscribe("echo", echo, queue="q")
+    await bus.flush()
+    assert (await bus.request("echo", b"hello", timeout_seconds=2)).data == b"HELLO"
+
+
+async def test_a_closed_bus_says_so_and_what_may_be_lost_is_lost(bus: Bus) -> None:
+    await bus.close()
+    await bus.close()
+    await bus.publish_quietly("agent.a.heartbeat", b"{}")
+    with pytest.raises(BusError):
+        await bus.publish("agent.a.heartbeat", b"{}")
+    with pytest.raises(BusError):
+        await bus.subscribe("x", lambda message: asyncio.sleep(0))
+    with pytest.raises(BusError):
+        await bus.flush()
+    assert not bus.connected
+
+
+async def test_too_large_on_core_nats(bus: Bus) -> None:
+    with pytest.raises(TooLarge):
+        await bus.publish("x", b"x" * (bus.max_payload + 1))
+    await bus.publish_quietly("x", b"x" * (bus.max_payload + 1))
+    await bus.flush()
+    assert bus.connected
+
+
+async def test_reconnects_are_told_to_who_asked(bus: Bus, broker: NatsServer) -> None:
+    told: list[str] = []
+    forget = bus.on_reconnect(lambda: told.append("one"))
+    bus.on_reconnect(lambda: told.append("two"))
+    forget()
+    await _restart(broker)
+    await until(lambda: bool(told), "the reconnect")
+    assert told == ["two"]
+
+
+# -- streams --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_streams_are_the_contracts(bus: Bus) -> None:
+    for spec in ALL_STREAMS:
+        config = (await bus.js.stream_info(spec.name)).config
+        assert config.storage == "file"
+        assert config.retention == spec.retention
+        assert config.discard == spec.discard
+        assert config.duplicate_window == 120
+        assert set(config.subjects or ()) == set(spec.subjects)
+    tasks = (await bus.js.stream_info("AGENT_TASKS")).config
+    assert (tasks.max_msgs_per_subject, tasks.discard_new_per_subject, tasks.allow_msg_ttl) == (1_000_000, True, True)
+    assert (await bus.js.stream_info("AGENT_RESPONSES")).config.max_age == 24 * 3600
+
+
+async def test_making_the_streams_again_changes_nothing(bus: Bus) -> None:
+    await put(bus, 2)
+    before = await stream_mark(bus, "AGENT_TASKS")
+    with structlog.testing.capture_logs() as logs:
+        await asyncio.gather(*(ensure_streams(bus) for _ in range(5)))
+    assert logs == []
+    assert await stream_mark(bus, "AGENT_TASKS") == before
+
+
+async def test_a_stream_that_differs_is_brought_to_the_contract(bus: Bus) -> None:
+    await bus.js.delete_stream("AGENT_RESPONSES")
+    await bus.js.add_stream(StreamConfig(name="AGENT_RESPONSES", subjects=["agent.*.response"], max_age=60))
+    await ensure_streams(bus)
+    assert (await bus.js.stream_info("AGENT_RESPONSES")).config.max_age == 24 * 3600
+
+
+async def test_more_replicas_than_servers_is_an_error_that_says_so(broker: NatsServer) -> None:
+    async with await Bus.connect(broker.url, name="test", wait_seconds=5) as bus:
+        with pytest.raises(BusError, match="3 servers for its 3 replicas"):
+            await ensure_streams(bus, replicas=3)
+
+
+async def test_marks_tell_a_lost_store(bus: Bus, broker: NatsServer) -> None:
+    await put(bus, 3)
+    before = await stream_mark(bus, "AGENT_TASKS")
+    assert before is not None
+    await put(bus, 1)
+    later = await stream_mark(bus, "AGENT_TASKS")
+    assert later is not None
+    assert not later.lost_since(before)
+    assert before.lost_since(later)
+    await bus.js.delete_stream("AGENT_TASKS")
+    assert await stream_mark(bus, "AGENT_TASKS") is None
+    await ensure_streams(bus)
+    await put(bus, 9)
+    again = await stream_mark(bus, "AGENT_TASKS")
+    assert again is not None
+    assert again.lost_since(later)
+    await broker.stop()
+    with pytest.raises(BusError):
+        await stream_mark(bus, "AGENT_TASKS")

@@ -1,0 +1,934 @@
+"""The worker's loop against a real broker: pull, work, answer, acknowledge, in this order, whatever happens."""
+
+import asyncio
+import json
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from nats.js.api import AckPolicy, ConsumerConfig
+from pydantic import BaseModel
+
+import pantheon.worker
+from pantheon import Agent, TaskContext, TaskFailure
+from pantheon.bus import ensure_streams
+from protocol import TaskProgress, TaskResponse, new_id, subjects
+from tests.kit.conftest import Rig, until
+
+
+class Text(BaseModel):
+    text: str
+
+
+@pytest.fixture
+def agent() -> Agent:
+    made = Agent("test_agent")
+
+    @made.task("uppercase")
+    async def uppercase(task: Text) -> Text:
+        return Text(text=task.text.upper())
+
+    return made
+
+
+async def short_ack_wait(rig: Rig, agent: str = "test_agent", seconds: float = 1.0) -> None:
+    """The agent's consumer, there before the agent, with a shorter patience than the contract's."""
+    await rig.js.add_consumer(
+        "AGENT_TASKS",
+        ConsumerConfig(
+            durable_name=agent,
+            filter_subject=subjects.task(agent),
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=seconds,
+            max_deliver=5,
+        ),
+    )
+
+
+# -- the plain way --------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_is_answered_and_leaves_the_queue(rig: Rig, agent: Agent) -> None:
+    await rig.worker(agent)
+    root = new_id()
+    before = datetime.now(UTC)
+    answer = await rig.run("test_agent", "uppercase", {"text": "é"}, root_task_id=str(root), attempt=3)
+    assert answer.status == "completed"
+    assert answer.result == {"text": "É"}
+    assert (answer.root_task_id, answer.attempt, answer.task_type) == (root, 3, "uppercase")
+    assert (answer.agent, answer.instance_id) == ("test_agent", "instance-0")
+    assert answer.started_at is not None
+    assert answer.completed_at is not None
+    assert before <= answer.started_at <= answer.completed_at
+    assert (answer.error, answer.usage) == (None, None)
+    await rig.until_empty()
+
+
+async def test_without_a_root_of_its_own_a_task_is_its_own_root(rig: Rig, agent: Agent) -> None:
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "uppercase", {"text": "a"})
+    assert answer.root_task_id == answer.task_id
+
+
+async def test_a_reply_to_gets_a_copy_of_the_same_bytes(rig: Rig, agent: Agent) -> None:
+    await rig.worker(agent)
+    inbox = rig.bus.new_inbox()
+    copies: list[bytes] = []
+
+    async def on_copy(message: Any) -> None:
+        copies.append(message.data)
+
+    await rig.bus.subscribe(inbox, on_copy)
+    await rig.run("test_agent", "uppercase", {"text": "a"}, reply_to=inbox)
+    await until(lambda: len(copies) == 1, "the copy")
+    assert copies == rig.bodies
+
+
+async def test_no_more_than_max_concurrency_run_at_once(rig: Rig, agent: Agent) -> None:
+    now_running, peak = 0, 0
+
+    @agent.task("slow")
+    async def slow(task: dict[str, Any]) -> None:
+        nonlocal now_running, peak
+        now_running += 1
+        peak = max(peak, now_running)
+        await asyncio.sleep(0.02)
+        now_running -= 1
+
+    worker = await rig.worker(agent, max_concurrency=3)
+    for _ in range(30):
+        await rig.send("test_agent", "slow")
+    await until(lambda: len(rig.answers) == 30, "30 answers")
+    assert peak == 3
+    assert worker.active == 0
+    assert {answer.result is not None for answer in rig.answers} == {True}
+
+
+async def test_many_plain_functions_run_at_once_each_in_a_thread(rig: Rig, agent: Agent) -> None:
+    """The loop's own thread pool has six threads on two cores: the other tasks' time would run out in its queue."""
+    together = threading.Barrier(24)
+
+    @agent.task("blocking")
+    def blocking(task: dict[str, Any]) -> dict[str, bool]:
+        together.wait(timeout=10)
+        return {"main": threading.current_thread() is threading.main_thread()}
+
+    await rig.worker(agent, max_concurrency=24)
+    for _ in range(24):
+        await rig.send("test_agent", "blocking")
+    await until(lambda: len(rig.answers) == 24, "24 answers")
+    assert {json.dumps(answer.result) for answer in rig.answers} == {'{"main": false}'}
+
+
+async def test_what_runs_is_told_in_heartbeats(rig: Rig, agent: Agent) -> None:
+    go_on = asyncio.Event()
+
+    @agent.task("wait")
+    async def wait(task: dict[str, Any]) -> None:
+        await go_on.wait()
+
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "wait", attempt=2)
+    await until(lambda: worker.active == 1, "the task at work")
+    assert [(one.task_id, one.attempt) for one in worker.running] == [(task_id, 2)]
+    go_on.set()
+    await rig.answer(task_id)
+    await until(lambda: worker.running == (), "nothing at work")
+
+
+async def test_whoever_observes_is_told_of_every_attempt(rig: Rig, agent: Agent) -> None:
+    seen: list[tuple[str, float, str | None]] = []
+
+    class Observer:
+        def record(self, task_type: str, seconds: float, error: str | None = None) -> None:
+            seen.append((task_type, seconds, error))
+
+    await rig.worker(agent, observer=Observer())
+    await rig.run("test_agent", "uppercase", {"text": "a"})
+    await rig.run("test_agent", "uppercase", {"txt": "a"})
+    assert [(task_type, error is None) for task_type, _, error in seen] == [("uppercase", True), ("uppercase", False)]
+    assert all(0 <= seconds < 5 for _, seconds, _ in seen)
+
+
+# -- the order: answer, then acknowledge ----------------------------------------------------------------------------
+
+
+async def test_a_task_is_acknowledged_after_its_answer_is(rig: Rig, agent: Agent) -> None:
+    """Without the stream of responses nobody can acknowledge an answer: the task must stay in the queue till it is."""
+    await rig.worker(agent)
+    await rig.js.delete_stream("AGENT_RESPONSES")
+    task_id = await rig.send("test_agent", "uppercase", {"text": "a"})
+    await rig.answer(task_id)  # heard on core NATS, kept by nobody
+    await asyncio.sleep(0.3)
+    assert await rig.queued() == 1
+    # The answer is repeated until somebody keeps it.
+    await ensure_streams(rig.bus)
+    await rig.until_empty()
+    assert (await rig.js.stream_info("AGENT_RESPONSES")).state.messages == 1
+
+
+async def test_a_process_that_dies_at_work_leaves_the_task_to_another(rig: Rig, agent: Agent) -> None:
+    await short_ack_wait(rig)
+    started = asyncio.Event()
+
+    dying = Agent("test_agent")
+
+    @dying.task("uppercase")
+    async def never(task: Text) -> Text:
+        started.set()
+        await asyncio.Event().wait()
+        return task
+
+    first = await rig.worker(dying)
+    task_id = await rig.send("test_agent", "uppercase", {"text": "a"})
+    await started.wait()
+    # As SIGKILL: no drain, no nak, no in-progress ack.
+    for loop in first._loops:
+        loop.cancel()
+    await first._puller.stop()
+    await rig.worker(agent)
+    assert (await rig.answer(task_id)).result == {"text": "A"}
+    await rig.until_empty()
+
+
+async def test_a_long_task_stays_with_its_instance(rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pantheon.worker, "IN_PROGRESS_SECONDS", 0.2)
+    await short_ack_wait(rig)
+    runs = 0
+
+    @agent.task("long")
+    async def long(task: dict[str, Any]) -> None:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(2.5)
+
+    await rig.worker(agent)
+    await rig.worker(agent)
+    await rig.run("test_agent", "long")
+    await rig.until_empty()
+    assert runs == 1
+    assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq == 1
+
+
+# -- delivered more than once ---------------------------------------------------------------------------------------
+
+
+async def test_a_task_delivered_again_while_it_runs_runs_once(rig: Rig, agent: Agent) -> None:
+    await short_ack_wait(rig, seconds=0.5)
+    runs = 0
+
+    @agent.task("long")
+    async def long(task: dict[str, Any]) -> dict[str, int]:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(1.5)
+        return {"run": runs}
+
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "long")
+    assert answer.result == {"run": 1}
+    await rig.until_empty()
+    assert runs == 1
+    assert len(rig.answers) == 1
+    assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq > 1
+
+
+async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Rig, agent: Agent) -> None:
+    runs = 0
+
+    @agent.task("count")
+    async def count(task: dict[str, Any]) -> dict[str, int]:
+        nonlocal runs
+        runs += 1
+        return {"run": runs}
+
+    await rig.worker(agent)
+    task_id = await rig.send("test_agent", "count")
+    await rig.answer(task_id)
+    await rig.send("test_agent", "count", task_id=task_id)
+    await until(lambda: len(rig.answers) == 2, "a second answer")
+    assert rig.bodies[0] == rig.bodies[1]
+    # In the stream too: who asks again has lost the first, maybe with the broker's store.
+    assert (await rig.js.stream_info("AGENT_RESPONSES")).state.messages == 2
+    assert runs == 1
+    await rig.until_empty()
+
+
+async def test_another_attempt_is_another_run(rig: Rig, agent: Agent) -> None:
+    seen: list[tuple[int, str]] = []
+
+    @agent.task("note")
+    async def note(task: dict[str, Any], ctx: TaskContext) -> None:
+        seen.append((ctx.attempt, ctx.idempotency_key))
+
+    await rig.worker(agent)
+    root, task_id = str(new_id()), new_id()
+    for attempt in (1, 2):
+        await rig.send("test_agent", "note", task_id=task_id, root_task_id=root, attempt=attempt)
+    await until(lambda: len(rig.answers) == 2, "two answers")
+    assert sorted(seen) == [(1, f"{root}:{task_id}"), (2, f"{root}:{task_id}")]
+
+
+async def test_a_requests_own_idempotency_key_is_the_handlers(rig: Rig, agent: Agent) -> None:
+    @agent.task("key")
+    async def key(task: dict[str, Any], ctx: TaskContext) -> dict[str, str]:
+        return {"key": ctx.idempotency_key}
+
+    await rig.worker(agent)
+    assert (await rig.run("test_agent", "key", idempotency_key="mine")).result == {"key": "mine"}
+
+
+# -- what cannot be worked on ---------------------------------------------------------------------------------------
+
+
+async def test_an_invalid_request_with_an_id_is_answered_naming_the_field(rig: Rig, agent: Agent) -> None:
+    await rig.worker(agent, max_concurrency=1)
+    inbox = rig.bus.new_inbox()
+    copies: list[bytes] = []
+
+    async def on_copy(message: Any) -> None:
+        copies.append(message.data)
+
+    await rig.bus.subscribe(inbox, on_copy)
+    root = new_id()
+    task_id = await rig.send(
+        "test_agent", "uppercase", {"text": "a"}, priority=11, attempt=2, root_task_id=str(root), reply_to=inbox
+    )
+    answer = await rig.answer(task_id)
+    assert (answer.status, answer.attempt, answer.root_task_id) == ("failed", 2, root)
+    assert answer.error is not None
+    assert (answer.error.code, answer.error.retryable) == ("invalid_request", False)
+    assert answer.error.details is not None
+    assert answer.error.details["field"] == "priority"
+    await until(lambda: copies == rig.bodies, "the copy")
+    # The queue behind it moves on.
+    assert (await rig.run("test_agent", "uppercase", {"text": "a"})).status == "completed"
+    await rig.until_empty()
+
+
+async def test_what_has_no_id_becomes_a_dead_letter_whole(rig: Rig, agent: Agent) -> None:
+    await rig.worker(agent, max_concurrency=1)
+    bodies = [b"\xff\x00 not json", b"", b'{"task_type": "uppercase"}', b"[]"]
+    for body in bodies:
+        await rig.send_raw("test_agent", body, {"X-Mine": "1"})
+    assert (await rig.run("test_agent", "uppercase", {"text": "a"})).status == "completed"
+    letters = await rig.dead_letters(len(bodies))
+    assert [letter["body"] for letter in letters] == bodies
+    for letter in letters:
+        assert letter["on"] == "mesh.deadletter.test_agent"
+        assert letter["subject"] == "agent.test_agent.task"
+        assert letter["headers"]["X-Mine"] == "1"
+        assert letter["deliveries"] == 1
+        assert letter["reason"]
+        assert letter["error"]
+        assert UUID(letter["id"])
+    await rig.until_empty()
+
+
+async def test_a_message_dressed_up_as_one_of_the_brokers_own_is_a_dead_letter(rig: Rig, agent: Agent) -> None:
+    """A header `Status: 100` without a body looks like a heartbeat of the broker; it must not stall the agent."""
+    await rig.worker(agent, max_concurrency=1)
+    for status in ("100", "404", "408", "409", "503"):
+        await rig.send_raw("test_agent", b"", {"Status": status})
+    assert (await rig.run("test_agent", "uppercase", {"text": "a"})).status == "completed"
+    assert len(await rig.dead_letters(5)) == 5
+    await rig.until_empty()
+
+
+async def test_a_dead_letter_as_large_as_the_broker_carries_is_kept_in_part(rig: Rig, agent: Agent) -> None:
+    await rig.worker(agent, max_concurrency=1)
+    body = b"x" * (rig.bus.max_payload - 1000)
+    await rig.send_raw("test_agent", body)
+    (letter,) = await rig.dead_letters(1)
+    assert body.startswith(letter["body"])
+    assert len(letter["body"]) == len(body) // 2
+    assert "cut" in letter["error"]
+    await rig.until_empty()
+
+
+async def test_a_payload_that_does_not_validate_is_an_invalid_request(rig: Rig, agent: Agent) -> None:
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "uppercase", {"text": 7})
+    assert answer.error is not None
+    assert (answer.status, answer.error.code, answer.error.retryable) == ("failed", "invalid_request", False)
+    assert answer.error.message.startswith("payload.text: ")
+
+
+async def test_a_task_type_that_is_not_served_may_be_by_another_instance(rig: Rig, agent: Agent) -> None:
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "lowercase")
+    assert answer.error is not None
+    assert (answer.error.code, answer.error.retryable) == ("unknown_task_type", True)
+    assert "uppercase" in answer.error.message
+
+
+# -- how handlers end -----------------------------------------------------------------------------------------------
+
+
+async def test_a_task_failure_is_answered_as_it_is(rig: Rig, agent: Agent) -> None:
+    @agent.task("fail")
+    async def fail(task: dict[str, Any], ctx: TaskContext) -> None:
+        ctx.report_usage(input_tokens=5, cost_usd=0.25)
+        ctx.report_usage(output_tokens=7)
+        raise TaskFailure("no_paper", "the tray is empty: fill it", retryable=True, details={"tray": 2, "none": None})
+
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "fail")
+    assert answer.error is not None
+    assert answer.error.model_dump() == {
+        "code": "no_paper",
+        "message": "the tray is empty: fill it",
+        "retryable": True,
+        "step": None,
+        "details": {"tray": 2, "none": None},
+    }
+    assert answer.result is None
+    assert answer.usage is not None
+    assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.cost_usd) == (5, 7, 0.25)
+
+
+async def test_any_other_exception_is_an_internal_error_worth_another_attempt(rig: Rig, agent: Agent) -> None:
+    @agent.task("crash")
+    async def crash(task: dict[str, Any]) -> None:
+        raise KeyError("gone")
+
+    @agent.task("exit")
+    def leave(task: dict[str, Any]) -> None:
+        raise StopIteration("over")
+
+    await rig.worker(agent)
+    for task_type, words in (("crash", "KeyError: 'gone'"), ("exit", "StopIteration: over")):
+        answer = await rig.run("test_agent", task_type)
+        assert answer.error is not None
+        assert (answer.error.code, answer.error.retryable) == ("internal_error", True)
+        assert words in answer.error.message
+
+
+UNSAYABLE = {
+    "a surrogate in the result": lambda: "\ud800",
+    "a surrogate deep in the result": lambda: {"a": ["\udfff"]},
+    "an object in the result": lambda: {"a": object()},
+}
+
+
+@pytest.mark.parametrize("make", UNSAYABLE.values(), ids=UNSAYABLE.keys())
+async def test_a_result_that_json_cannot_carry_is_answered_all_the_same(rig: Rig, agent: Agent, make: Any) -> None:
+    """A task without an answer is delivered again and again until its time is over."""
+
+    @agent.task("odd")
+    async def odd(task: dict[str, Any]) -> Any:
+        return make()
+
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "odd")
+    assert answer.error is not None
+    assert (answer.status, answer.error.code) == ("failed", "internal_error")
+    await rig.until_empty()
+
+
+UNSAYABLE_ERRORS: dict[str, Exception] = {
+    "a surrogate": OSError("cannot open 'caf\udce9.txt'"),
+    "a surrogate in a failure": TaskFailure("no_file", "cannot open 'caf\udce9.txt'"),
+    "no code": TaskFailure("", "which error is this?"),
+    "a long code": TaskFailure("c" * 200, "too much"),
+    "an object in details": TaskFailure("no", "see details", details={"path": object()}),
+    "a surrogate in details": TaskFailure("no", "see details", details={"path": "caf\udce9.txt"}),
+    "bytes in details": TaskFailure("no", "see details", details={"body": b"\xff\xfe"}),
+}
+
+
+@pytest.mark.parametrize("error", UNSAYABLE_ERRORS.values(), ids=UNSAYABLE_ERRORS.keys())
+async def test_an_error_that_json_cannot_carry_is_answered_all_the_same(
+    rig: Rig, agent: Agent, error: Exception
+) -> None:
+    @agent.task("odd")
+    async def odd(task: dict[str, Any]) -> None:
+        raise error
+
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "odd")
+    assert answer.status == "failed"
+    assert answer.error is not None
+    assert answer.error.message
+    await rig.until_empty()
+
+
+async def test_infinities_become_null(rig: Rig, agent: Agent) -> None:
+    @agent.task("ratio")
+    async def ratio(task: dict[str, Any]) -> dict[str, float]:
+        return {"a": float("nan"), "b": float("inf"), "c": 0.5}
+
+    await rig.worker(agent)
+    assert (await rig.run("test_agent", "ratio")).result == {"a": None, "b": None, "c": 0.5}
+
+
+async def test_a_result_larger_than_the_broker_carries_is_too_large(rig: Rig, agent: Agent) -> None:
+    """Also by a few bytes: the server counts headers in, and cuts the connection of whoever sends more."""
+    disconnects = rig.bus.generation
+
+    @agent.task("fill")
+    async def fill(task: dict[str, int]) -> str:
+        return "x" * task["size"]
+
+    await rig.worker(agent)
+    limit = rig.bus.max_payload
+    ends = []
+    for size in (limit + 10, limit - 10, limit - 400, limit - 450, limit - 500, limit - 550, limit - 600, limit - 2000):
+        answer = await rig.run("test_agent", "fill", {"size": size})
+        ends.append(answer.error.code if answer.error is not None else answer.status)
+        if answer.error is not None:
+            assert str(limit) in answer.error.message
+    assert ends[:2] == ["too_large", "too_large"]
+    assert ends[-1] == "completed"
+    assert ends == sorted(ends, reverse=True)
+    assert rig.bus.generation == disconnects
+    await rig.until_empty()
+
+
+# -- time -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleepy(agent: Agent) -> Agent:
+    @agent.task("sleep")
+    async def sleep(task: dict[str, float], ctx: TaskContext) -> None:
+        await asyncio.sleep(task["seconds"])
+
+    @agent.task("short_sleep", timeout_seconds=0.2)
+    async def short_sleep(task: dict[str, float]) -> None:
+        await asyncio.sleep(task["seconds"])
+
+    @agent.task("deep_sleep", timeout_seconds=0.2)
+    def deep_sleep(task: dict[str, float], ctx: TaskContext) -> None:
+        while not ctx.cancelled:
+            time.sleep(0.01)
+
+    @agent.task("own_timeout")
+    async def own_timeout(task: dict[str, Any]) -> None:
+        raise TimeoutError("the printer did not answer")
+
+    return agent
+
+
+async def test_an_attempt_that_takes_too_long_is_answered_timeout(rig: Rig, sleepy: Agent) -> None:
+    await rig.worker(sleepy)
+    for task_type, limit in (("sleep", "timeout"), ("short_sleep", ""), ("deep_sleep", ""), ("sleep", "deadline")):
+        fields: dict[str, Any] = {}
+        if limit == "timeout":
+            fields["timeout_seconds"] = 0.2
+        elif limit == "deadline":
+            fields["deadline"] = (datetime.now(UTC) + timedelta(seconds=0.5)).isoformat()
+        answer = await rig.run("test_agent", task_type, {"seconds": 60}, **fields)
+        assert answer.error is not None
+        assert (answer.status, answer.error.code, answer.error.retryable) == ("failed", "timeout", True)
+
+
+async def test_a_handlers_own_timeout_error_is_its_own(rig: Rig, sleepy: Agent) -> None:
+    await rig.worker(sleepy)
+    answer = await rig.run("test_agent", "own_timeout")
+    assert answer.error is not None
+    assert answer.error.code == "internal_error"
+    assert "printer" in answer.error.message
+
+
+async def test_after_its_deadline_a_task_is_not_begun(rig: Rig, sleepy: Agent) -> None:
+    await rig.worker(sleepy)
+    deadline = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    answer = await rig.run("test_agent", "sleep", {"seconds": 0}, deadline=deadline)
+    assert answer.error is not None
+    assert (answer.error.code, answer.error.retryable) == ("deadline_exceeded", False)
+
+
+async def test_a_hook_that_hangs_runs_out_of_the_attempts_time(rig: Rig, sleepy: Agent) -> None:
+    @sleepy.before_task
+    async def hang(ctx: TaskContext) -> None:
+        await asyncio.Event().wait()
+
+    await rig.worker(sleepy)
+    answer = await rig.run("test_agent", "sleep", {"seconds": 0}, timeout_seconds=0.2)
+    assert answer.error is not None
+    assert answer.error.code == "timeout"
+
+
+# -- cancelling -----------------------------------------------------------------------------------------------------
+
+
+class Cancellable:
+    """An agent whose task says when it has begun, and cleans up slowly when it is cancelled."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.begun = asyncio.Event()
+        self.cleaned = 0
+        self.contexts: list[TaskContext] = []
+
+        @agent.task("wait")
+        async def wait(task: dict[str, Any], ctx: TaskContext) -> None:
+            self.contexts.append(ctx)
+            self.begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.3)
+                self.cleaned += 1
+
+
+async def test_a_cancelled_task_is_answered_cancelled_with_the_reason(rig: Rig, agent: Agent) -> None:
+    there = Cancellable(agent)
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "wait")
+    await there.begun.wait()
+    worker.cancel(task_id, 1, "nobody wants it")
+    answer = await rig.answer(task_id)
+    assert answer.status == "cancelled"
+    assert answer.error is not None
+    assert (answer.error.code, answer.error.message) == ("cancelled", "nobody wants it")
+    assert there.contexts[0].cancelled
+    await rig.until_empty()
+
+
+async def test_an_order_to_cancel_that_comes_again_lets_the_handler_clean_up(rig: Rig, agent: Agent) -> None:
+    """The orchestrator says it three times, in case one is lost."""
+    there = Cancellable(agent)
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "wait")
+    await there.begun.wait()
+    for _ in range(3):
+        worker.cancel(task_id, None, "")
+        await asyncio.sleep(0.05)
+    answer = await rig.answer(task_id)
+    assert there.cleaned == 1
+    assert answer.error is not None
+    assert answer.error.message == "cancelled"
+    assert (await rig.run("test_agent", "uppercase", {"text": "a"})).status == "completed"
+
+
+async def test_cancelling_another_attempt_or_task_leaves_this_one(rig: Rig, agent: Agent) -> None:
+    there = Cancellable(agent)
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "wait", attempt=2)
+    await there.begun.wait()
+    worker.cancel(task_id, 1, "an old attempt")
+    worker.cancel(new_id(), None, "another task")
+    await asyncio.sleep(0.2)
+    assert rig.answers == []
+    assert worker.active == 1
+    worker.cancel(task_id, 2, "this one")
+    assert (await rig.answer(task_id)).status == "cancelled"
+
+
+async def test_a_cancel_that_overtakes_its_task_is_remembered(rig: Rig, agent: Agent) -> None:
+    there = Cancellable(agent)
+    worker = await rig.worker(agent)
+    early, whole = new_id(), new_id()
+    worker.cancel(early, 1, "too early")
+    worker.cancel(whole, None, "all attempts")
+    for task_id, attempt, status in ((early, 1, "cancelled"), (whole, 7, "cancelled")):
+        await rig.send("test_agent", "wait", task_id=task_id, attempt=attempt)
+        assert (await rig.answer(task_id)).status == status
+    assert not there.begun.is_set()
+    await rig.send("test_agent", "uppercase", {"text": "a"}, task_id=early, attempt=2)
+    await until(lambda: [one.status for one in rig.answers_to(early)] == ["cancelled", "completed"], "attempt 2")
+
+
+async def test_a_task_that_is_answering_already_is_not_cancelled(rig: Rig, agent: Agent) -> None:
+    answering, go_on = asyncio.Event(), asyncio.Event()
+
+    @agent.after_task
+    async def hold(ctx: TaskContext, response: TaskResponse) -> None:
+        answering.set()
+        await go_on.wait()
+
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "uppercase", {"text": "a"})
+    await answering.wait()
+    worker.cancel(task_id, 1, "too late")
+    go_on.set()
+    assert (await rig.answer(task_id)).status == "completed"
+    await rig.until_empty()
+
+
+async def test_a_cancel_while_an_error_is_looked_at_changes_nothing(rig: Rig, agent: Agent) -> None:
+    looking, go_on = asyncio.Event(), asyncio.Event()
+
+    @agent.on_error
+    async def look(ctx: TaskContext, error: Exception) -> None:
+        looking.set()
+        await go_on.wait()
+
+    @agent.task("fail")
+    async def fail(task: dict[str, Any]) -> None:
+        raise TaskFailure("no", "no")
+
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "fail")
+    await looking.wait()
+    worker.cancel(task_id, 1, "too late")
+    go_on.set()
+    assert (await rig.answer(task_id)).status == "failed"
+    await rig.until_empty()
+
+
+async def test_a_plain_function_sees_that_it_was_cancelled(rig: Rig, agent: Agent) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    @agent.task("spin")
+    def spin(task: dict[str, Any], ctx: TaskContext) -> None:
+        begun.set()
+        try:
+            while True:
+                ctx.raise_if_cancelled()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "spin")
+    await until(begun.is_set, "the thread")
+    worker.cancel(task_id, 1, "enough")
+    assert (await rig.answer(task_id)).status == "cancelled"
+    await until(ended.is_set, "the thread's end")
+
+
+async def test_a_handler_that_ends_well_in_spite_of_its_cancel_has_ended_well(rig: Rig, agent: Agent) -> None:
+    begun = asyncio.Event()
+
+    @agent.task("stubborn")
+    async def stubborn(task: dict[str, Any]) -> dict[str, bool]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.05)
+        return {"done": True}
+
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "stubborn")
+    await begun.wait()
+    worker.cancel(task_id, 1, "stop")
+    assert (await rig.answer(task_id)).result == {"done": True}
+    await rig.until_empty()
+
+
+# -- draining -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_drain_lets_what_runs_finish_and_takes_no_more(rig: Rig, agent: Agent) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @agent.task("wait")
+    async def wait(task: dict[str, Any]) -> None:
+        begun.set()
+        await go_on.wait()
+
+    worker = await rig.worker(agent, max_concurrency=2)
+    task_id = await rig.send("test_agent", "wait")
+    await begun.wait()
+    draining = asyncio.create_task(worker.drain(10))
+    await until(lambda: worker._draining and worker._puller._subscription is not None, "the drain")
+    await asyncio.sleep(0.1)
+    later = await rig.send("test_agent", "uppercase", {"text": "a"})
+    go_on.set()
+    await draining
+    assert (await rig.answer(task_id)).status == "completed"
+    assert rig.answers_to(later) == []
+    assert await rig.queued() == 1
+    # What was left is there for the next instance at once, not after the consumer's 30 s.
+    await rig.worker(agent)
+    assert (await rig.answer(later, seconds=3)).status == "completed"
+    await rig.until_empty()
+
+
+async def test_a_drain_hands_back_what_does_not_finish_in_time(rig: Rig, agent: Agent) -> None:
+    there = Cancellable(agent)
+    threads = threading.Event()
+
+    @agent.task("spin")
+    def spin(task: dict[str, Any], ctx: TaskContext) -> None:
+        threads.set()
+        while not ctx.cancelled:
+            time.sleep(0.01)
+
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "wait")
+    in_thread = await rig.send("test_agent", "spin")
+    await there.begun.wait()
+    await until(threads.is_set, "the thread")
+    await worker.drain(0.1)
+    assert rig.answers == []
+    assert there.cleaned == 1
+    assert worker.active == 0
+
+    other = Agent("test_agent")
+
+    @other.task("wait")
+    async def wait(task: dict[str, Any]) -> dict[str, str]:
+        return {"by": "another"}
+
+    @other.task("spin")
+    async def spin_again(task: dict[str, Any]) -> dict[str, str]:
+        return {"by": "another"}
+
+    await rig.worker(other)
+    for one in (task_id, in_thread):
+        assert (await rig.answer(one, seconds=5)).result == {"by": "another"}
+    await rig.until_empty()
+
+
+async def test_a_rolling_restart_in_mid_load_loses_nothing_and_runs_nothing_twice(rig: Rig, agent: Agent) -> None:
+    runs: dict[str, int] = {}
+
+    @agent.task("count")
+    async def count(task: dict[str, Any], ctx: TaskContext) -> None:
+        runs[str(ctx.task_id)] = runs.get(str(ctx.task_id), 0) + 1
+        await asyncio.sleep(0.005)
+
+    worker = await rig.worker(agent, max_concurrency=5)
+    sent = [await rig.send("test_agent", "count") for _ in range(200)]
+    for _ in range(4):
+        goal = len(rig.answers) + 20
+        await until(lambda goal=goal: len(rig.answers) > goal, "some progress")  # type: ignore[misc]
+        following = await rig.worker(agent, max_concurrency=5)
+        await worker.drain(5)
+        worker = following
+    await until(lambda: len(rig.answers) >= 200, "all answers")
+    await rig.until_empty()
+    assert {one.task_id for one in rig.answers} == set(sent)
+    assert set(runs.values()) == {1}
+
+
+async def test_a_paused_agent_takes_no_more_until_it_resumes(rig: Rig, agent: Agent) -> None:
+    worker = await rig.worker(agent, max_concurrency=2)
+    await rig.run("test_agent", "uppercase", {"text": "a"})
+    worker.pause()
+    for _ in range(8):
+        await rig.send("test_agent", "uppercase", {"text": "a"})
+    # What was asked for before may still come: no more than a worker's places.
+    await asyncio.sleep(0.5)
+    assert len(rig.answers) <= 1 + 2
+    worker.resume()
+    await until(lambda: len(rig.answers) == 9, "the rest")
+
+
+# -- hooks ----------------------------------------------------------------------------------------------------------
+
+
+async def test_hooks_are_called_in_order_around_every_attempt(rig: Rig, agent: Agent) -> None:
+    calls: list[str] = []
+
+    @agent.before_task
+    async def before(ctx: TaskContext) -> None:
+        calls.append(f"before {ctx.task_type}")
+
+    @agent.before_task
+    def before_too(ctx: TaskContext) -> None:
+        calls.append("before too")
+
+    @agent.after_task
+    async def after(ctx: TaskContext, response: TaskResponse) -> None:
+        calls.append(f"after {response.status}")
+
+    @agent.on_error
+    async def on_error(ctx: TaskContext, error: Exception) -> None:
+        calls.append(f"error {type(error).__name__}")
+
+    @agent.task("crash")
+    async def crash(task: dict[str, Any]) -> None:
+        calls.append("work")
+        raise KeyError("x")
+
+    await rig.worker(agent)
+    await rig.run("test_agent", "uppercase", {"text": "a"})
+    assert calls == ["before uppercase", "before too", "after completed"]
+    calls.clear()
+    await rig.run("test_agent", "crash")
+    assert calls == ["before crash", "before too", "work", "error KeyError", "after failed"]
+
+
+async def test_a_hook_before_a_task_can_answer_it(rig: Rig, agent: Agent) -> None:
+    @agent.before_task
+    async def refuse(ctx: TaskContext) -> None:
+        raise TaskFailure("closed", "come back tomorrow")
+
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "uppercase", {"text": "a"})
+    assert answer.error is not None
+    assert answer.error.code == "closed"
+
+
+async def test_hooks_that_look_on_change_nothing_when_they_raise(rig: Rig, agent: Agent) -> None:
+    @agent.after_task
+    async def after(ctx: TaskContext, response: TaskResponse) -> None:
+        raise RuntimeError("after")
+
+    @agent.on_error
+    async def on_error(ctx: TaskContext, error: Exception) -> None:
+        raise RuntimeError("error")
+
+    await rig.worker(agent)
+    assert (await rig.run("test_agent", "uppercase", {"text": "a"})).status == "completed"
+    answer = await rig.run("test_agent", "uppercase", {})
+    assert answer.error is not None
+    assert answer.error.code == "invalid_request"
+
+
+# -- progress -------------------------------------------------------------------------------------------------------
+
+
+async def test_progress_and_streamed_text_reach_who_watches(rig: Rig, agent: Agent) -> None:
+    long_text = "wörter\n" * 200_000  # more than a message may hold
+
+    @agent.task("tell")
+    async def tell(task: dict[str, Any], ctx: TaskContext) -> None:
+        await ctx.progress(10, "begun")
+        await ctx.progress(250, "beyond")
+        await ctx.progress(float("nan"), "unsure")
+        await ctx.progress(message="caf\udce9")
+        await ctx.stream("")
+        await ctx.stream("Hello ")
+        await ctx.stream("half \ud800")
+        await ctx.stream(long_text)
+        await ctx.progress(100)
+
+    seen: list[TaskProgress] = []
+
+    async def on_progress(message: Any) -> None:
+        seen.append(TaskProgress.model_validate_json(message.data))
+
+    root = new_id()
+    await rig.bus.subscribe(subjects.progress("test_agent", root), on_progress)
+    await rig.worker(agent)
+    answer = await rig.run("test_agent", "tell", root_task_id=str(root), metadata={"step": "draft"})
+    assert answer.status == "completed"
+    await until(lambda: bool(seen) and seen[-1].percent == 100 and seen[-1].message == "", "the last of it")
+    assert [(one.percent, one.message) for one in seen if not one.text] == [
+        (10, "begun"),
+        (100, "beyond"),
+        (None, "unsure"),
+        (None, "caf?"),
+        (100, ""),
+    ]
+    assert "".join(one.text for one in seen) == "Hello half ?" + long_text
+    assert {(one.task_id, one.root_task_id, one.agent, one.step) for one in seen} == {
+        (answer.task_id, root, "test_agent", "draft")
+    }
+
+
+async def test_frequent_progress_is_thinned_out_but_the_end_is_told(rig: Rig, agent: Agent) -> None:
+    @agent.task("tell")
+    async def tell(task: dict[str, Any], ctx: TaskContext) -> None:
+        for percent in range(101):
+            await ctx.progress(percent)
+
+    seen: list[float | None] = []
+
+    async def on_progress(message: Any) -> None:
+        seen.append(TaskProgress.model_validate_json(message.data).percent)
+
+    await rig.bus.subscribe(subjects.all_progress(), on_progress)
+    await rig.worker(agent)
+    await rig.run("test_agent", "tell")
+    await until(lambda: bool(seen) and seen[-1] == 100, "the end")
+    assert len(seen) < 20
