@@ -272,9 +272,7 @@ class Mesh:
             if seen.kind == "progress":
                 yield TaskProgress.model_validate_json(json.dumps(seen.data))
 
-    async def watch(
-        self, task_id: UUID, *, on_listening: Callable[[], None] | None = None
-    ) -> AsyncIterator[Watched]:
+    async def watch(self, task_id: UUID, *, on_listening: Callable[[], None] | None = None) -> AsyncIterator[Watched]:
         """Steps' events (kind `step.completed`, …), progress (kind `progress`) and at last the task's own end.
 
         `on_listening` is called once nothing more can be missed: to watch a task from its beginning, submit it then.

@@ -1,5 +1,6 @@
 """The main job: `create_blog_post` and `research_brief` by the five agents that come with the mesh, offline."""
 
+import asyncio
 import base64
 import contextlib
 import importlib
@@ -71,7 +72,7 @@ async def test_a_topic_and_sources_become_a_finished_and_published_article(
     ]
     again = await mesh.run("create_blog_post", request_payload, wait_seconds=100)
     assert again["publications"][0]["status"] in ("updated", "unchanged")
-    assert len(list(five_agents.glob("posts/*/index.html"))) == 1
+    assert len(list(await asyncio.to_thread(lambda: list(five_agents.glob("posts/*/index.html"))))) == 1
 
 
 async def test_a_review_that_says_revise_goes_back_at_most_twice(

@@ -134,7 +134,7 @@ class NoKit:
         while True:
             try:
                 messages = await subscription.fetch(1, timeout=1)
-            except (nats.errors.TimeoutError, asyncio.TimeoutError):
+            except (TimeoutError, nats.errors.TimeoutError):
                 continue
             for message in messages:
                 request = json.loads(message.data)
@@ -226,9 +226,7 @@ async def test_a_live_setting_in_consul_changes_an_agents_capacity(
     name = f"words_{uuid.uuid4().hex[:8]}"
 
     def put() -> None:
-        request = urllib.request.Request(
-            f"{consul.url}/v1/kv/config/{name}/max_concurrency", data=b"3", method="PUT"
-        )
+        request = urllib.request.Request(f"{consul.url}/v1/kv/config/{name}/max_concurrency", data=b"3", method="PUT")
         urllib.request.urlopen(request, timeout=10).close()
 
     async with AgentProcess(words_agent(seen, name=name), consul_settings) as process:

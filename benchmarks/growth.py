@@ -1,0 +1,208 @@
+"""Growth: the 5-step chain with a full database, many waiting, many instances, several orchestrators, over time."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import nats
+import psutil
+from nats.aio.client import Client
+
+from benchmarks.figures import Series, pair_ratios
+from benchmarks.rig import ORCHESTRATOR, Rig, rig, spent
+from benchmarks.rounds import Amounts, Bench
+from benchmarks.shapes import CHAIN_STEPS, SHAPES
+from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, InstanceRecord
+
+GROWTH = ("finished", "waiting", "instances", "orchestrators")
+WAITING_TASKS = 100_000
+INSTANCES = 1000
+INSTANCES_WATCH_SECONDS = 30.0
+SOAK_SAMPLE_SECONDS = 5.0
+SOAK_AT_ONCE = 500
+# As rows of a finished 5-step chain are: the columns, the sizes, an hour's worth of creation times behind one another.
+FINISHED = """
+with roots as (
+    select gen_random_uuid() as id, now() - interval '30 days' + g * interval '2 seconds' as at
+    from generate_series(1, {roots}) g
+), made as (
+    insert into tasks (root_task_id, task_id, task_type, status, payload, result, timeout_seconds, created_at,
+                       dispatched_by, completed_at, answered_at, version)
+    select id, id, 'execute_dag', 'completed', '{payload}', '{result}', 300, at, $1, at + interval '20 ms',
+           at + interval '25 ms', 6
+    from roots
+)
+insert into tasks (root_task_id, task_id, parent_task_id, step, task_type, agent, instance_id, status, payload, result,
+                   timeout_seconds, created_at, dispatched_at, dispatched_by, completed_at)
+select id, gen_random_uuid(), id, 's' || n, 'echo', 'echo_agent', 'echo_agent', 'completed', '{result}', '{result}',
+       300, at + n * interval '4 ms', at + n * interval '4 ms', $1, at + (n + 1) * interval '4 ms'
+from roots, generate_series(0, 4) n
+"""
+FINISHED_PART = 50_000
+# Roots whose one step waits for an agent that is not there, for an hour.
+WAITING = """
+with roots as (select gen_random_uuid() as id from generate_series(1, {roots})), made as (
+    insert into tasks (root_task_id, task_id, task_type, status, payload, timeout_seconds, dispatched_by, version)
+    select id, id, 'absent', 'running', '{{"k":1}}', 300, $1, 1 from roots
+)
+insert into tasks (root_task_id, task_id, parent_task_id, step, task_type, status, payload, timeout_seconds, expires_at)
+select id, gen_random_uuid(), id, 'absent', 'absent', 'ready', '{{"k":1}}', 300, now() + interval '1 hour' from roots
+"""
+
+
+async def measure(
+    wanted: Sequence[str],
+    amounts: Amounts,
+    finished: int,
+    soak: float | None,
+    say: Callable[[str], None],
+    *,
+    keep: bool,
+) -> dict[str, Any]:
+    """Each of `wanted` on servers of its own, beside the same mesh without it."""
+    made: dict[str, Any] = {}
+    if "finished" in wanted:
+        async with _two(amounts, say, keep=keep) as (plain, full):
+            began = time.perf_counter()
+            for first in range(0, finished, FINISHED_PART):
+                await _fill(full.rig, FINISHED, min(FINISHED_PART, finished - first))
+            await full.rig.execute("vacuum (analyze) tasks")
+            say(f"{finished:,} finished roots written in {time.perf_counter() - began:.0f} s")
+            made["finished"] = {"roots": finished, **await _compare(plain, full, say, f"{finished:,} finished")}
+    if "waiting" in wanted:
+        async with _two(amounts, say, keep=keep) as (plain, full):
+            await _fill(full.rig, WAITING, WAITING_TASKS)
+            made["waiting"] = {"tasks": WAITING_TASKS, **await _compare(plain, full, say, f"{WAITING_TASKS:,} waiting")}
+    if "instances" in wanted:
+        async with _mesh(amounts, say, keep=keep) as bench:
+            made["instances"] = await _instances(bench, say)
+    if "orchestrators" in wanted:
+        made["orchestrators"] = await _orchestrators(amounts, say, keep=keep)
+    if soak:
+        async with _mesh(amounts, say, keep=keep) as bench:
+            made["soak"] = await _soak(bench, soak * 60, say)
+    return made
+
+
+@contextlib.asynccontextmanager
+async def _mesh(
+    amounts: Amounts, say: Callable[[str], None], orchestrators: int = 1, *, keep: bool
+) -> AsyncIterator[Bench]:
+    async with rig(keep=keep) as made:
+        bench = Bench(made, amounts, say)
+        await bench.start_mesh(orchestrators)
+        await bench.warm_up(["chain"])
+        yield bench
+
+
+@contextlib.asynccontextmanager
+async def _two(amounts: Amounts, say: Callable[[str], None], *, keep: bool) -> AsyncIterator[tuple[Bench, Bench]]:
+    """Two meshes, of which one is loaded at a time: rounds can alternate."""
+    async with _mesh(amounts, say, keep=keep) as one, _mesh(amounts, say, keep=keep) as other:
+        yield one, other
+
+
+async def _fill(made: Rig, statement: str, roots: int) -> None:
+    result = '{{"k":"{}"}}'.format("v" * 100)
+    text = statement.format(roots=roots, payload='{"input":{"k":1},"steps":{}}', result=result)
+    # `execute` of a script takes no parameters; nobody holds the lock of this process id, and nobody looks for it.
+    await made.execute(text.replace("$1", "gen_random_uuid()"))
+
+
+async def _compare(plain: Bench, other: Bench, say: Callable[[str], None], title: str) -> dict[str, Any]:
+    chain = SHAPES["chain"]()
+    for _ in range(plain.amounts.rounds):
+        await plain.mesh_round(chain)
+        await other.mesh_round(chain)
+    mine, its = other.series["chain"], plain.series["chain"]
+    made = _ratios(mine, its)
+    say(f"{title}: {made['steps_per_s_ratio']:.2f} of the steps/s, {made['p50_ratio']:.2f} of the p50 without them")
+    return {**made, "with": mine.as_json(None), "without": its.as_json(None)}
+
+
+def _ratios(mine: Series, its: Series) -> dict[str, float]:
+    steps = sorted(pair_ratios(mine.steps_per_s, its.steps_per_s))
+    latency = sorted(pair_ratios(mine.p50_ms, its.p50_ms))
+    return {"steps_per_s_ratio": steps[len(steps) // 2], "p50_ratio": latency[len(latency) // 2]}
+
+
+async def _instances(bench: Bench, say: Callable[[str], None]) -> dict[str, Any]:
+    """What the orchestrator spends on a thousand instances that only say that they live."""
+    before = bench.rig.usage()
+    await asyncio.sleep(INSTANCES_WATCH_SECONDS)
+    idle = spent(before, bench.rig.usage())
+    connection = await nats.connect(bench.rig.nats.url)
+    simulator = asyncio.create_task(_simulate(connection))
+    try:
+        await asyncio.sleep(2 * REFRESH_SECONDS)
+        before = bench.rig.usage()
+        await asyncio.sleep(INSTANCES_WATCH_SECONDS)
+        busy = spent(before, bench.rig.usage())
+        load = await bench.generator.ask(what="load", shape="chain", workflows=bench.amounts.load_workflows)
+    finally:
+        simulator.cancel()
+        await asyncio.gather(simulator, return_exceptions=True)
+        await connection.close()
+    cost = {
+        name: (busy[name] - idle.get(name, 0)) / INSTANCES_WATCH_SECONDS
+        for name in busy
+        if name.startswith(ORCHESTRATOR) or name == "nats"
+    }
+    orchestrator = sum(share for name, share in cost.items() if name.startswith(ORCHESTRATOR))
+    say(f"{INSTANCES} instances cost the orchestrator {orchestrator:.1%} of a core")
+    steps_per_s = bench.amounts.load_workflows * CHAIN_STEPS / load["seconds"]
+    return {"instances": INSTANCES, "cores": cost, "steps_per_s": steps_per_s}
+
+
+async def _simulate(connection: Client) -> None:
+    """Puts and heartbeats of so many instances, spread over each interval."""
+    records = [
+        InstanceRecord(name=f"agent_{number % 50}", instance_id=f"simulated-{number}", task_types=("simulated",))
+        for number in range(INSTANCES)
+    ]
+    bodies = [(f"$KV.{KV_BUCKET}.{one.key}", one.model_dump_json().encode()) for one in records]
+    while True:
+        for subject, body in bodies:
+            await connection.publish(subject, body)
+            await asyncio.sleep(REFRESH_SECONDS / INSTANCES)
+
+
+async def _orchestrators(amounts: Amounts, say: Callable[[str], None], *, keep: bool) -> dict[str, Any]:
+    """One, two and three processes on the same cores, in turns."""
+    chain = SHAPES["chain"]()
+    made: dict[str, Any] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        benches = [await stack.enter_async_context(_mesh(amounts, say, count, keep=keep)) for count in (1, 2, 3)]
+        for _ in range(amounts.rounds):
+            for bench in benches:
+                await bench.mesh_round(chain)
+        alone = benches[0].series["chain"]
+        for count, bench in enumerate(benches, start=1):
+            mine = bench.series["chain"]
+            made[str(count)] = {**_ratios(mine, alone), **mine.as_json(None)}
+            say(f"{count} orchestrators: {made[str(count)]['steps_per_s_ratio']:.2f} of one's steps/s")
+    return made
+
+
+async def _soak(bench: Bench, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Memory of the orchestrator while a steady load runs."""
+    watched = next(one for one in bench.rig.processes if one.name.startswith(ORCHESTRATOR))
+    order = {"what": "steady", "shape": "chain", "seconds": seconds, "at_once": SOAK_AT_ONCE}
+    load = asyncio.create_task(bench.generator.ask(within_seconds=seconds + 120, **order))
+    began, samples = time.perf_counter(), []
+    while not load.done():
+        samples.append((round(time.perf_counter() - began, 1), psutil.Process(watched.pid).memory_info().rss))
+        await asyncio.wait([load], timeout=SOAK_SAMPLE_SECONDS)
+    done = await load
+    # The first fifth warms up: caches fill, the allocator finds its size.
+    later = [rss for _, rss in samples[len(samples) // 5 :]]
+    early, late = later[0] / 1e6, later[-1] / 1e6
+    say(f"memory over {seconds / 60:g} min: {early:.0f} MB after a fifth of it, {late:.0f} MB at its end")
+    return {
+        "seconds": seconds,
+        "workflows": done["workflows"],
+        "rss_bytes": samples,
+        "growth": later[-1] / later[0] - 1,
+    }

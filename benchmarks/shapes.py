@@ -1,0 +1,67 @@
+"""The workflows that are measured, as payloads of `execute_dag`, and how many agent tasks each of them makes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+CHAIN_STEPS = 5
+FAN_OUT_ITEMS = 1000
+# 100 characters of payload in every message, as in the bare loop.
+PAYLOAD = {"k": "v" * 100}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A workflow; `steps` counts the tasks that agents run, which is what steps a second counts."""
+
+    name: str
+    title: str
+    steps: int
+    payload: dict[str, Any]
+
+
+def _echo(source: str, *needs: str) -> dict[str, Any]:
+    step: dict[str, Any] = {"task": "echo", "with": {"k": f"${{{source}}}"}}
+    return {**step, "needs": list(needs)} if needs else step
+
+
+def chain(length: int = CHAIN_STEPS) -> Shape:
+    """Each step takes the one before's result, by a CEL reference."""
+    steps = {f"s{n}": _echo(f"s{n - 1}.k" if n else "input.k") for n in range(length)}
+    return Shape("chain", f"{length}-step chain", length, {"input": PAYLOAD, "steps": steps})
+
+
+def fan_out(items: int = FAN_OUT_ITEMS) -> Shape:
+    """One step over a list, all items at once."""
+    each = {"task": "echo", "for_each": list(range(items)), "concurrency": items, "with": {"k": "${item}"}}
+    return Shape("fan_out", f"fan-out of {items}", items, {"input": {}, "steps": {"each": each}, "output": {}})
+
+
+def diamond() -> Shape:
+    """One, then two side by side, then one that needs both."""
+    steps = {
+        "top": _echo("input.k"),
+        "left": _echo("top.k"),
+        "right": _echo("top.k"),
+        "bottom": {"task": "echo", "with": {"k": "${left.k + right.k}"}},
+    }
+    return Shape("diamond", "diamond", 4, {"input": PAYLOAD, "steps": steps, "output": {"k": "${bottom.k}"}})
+
+
+def sub_workflows() -> Shape:
+    """Three sub-workflows of two steps, one after the other."""
+
+    def sub(source: str) -> dict[str, Any]:
+        inner = {"a": _echo("input.k"), "b": _echo("a.k")}
+        return {"steps": inner, "with": {"k": f"${{{source}}}"}, "output": {"k": "${b.k}"}}
+
+    steps = {"first": sub("input.k"), "second": sub("first.k"), "third": sub("second.k")}
+    return Shape("sub_workflows", "3 sub-workflows of 2", 6, {"input": PAYLOAD, "steps": steps})
+
+
+SHAPES: dict[str, Callable[[], Shape]] = {
+    "chain": chain,
+    "fan_out": fan_out,
+    "diamond": diamond,
+    "sub_workflows": sub_workflows,
+}
