@@ -154,7 +154,8 @@ def payload_of(
         types = _types_of(known.get(key))
         items = types and "array" in types
         item_types = _types_of(known[key].get("items")) if items else types
-        values = [_as(one, item_types) for one in group]
+        # A whole list may be given for a list; what is no list is one of its items.
+        values = [one.value if items and isinstance(one.value, list) else _as(one, item_types) for one in group]
         if len(group) == 1 and not group[0].is_list:
             value = values[0]
             wanted = bool(types) and "array" in types and not isinstance(value, list) and _json_type(value) not in types

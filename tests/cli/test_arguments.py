@@ -94,6 +94,7 @@ SCHEMA = {
         (["count=x"], {"count": "x"}),
         (["texts=1"], {"texts": ["1"]}),
         (["texts=1", "texts=b"], {"texts": ["1", "b"]}),
+        (['texts=["a", "b"]'], {"texts": ["a", "b"]}),
         (["texts:=[1]"], {"texts": [1]}),
         (['sources={"text":"x"}'], {"sources": [{"text": "x"}]}),
         (["either=x"], {"either": "x"}),
