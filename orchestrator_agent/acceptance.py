@@ -1,16 +1,16 @@
 """Acceptance: requests off the wire become rows, once each; those that are known are announced or answered again."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 import structlog
 
 from orchestrator_agent.engine.decisions import Decisions
-from orchestrator_agent.engine.events import Happening, OriginalEnded, Reattached
+from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded, Reattached
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.intake import REPLAY, Planner, Replayed
+from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.patience import acknowledge, patiently
 from orchestrator_agent.runs import Runs, bare_run
@@ -19,9 +19,9 @@ from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Delivery, Publisher
 from pantheon.worker import publish_dead_letter
-from protocol.errors import ErrorCode, InvalidRequest
+from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids
-from protocol.names import ORCHESTRATOR
+from protocol.names import EXECUTE_DAG, ORCHESTRATOR
 
 log = structlog.get_logger()
 
@@ -50,6 +50,11 @@ class Acceptance:
         self._planner = planner
         self._outbox = outbox
         self._post = post
+        # Set by who puts the orchestrator together: operations, turns of concurrency keys, happenings that are
+        # waited for until they are committed (the answer: their outcome, or whether the run knows the task).
+        self.on_operation: Callable[[Run], None] = lambda run: None
+        self.on_turn: Callable[[str], None] = lambda key: None
+        self.perform: Callable[[Happening], Awaitable[Any]]
 
     async def accept(self, deliveries: Sequence[Delivery]) -> None:
         fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]] = {}
@@ -69,6 +74,8 @@ class Acceptance:
                 if request.task_id in fresh:
                     again.append((request.task_id, request.reply_to))
                     continue
+                if await self._delegated(request):
+                    continue
                 run, decisions = await self._plan(request, delivery)
             if run.root_task_id in fresh:
                 continue
@@ -79,7 +86,7 @@ class Acceptance:
 
     async def _plan(self, request: TaskRequest, delivery: Delivery) -> tuple[Run, Decisions]:
         try:
-            replayed = await self._replayed(request) if request.task_type == REPLAY else None
+            replayed = await self._replayed(request) if request.task_type in AGAIN else None
             return self._planner.plan(request, headers=delivery.headers, now=now(), replayed=replayed)
         except InvalidRequest as error:
             run, _ = self._planner.duplicate(request, request.task_id, headers=delivery.headers, now=now())
@@ -93,7 +100,10 @@ class Acceptance:
             return self._planner.refuse(run, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message), now())
 
     async def _replayed(self, request: TaskRequest) -> Replayed:
-        """The old task that a `mesh.replay` names: payload `{"task_id": id, "from": step or absent}`."""
+        """The old task that a `mesh.replay` or `mesh.retry` names: `{"task_id": id, "from": step, "input": {…}}`.
+
+        Without `from`, everything runs again; `input` (a fork) is laid over the old one.
+        """
         wanted, begin = request.payload.get("task_id"), request.payload.get("from")
         try:
             task_id = UUID(str(wanted))
@@ -109,6 +119,13 @@ class Acceptance:
             await patiently(self._runs.learn, {root["workflow_version"]})
         plan = self._runs.plan_of(root)
         payload = json.loads(root["payload"] or "{}")
+        retry = request.task_type == RETRY
+        if retry and root["status"] not in (Status.FAILED, Status.CANCELLED):
+            raise InvalidRequest(
+                f"payload.task_id: task {task_id} is {root['status']}: only a failed or cancelled one can be retried",
+                field="payload.task_id",
+            )
+        _lay_over(payload, request.payload.get("input"), root["task_type"])
         return Replayed(
             task_id=task_id,
             task_type=root["task_type"],
@@ -118,6 +135,7 @@ class Acceptance:
             steps=[row_of(record) for record in records if record["parent_task_id"] == task_id],
             from_step=begin,
             timeout_seconds=root["timeout_seconds"],
+            keep_completed=retry,
         )
 
     async def _accept_runs(
@@ -147,9 +165,46 @@ class Acceptance:
                 self._runs.put(run)
             await self._announce(run)
             await self._outbox.deliver(run, decisions)
+            if not run.root.ended and run.root.task_type in OPERATIONS:
+                self.on_operation(run)
+        keys = {run.facts.concurrency_key for task_id in new if (run := fresh[task_id][0]).facts.concurrency_key}
+        for key in keys:
+            if key is not None:
+                self.on_turn(key)
         old = [(task_id, one) for task_id, one in fresh.items() if task_id not in new]
         if old or again:
             await self._meet_again(old, again)
+
+    async def _delegated(self, request: TaskRequest) -> bool:
+        """Whether a request is a task that an agent of ours gave out, and is in its tree now."""
+        root, parent = request.root_task_id, request.parent_task_id
+        if root is None or parent is None or root == request.task_id or request.task_type in OPERATIONS:
+            return False
+        try:
+            plan = self._planner.library.newest(request.task_type) or self._planner.library.single(request.task_type)
+            payload = request.payload
+            if request.task_type == EXECUTE_DAG:
+                plan, payload = self._planner.library.inline(request.payload)
+        except PantheonError:
+            # Planned as a root of its own, it is answered with what is wrong.
+            return False
+        taken = await self.perform(
+            Delegated(
+                root_task_id=root,
+                parent_task_id=parent,
+                task_id=request.task_id,
+                task_type=request.task_type,
+                payload=payload,
+                plan=plan,
+                reply_to=request.reply_to,
+                timeout_seconds=request.timeout_seconds if "timeout_seconds" in request.model_fields_set else None,
+            )
+        )
+        if not taken:
+            return False
+        data: dict[str, object] = {"task_id": str(request.task_id), "task_type": request.task_type}
+        await self._outbox.say("task", "accepted", data)
+        return True
 
     async def _announce(self, run: Run) -> None:
         data: dict[str, object] = {"task_id": str(run.root_task_id), "task_type": run.root.task_type}
@@ -208,3 +263,14 @@ class Acceptance:
             row = row_of(original)
             if row.ended:
                 self._post(OriginalEnded(task_id, row.status.value, row.result, row.error))  # type: ignore[arg-type]
+
+
+def _lay_over(payload: dict[str, Any], given: Any, task_type: str) -> None:
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise InvalidRequest("payload.input: must be an object", field="payload.input")
+    if task_type == EXECUTE_DAG:
+        payload["input"] = {**(payload.get("input") or {}), **given}
+    else:
+        payload.update(given)

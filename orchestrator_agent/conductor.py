@@ -17,13 +17,14 @@ from pydantic import ValidationError
 from orchestrator_agent.acceptance import Acceptance
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Rules
-from orchestrator_agent.engine.events import Answered, Broken, CancelRequested, Happening
+from orchestrator_agent.engine.events import Answered, Broken, CancelRequested, Delegated, Happening
 from orchestrator_agent.engine.state import Run
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.patience import acknowledge, patiently, quietly
 from orchestrator_agent.routing import Router
 from orchestrator_agent.runs import Runs
+from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Bus, Delivery, Publisher, Puller
@@ -69,6 +70,7 @@ class Conductor:
         reader: Reader,
         runs: Runs,
         router: Router,
+        standings: Standings,
         planner: Planner,
         outbox: Outbox,
         rules: Rules,
@@ -80,6 +82,7 @@ class Conductor:
         self._reader = reader
         self._runs = runs
         self._router = router
+        self._standings = standings
         self.outbox = outbox
         self._rules = rules
         self.max_concurrency = max_concurrency
@@ -88,7 +91,8 @@ class Conductor:
         self.acceptance = Acceptance(
             publisher, store=store, reader=reader, runs=runs, planner=planner, outbox=outbox, post=self.post
         )
-        self._posted: deque[Happening] = deque()
+        self.acceptance.perform = self.perform
+        self._posted: deque[tuple[Happening, asyncio.Future[Any] | None]] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
@@ -142,8 +146,19 @@ class Conductor:
 
     def post(self, *happenings: Happening) -> None:
         """Put in what did not come from NATS: what the reconciler found, what an operator wants."""
-        self._posted.extend(happenings)
+        self._posted.extend((happening, None) for happening in happenings)
         self._wake.set()
+
+    async def perform(self, happening: Happening) -> Any:
+        """Put in a happening and wait until it is committed.
+
+        Returns what its operation is told, or, for a task that was given out, whether it is in the tree; None where the
+        root is none of ours, or has ended.
+        """
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._posted.append((happening, done))
+        self._wake.set()
+        return await done
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no more, write what was taken; what was not goes back to the broker."""
@@ -191,7 +206,9 @@ class Conductor:
             elif self._stopping:
                 return
 
-    async def _settle(self, deliveries: Sequence[Delivery], posted: Sequence[Happening]) -> None:
+    async def _settle(
+        self, deliveries: Sequence[Delivery], posted: Sequence[tuple[Happening, "asyncio.Future[Any] | None"]]
+    ) -> None:
         happened: dict[UUID, list[Happening]] = {}
         for delivery in deliveries:
             if delivery.subject == subjects.response(ORCHESTRATOR):
@@ -199,10 +216,15 @@ class Conductor:
             answer = await self._read_answer(delivery)
             if answer is not None:
                 happened.setdefault(answer.root_task_id, []).append(answer)
-        for happening in posted:
+        for happening, _ in posted:
             happened.setdefault(happening.root_task_id, []).append(happening)
+        outcomes: dict[UUID, Any] = {}
         while happened:
-            happened = await self._apply(happened)
+            happened = await self._apply(happened, outcomes)
+        for happening, done in posted:
+            if done is not None and not done.done():
+                key = happening.task_id if isinstance(happening, Delegated) else getattr(happening, "operation", None)
+                done.set_result(outcomes.get(key) if key is not None else None)
         for delivery in deliveries:
             await acknowledge(delivery)
 
@@ -224,6 +246,7 @@ class Conductor:
                 status="failed",
                 error=ErrorInfo(code=ErrorCode.INVALID_RESPONSE, message=f"not a TaskResponse: {error.message}"),
             )
+        self._judge(response)
         instance = response.instance_id
         return Answered(
             root_task_id=response.root_task_id,
@@ -236,7 +259,17 @@ class Conductor:
             instance_id=instance if instance is not None and is_instance_id(instance) else None,
         )
 
-    async def _apply(self, happened: dict[UUID, list[Happening]]) -> dict[UUID, list[Happening]]:
+    def _judge(self, response: TaskResponse) -> None:
+        """Note what an answer says of its agent; a payload that was refused says nothing against it."""
+        took = None
+        if response.started_at is not None and response.completed_at is not None:
+            took = (response.completed_at - response.started_at).total_seconds() * 1000
+        failed = response.status == "failed" and response.error is not None and response.error.retryable
+        self._standings.answered(response.agent, response.task_type, took, failed=failed)
+
+    async def _apply(
+        self, happened: dict[UUID, list[Happening]], outcomes: dict[UUID, Any]
+    ) -> dict[UUID, list[Happening]]:
         """Decide and write; returns what must be decided again because another process was faster."""
         runs, broken = await patiently(self._runs.load, list(happened))
         moment = now()
@@ -251,8 +284,15 @@ class Conductor:
             except Exception as error:
                 decisions = await self._give_up(run, error)
                 run = self._runs.cached(root_task_id) or run
+            outcomes.update(decisions.outcomes)
+            for one in happenings:
+                if isinstance(one, Delegated):
+                    outcomes[one.task_id] = one.task_id in run.rows
             if decisions.empty:
                 unmoved.append(run)
+                # Asked for again: an answer that was given is given once more.
+                for row in decisions.answers:
+                    await self.outbox.deliver(run, Decisions(answers=[row]))
             else:
                 batch.append((run, decisions))
         behind = await self._behind(unmoved)
@@ -264,7 +304,9 @@ class Conductor:
         except PoisonedBatch as error:
             for run, _ in batch:
                 self._runs.drop(run.root_task_id)
-            return lost | await self._isolate({run.root_task_id: happened[run.root_task_id] for run, _ in batch}, error)
+            return lost | await self._isolate(
+                {run.root_task_id: happened[run.root_task_id] for run, _ in batch}, error, outcomes
+            )
         ended: list[UUID] = []
         for run, decisions in batch:
             if run.root_task_id not in written:
@@ -276,6 +318,8 @@ class Conductor:
                 self._runs.drop(run.root_task_id)
                 if run.facts.idempotency_key is not None:
                     ended.append(run.root_task_id)
+                if run.facts.concurrency_key is not None:
+                    self.acceptance.on_turn(run.facts.concurrency_key)
             await self.outbox.deliver(run, decisions)
         if ended:
             await self.acceptance.end_duplicates(await patiently(self._reader.duplicates_waiting, ended))
@@ -308,13 +352,13 @@ class Conductor:
         )
 
     async def _isolate(
-        self, happened: dict[UUID, list[Happening]], error: PoisonedBatch
+        self, happened: dict[UUID, list[Happening]], error: PoisonedBatch, outcomes: dict[UUID, Any]
     ) -> dict[UUID, list[Happening]]:
         """Postgres refused a batch for something in it: one root at a time, the culprit fails alone."""
         if len(happened) > 1:
             lost: dict[UUID, list[Happening]] = {}
             for root_task_id, happenings in happened.items():
-                lost |= await self._apply({root_task_id: happenings})
+                lost |= await self._apply({root_task_id: happenings}, outcomes)
             return lost
         (root_task_id, happenings) = next(iter(happened.items()))
         log.error("apply.poisoned", task_id=str(root_task_id), error=str(error))

@@ -7,16 +7,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from orchestrator_agent.engine.advance import start
 from orchestrator_agent.engine.decisions import Decisions, Directory, Rules
-from orchestrator_agent.engine.state import RootFacts, Row, Run, Scope, Status
+from orchestrator_agent.engine.state import Role, RootFacts, Row, Run, Scope, Status
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
-from protocol.errors import ErrorCode, InvalidRequest, PantheonError
+from protocol.errors import ErrorCode, ExpressionError, InvalidRequest, PantheonError
 from protocol.messages import DEFAULT_TENANT, ErrorInfo, TaskRequest, json_bytes
 from protocol.names import EXECUTE_DAG, MESH_PREFIX
 
@@ -24,12 +24,27 @@ from protocol.names import EXECUTE_DAG, MESH_PREFIX
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,200})?\Z")
 
 REPLAY = "mesh.replay"
-OPERATIONS = (REPLAY,)
+RETRY = "mesh.retry"
+# A task run again from the database is a workflow; the others are done by orchestrator_agent.operations.
+AGAIN = (REPLAY, RETRY)
+OPERATIONS = (
+    *AGAIN,
+    "mesh.cancel",
+    "mesh.pause",
+    "mesh.resume",
+    "mesh.signal",
+    "mesh.approve",
+    "mesh.redrive",
+    "mesh.put_workflow",
+)
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a `mesh.replay` goes by: the old root's row, its top-level steps, the plan that it ran on."""
+    """What a `mesh.replay` or `mesh.retry` goes by: the old root's row, its top-level steps, the plan that it ran on.
+
+    `keep_completed` (a retry): everything that completed is reused; `from_step`: what does not depend on that step.
+    """
 
     task_id: UUID
     task_type: str
@@ -39,6 +54,7 @@ class Replayed:
     steps: Sequence[Row]
     from_step: str | None
     timeout_seconds: float
+    keep_completed: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,9 @@ class Planner:
         if run.facts.deadline_at is not None and run.facts.deadline_at <= now:
             message = f"the deadline {run.facts.deadline_at.isoformat()} had passed when the task arrived"
             return self.refuse(run, ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message), now)
+        if replayed is None and request.task_type in OPERATIONS:
+            run.root.payload = json_bytes(request.payload)
+            return run, Decisions()
         try:
             plan, given = self._choose(request) if replayed is None else (replayed.plan, replayed.payload)
             if replayed is None:
@@ -85,8 +104,22 @@ class Planner:
         run.root.workflow_version = plan.version if replayed is None else replayed.workflow_version
         scope = Scope(row=run.root, plan=plan, variables=variables)
         run.scopes[run.root_task_id] = scope
+        if plan.timeout_seconds is not None:
+            end = now + timedelta(seconds=plan.timeout_seconds)
+            run.facts.deadline_at = end if run.facts.deadline_at is None else min(end, run.facts.deadline_at)
+        if plan.priority is not None and "priority" not in request.model_fields_set:
+            run.facts.priority = plan.priority
         for row in reused:
             scope.variables[row.step or ""] = _value(row)
+        if plan.concurrency is not None:
+            try:
+                run.facts.concurrency_key = concurrency_key(plan, given)
+            except ExpressionError as error:
+                return self.refuse(run, ErrorInfo.of(error), now)
+            if not reused:
+                # It waits for its turn; who is next is decided by the database, for all orchestrators at once.
+                run.root.status = Status.WAITING
+                return run, Decisions()
         return run, start(run, directory=self.directory, rules=self.rules, now=now, reused=reused)
 
     def refuse(self, run: Run, error: ErrorInfo, now: datetime) -> tuple[Run, Decisions]:
@@ -159,6 +192,15 @@ class Planner:
         return plan or self.library.single(request.task_type), request.payload
 
 
+def concurrency_key(plan: Plan, given: dict[str, Any]) -> str:
+    """What tasks of a workflow share when they count against one another. Raises ExpressionError."""
+    assert plan.concurrency is not None
+    group: Any = None
+    if plan.concurrency.group_by is not None:
+        group = plan.concurrency.group_by.evaluate({"input": given})
+    return f"{plan.name}:{json_bytes(group).decode()}"
+
+
 def _root(task_id: UUID, task_type: str, attempt: int, now: datetime) -> Row:
     return Row(
         root_task_id=task_id,
@@ -184,6 +226,8 @@ def _trace(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
 def _reused(replayed: Replayed) -> list[Row]:
     """Completed steps that do not depend on the step to begin from."""
     plan, begin = replayed.plan, replayed.from_step
+    if replayed.keep_completed:
+        return [row for name, row in _newest(replayed).items() if name in plan.steps and row.status in _REUSABLE]
     if begin is None:
         return []
     if begin not in plan.steps:
@@ -196,16 +240,10 @@ def _reused(replayed: Replayed) -> list[Row]:
             if dependant not in again:
                 again.add(dependant)
                 queue.append(dependant)
-    newest: dict[str, Row] = {}
-    for row in replayed.steps:
-        name = row.step or ""
-        if name not in newest or newest[name].iteration < row.iteration:
-            newest[name] = row
-    # Which process worked on them, and what it consumed, is the old task's.
     kept = [
-        replace(row, instance_id=None, usage=None)
-        for name, row in newest.items()
-        if name not in again and name in plan.steps and row.status in (Status.COMPLETED, Status.SKIPPED)
+        row
+        for name, row in _newest(replayed).items()
+        if name not in again and name in plan.steps and row.status in _REUSABLE
     ]
     missing = {need for name in again for need in plan.steps[name].needs} - again - {row.step for row in kept}
     if begin in again and missing & plan.steps[begin].needs:
@@ -214,6 +252,22 @@ def _reused(replayed: Replayed) -> list[Row]:
             field="payload.from",
         )
     return kept
+
+
+_REUSABLE = (Status.COMPLETED, Status.SKIPPED)
+
+
+def _newest(replayed: Replayed) -> dict[str, Row]:
+    newest: dict[str, Row] = {}
+    for row in replayed.steps:
+        name = row.step or ""
+        if row.role in (Role.STEP, Role.FALLBACK) and (name not in newest or newest[name].iteration <= row.iteration):
+            if name in newest and newest[name].iteration == row.iteration and row.role is Role.STEP:
+                # The fallback of the same iteration is what the step came to.
+                continue
+            # Which process worked on it, and what it consumed, is the old task's.
+            newest[name] = replace(row, instance_id=None, usage=None)
+    return newest
 
 
 def _value(row: Row) -> Any:

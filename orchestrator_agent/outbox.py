@@ -12,6 +12,7 @@ import structlog
 
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
+from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
 from pantheon.bus import Bus, Publisher
@@ -30,10 +31,11 @@ STOP_AGAIN_SECONDS = (1.0, 5.0)
 
 
 class Outbox:
-    def __init__(self, bus: Bus, publisher: Publisher, store: TaskStore, *, source: str) -> None:
+    def __init__(self, bus: Bus, publisher: Publisher, store: TaskStore, standings: Standings, *, source: str) -> None:
         self._bus = bus
         self._publisher = publisher
         self._store = store
+        self._standings = standings
         self._source = source
         self._answered: list[UUID] = []
         self._noting: asyncio.Task[None] | None = None
@@ -45,7 +47,10 @@ class Outbox:
         """Everything that one committed decision owes the world, the answer first."""
         if decisions.root_ended:
             await self.answer(run)
+        for row in decisions.answers:
+            await self._answer_delegated(run, row)
         for row in decisions.dispatched.values():
+            self._standings.dispatched(row.agent or "")
             await self.dispatch(run, row)
         for agent, task_id, attempt, reason in decisions.stopped:
             self._stop(agent, task_id, attempt, reason)
@@ -89,6 +94,16 @@ class Outbox:
             log.error("answer.too_large", task_id=str(task_id), error=str(error))
         if run.facts.reply_to is not None:
             await self._bus.publish_quietly(run.facts.reply_to, body)
+
+    async def _answer_delegated(self, run: Run, row: Row) -> None:
+        """Answer an agent that gave out a task. It asks again when the answer was lost, so nothing is noted."""
+        body = final_response(row, run.facts)
+        try:
+            await self._publisher.send(subjects.response(ORCHESTRATOR), body)
+        except TooLarge as error:
+            log.error("answer.too_large", task_id=str(row.task_id), error=str(error))
+        if row.reply_to is not None:
+            await self._bus.publish_quietly(row.reply_to, body)
 
     def _note(self, task_id: UUID) -> None:
         self._answered.append(task_id)

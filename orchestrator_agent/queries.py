@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 
+from orchestrator_agent.dead_letters import DeadLetters
 from orchestrator_agent.engine.state import ENDED, Status
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of
@@ -32,12 +33,13 @@ Answer = dict[str, Any]
 
 
 class Queries:
-    """`tasks`, `task`, `response`, `workflows`."""
+    """`tasks`, `task`, `response`, `workflows`, `dead_letters`."""
 
-    def __init__(self, bus: Bus, reader: Reader, library: Library) -> None:
+    def __init__(self, bus: Bus, reader: Reader, library: Library, dead_letters: DeadLetters) -> None:
         self._bus = bus
         self._reader = reader
         self._library = library
+        self._dead_letters = dead_letters
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
@@ -46,6 +48,7 @@ class Queries:
             "task": self._task,
             "response": self._response,
             "workflows": self._workflows,
+            "dead_letters": self._read_dead_letters,
         }
         for name, answer in answers.items():
             self._subscriptions.append(
@@ -81,15 +84,12 @@ class Queries:
         known = {status.value for status in Status}
         if statuses is not None and (not isinstance(statuses, list) or not set(statuses) <= known):
             raise InvalidRequest(f"status: must be among {', '.join(sorted(known))}", field="status")
-        limit = arguments.get("limit", DEFAULT_LIMIT)
-        if not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
-            raise InvalidRequest(f"limit: must be a whole number, 1 to {MAX_LIMIT}", field="limit")
         records = await self._reader.roots(
             statuses=statuses,
             task_type=_text(arguments, "task_type"),
             requester=_text(arguments, "requester"),
             session_id=_text(arguments, "session_id"),
-            limit=limit,
+            limit=_limit(arguments),
         )
         return {"tasks": [_shown(record) for record in records]}
 
@@ -125,6 +125,25 @@ class Queries:
             ]
         }
 
+    async def _read_dead_letters(self, arguments: Mapping[str, Any]) -> Answer:
+        letters = await self._dead_letters.read(
+            name=_text(arguments, "name"), reason=_text(arguments, "reason"), limit=_limit(arguments)
+        )
+        whole = arguments.get("id")
+        shown = [
+            {"sequence": sequence, **letter.model_dump(mode="json", exclude=None if whole else {"body_base64"})}
+            for sequence, letter in letters
+            if whole is None or str(letter.id) == whole
+        ]
+        return {"dead_letters": shown}
+
+
+def _limit(arguments: Mapping[str, Any]) -> int:
+    limit = arguments.get("limit", DEFAULT_LIMIT)
+    if not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+        raise InvalidRequest(f"limit: must be a whole number, 1 to {MAX_LIMIT}", field="limit")
+    return limit
+
 
 def _text(arguments: Mapping[str, Any], name: str) -> str | None:
     value = arguments.get(name)
@@ -149,7 +168,7 @@ def _shown(record: Any, hidden: Collection[str] = ()) -> Answer:
             shown[name] = str(value)
         elif isinstance(value, datetime):
             shown[name] = value.isoformat().replace("+00:00", "Z")
-        elif name in ("payload", "result", "error", "usage", "metadata"):
+        elif name in ("payload", "result", "error", "usage", "metadata", "routing"):
             shown[name] = json.loads(value)
         else:
             shown[name] = value

@@ -16,10 +16,15 @@ import structlog
 from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired
 from orchestrator_agent.engine.state import ENDED, Status
+from orchestrator_agent.operations import Operations
+from orchestrator_agent.routing import Pauses
 from orchestrator_agent.runs import Runs
+from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.pool import ProcessLock
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.turns import Schedules, Turns
+from orchestrator_agent.workflows.library import Library
 from pantheon.bus import Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import Registry, ensure_bucket
@@ -49,6 +54,12 @@ class Reconciler:
         reader: Reader,
         runs: Runs,
         registry: Registry,
+        library: Library,
+        standings: Standings,
+        pauses: Pauses,
+        operations: Operations,
+        turns: Turns,
+        schedules: Schedules,
         lock: ProcessLock,
         replicas: int,
         uses_kv: bool,
@@ -60,6 +71,12 @@ class Reconciler:
         self._reader = reader
         self._runs = runs
         self._registry = registry
+        self._library = library
+        self._standings = standings
+        self._pauses = pauses
+        self._operations = operations
+        self._turns = turns
+        self._schedules = schedules
         self._lock = lock
         self._replicas = replicas
         self._uses_kv = uses_kv
@@ -103,7 +120,7 @@ class Reconciler:
             began = loop.time()
             try:
                 await self._sweep()
-            except StoreError as error:
+            except (StoreError, BusError) as error:
                 log.warning("sweep.waiting", error=str(error))
             rest = min(30.0, (loop.time() - began) * SWEEP_REST)
 
@@ -140,11 +157,14 @@ class Reconciler:
         duplicates: list[UUID] = []
         for row in due:
             root_task_id, task_id = row["root_task_id"], row["task_id"]
-            if row["is_root"] and row["status"] == Status.RUNNING:
+            if row["operation"] is not None and row["is_root"]:
+                self._operations.again(task_id, row["task_type"], row["operation"].encode(), row["requester"])
+            elif row["is_root"] and row["late"]:
                 self._conductor.post(DeadlinePassed(root_task_id))
             elif row["duplicate_of"] is not None:
                 duplicates.append(task_id)
             elif row["status"] == Status.DISPATCHED:
+                self._standings.answered(row["agent"], row["task_type"], None, failed=True)
                 self._conductor.post(Expired(root_task_id, task_id, row["attempt"]))
             else:
                 self._conductor.post(Due(root_task_id, task_id))
@@ -152,6 +172,24 @@ class Reconciler:
             await self._conductor.acceptance.end_duplicates(duplicates)
         if len(due) >= SWEEP_LIMIT:
             self.look_now()
+        for key in await self._reader.keys_waiting():
+            self._turns.ask(key)
+        await self._learn()
+        if (coming := await self._schedules.look()) is not None:
+            self.wake_at(coming)
+
+    async def _learn(self) -> None:
+        """What people have changed meanwhile: pauses, workflows in the database."""
+        paused = await self._reader.pauses()
+        if self._pauses.workflows - paused["workflow"] or self._pauses.agents - paused["agent"]:
+            self.look_now()
+        self._pauses.workflows, self._pauses.agents = paused["workflow"], paused["agent"]
+        for version, name, definition in await self._reader.published_workflows():
+            known = self._library.newest(name)
+            if self._library.from_file(name) or (known is not None and known.version == version):
+                continue
+            self._library.remember(version, name, definition)
+            self._library.add(self._library.version(version))
 
     async def _take_lock_again(self) -> None:
         await self._lock.release()

@@ -19,6 +19,9 @@ from protocol.names import EXECUTE_DAG
 CACHED_RUNS = 20_000
 
 
+_WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
+
+
 class Runs:
     """A cache that need not be right: the version in the root's row decides at every write."""
 
@@ -62,11 +65,11 @@ class Runs:
     async def build(self, records: Sequence[Mapping[str, Any]]) -> Run:
         """A run from all rows of its root. Raises InvalidWorkflow, StoreError."""
         root = next(record for record in records if record["task_id"] == record["root_task_id"])
-        if root["duplicate_of"] is not None or Status(root["status"]) is not Status.RUNNING:
+        if root["duplicate_of"] is not None or Status(root["status"]) not in _WITH_WORKFLOW:
             return bare_run(records)
         versions = {record["workflow_version"] for record in records} - {None}
         await self.learn(versions)
-        return run_of(records, self.plan_of(root), self._library.version)
+        return run_of(records, self.plan_of(root), self._library)
 
     async def learn(self, versions: set[str]) -> None:
         """Have these versions of workflows at hand. Raises InvalidWorkflow, StoreError."""

@@ -2,21 +2,27 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from orchestrator_agent.conductor import Conductor
+from orchestrator_agent.dead_letters import DeadLetters
 from orchestrator_agent.engine.decisions import Rules
+from orchestrator_agent.engine.events import Answered
 from orchestrator_agent.intake import Planner
+from orchestrator_agent.operations import Operations
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.queries import Queries
 from orchestrator_agent.reconciler import Reconciler
-from orchestrator_agent.routing import Router
+from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.runs import Runs
+from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.pool import Database, ProcessLock
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.turns import Schedules, Turns
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
@@ -55,11 +61,7 @@ class OrchestratorAgent(Agent):
 
 def load_library(folders: list[Path]) -> Library:
     """The built-in workflows, and those of `folders`, which win. Raises InvalidWorkflow."""
-    library = Library(load_folder(BUILTIN_FOLDER))
-    for folder in folders:
-        for plan in load_folder(folder):
-            library.add(plan)
-    return library
+    return Library(plan for folder in (BUILTIN_FOLDER, *folders) for plan in load_folder(folder))
 
 
 def rules_of(settings: MeshSettings, max_payload_bytes: int) -> Rules:
@@ -95,10 +97,11 @@ class Orchestrator:
             if plan.version is not None and plan.definition is not None:
                 await reader.save_workflow(plan.version, plan.name, plan.definition)
         registry = await process.discovery.registry()
-        router = Router(registry, self._library)
+        standings, pauses = Standings(), Pauses()
+        router = Router(registry, self._library, standings, pauses)
         rules = rules_of(self._settings, process.bus.max_payload)
         runs = Runs(store, reader, self._library)
-        outbox = Outbox(process.bus, process.publisher, store, source=process.source)
+        outbox = Outbox(process.bus, process.publisher, store, standings, source=process.source)
         planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
         conductor = Conductor(
             process.bus,
@@ -107,11 +110,29 @@ class Orchestrator:
             reader=reader,
             runs=runs,
             router=router,
+            standings=standings,
             planner=planner,
             outbox=outbox,
             rules=rules,
             max_concurrency=ORCHESTRATOR_CONCURRENCY,
         )
+        turns = Turns(reader, self._library, conductor.post)
+        conductor.acceptance.on_turn = turns.ask
+        dead_letters = DeadLetters(process.bus, process.publisher)
+        dead_letters.on_poison = lambda root, task_id, attempt, error: conductor.post(
+            Answered(root, task_id, attempt, "failed", error=error)
+        )
+        operations = Operations(
+            process.bus,
+            reader=reader,
+            library=self._library,
+            dead_letters=dead_letters,
+            pauses=pauses,
+            perform=conductor.perform,
+            post=conductor.post,
+            look_now=lambda: reconciler.look_now(),
+        )
+        conductor.acceptance.on_operation = operations.begin
         reconciler = Reconciler(
             process.bus,
             process.publisher,
@@ -120,12 +141,19 @@ class Orchestrator:
             reader=reader,
             runs=runs,
             registry=registry,
+            library=self._library,
+            standings=standings,
+            pauses=pauses,
+            operations=operations,
+            turns=turns,
+            schedules=Schedules(reader, self._library, process.publisher),
             lock=lock,
             replicas=self._settings.stream_replicas,
             uses_kv=not self._settings.uses_consul,
         )
-        queries = Queries(process.bus, reader, self._library)
-        return OrchestratorWorker(conductor, reconciler, queries, lock, self._stack)
+        queries = Queries(process.bus, reader, self._library, dead_letters)
+        parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, lock)
+        return OrchestratorWorker(parts, self._stack)
 
     async def _make_streams(self, process: AgentProcess) -> None:
         import asyncio
@@ -149,22 +177,26 @@ class Orchestrator:
             raise SettingsError(f"the database at {database.shown} has no schema yet: run 'pantheon migrate'")
 
 
-class OrchestratorWorker:
-    """The Conductor with its reconciler and queries, started and drained as one."""
+@dataclass(frozen=True)
+class Parts:
+    """What an orchestrator process is made of, beside its connections."""
 
-    def __init__(
-        self,
-        conductor: Conductor,
-        reconciler: Reconciler,
-        queries: Queries,
-        lock: ProcessLock,
-        stack: contextlib.AsyncExitStack,
-    ) -> None:
-        self.conductor = conductor
-        self._reconciler = reconciler
-        self._queries = queries
-        self._lock = lock
+    conductor: Conductor
+    reconciler: Reconciler
+    queries: Queries
+    operations: Operations
+    turns: Turns
+    dead_letters: DeadLetters
+    lock: ProcessLock
+
+
+class OrchestratorWorker:
+    """The Conductor and what surrounds it, started and drained as one."""
+
+    def __init__(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
+        self.parts = parts
         self._stack = stack
+        conductor = parts.conductor
         self.max_concurrency = conductor.max_concurrency
         self.cancel = conductor.cancel
         self.pause = conductor.pause
@@ -174,24 +206,28 @@ class OrchestratorWorker:
 
     @property
     def active(self) -> int:
-        return self.conductor.active
+        return self.parts.conductor.active
 
     @property
     def running(self) -> tuple[()]:
         return ()
 
     async def start(self) -> None:
-        await self._lock.take()
-        await self._reconciler.check_store()
-        await self.conductor.start()
-        await self._reconciler.start()
-        await self._queries.start()
+        await self.parts.lock.take()
+        await self.parts.reconciler.check_store()
+        await self.parts.conductor.start()
+        await self.parts.reconciler.start()
+        await self.parts.dead_letters.start()
+        await self.parts.queries.start()
 
     async def drain(self, grace_seconds: float) -> None:
-        await self._reconciler.close()
-        await self.conductor.drain(grace_seconds)
+        await self.parts.reconciler.close()
+        await self.parts.dead_letters.close()
+        await self.parts.conductor.drain(grace_seconds)
+        await self.parts.operations.close()
+        await self.parts.turns.close()
         # Rows that this process dispatched stay its own until somebody adopts them: the row of the process stays too.
-        await self._lock.release()
+        await self.parts.lock.release()
         await self._stack.aclose()
 
 

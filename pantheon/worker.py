@@ -437,13 +437,21 @@ class Worker:
 
 
 async def publish_dead_letter(
-    publisher: Publisher, name: str, delivery: Delivery, reason: str, error: str, task_id: UUID | None = None
+    publisher: Publisher,
+    name: str,
+    delivery: Delivery,
+    reason: str,
+    error: str,
+    task_id: UUID | None = None,
+    *,
+    deliveries: int | None = None,
 ) -> None:
     """Keep a message that nobody can use, whole, on `mesh.deadletter.<name>`."""
-    try:
-        deliveries = delivery.metadata.num_delivered
-    except NatsError:
-        deliveries = 1
+    if deliveries is None:
+        try:
+            deliveries = delivery.metadata.num_delivered
+        except NatsError:
+            deliveries = 1
     letter = DeadLetter(
         id=new_id(),
         subject=delivery.subject,

@@ -4,31 +4,33 @@ It changes the run it is given and says what must be written, published and told
 thrown away and read again; nothing else has seen it.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
-from orchestrator_agent.engine.decisions import Decisions, Directory, Ledger, Rules
+from orchestrator_agent.engine.decisions import Decisions, Directory, Rules
+from orchestrator_agent.engine.endings import Endings
 from orchestrator_agent.engine.events import (
     Answered,
+    Begin,
     Broken,
     CancelRequested,
     DeadlinePassed,
+    Delegated,
     Due,
     Expired,
     Happening,
+    OperationEnded,
     OriginalEnded,
+    PauseRequested,
     Reattached,
+    ResumeRequested,
+    Signalled,
 )
-from orchestrator_agent.engine.retry import decide_retry
-from orchestrator_agent.engine.state import FanOut, Row, Run, Scope, Status
-from orchestrator_agent.workflows.plan import Plan, StepPlan
-from protocol.errors import ErrorCode, ExpressionError, InvalidRequest
+from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status
+from protocol.errors import ErrorCode, InvalidRequest
 from protocol.ids import step_task_id
 from protocol.messages import ErrorInfo, json_bytes
-from protocol.workflow import MAX_DEPTH
 
 
 def advance(
@@ -47,25 +49,14 @@ def start(run: Run, *, directory: Directory, rules: Rules, now: datetime, reused
     scope = run.scopes[run.root_task_id]
     for row in reused:
         transition.adopt(scope, row)
-    transition.ledger.event("task", "started", {"task_id": str(run.root_task_id), "task_type": run.root.task_type})
-    transition.plan_steps(scope, scope.plan.steps)
+    transition.begin()
     return transition.ledger.decisions
 
 
-class _Transition:
-    def __init__(self, run: Run, directory: Directory, rules: Rules, now: datetime) -> None:
-        self.run = run
-        self.directory = directory
-        self.rules = rules
-        self.now = now
-        self.ledger = Ledger(run, rules, now)
-        self._to_do: deque[Callable[[], None]] = deque()
-        self._doing = False
-
-    # -- what happened ------------------------------------------------------------------------------------------------
-
+class _Transition(Endings):
     def apply(self, happening: Happening) -> None:
         if self.run.root.ended:
+            self._too_late(happening)
             return
         match happening:
             case Answered():
@@ -75,22 +66,48 @@ class _Transition:
             case Due():
                 self._due(happening)
             case DeadlinePassed():
-                deadline = self.run.facts.deadline_at
-                if deadline is not None and deadline <= self.now:
-                    message = f"the deadline {deadline.isoformat()} has passed"
-                    self._fail_root(ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message))
+                self._deadline_passed()
             case CancelRequested():
-                error = ErrorInfo(code=ErrorCode.CANCELLED, message=happening.reason)
-                self._end_root(Status.CANCELLED, error=error)
+                self._cancel(happening)
+            case PauseRequested():
+                self._pause(happening)
+            case ResumeRequested():
+                self._resume(happening)
+            case Signalled():
+                self._signalled(happening)
+            case Delegated():
+                self._delegated(happening)
+            case Begin():
+                self.begin()
+            case OperationEnded():
+                result = None if happening.result is None else json_bytes(happening.result)
+                self.end_root(
+                    Status.FAILED if happening.error else Status.COMPLETED, result=result, error=happening.error
+                )
             case Reattached():
                 if self.run.facts.reply_to != happening.reply_to:
                     self.run.facts.reply_to = happening.reply_to
                     self.ledger.change(self.run.root)
             case OriginalEnded():
                 if self.run.root.status is Status.WAITING:
-                    self._end_root(Status(happening.status), result=happening.result, error=happening.error)
+                    self.end_root(Status(happening.status), result=happening.result, error=happening.error)
             case Broken():
-                self._fail_root(happening.error)
+                self.end_root(Status.FAILED, error=happening.error)
+
+    def begin(self) -> None:
+        """Plan the first steps of the root, once."""
+        scope = self.run.scopes.get(self.run.root_task_id)
+        begun = any(row.role is Role.STEP and row.parent_task_id == self.run.root_task_id for row in self._own_rows())
+        if scope is None or begun or self.run.root.status is not Status.RUNNING:
+            return
+        self.ledger.task_event("started")
+        self.plan_steps(scope, scope.plan.steps)
+
+    def _own_rows(self) -> Iterable[Row]:
+        adopted = {row.task_id for row in self.ledger.decisions.made}
+        return (row for row in self.run.rows.values() if row is not self.run.root and row.task_id not in adopted)
+
+    # -- attempts -----------------------------------------------------------------------------------------------------
 
     def _answered(self, answer: Answered) -> None:
         row = self.run.current(answer.task_id, answer.attempt)
@@ -100,10 +117,10 @@ class _Transition:
         if answer.usage is not None:
             row.usage = answer.usage if row.usage is None else row.usage + answer.usage
         if answer.status == "completed":
-            self._completed(row, answer.result, json_bytes(answer.result))
+            self.completed(row, answer.result, json_bytes(answer.result))
             return
         default = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message="the agent gave no reason")
-        self._attempt_failed(row, answer.error or default)
+        self.attempt_failed(row, answer.error or default)
 
     def _expired(self, expired: Expired) -> None:
         row = self.run.current(expired.task_id, expired.attempt)
@@ -111,351 +128,193 @@ class _Transition:
             return
         self.ledger.stop(row, "its time is over")
         message = f"no answer from {row.agent} within {row.timeout_seconds:g} s"
-        self._attempt_failed(row, ErrorInfo(code=ErrorCode.TIMEOUT, message=message, retryable=True))
+        self.attempt_failed(row, ErrorInfo(code=ErrorCode.TIMEOUT, message=message, retryable=True))
 
     def _due(self, due: Due) -> None:
         row = self.run.rows.get(due.task_id)
-        if row is None or row is self.run.root:
+        if row is None:
             return
-        if row.status is Status.WAITING and row.run_after is not None and row.run_after <= self.now:
-            row.run_after = None
-            row.become(Status.READY)
-            row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
-            self.ledger.change(row)
-            self._place(row)
+        if row is self.run.root:
+            self.begin()
         elif row.status is Status.READY:
-            self._place(row)
-            if row.status is Status.READY and row.expires_at is not None and row.expires_at <= self.now:
-                self._no_agent(row)
+            self.place(row)
+            if row.status is Status.READY:
+                self._give_up(row)
+        elif row.status is Status.WAITING and row.run_after is not None and row.run_after <= self.now:
+            plan = self.run.step_plan(row)
+            if plan.waits and row.role is Role.STEP:
+                self.wait_over(row, plan)
+            else:
+                self.make_ready(row)
 
-    def _no_agent(self, row: Row) -> None:
-        if self.run.scopes[self.run.root_task_id].plan.single:
+    def _give_up(self, row: Row) -> None:
+        over = row.expires_at is not None and row.expires_at <= self.now and self.run.at_work
+        single = self.run.scopes[self.run.root_task_id].plan.single and row.role is Role.STEP
+        if over and single and not self.directory.served(self.wanted(row)):
             wait = f"{self.rules.no_agent_wait_seconds:g} s"
             message = f"no workflow is called '{row.task_type}', and no agent served it within {wait}"
-            self._fail_root(ErrorInfo(code=ErrorCode.UNKNOWN_TASK_TYPE, message=message))
+            self.end_root(Status.FAILED, error=ErrorInfo(code=ErrorCode.UNKNOWN_TASK_TYPE, message=message))
             return
-        self._step_failed(row, self.ledger.no_agent(row))
+        self.no_place(row)
 
-    # -- attempts -----------------------------------------------------------------------------------------------------
+    # -- what people and clocks do to the whole task ------------------------------------------------------------------
 
-    def _place(self, row: Row) -> None:
-        """Give a ready row to an agent, if there is one now."""
-        agent = self.directory.place(row.task_type, row.pinned_agent)
-        if agent is None:
-            if row.expires_at is not None:
-                self.ledger.decisions.wake_at.append(row.expires_at)
-            return
-        row.become(Status.DISPATCHED)
-        row.agent = agent
-        row.dispatched_at = self.now
-        row.expires_at = self.now + timedelta(seconds=row.timeout_seconds)
+    def _deadline_passed(self) -> None:
         deadline = self.run.facts.deadline_at
-        if deadline is not None:
-            row.expires_at = min(row.expires_at, deadline)
-        self.ledger.decisions.wake_at.append(row.expires_at)
-        self.ledger.change(row)
-        self.ledger.decisions.dispatched[row.task_id] = row
-        self.ledger.step_event("dispatched", row, agent=agent)
-
-    def _attempt_failed(self, row: Row, error: ErrorInfo) -> None:
-        row.failures += 1
-        decision = decide_retry(
-            self.run.step_plan(row).retry,
-            default_max_attempts=self.rules.default_max_attempts,
-            failures=row.failures,
-            error=error,
-        )
-        if decision.wait_seconds is None:
-            self._step_failed(row, self.ledger.step_failed(row, error))
+        if deadline is None or deadline > self.now:
             return
-        row.error = error
-        row.attempt += 1
-        row.become(Status.WAITING)
-        row.run_after = self.now + timedelta(seconds=decision.wait_seconds)
-        row.expires_at = None
-        row.agent = None
-        self.ledger.change(row)
-        self.ledger.decisions.wake_at.append(row.run_after)
-        self.ledger.step_event("retrying", row, error=error, wait_seconds=round(decision.wait_seconds, 3))
+        message = f"the deadline {deadline.isoformat().replace('+00:00', 'Z')} has passed"
+        self._end(ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message))
 
-    # -- steps that end -----------------------------------------------------------------------------------------------
-
-    def _completed(self, row: Row, result: Any, result_json: bytes) -> None:
-        """A task, a sub-workflow or a fan-out ended well."""
-        if len(result_json) > self.rules.max_message_bytes:
-            self._step_failed(row, self.ledger.too_large(row, "result", len(result_json)))
-            return
-        self.ledger.end(row, Status.COMPLETED)
-        row.result = result_json
-        row.payload = None
-        self.ledger.step_event("completed", row, agent=row.agent)
-        assert row.parent_task_id is not None
-        if (fan_out := self.run.fan_outs.get(row.parent_task_id)) is not None:
-            self._item_completed(fan_out, row, result)
-            return
-        scope = self.run.scopes[row.parent_task_id]
-        name = row.step or ""
-        plan = scope.plan.steps[name]
-        scope.variables[name] = result
-        if plan.repeat is not None and row.iteration + 1 < plan.repeat.max:
-            try:
-                again = not plan.repeat.until.condition(scope.variables)
-            except ExpressionError as error:
-                self._fail_scope(scope, self.ledger.expression_error(scope.row, name, error))
-                return
-            if again:
-                self._soon(partial(self._make_again, scope, plan, row.iteration + 1))
-                return
-        scope.ended.add(name)
-        self.plan_steps(scope, scope.plan.dependants[name])
-
-    def _item_completed(self, fan_out: FanOut, row: Row, result: Any) -> None:
-        fan_out.results[row.item] = result
-        fan_out.active.discard(row.item)
-        fan_out.ended += 1
-        if fan_out.ended == len(fan_out.items):
-            self._completed(fan_out.row, fan_out.results, json_bytes(fan_out.results))
+    def _end(self, error: ErrorInfo) -> None:
+        scope = self.run.scopes.get(self.run.root_task_id)
+        if scope is not None:
+            self.scope_failed(scope, error)
         else:
-            self._make_items(fan_out)
+            cancelled = error.code == ErrorCode.CANCELLED
+            self.end_root(Status.CANCELLED if cancelled else Status.FAILED, error=error)
 
-    def _step_failed(self, row: Row, error: ErrorInfo) -> None:
-        self.ledger.end(row, Status.FAILED, error)
-        self.ledger.step_event("failed", row, error=error)
-        assert row.parent_task_id is not None
-        if (fan_out := self.run.fan_outs.get(row.parent_task_id)) is not None:
-            for item in sorted(fan_out.active):
-                self._cancel_tree(fan_out.rows[item], "another item failed")
-            self._step_failed(fan_out.row, error)
-            return
-        self._fail_scope(self.run.scopes[row.parent_task_id], error)
+    def _cancel(self, happening: CancelRequested) -> None:
+        self._end(ErrorInfo(code=ErrorCode.CANCELLED, message=happening.reason))
+        self._tell(happening.operation, changed=True)
 
-    # -- steps that begin ---------------------------------------------------------------------------------------------
-
-    def plan_steps(self, scope: Scope, names: Iterable[str]) -> None:
-        """Make the rows of those steps whose needs have ended; end the workflow when all its steps have."""
-        self._soon(partial(self._plan_some, scope, names))
-
-    def _soon(self, act: Callable[[], None]) -> None:
-        """Act now, or after what is acting: a queue and not recursion, because workflows and fan-outs that end at once
-        may follow each other, or repeat, a thousand times."""
-        self._to_do.append(act)
-        if self._doing:
-            return
-        self._doing = True
-        try:
-            while self._to_do:
-                self._to_do.popleft()()
-        finally:
-            self._doing = False
-
-    def _plan_some(self, scope: Scope, names: Iterable[str]) -> None:
-        # Here too: a condition may skip thousands of steps in a row.
-        queue = deque(names)
-        while queue:
-            name = queue.popleft()
-            if scope.row.ended:
-                return
-            if name in scope.rows or name in scope.ended or scope.open_needs(name):
-                continue
-            plan = scope.plan.steps[name]
-            if plan.repeat is not None:
-                scope.variables.setdefault(name, None)
-            try:
-                wanted = plan.when is None or plan.when.condition(scope.variables)
-            except ExpressionError as error:
-                self._fail_scope(scope, self.ledger.expression_error(scope.row, name, error))
-                return
-            if wanted:
-                self._make_step(scope, plan, iteration=0)
-            else:
-                self._skip(scope, plan)
-                queue.extend(scope.plan.dependants[name])
-        if not scope.row.ended and len(scope.ended) == len(scope.plan.steps):
-            self._scope_completed(scope)
-
-    def _make_again(self, scope: Scope, plan: StepPlan, iteration: int) -> None:
-        # Something before it in the queue may have ended the workflow.
-        if not scope.row.ended:
-            self._make_step(scope, plan, iteration=iteration)
-
-    def _skip(self, scope: Scope, plan: StepPlan) -> None:
-        row = self._row(scope.row, plan, iteration=0, status=Status.SKIPPED)
-        row.completed_at = self.now
-        scope.rows[plan.name] = row
-        scope.variables[plan.name] = None
-        scope.ended.add(plan.name)
-        self.ledger.step_event("skipped", row)
-
-    def _make_step(self, scope: Scope, plan: StepPlan, *, iteration: int) -> None:
-        try:
-            if plan.for_each is not None:
-                items = plan.for_each.render(scope.variables)
-                if not isinstance(items, list):
-                    raise ExpressionError(f"'for_each' must give a list, not {type(items).__name__}")
-                self._make_fan_out(scope, plan, items, iteration)
-                return
-            payload = _object(plan.payload.render(scope.variables))
-        except ExpressionError as error:
-            self._fail_scope(scope, self.ledger.expression_error(scope.row, plan.name, error))
-            return
-        scope.rows[plan.name] = row = self._row(scope.row, plan, iteration=iteration, status=Status.READY)
-        self._begin(row, plan, payload, depth=scope.depth, alone=scope.plan.single)
-
-    def _begin(self, row: Row, plan: StepPlan, payload: dict[str, Any], *, depth: int, alone: bool = False) -> None:
-        """Set a new row to work: as a task of an agent, or as a sub-workflow."""
-        sub = plan.sub
-        if sub is None and plan.agent is None and not alone:
-            sub = self.directory.workflow(row.task_type)
-            row.workflow_version = sub.version if sub is not None else None
-        if sub is not None:
-            self._begin_scope(row, sub, payload, depth=depth + 1)
-            return
-        row.payload = json_bytes(payload)
-        if len(row.payload) > self.rules.max_message_bytes:
-            self._step_failed(row, self.ledger.too_large(row, "payload", len(row.payload)))
-            return
-        row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
-        self._place(row)
-        if row.status is Status.READY:
-            self.ledger.step_event("ready", row)
-
-    def _begin_scope(self, row: Row, plan: Plan, payload: dict[str, Any], *, depth: int) -> None:
-        row.status = Status.RUNNING
-        if depth > MAX_DEPTH:
-            path = self.run.path(row)
-            message = f"step '{path}': workflows call each other deeper than {MAX_DEPTH}"
-            self._step_failed(row, ErrorInfo(code=ErrorCode.INVALID_WORKFLOW, message=message, step=path))
-            return
-        try:
-            given = plan.read_input(payload)
-        except InvalidRequest as error:
-            self._step_failed(row, self.ledger.step_failed(row, ErrorInfo.of(error)))
-            return
-        row.payload = json_bytes(given)
-        scope = self.run.scopes[row.task_id] = Scope(row=row, plan=plan, variables={"input": given}, depth=depth)
-        self.plan_steps(scope, plan.steps)
-
-    def _make_fan_out(self, scope: Scope, plan: StepPlan, items: list[Any], iteration: int) -> None:
-        row = self._row(scope.row, plan, iteration=iteration, status=Status.RUNNING)
-        row.payload = json_bytes({"items": items})
-        scope.rows[plan.name] = row
-        fan_out = FanOut(row=row, scope=scope, plan=plan, items=items, results=[None] * len(items))
-        self.run.fan_outs[row.task_id] = fan_out
-        if items:
-            self._make_items(fan_out)
-        else:
-            self._completed(row, [], b"[]")
-
-    def _make_items(self, fan_out: FanOut) -> None:
-        """Begin as many of the items that have not begun as the step's concurrency allows."""
-        plan, scope = fan_out.plan, fan_out.scope
-        while not fan_out.row.ended and fan_out.next < len(fan_out.items) and len(fan_out.active) < plan.concurrency:
-            item = fan_out.next
-            fan_out.next += 1
-            fan_out.active.add(item)
-            try:
-                variables = {**scope.variables, "item": fan_out.items[item], "index": item}
-                payload = _object(plan.payload.render(variables))
-            except ExpressionError as error:
-                # Not through the item's row, which there is none of yet.
-                for one in sorted(fan_out.active & fan_out.rows.keys()):
-                    self._cancel_tree(fan_out.rows[one], "another item failed")
-                self._step_failed(fan_out.row, self.ledger.expression_error(scope.row, f"{plan.name}[{item}]", error))
-                return
-            row = self._row(fan_out.row, plan, iteration=fan_out.row.iteration, item=item, status=Status.READY)
-            fan_out.rows[item] = row
-            self._begin(row, plan, payload, depth=scope.depth)
-
-    # -- workflows that end -------------------------------------------------------------------------------------------
-
-    def _scope_completed(self, scope: Scope) -> None:
-        plan = scope.plan
-        if plan.single:
-            result = next(scope.variables[name] for name in plan.steps)
-        elif plan.output is None:
-            result = {name: scope.variables.get(name) for name in plan.steps}
-        else:
-            try:
-                result = plan.output.render(scope.variables)
-            except ExpressionError as error:
-                self._fail_scope(scope, self.ledger.expression_error(scope.row, "output", error))
-                return
-        result_json = json_bytes(result)
-        if scope.row is not self.run.root:
-            self._completed(scope.row, result, result_json)
-        elif len(result_json) > self.rules.max_message_bytes:
-            self._fail_root(self.ledger.too_large(scope.row, "result", len(result_json)))
-        else:
-            self._end_root(Status.COMPLETED, result=result_json)
-
-    def _fail_scope(self, scope: Scope, error: ErrorInfo) -> None:
-        """A workflow ends with the first step that fails: what else it has at work is stopped."""
-        if scope.row is self.run.root:
-            self._fail_root(error)
-            return
-        if scope.row.ended:
-            return
-        for row in list(scope.rows.values()):
-            self._cancel_tree(row, "its workflow failed")
-        self._step_failed(scope.row, error)
-
-    def _fail_root(self, error: ErrorInfo) -> None:
-        self._end_root(Status.FAILED, error=error)
-
-    def _end_root(self, status: Status, *, result: bytes | None = None, error: ErrorInfo | None = None) -> None:
+    def _pause(self, happening: PauseRequested) -> None:
         root = self.run.root
-        if root.ended:
+        if root.status is Status.RUNNING:
+            root.become(Status.PAUSED)
+            self.ledger.change(root)
+            self.ledger.task_event("paused")
+            self._tell(happening.operation, changed=True)
+        else:
+            self._tell(happening.operation, changed=False)
+
+    def _resume(self, happening: ResumeRequested) -> None:
+        root = self.run.root
+        if root.status is not Status.PAUSED:
+            self._tell(happening.operation, changed=False)
             return
+        root.become(Status.RUNNING)
+        self.ledger.change(root)
+        self.ledger.task_event("resumed")
         for row in list(self.run.active()):
-            self._cancel_tree(row, "the task has ended" if error is None else error.message)
-        self.ledger.end(root, status, error)
-        root.result = result
-        root.usage = self.run.usage()
-        self.ledger.decisions.root_ended = True
-        data: dict[str, Any] = {"task_id": str(root.task_id), "task_type": root.task_type}
-        if error is not None:
-            data["error"] = error.model_dump(mode="json", exclude_defaults=True)
-        self.ledger.event("task", status.value, data)
+            if row.status is Status.READY:
+                self.ledger.change(row)
+                row.expires_at = None
+                self._wait_again(row)
+        self._tell(happening.operation, changed=True)
 
-    def _cancel_tree(self, row: Row, reason: str) -> None:
-        if row.ended:
+    def _wait_again(self, row: Row) -> None:
+        row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
+        self.place(row)
+
+    def _tell(self, operation: Any, *, changed: bool) -> None:
+        if operation is not None:
+            root = self.run.root
+            told = {"task_id": str(root.task_id), "status": root.status.value, "changed": changed}
+            self.ledger.decisions.outcomes[operation] = told
+
+    def _too_late(self, happening: Happening) -> None:
+        operation = getattr(happening, "operation", None)
+        if operation is None:
             return
-        for below in self.run.below(row):
-            self._cancel_tree(below, reason)
-        self.ledger.stop(row, reason)
-        self.ledger.end(row, Status.CANCELLED, ErrorInfo(code=ErrorCode.CANCELLED, message=reason))
-        self.ledger.step_event("cancelled", row)
+        if isinstance(happening, Signalled):
+            message = f"task {self.run.root_task_id} has ended {self.run.root.status.value}: nothing waits for a signal"
+            self.ledger.decisions.outcomes[operation] = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=message)
+        else:
+            self._tell(operation, changed=False)
 
-    # -- rows ---------------------------------------------------------------------------------------------------------
+    # -- signals and delegation ---------------------------------------------------------------------------------------
+
+    def _signalled(self, signal: Signalled) -> None:
+        """Keep the signal, then let a step that waits for it take it; the row's id makes giving it twice once."""
+        task_id = step_task_id(self.run.root_task_id, f"signal:{signal.name}", 0, signal.operation.int % 2**31)
+        if task_id in self.run.rows:
+            self._tell_signal(signal, taken=self.run.rows[task_id].status is Status.COMPLETED)
+            return
+        waiting = [
+            (row, plan)
+            for row in self.run.active()
+            if row.status is Status.WAITING
+            and row.role is Role.STEP
+            and (plan := self.run.step_plan(row)).wait is not None
+        ]
+        waiting = [(row, plan) for row, plan in waiting if plan.wait is not None and plan.wait.name == signal.name]
+        for _, plan in waiting:
+            assert plan.wait is not None
+            if not plan.wait.accepts(signal.giver):
+                who = ", ".join(sorted(plan.wait.givers))
+                message = f"'{signal.name}' may be given by {who}, not by {signal.giver or 'nobody in particular'}"
+                error = ErrorInfo(code="forbidden", message=message)
+                self.ledger.decisions.outcomes[signal.operation] = error
+                return
+            if plan.wait.schema is not None:
+                try:
+                    plan.wait.schema.read(signal.payload)
+                except InvalidRequest as wrong:
+                    self.ledger.decisions.outcomes[signal.operation] = ErrorInfo.of(wrong)
+                    return
+        row = Row(
+            root_task_id=self.run.root_task_id,
+            task_id=task_id,
+            parent_task_id=self.run.root_task_id,
+            step=signal.name,
+            role=Role.SIGNAL,
+            task_type="signal",
+            status=Status.WAITING,
+            payload=json_bytes({"payload": signal.payload, "by": signal.giver, "at": self.now.isoformat()}),
+            created_at=self.now,
+        )
+        self.ledger.make(row)
+        self.run.signals.append(row)
+        self.ledger.task_event("signalled", signal=signal.name, by=signal.giver)
+        taken = any(self.take_signal(waiter, plan, row) for waiter, plan in waiting[:1])
+        self._tell_signal(signal, taken=taken)
+
+    def _tell_signal(self, signal: Signalled, *, taken: bool) -> None:
+        told = {"task_id": str(self.run.root_task_id), "signal": signal.name, "taken": taken}
+        self.ledger.decisions.outcomes[signal.operation] = told
+
+    def _delegated(self, given: Delegated) -> None:
+        """A task that an agent gives out becomes a child of the one it works on; the same id again changes nothing."""
+        if (known := self.run.rows.get(given.task_id)) is not None:
+            known.reply_to = given.reply_to or known.reply_to
+            if known.ended:
+                self.ledger.decisions.answers.append(known)
+            return
+        parent = self.run.rows.get(given.parent_task_id)
+        scope = self._scope_around(parent)
+        if parent is None or parent.status is not Status.DISPATCHED or scope is None:
+            return
+        row = Row(
+            root_task_id=self.run.root_task_id,
+            task_id=given.task_id,
+            parent_task_id=parent.task_id,
+            step=given.task_type,
+            role=Role.DELEGATED,
+            task_type=given.task_type,
+            status=Status.RUNNING,
+            reply_to=given.reply_to,
+            workflow_version=given.plan.version,
+            timeout_seconds=given.timeout_seconds or self.run.root.timeout_seconds,
+            created_at=self.now,
+        )
+        self.ledger.make(row)
+        self.run.delegated.setdefault(parent.task_id, []).append(row)
+        self.begin_scope(row, given.plan, given.payload, depth=scope.depth + 1)
+
+    def _scope_around(self, row: Row | None) -> Scope | None:
+        while row is not None and row.parent_task_id is not None:
+            if (scope := self.run.scopes.get(row.parent_task_id)) is not None:
+                return scope
+            row = self.run.rows.get(row.parent_task_id)
+        return None
 
     def adopt(self, scope: Scope, row: Row) -> None:
         """Take over a step that ended in an earlier run."""
         row.root_task_id = self.run.root_task_id
         row.parent_task_id = scope.row.task_id
         row.task_id = step_task_id(scope.row.task_id, row.step or "", row.iteration, row.item)
+        row.role = Role.STEP
         self.ledger.make(row)
         scope.rows[row.step or ""] = row
         scope.ended.add(row.step or "")
-
-    def _row(self, parent: Row, plan: StepPlan, *, iteration: int, status: Status, item: int = -1) -> Row:
-        row = Row(
-            root_task_id=self.run.root_task_id,
-            task_id=step_task_id(parent.task_id, plan.name, iteration, item),
-            parent_task_id=parent.task_id,
-            step=plan.name,
-            iteration=iteration,
-            item=item,
-            task_type=plan.task_type or plan.name,
-            pinned_agent=plan.agent,
-            status=status,
-            timeout_seconds=plan.timeout_seconds or self.run.root.timeout_seconds,
-            created_at=self.now,
-        )
-        self.ledger.make(row)
-        return row
-
-
-def _object(payload: Any) -> dict[str, Any]:
-    if not isinstance(payload, dict):
-        raise ExpressionError(f"'with' must give an object, not {type(payload).__name__}")
-    return payload

@@ -9,16 +9,42 @@ from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import ErrorCode, ExpressionError
 from protocol.messages import ErrorInfo, json_bytes
+from protocol.workflow import Requires
 
 # Of an agent's error that is passed on: its message, and all of it.
 MAX_ERROR_CHARS = 32_000
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A task that looks for an agent. `avoid` is the agent that its last attempt failed at."""
+
+    task_type: str
+    pinned_agent: str | None = None
+    requires: Requires | None = None
+    sticky: str | None = None
+    avoid: str | None = None
+    tenant: str = "default"
+    requester: str | None = None
+    workflow: str | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The agent chosen, and why, where there was a choice (JSON for people)."""
+
+    agent: str
+    routing: bytes | None = None
+
+
 class Directory(Protocol):
     """What planning asks of the world: who serves a task type now, and which workflows there are."""
 
-    def place(self, task_type: str, pinned_agent: str | None) -> str | None:
-        """The agent to send a task to, or None while there is none."""
+    def place(self, wanted: Wanted) -> Placement | None:
+        """Where to send a task, or None while there is no place for it."""
+
+    def served(self, wanted: Wanted) -> bool:
+        """Whether anybody could take such a task, now or when there is a place again."""
 
     def workflow(self, name: str) -> Plan | None:
         """The newest version of a workflow, by name."""
@@ -39,6 +65,10 @@ class Decisions:
 
     made: list[Row] = field(default_factory=list)
     changed: dict[UUID, Row] = field(default_factory=dict)
+    # Delegated tasks that ended: their agents wait for an answer.
+    answers: list[Row] = field(default_factory=list)
+    # What operations on this run are told: by the operation's id.
+    outcomes: dict[UUID, dict[str, Any] | ErrorInfo] = field(default_factory=dict)
     # Rows whose attempt is to be published.
     dispatched: dict[UUID, Row] = field(default_factory=dict)
     # Attempts whose agent is to be told to stop: agent, task, attempt, reason.
@@ -91,6 +121,12 @@ class Ledger:
 
     def event(self, entity: str, name: str, data: dict[str, Any]) -> None:
         self.decisions.events.append((entity, name, data))
+
+    def task_event(self, name: str, *, error: ErrorInfo | None = None, **more: Any) -> None:
+        data: dict[str, Any] = {"task_id": str(self.run.root_task_id), "task_type": self.run.root.task_type, **more}
+        if error is not None:
+            data["error"] = error.model_dump(mode="json", exclude_defaults=True)
+        self.event("task", name, data)
 
     def step_event(self, name: str, row: Row, *, error: ErrorInfo | None = None, **more: Any) -> None:
         data: dict[str, Any] = {

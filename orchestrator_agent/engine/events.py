@@ -1,9 +1,10 @@
 """What can happen to a run: the inputs of `advance`. Values, in any order, any number of times."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
+from orchestrator_agent.workflows.plan import Plan
 from protocol.messages import ErrorInfo, Usage
 
 
@@ -47,10 +48,66 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """Somebody wants the whole task ended."""
+    """Somebody wants the whole task ended. `operation` is who asked: the id of a mesh operation, told the outcome."""
 
     root_task_id: UUID
     reason: str = "cancelled"
+    operation: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRequested:
+    """What runs goes on, nothing new begins."""
+
+    root_task_id: UUID
+    operation: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRequested:
+    root_task_id: UUID
+    operation: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled:
+    """A signal or an approval was given; `operation` is its id, so that giving it twice is giving it once."""
+
+    root_task_id: UUID
+    operation: UUID
+    name: str
+    payload: dict[str, Any]
+    giver: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delegated:
+    """An agent gave out a task while it works on another of this tree. `plan` is what runs it."""
+
+    root_task_id: UUID
+    parent_task_id: UUID
+    task_id: UUID
+    task_type: str
+    payload: dict[str, Any]
+    plan: Plan
+    reply_to: str | None = None
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A root that waited for its turn may start."""
+
+    root_task_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class OperationEnded:
+    """A mesh operation, a root of its own, has done what it was asked to."""
+
+    root_task_id: UUID
+    result: dict[str, Any] | None = None
+    error: ErrorInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +136,19 @@ class Broken:
     error: ErrorInfo
 
 
-Happening = Answered | Expired | Due | DeadlinePassed | CancelRequested | Reattached | OriginalEnded | Broken
+Happening = (
+    Answered
+    | Expired
+    | Due
+    | DeadlinePassed
+    | CancelRequested
+    | PauseRequested
+    | ResumeRequested
+    | Signalled
+    | Delegated
+    | Begin
+    | OperationEnded
+    | Reattached
+    | OriginalEnded
+    | Broken
+)

@@ -22,7 +22,8 @@ def decide_retry(
     The wait grows by `multiplier` with each failure, up to `max_seconds`.
     """
     max_attempts = policy.max_attempts or default_max_attempts
-    if not error.retryable or failures >= max_attempts:
+    retryable = (error.retryable or error.code in policy.retry_on) and error.code not in policy.no_retry_on
+    if not retryable or failures >= max_attempts:
         return RetryDecision(None)
     # Past a hundred doublings the power overflows a float; the bound holds long before.
     wait = min(policy.max_seconds, policy.initial_seconds * policy.multiplier ** min(failures - 1, 100))

@@ -12,15 +12,16 @@ from uuid import UUID
 
 from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.messages import ErrorInfo, Usage
+from protocol.workflow import Retry
 
 
 class Status(StrEnum):
     READY = "ready"  # waits for an agent, or for a place at one -> dispatched, failed, cancelled
-    DISPATCHED = "dispatched"  # an attempt is with an agent -> completed, failed, cancelled, waiting, ready
-    RUNNING = "running"  # a root or sub-workflow at work -> completed, failed, cancelled
-    WAITING = "waiting"  # a retry waits for its time, a duplicate for its original -> ready, dispatched, an end
-    PAUSED = "paused"  # -> what it was
-    COMPENSATING = "compensating"  # -> failed, cancelled
+    DISPATCHED = "dispatched"  # an attempt is with an agent -> completed, failed, cancelled, waiting
+    RUNNING = "running"  # a root, sub-workflow or fan-out at work -> paused (roots), compensating, an end
+    WAITING = "waiting"  # for a time, a signal, its turn, or the original of a duplicate -> ready, running, an end
+    PAUSED = "paused"  # a root: what runs goes on, nothing new begins -> running, compensating, an end
+    COMPENSATING = "compensating"  # a workflow undoes what it did -> failed, cancelled
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -30,18 +31,24 @@ class Status(StrEnum):
 ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.SKIPPED})
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    Status.READY: frozenset({Status.DISPATCHED, Status.FAILED, Status.CANCELLED, Status.PAUSED}),
-    Status.DISPATCHED: frozenset(
-        {Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.WAITING, Status.READY, Status.DISPATCHED}
-    ),
+    Status.READY: frozenset({Status.DISPATCHED, Status.FAILED, Status.CANCELLED}),
+    Status.DISPATCHED: frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.WAITING}),
     Status.RUNNING: frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.PAUSED, Status.COMPENSATING}),
-    Status.WAITING: frozenset(
-        {Status.READY, Status.DISPATCHED, Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.PAUSED}
-    ),
-    Status.PAUSED: frozenset({Status.READY, Status.RUNNING, Status.WAITING, Status.CANCELLED, Status.FAILED}),
+    Status.WAITING: frozenset({Status.READY, Status.RUNNING, *ENDED}),
+    Status.PAUSED: frozenset({Status.RUNNING, Status.COMPENSATING, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
     Status.COMPENSATING: frozenset({Status.FAILED, Status.CANCELLED}),
     **{status: frozenset() for status in ENDED},
 }
+
+
+class Role(StrEnum):
+    """What a row of a tree is there for."""
+
+    STEP = ""  # a root, a step, a fan-out, an item of one
+    FALLBACK = "fallback"  # in the place of a step that failed
+    COMPENSATION = "compensation"  # undoes a step that completed
+    SIGNAL = "signal"  # a signal that was given, kept until a step takes it
+    DELEGATED = "delegated"  # a task that an agent gave out while it worked on another
 
 
 @dataclass(slots=True)
@@ -54,6 +61,7 @@ class Row:
     step: str | None
     task_type: str
     status: Status
+    role: Role = Role.STEP
     iteration: int = 0
     item: int = -1
     workflow_version: str | None = None
@@ -66,6 +74,12 @@ class Row:
     result: bytes | None = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
+    # Where an agent that delegated this task waits for its answer.
+    reply_to: str | None = None
+    # Tasks with the same text go to the same agent, as long as it is there.
+    sticky: str | None = None
+    # Why the agent was chosen, as JSON, where there was a choice.
+    routing: bytes | None = None
     timeout_seconds: float = 300.0
     created_at: datetime | None = None
     dispatched_at: datetime | None = None
@@ -85,6 +99,15 @@ class Row:
 
 
 @dataclass(slots=True)
+class Undo:
+    """A completed step that is to be undone: its row, its plan, the variables that its workflow had."""
+
+    row: Row
+    plan: StepPlan
+    variables: dict[str, Any]
+
+
+@dataclass(slots=True)
 class Scope:
     """A workflow at work: its own row, its plan, its input, and how far each of its steps is."""
 
@@ -96,6 +119,9 @@ class Scope:
     # The newest row of each step that has one.
     rows: dict[str, Row] = field(default_factory=dict)
     depth: int = 0
+    # While it compensates: what is still to be undone, the next one last, and what is being undone.
+    undo: list[Undo] = field(default_factory=list)
+    undoing: Row | None = None
 
     def open_needs(self, step: str) -> bool:
         return not self.plan.steps[step].needs <= self.ended
@@ -114,6 +140,8 @@ class FanOut:
     active: set[int] = field(default_factory=set)
     ended: int = 0
     next: int = 0
+    # While items are being begun, one that ends at once must not begin others by recursion.
+    beginning: bool = False
     rows: dict[int, Row] = field(default_factory=dict)
 
 
@@ -132,6 +160,7 @@ class RootFacts:
     tracestate: str | None = None
     idempotency_key: str | None = None
     replay_of: UUID | None = None
+    concurrency_key: str | None = None
     duplicate_of: UUID | None = None
     requested_by: UUID | None = None
 
@@ -146,6 +175,10 @@ class Run:
     scopes: dict[UUID, Scope] = field(default_factory=dict)
     rows: dict[UUID, Row] = field(default_factory=dict)
     fan_outs: dict[UUID, FanOut] = field(default_factory=dict)
+    # Compensations by their own id, signals that no step has taken, delegated tasks by the task that gave them out.
+    undone: dict[UUID, Undo] = field(default_factory=dict)
+    signals: list[Row] = field(default_factory=list)
+    delegated: dict[UUID, list[Row]] = field(default_factory=dict)
 
     @property
     def root_task_id(self) -> UUID:
@@ -163,19 +196,33 @@ class Run:
         return row
 
     def step_plan(self, row: Row) -> StepPlan:
-        """The plan of the step that a row runs."""
+        """The plan of the step that a row runs, stands in for or undoes."""
         assert row.parent_task_id is not None
         if (fan_out := self.fan_outs.get(row.parent_task_id)) is not None:
             return fan_out.plan
+        if row.role is Role.COMPENSATION:
+            return self.undone[row.task_id].plan
         return self.scopes[row.parent_task_id].plan.steps[row.step or ""]
 
+    def retry_of(self, row: Row) -> Retry:
+        plan = self.step_plan(row)
+        return plan.compensate.retry if row.role is Role.COMPENSATION and plan.compensate is not None else plan.retry
+
+    @property
+    def at_work(self) -> bool:
+        """Whether new steps may begin."""
+        return self.root.status in (Status.RUNNING, Status.COMPENSATING)
+
     def below(self, row: Row) -> list[Row]:
-        """The newest rows of a sub-workflow's steps, or a fan-out's items."""
+        """The newest rows of a sub-workflow's steps, a fan-out's items, and the tasks that an agent delegated."""
+        found: list[Row] = []
         if (scope := self.scopes.get(row.task_id)) is not None:
-            return list(scope.rows.values())
+            found += scope.rows.values()
+            if scope.undoing is not None:
+                found.append(scope.undoing)
         if (fan_out := self.fan_outs.get(row.task_id)) is not None:
-            return list(fan_out.rows.values())
-        return []
+            found += fan_out.rows.values()
+        return found + self.delegated.get(row.task_id, [])
 
     def usage(self) -> Usage | None:
         """What all attempts of all steps consumed."""
@@ -191,7 +238,7 @@ class Run:
         here: Row | None = row
         while here is not None and here.step is not None:
             above = self.rows.get(here.parent_task_id) if here.parent_task_id is not None else None
-            if here.item >= 0:
+            if here.item >= 0 and here.role is not Role.COMPENSATION:
                 parts.append(f"{here.step}[{here.item}]")
                 # The fan-out's own row has the same step.
                 above = self.rows.get(above.parent_task_id) if above is not None and above.parent_task_id else None

@@ -14,13 +14,19 @@ from orchestrator_agent.store.rows import COLUMNS
 
 # Everything that is at work is found through the open roots (index tasks_open), never by a walk over the history.
 DUE = """
-select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_id as is_root, t.duplicate_of
+select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_id as is_root, t.duplicate_of,
+       t.agent, t.task_type, t.requester, t.deadline_at <= now() as late,
+       case when t.task_type like 'mesh.%' then t.payload end as operation
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null
   and ((t.status = 'dispatched' and t.expires_at <= now())
     or (t.status = 'waiting' and (t.run_after <= now() or t.duplicate_of is not null))
-    or (t.status = 'ready' and (t.expires_at <= now() or t.task_type = any($2::text[])))
-    or (t.task_id = t.root_task_id and t.status = 'running' and t.deadline_at <= now()))
+    or (t.status = 'ready' and r.status in ('running', 'compensating')
+        and (t.expires_at <= now() or t.task_type = any($2::text[])))
+    or (t.task_id = t.root_task_id and t.status = 'running' and t.task_type like 'mesh.%')
+    or (t.task_id = t.root_task_id and t.status = 'running' and t.concurrency_key is not null
+        and not exists (select 1 from tasks c where c.root_task_id = t.root_task_id and c.parent_task_id = t.task_id))
+    or (t.task_id = t.root_task_id and t.status in ('running', 'paused', 'waiting') and t.deadline_at <= now()))
 limit $1
 """
 
@@ -165,6 +171,92 @@ class Reader:
             name,
             json.dumps(definition),
         )
+
+    async def publish_workflow(self, version: str) -> None:
+        """Make a version the newest of its name, for all orchestrators."""
+        await self._database.execute("update workflows set published_at = now() where version = $1", version)
+
+    async def published_workflows(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """The newest published version of each name: version, name, definition."""
+        records = await self._database.fetch(
+            "select distinct on (name) version, name, definition from workflows where published_at is not null "
+            "order by name, published_at desc"
+        )
+        return [(record["version"], record["name"], json.loads(record["definition"])) for record in records]
+
+    async def pause(self, kind: str, name: str, paused_by: UUID) -> None:
+        await self._database.execute(
+            "insert into pauses (kind, name, paused_by) values ($1, $2, $3) on conflict do nothing",
+            kind,
+            name,
+            paused_by,
+        )
+
+    async def resume(self, kind: str, name: str) -> None:
+        await self._database.execute("delete from pauses where kind = $1 and name = $2", kind, name)
+
+    async def pauses(self) -> dict[str, frozenset[str]]:
+        """What is paused, by kind."""
+        records = await self._database.fetch("select kind, name from pauses")
+        return {
+            kind: frozenset(record["name"] for record in records if record["kind"] == kind)
+            for kind in ("workflow", "agent")
+        }
+
+    async def schedules(self) -> dict[str, tuple[datetime, str]]:
+        """When each scheduled workflow was last started for, and on which definition of its schedule."""
+        records = await self._database.fetch("select workflow, fired_at, definition from schedules")
+        return {record["workflow"]: (record["fired_at"], record["definition"]) for record in records}
+
+    async def schedule_fired(self, workflow: str, at: datetime, definition: str) -> None:
+        await self._database.execute(
+            "insert into schedules (workflow, fired_at, definition) values ($1, $2, $3) "
+            "on conflict (workflow) do update "
+            "set fired_at = greatest(schedules.fired_at, excluded.fired_at), definition = excluded.definition",
+            workflow,
+            at,
+            definition,
+        )
+
+    async def keys_waiting(self) -> list[str]:
+        """Concurrency keys of roots that wait for their turn."""
+        records = await self._database.fetch(
+            "select distinct concurrency_key from tasks "
+            "where concurrency_key is not null and status in ('waiting', 'running', 'paused', 'compensating') "
+            "and status = 'waiting'"
+        )
+        return [record["concurrency_key"] for record in records]
+
+    async def admit(self, key: str, bound: int, cancel_older: bool) -> tuple[list[UUID], list[UUID]]:
+        """Let waiting roots of a key run, as many as may; returns those, and those that are to be cancelled for them.
+
+        One transaction under a lock of the key's own: however many ask, no more than `bound` run.
+        """
+        async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", key)
+            rows = await connection.fetch(
+                "select task_id, status, priority from tasks "
+                "where concurrency_key = $1 and concurrency_key is not null "
+                "and status in ('waiting', 'running', 'paused', 'compensating') order by created_at, task_id",
+                key,
+            )
+            running = [row["task_id"] for row in rows if row["status"] != "waiting"]
+            waiting = [row for row in rows if row["status"] == "waiting"]
+            older: list[UUID] = []
+            if cancel_older:
+                keep = {row["task_id"] for row in rows[-bound:]}
+                older = [row["task_id"] for row in rows if row["task_id"] not in keep]
+                admitted = [row["task_id"] for row in waiting if row["task_id"] in keep]
+            else:
+                waiting.sort(key=lambda row: -row["priority"])
+                admitted = [row["task_id"] for row in waiting[: max(0, bound - len(running))]]
+            if admitted:
+                await connection.execute(
+                    "update tasks set status = 'running', version = version + 1 "
+                    "where (root_task_id, task_id) in (select u, u from unnest($1::uuid[]) u) and status = 'waiting'",
+                    admitted,
+                )
+            return admitted, older
 
     async def workflow(self, version: str) -> tuple[str, dict[str, Any]] | None:
         """The name and definition of a version."""

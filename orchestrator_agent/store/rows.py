@@ -1,20 +1,24 @@
 """Rows of `tasks` to and from the engine's Run."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator_agent.engine.state import ENDED, FanOut, RootFacts, Row, Run, Scope, Status
+from orchestrator_agent.engine.endings import compensation_id, to_undo
+from orchestrator_agent.engine.state import FanOut, Role, RootFacts, Row, Run, Scope, Status
 from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.errors import InvalidWorkflow
 from protocol.messages import ErrorInfo, Usage
+from protocol.names import EXECUTE_DAG
 
 COLUMNS = (
-    "root_task_id, task_id, parent_task_id, tenant, requester, step, iteration, item, task_type, workflow_version, "
+    "root_task_id, task_id, parent_task_id, tenant, requester, step, role, iteration, item, task_type, "
+    "workflow_version, "
     "pinned_agent, agent, instance_id, status, attempt, failures, priority, session_id, idempotency_key, reply_to, "
     "payload, result, error, usage, metadata, traceparent, tracestate, timeout_seconds, created_at, dispatched_at, "
-    "dispatched_by, deadline_at, expires_at, run_after, completed_at, answered_at, duplicate_of, replay_of, version"
+    "dispatched_by, deadline_at, expires_at, run_after, completed_at, answered_at, duplicate_of, replay_of, "
+    "sticky, routing, concurrency_key, version"
 )
 
 # asyncpg.Record, which has a mapping's look-ups without being one.
@@ -34,6 +38,7 @@ def row_of(record: Record) -> Row:
         step=record["step"],
         task_type=record["task_type"],
         status=Status(record["status"]),
+        role=Role(record["role"]),
         iteration=record["iteration"],
         item=record["item"],
         workflow_version=record["workflow_version"],
@@ -46,6 +51,10 @@ def row_of(record: Record) -> Row:
         result=text("result"),
         error=None if error is None else ErrorInfo.model_validate_json(error),
         usage=None if usage is None else Usage.model_validate_json(usage),
+        # A root's own is among its facts.
+        reply_to=None if record["task_id"] == record["root_task_id"] else record["reply_to"],
+        sticky=record["sticky"],
+        routing=text("routing"),
         timeout_seconds=record["timeout_seconds"],
         created_at=record["created_at"],
         dispatched_at=record["dispatched_at"],
@@ -68,92 +77,152 @@ def facts_of(record: Record) -> RootFacts:
         tracestate=record["tracestate"],
         idempotency_key=record["idempotency_key"],
         replay_of=record["replay_of"],
+        concurrency_key=record["concurrency_key"],
         duplicate_of=record["duplicate_of"],
         requested_by=record["parent_task_id"],
     )
 
 
-def run_of(records: Sequence[Record], root_plan: Plan, plan_of_version: Callable[[str], Plan]) -> Run:
+class Plans(Protocol):
+    """Where a row's workflow is found."""
+
+    def version(self, version: str) -> Plan:
+        """Raises InvalidWorkflow where nobody put it in."""
+
+    def single(self, task_type: str) -> Plan: ...
+
+
+def run_of(records: Sequence[Record], root_plan: Plan, plans: Plans) -> Run:
     """Rebuild a run from all rows of one root. Raises InvalidWorkflow when the rows and the plans do not fit."""
     rows = {record["task_id"]: row_of(record) for record in records}
     root_record = next(record for record in records if record["task_id"] == record["root_task_id"])
     root = rows[root_record["task_id"]]
     run = Run(root=root, facts=facts_of(root_record), version=root_record["version"], rows=rows)
-    children: dict[UUID, list[Row]] = {}
+    _Builder(run, plans).build(root_plan)
     for row in rows.values():
-        if row.parent_task_id is not None and row is not root:
-            children.setdefault(row.parent_task_id, []).append(row)
-    _build_scope(run, root, root_plan, plan_of_version, children, depth=0)
-    for row in rows.values():
-        if row.status is not Status.READY and row.status is not Status.WAITING and row.status is not Status.DISPATCHED:
+        # What has ended is only its result any more.
+        if row.ended and row is not root:
             row.payload = None
     return run
 
 
-def _build_scope(
-    run: Run,
-    row: Row,
-    plan: Plan,
-    plan_of_version: Callable[[str], Plan],
-    children: Mapping[UUID, Sequence[Row]],
-    *,
-    depth: int,
-) -> None:
-    payload = json.loads(row.payload) if row.payload is not None else {}
-    given = payload.get("input", {}) if depth == 0 and row.task_type == "execute_dag" else payload
-    scope = Scope(row=row, plan=plan, variables={"input": given}, depth=depth)
-    run.scopes[row.task_id] = scope
-    for child in sorted(children.get(row.task_id, ()), key=lambda one: (one.step or "", one.iteration)):
-        name = child.step or ""
-        if name not in plan.steps:
-            raise InvalidWorkflow(f"task {row.task_id}: its workflow has no step '{name}'")
-        scope.rows[name] = child
-        if child.status is not Status.RUNNING:
-            # What has ended is only its result any more.
-            continue
-        if plan.steps[name].for_each is not None:
-            _build_fan_out(run, child, scope, plan_of_version, children)
-        else:
-            inner = _inner_plan(child, plan.steps[name], plan_of_version)
-            _build_scope(run, child, inner, plan_of_version, children, depth=depth + 1)
-    for name, latest in scope.rows.items():
+class _Builder:
+    """Puts the rows of a tree back into the scopes and fan-outs that they came from."""
+
+    def __init__(self, run: Run, plans: Plans) -> None:
+        self.run = run
+        self.plans = plans
+        self.children: dict[UUID, list[Row]] = {}
+        for row in run.rows.values():
+            if row.parent_task_id is not None and row is not run.root:
+                self.children.setdefault(row.parent_task_id, []).append(row)
+        for below in self.children.values():
+            # The newest row of a step last: later iterations, and a fallback behind what it stands in for.
+            below.sort(key=lambda row: (row.step or "", row.item, row.iteration, row.role is Role.FALLBACK))
+
+    def build(self, root_plan: Plan) -> None:
+        root = self.run.root
+        payload = json.loads(root.payload) if root.payload is not None else {}
+        given = (payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload
+        self._scope(root, root_plan, given, depth=0)
+        for scope in self.run.scopes.values():
+            if scope.row.status is Status.COMPENSATING:
+                self._compensation(scope)
+
+    def _scope(self, row: Row, plan: Plan, given: dict[str, Any], *, depth: int) -> None:
+        scope = Scope(row=row, plan=plan, variables={"input": given}, depth=depth)
+        self.run.scopes[row.task_id] = scope
+        for child in self.children.get(row.task_id, ()):
+            if child.role is Role.SIGNAL:
+                if child.status is Status.WAITING:
+                    self.run.signals.append(child)
+                continue
+            if child.role is Role.COMPENSATION:
+                continue
+            name = child.step or ""
+            if name not in plan.steps:
+                raise InvalidWorkflow(f"task {row.task_id}: its workflow has no step '{name}'")
+            scope.rows[name] = child
+            self._inside(child, plan.steps[name], scope)
+        for name, latest in scope.rows.items():
+            self._result(scope, name, latest)
+
+    def _inside(self, row: Row, plan: StepPlan, scope: Scope) -> None:
+        """What a step's row has below it, as far as it can still matter: at work, or to be undone."""
+        if plan.for_each is not None and row.role is Role.STEP:
+            undoable = plan.compensate is not None or (plan.sub is not None and plan.sub.compensates)
+            if not row.ended or undoable:
+                self._fan_out(row, plan, scope)
+            return
+        if plan.sub is not None or row.workflow_version is not None:
+            inner = self.plans.version(row.workflow_version) if row.workflow_version is not None else plan.sub
+            assert inner is not None
+            if not row.ended or inner.compensates:
+                self._scope(row, inner, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
+            return
+        self._given_out(row, scope.depth)
+
+    def _given_out(self, row: Row, depth: int) -> None:
+        """The tasks that an agent delegated while it worked on this one."""
+        for child in self.children.get(row.task_id, ()):
+            if child.role is not Role.DELEGATED:
+                continue
+            self.run.delegated.setdefault(row.task_id, []).append(child)
+            if not child.ended:
+                version = child.workflow_version
+                plan = self.plans.version(version) if version is not None else self.plans.single(child.task_type)
+                self._scope(child, plan, json.loads(child.payload or b"{}"), depth=depth + 1)
+
+    def _fan_out(self, row: Row, plan: StepPlan, scope: Scope) -> None:
+        items = json.loads(row.payload or b"{}").get("items", [])
+        fan_out = FanOut(row=row, scope=scope, plan=plan, items=items, results=[None] * len(items))
+        self.run.fan_outs[row.task_id] = fan_out
+        for child in self.children.get(row.task_id, ()):
+            # Items begin in order, so those that have rows are the first; a fallback comes behind what failed.
+            fan_out.rows[child.item] = child
+            fan_out.next = max(fan_out.next, child.item + 1)
+        for item, child in fan_out.rows.items():
+            if child.ended:
+                fan_out.ended += 1
+                fan_out.results[item] = json.loads(child.result) if child.result is not None else None
+            else:
+                fan_out.active.add(item)
+            self._item(child, plan, scope)
+
+    def _item(self, row: Row, plan: StepPlan, scope: Scope) -> None:
+        inner = plan.sub
+        if row.workflow_version is not None:
+            inner = self.plans.version(row.workflow_version)
+        if inner is None:
+            self._given_out(row, scope.depth)
+        elif row.role is Role.STEP and (not row.ended or inner.compensates):
+            self._scope(row, inner, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
+
+    @staticmethod
+    def _result(scope: Scope, name: str, latest: Row) -> None:
+        plan = scope.plan.steps[name]
         if latest.status is Status.COMPLETED:
             scope.variables[name] = json.loads(latest.result) if latest.result is not None else None
             scope.ended.add(name)
-        elif latest.status is Status.SKIPPED:
+        elif latest.status is Status.SKIPPED or (latest.status is Status.FAILED and plan.on_error == "continue"):
             scope.variables[name] = None
             scope.ended.add(name)
-        elif plan.steps[name].repeat is not None:
+        elif plan.repeat is not None:
             scope.variables[name] = None
 
-
-def _inner_plan(row: Row, step: StepPlan, plan_of_version: Callable[[str], Plan]) -> Plan:
-    inner = plan_of_version(row.workflow_version) if row.workflow_version is not None else step.sub
-    if inner is None:
-        raise InvalidWorkflow(f"task {row.task_id}: step '{step.name}' is no workflow")
-    return inner
-
-
-def _build_fan_out(
-    run: Run,
-    row: Row,
-    scope: Scope,
-    plan_of_version: Callable[[str], Plan],
-    children: Mapping[UUID, Sequence[Row]],
-) -> None:
-    plan = scope.plan.steps[row.step or ""]
-    items = json.loads(row.payload or b"{}").get("items", [])
-    fan_out = FanOut(row=row, scope=scope, plan=plan, items=items, results=[None] * len(items))
-    run.fan_outs[row.task_id] = fan_out
-    for child in children.get(row.task_id, ()):
-        fan_out.rows[child.item] = child
-        # Items begin in order, so those that have rows are the first.
-        fan_out.next = max(fan_out.next, child.item + 1)
-        if child.status in ENDED:
-            fan_out.ended += 1
-            fan_out.results[child.item] = json.loads(child.result) if child.result is not None else None
-            continue
-        fan_out.active.add(child.item)
-        if child.status is Status.RUNNING:
-            inner = _inner_plan(child, plan, plan_of_version)
-            _build_scope(run, child, inner, plan_of_version, children, depth=scope.depth + 1)
+    def _compensation(self, scope: Scope) -> None:
+        also = next(
+            (
+                row
+                for name, row in scope.rows.items()
+                if row.status is Status.FAILED and scope.plan.steps[name].on_error == "compensate"
+            ),
+            None,
+        )
+        for undo in to_undo(self.run, scope, also, again=True):
+            made = self.run.rows.get(compensation_id(undo.row))
+            if made is not None:
+                self.run.undone[made.task_id] = undo
+                if not made.ended:
+                    scope.undoing = made
+        scope.undo = to_undo(self.run, scope, also)

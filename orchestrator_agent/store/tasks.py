@@ -21,6 +21,7 @@ _MADE: tuple[tuple[str, str, str], ...] = (
     ("parent_task_id", "uuid[]", ""),
     ("tenant", "text[]", ""),
     ("step", "text[]", ""),
+    ("role", "text[]", ""),
     ("iteration", "int[]", ""),
     ("item", "int[]", ""),
     ("task_type", "text[]", ""),
@@ -41,6 +42,9 @@ _MADE: tuple[tuple[str, str, str], ...] = (
     ("expires_at", "timestamptz[]", ""),
     ("run_after", "timestamptz[]", ""),
     ("completed_at", "timestamptz[]", ""),
+    ("reply_to", "text[]", ""),
+    ("sticky", "text[]", ""),
+    ("routing", "text[]", "::json"),
 )
 _CHANGED: tuple[tuple[str, str, str], ...] = (
     ("root_task_id", "uuid[]", ""),
@@ -57,6 +61,8 @@ _CHANGED: tuple[tuple[str, str, str], ...] = (
     ("expires_at", "timestamptz[]", ""),
     ("run_after", "timestamptz[]", ""),
     ("completed_at", "timestamptz[]", ""),
+    ("reply_to", "text[]", ""),
+    ("routing", "text[]", "::json"),
 )
 # A root's id stands here twice. Where a statement asks for one column by both names, Postgres concludes that
 # task_id = root_task_id, which is what the partial indexes on roots say: it would then walk all roots for each batch.
@@ -76,13 +82,13 @@ _ACCEPTED: tuple[tuple[str, str, str], ...] = (
     ("requester", "text[]", ""),
     ("session_id", "text[]", ""),
     ("idempotency_key", "text[]", ""),
-    ("reply_to", "text[]", ""),
     ("metadata", "text[]", "::json"),
     ("traceparent", "text[]", ""),
     ("tracestate", "text[]", ""),
     ("deadline_at", "timestamptz[]", ""),
     ("duplicate_of", "uuid[]", ""),
     ("replay_of", "uuid[]", ""),
+    ("concurrency_key", "text[]", ""),
 )
 
 
@@ -184,6 +190,7 @@ def _made_values(run: Run, row: Row) -> tuple[Any, ...]:
         row.parent_task_id,
         run.facts.tenant,
         row.step,
+        row.role.value,
         row.iteration,
         row.item,
         row.task_type,
@@ -204,6 +211,9 @@ def _made_values(run: Run, row: Row) -> tuple[Any, ...]:
         row.expires_at,
         row.run_after,
         row.completed_at,
+        run.facts.reply_to if row is run.root else row.reply_to,
+        row.sticky,
+        _text(row.routing),
     )
 
 
@@ -223,6 +233,8 @@ def _changed_values(row: Row) -> tuple[Any, ...]:
         row.expires_at,
         row.run_after,
         row.completed_at,
+        row.reply_to,
+        _text(row.routing),
     )
 
 
@@ -233,13 +245,13 @@ def _accepted_values(run: Run) -> tuple[Any, ...]:
         facts.requester,
         facts.session_id,
         facts.idempotency_key,
-        facts.reply_to,
         json_bytes(facts.metadata).decode() if facts.metadata else None,
         facts.traceparent,
         facts.tracestate,
         facts.deadline_at,
         facts.duplicate_of,
         facts.replay_of,
+        facts.concurrency_key,
     )
 
 

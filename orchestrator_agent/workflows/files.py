@@ -8,10 +8,24 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.expression import shown
-from orchestrator_agent.workflows.plan import Plan, compile_workflow
+from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow
-from protocol.workflow import Repeat, Retry, Step, Workflow
+from protocol.messages import Message
+from protocol.workflow import (
+    Budget,
+    Compensation,
+    Concurrency,
+    Fallback,
+    Repeat,
+    Requires,
+    Retry,
+    Schedule,
+    Step,
+    WaitFor,
+    Workflow,
+)
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -30,7 +44,7 @@ Place = tuple[str | int, ...]
 Marks = dict[Place, tuple[int, int]]
 
 
-def _keys_of(model: type[Workflow] | type[Step] | type[Repeat] | type[Retry]) -> frozenset[str]:
+def _keys_of(model: type[Message]) -> frozenset[str]:
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
@@ -112,9 +126,37 @@ def _step_places(value: Any, place: Place) -> Iterator[Place]:
             yield from _step_places(step, (*place, "steps", name))
 
 
+# Where an object of the language stands, by its key: files may hold none but the keys of its model.
+_WORKFLOW_PARTS: dict[str, tuple[type[Message], str]] = {
+    "budget": (Budget, "'budget'"),
+    "concurrency": (Concurrency, "'concurrency'"),
+    "schedule": (Schedule, "'schedule'"),
+}
+_STEP_PARTS: dict[str, tuple[type[Message], str]] = {
+    "repeat": (Repeat, "'repeat'"),
+    "retry": (Retry, "'retry'"),
+    "fallback": (Fallback, "'fallback'"),
+    "compensate": (Compensation, "'compensate'"),
+    "wait_for": (WaitFor, "'wait_for'"),
+    "requires": (Requires, "'requires'"),
+}
+
+
 def _unknown_keys(value: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     yield from _check_keys(value, _keys_of(Workflow), (), "a workflow")
+    yield from _unknown_in_parts(value, _WORKFLOW_PARTS, ())
     yield from _unknown_in_steps(value.get("steps"), ("steps",))
+
+
+def _unknown_in_parts(
+    value: dict[str, Any], parts: dict[str, tuple[type[Message], str]], place: Place
+) -> Iterator[tuple[Place, str]]:
+    for key, (model, what) in parts.items():
+        one = value.get(key)
+        if isinstance(one, dict):
+            yield from _check_keys(one, _keys_of(model), (*place, key), what)
+            if isinstance(one.get("retry"), dict):
+                yield from _check_keys(one["retry"], _keys_of(Retry), (*place, key, "retry"), "'retry'")
 
 
 def _unknown_in_steps(steps: Any, place: Place) -> Iterator[tuple[Place, str]]:
@@ -125,10 +167,7 @@ def _unknown_in_steps(steps: Any, place: Place) -> Iterator[tuple[Place, str]]:
             continue
         here = (*place, name)
         yield from _check_keys(step, _keys_of(Step), here, "a step")
-        if isinstance(step.get("repeat"), dict):
-            yield from _check_keys(step["repeat"], _keys_of(Repeat), (*here, "repeat"), "'repeat'")
-        if isinstance(step.get("retry"), dict):
-            yield from _check_keys(step["retry"], _keys_of(Retry), (*here, "retry"), "'retry'")
+        yield from _unknown_in_parts(step, _STEP_PARTS, here)
         yield from _unknown_in_steps(step.get("steps"), (*here, "steps"))
 
 

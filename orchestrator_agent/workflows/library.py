@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator_agent.workflows.plan import Plan, compile_workflow, single_step
+from orchestrator_agent.workflows.compiler import compile_workflow, single_step
+from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow
 from protocol.messages import invalid_request, json_bytes
 from protocol.workflow import ExecuteDag, Workflow
@@ -26,12 +27,17 @@ class Library:
         self._single: dict[str, Plan] = {}
         for plan in plans:
             self.add(plan)
+        self._files = frozenset(self._by_name)
 
     def add(self, plan: Plan) -> None:
         """Make a plan the newest of its name."""
         self._by_name[plan.name] = plan
         if plan.version is not None:
             self._by_version[plan.version] = plan
+
+    def from_file(self, name: str) -> bool:
+        """Whether a name is defined by a file: then the database's definitions of it are not used."""
+        return name in self._files
 
     def remember(self, version: str, name: str, definition: Mapping[str, Any]) -> None:
         """Put in an older version, as the database has it. Raises InvalidWorkflow."""
@@ -69,7 +75,7 @@ class Library:
         given = payload.get("input")
         if not isinstance(given, dict | None):
             raise InvalidWorkflow("payload.input: must be an object")
-        text = json_bytes({"steps": payload.get("steps"), "output": payload.get("output")})
+        text = json_bytes({name: one for name, one in payload.items() if name != "input"})
         # Graphs may be megabytes; what is kept of their text is a digest.
         key = hashlib.blake2b(text, digest_size=32).digest()
         if (plan := self._inline.get(key)) is not None:
@@ -80,10 +86,7 @@ class Library:
         except ValidationError as error:
             wrong = invalid_request(error, prefix="payload")
             raise InvalidWorkflow(wrong.message, step=_step_in(wrong.field)) from None
-        fields: dict[str, Any] = {"steps": dag.steps}
-        if dag.output is not None:
-            fields["output"] = dag.output
-        plan = compile_workflow(Workflow(**fields), name="execute_dag")
+        plan = compile_workflow(dag, name="execute_dag")
         self._inline[key] = plan
         if len(self._inline) > INLINE_PLANS:
             self._inline.popitem(last=False)

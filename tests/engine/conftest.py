@@ -11,14 +11,15 @@ from uuid import UUID
 import pytest
 
 from orchestrator_agent.engine.advance import advance
-from orchestrator_agent.engine.decisions import Decisions, Rules
+from orchestrator_agent.engine.decisions import Decisions, Placement, Rules, Wanted
 from orchestrator_agent.engine.events import Answered, Due, Expired, Happening
 from orchestrator_agent.engine.state import ENDED, TRANSITIONS, Row, Run, Status
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.store import rows as stored
 from orchestrator_agent.store import tasks as writes
+from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.library import Library
-from orchestrator_agent.workflows.plan import Plan, compile_workflow
+from orchestrator_agent.workflows.plan import Plan
 from protocol import TaskRequest, new_id
 from protocol.messages import ErrorInfo, Usage
 from protocol.workflow import Workflow
@@ -78,7 +79,7 @@ class Table:
             plan = library.inline(payload)[0]
         else:
             plan = library.single(root["task_type"])
-        return stored.run_of(records, plan, library.version)
+        return stored.run_of(records, plan, library)
 
 
 def _names(columns: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -159,9 +160,12 @@ class World:
     everything_served_by: str | None = "worker"
 
     # The engine's Directory.
-    def place(self, task_type: str, pinned_agent: str | None) -> str | None:
-        agent = self.agents.get(task_type, self.everything_served_by)
-        return agent if pinned_agent in (None, agent) else None
+    def place(self, wanted: Wanted) -> Placement | None:
+        agent = self.agents.get(wanted.task_type, self.everything_served_by)
+        return Placement(agent) if agent is not None and wanted.pinned_agent in (None, agent) else None
+
+    def served(self, wanted: Wanted) -> bool:
+        return self.place(wanted) is not None
 
     def workflow(self, name: str) -> Plan | None:
         return self.library.newest(name)

@@ -1,7 +1,6 @@
 """Intake, wire and routing: requests to runs, runs to bytes, task types to agents. Without a server."""
 
 import json
-from collections import Counter
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -12,11 +11,8 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake import Replayed
-from orchestrator_agent.routing import Router, choose
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
-from orchestrator_agent.workflows.library import Library
 from protocol import TaskRequest, TaskResponse, new_id, parse_request, salvage_ids
-from protocol.discovery import InstanceRecord
 from protocol.errors import InvalidRequest
 from protocol.messages import ErrorInfo, Usage
 from tests.engine.conftest import START, Course, World
@@ -348,68 +344,6 @@ def test_a_failed_response_is_the_same_bytes_too(world: World) -> None:
 
 
 # -- routing --------------------------------------------------------------------------------------------------------
-
-
-class Registry:
-    def __init__(self, *records: InstanceRecord) -> None:
-        self.records = records
-
-    def serving(self, task_type: str) -> list[str]:
-        return sorted({one.name for one in self.records if task_type in one.task_types})
-
-    def instances(self, agent: str | None = None) -> list[InstanceRecord]:
-        return [one for one in self.records if agent in (None, one.name)]
-
-
-def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0) -> InstanceRecord:
-    return InstanceRecord(name=name, instance_id=f"i{number}", task_types=task_types, max_concurrency=concurrency)
-
-
-def test_a_task_goes_to_the_agent_that_serves_it() -> None:
-    router = Router(Registry(instance("one", "x"), instance("two", "y")), Library())
-    assert router.place("x", None) == "one"
-    assert router.place("y", None) == "two"
-    assert router.place("z", None) is None
-    assert router.workflow("x") is None
-
-
-def test_a_pinned_agent_serves_it_or_nobody() -> None:
-    router = Router(Registry(instance("one", "x"), instance("two", "y")), Library())
-    assert router.place("x", "one") == "one"
-    assert router.place("x", "two") is None
-    assert router.place("x", "nobody") is None
-
-
-def test_the_orchestrator_is_no_agent_to_send_steps_to() -> None:
-    router = Router(Registry(instance("orchestrator_agent", "x")), Library())
-    assert router.place("x", None) is None
-    assert router.place("x", "orchestrator_agent") is None
-
-
-def test_alternatives_share_in_proportion_to_their_places() -> None:
-    """Only instances that serve the type count: another version of the agent may not, yet or any more."""
-    router = Router(
-        Registry(
-            instance("big", "x", concurrency=60),
-            instance("big", "x", concurrency=30, number=1),
-            instance("big", "y", concurrency=900, number=2),
-            instance("small", "x", concurrency=10),
-        ),
-        Library(),
-    )
-    drawn = Counter(router.place("x", None) for _ in range(2000))
-    assert set(drawn) == {"big", "small"}
-    assert 120 < drawn["small"] < 290
-
-
-@pytest.mark.parametrize(("draw", "agent"), [(0.0, "a"), (0.29, "a"), (0.31, "b"), (0.999999, "b"), (1.0, "b")])
-def test_a_choice_is_a_point_on_a_line(draw: float, agent: str) -> None:
-    assert choose([("a", 3), ("nothing", 0), ("b", 7)], draw) == agent
-
-
-def test_there_is_no_choice_among_none() -> None:
-    assert choose([], 0.5) is None
-    assert choose([("a", 0)], 0.5) == "a"
 
 
 def test_a_run_that_was_planned_needs_no_other_clock(world: World) -> None:

@@ -352,6 +352,8 @@ def test_models_of_messages_are_all_documented() -> None:
             yield one
             yield from below(one)
 
-    mine = {one.__name__ for one in below(Message) if one.__module__.startswith("protocol.")}
+    mine = {
+        one.__name__ for one in below(Message) if one.__module__.startswith("protocol.") and not one.__subclasses__()
+    }
     assert mine <= set(ASYNCAPI["components"]["schemas"])
     assert TaskRequest.__name__ in mine

@@ -67,7 +67,13 @@ def test_json_is_read_too(tmp_path: Path) -> None:
 MISTAKES = [
     ("an unknown key", "steps:\n  a:\n    task: x\n    wiht: {}\n", 4, 5, "did you mean 'with'"),
     ("an unknown key of the workflow", "steps: {a: {task: x}}\nouput: 1\n", 2, 1, "did you mean 'output'"),
-    ("an unknown key far from any", "steps: {a: {task: x}}\nqqqq: 1\n", 2, 1, "there is description, input"),
+    (
+        "an unknown key far from any",
+        "steps: {a: {task: x}}\nqqqq: 1\n",
+        2,
+        1,
+        "there is budget, concurrency, description",
+    ),
     ("an unknown key of retry", "steps:\n  a:\n    task: x\n    retry:\n      max: 3\n", 5, 7, "'retry' has no 'max'"),
     (
         "of repeat",

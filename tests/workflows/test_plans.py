@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator_agent.workflows.compiler import MAX_TOLD, compile_workflow
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import INLINE_PLANS, Library
-from orchestrator_agent.workflows.plan import MAX_TOLD, Plan, compile_workflow
+from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidRequest, InvalidWorkflow
 from protocol.workflow import MAX_DEPTH, Workflow
 

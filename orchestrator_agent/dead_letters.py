@@ -1,0 +1,120 @@
+"""DeadLetters: messages that nobody could use: read, sent again, and made of deliveries that agents died on."""
+
+import base64
+import json
+from typing import Any
+from uuid import UUID
+
+import structlog
+from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
+
+from pantheon.bus import Bus, Delivery, Publisher, Subscription
+from pantheon.worker import publish_dead_letter
+from protocol import subjects
+from protocol.errors import BusError, ErrorCode
+from protocol.messages import DeadLetter, ErrorInfo, salvage_ids
+from protocol.names import ORCHESTRATOR
+from protocol.streams import DEAD_LETTERS, TASKS
+
+log = structlog.get_logger()
+
+# JetStream says so on core NATS when a message was delivered as often as its consumer allows (ADR-33 of NATS).
+ADVISORIES = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{TASKS.name}.*"
+READ_LIMIT = 10_000
+
+
+class DeadLetters:
+    """Reads the stream DEAD_LETTERS. A letter that was sent again leaves it, which makes sending again idempotent."""
+
+    def __init__(self, bus: Bus, publisher: Publisher) -> None:
+        self._bus = bus
+        self._publisher = publisher
+        self._subscription: Subscription | None = None
+        # Told of an attempt that agents died on: root, task, attempt, why.
+        self.on_poison: Any = None
+
+    async def start(self) -> None:
+        self._subscription = await self._bus.subscribe(ADVISORIES, self._on_advisory, queue="orchestrators")
+
+    async def read(
+        self, *, name: str | None = None, reason: str | None = None, limit: int = 100
+    ) -> list[tuple[int, DeadLetter]]:
+        """Letters with their sequence in the stream, oldest first. Raises BusError."""
+        found: list[tuple[int, DeadLetter]] = []
+        wanted = subjects.dead_letter(name) if name is not None else subjects.ALL_DEAD_LETTERS
+        try:
+            info = await self._bus.js.stream_info(DEAD_LETTERS.name)
+            sequence = info.state.first_seq
+            while sequence <= info.state.last_seq and len(found) < limit:
+                try:
+                    message = await self._bus.js.get_msg(DEAD_LETTERS.name, seq=sequence, subject=wanted, next=True)
+                except NotFoundError:
+                    break
+                sequence = (message.seq or sequence) + 1
+                try:
+                    letter = DeadLetter.model_validate_json(message.data or b"")
+                except ValueError:
+                    continue
+                if reason is None or reason in letter.reason:
+                    found.append((sequence - 1, letter))
+        except (NatsError, OSError, TimeoutError) as error:
+            raise BusError(f"cannot read the dead letters: {error or type(error).__name__}") from error
+        return found
+
+    async def redrive(self, *, letter_id: str | None, name: str | None, reason: str | None) -> list[str]:
+        """Publish the bodies of these letters on their subjects again; returns the letters' ids. Raises BusError."""
+        redriven = []
+        for sequence, letter in await self.read(name=name, reason=reason, limit=READ_LIMIT):
+            if letter_id is not None and str(letter.id) != letter_id:
+                continue
+            headers = {key: value for key, value in letter.headers.items() if not key.startswith("Nats-")}
+            await self._publisher.publish(
+                letter.subject,
+                base64.b64decode(letter.body_base64),
+                message_id=f"redrive:{letter.id}",
+                headers=headers,
+                give_up_seconds=10,
+            )
+            try:
+                await self._bus.js.delete_msg(DEAD_LETTERS.name, sequence)
+            except (NatsError, OSError, TimeoutError) as error:
+                log.debug("deadletter.kept", id=str(letter.id), error=str(error))
+            redriven.append(str(letter.id))
+        return redriven
+
+    async def _on_advisory(self, delivery: Delivery) -> None:
+        """A message that agents took and never acknowledged, as often as they may: it must not kill more of them."""
+        try:
+            told = json.loads(delivery.data)
+            sequence, deliveries = int(told["stream_seq"]), int(told["deliveries"])
+            message = await self._bus.js.get_msg(TASKS.name, seq=sequence)
+        except (ValueError, KeyError, TypeError, NatsError, OSError, TimeoutError) as error:
+            log.warning("poison.unread", error=str(error))
+            return
+        known = salvage_ids(message.data or b"")
+        agent = subjects.agent_of(message.subject or "agent.unknown.task")
+        why = f"{agent} took it {deliveries} times and never answered"
+        letter = Delivery(
+            _client=self._bus.client,
+            subject=message.subject or "",
+            data=message.data or b"",
+            headers=dict(message.headers or {}),
+        )
+        task_id: UUID | None = known.get("task_id")
+        await publish_dead_letter(self._publisher, agent, letter, "poison", why, task_id, deliveries=deliveries)
+        if task_id is not None and agent != ORCHESTRATOR and self.on_poison is not None:
+            root = known.get("root_task_id", task_id)
+            poison = ErrorInfo(code=ErrorCode.POISON, message=why)
+            self.on_poison(root, task_id, known.get("attempt", 1), poison)
+        try:
+            await self._bus.js.delete_msg(TASKS.name, sequence)
+        except (NatsError, OSError, TimeoutError) as error:
+            log.debug("poison.kept", error=str(error))
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            try:
+                await self._subscription.unsubscribe()
+            except NatsError as error:
+                log.debug("unsubscribe", error=str(error))

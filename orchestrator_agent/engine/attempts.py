@@ -1,0 +1,138 @@
+"""Attempts: rows that are given to agents, fail, and are tried again. The lowest layer of a transition."""
+
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from orchestrator_agent.engine.decisions import Directory, Ledger, Rules, Wanted
+from orchestrator_agent.engine.retry import decide_retry
+from orchestrator_agent.engine.state import Role, Row, Run, Status
+from protocol.errors import ErrorCode
+from protocol.messages import ErrorInfo
+
+
+class Attempts:
+    """`step_failed` is what happens when there will be no other attempt; the layer above says."""
+
+    def __init__(self, run: Run, directory: Directory, rules: Rules, now: datetime) -> None:
+        self.run = run
+        self.directory = directory
+        self.rules = rules
+        self.now = now
+        self.ledger = Ledger(run, rules, now)
+        self._to_do: deque[Callable[[], None]] = deque()
+        self._doing = False
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """Act now, or after what is acting: a queue and not recursion, because workflows and fan-outs that end at once
+        may follow each other, or repeat, a thousand times."""
+        self._to_do.append(act)
+        if self._doing:
+            return
+        self._doing = True
+        try:
+            while self._to_do:
+                self._to_do.popleft()()
+        finally:
+            self._doing = False
+
+    def step_failed(self, row: Row, error: ErrorInfo) -> None:
+        raise NotImplementedError
+
+    def budget_error(self) -> ErrorInfo | None:
+        """What of the tree's budget is used up, if anything is."""
+        budget = self.run.scopes[self.run.root_task_id].plan.budget
+        if budget is None:
+            return None
+        usage = self.run.usage()
+        tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
+        cost = usage.cost_usd if usage is not None else 0.0
+        tasks = sum(1 for row in self.run.rows.values() if row.role is not Role.SIGNAL) - 1
+        checks: list[tuple[str, float, float | None, bool]] = [
+            ("tokens", tokens, budget.tokens, budget.tokens is not None and tokens >= budget.tokens),
+            ("cost_usd", cost, budget.cost_usd, budget.cost_usd is not None and cost >= budget.cost_usd),
+            ("tasks", tasks, budget.tasks, budget.tasks is not None and tasks > budget.tasks),
+        ]
+        for name, used, limit, exceeded in checks:
+            if exceeded:
+                return ErrorInfo(
+                    code=ErrorCode.BUDGET_EXCEEDED,
+                    message=f"the task's budget of {limit:g} {name} is used up ({used:g})",
+                    details={"budget": name, "limit": limit, "used": used},
+                )
+        return None
+
+    def wanted(self, row: Row) -> Wanted:
+        facts = self.run.facts
+        plan = self.run.step_plan(row)
+        own = row.role is Role.STEP
+        return Wanted(
+            task_type=row.task_type,
+            pinned_agent=row.pinned_agent,
+            requires=plan.requires if own else None,
+            sticky=row.sticky,
+            avoid=row.agent if row.failures else None,
+            tenant=facts.tenant,
+            requester=facts.requester,
+            workflow=self.run.scopes[self.run.root_task_id].plan.name,
+        )
+
+    def place(self, row: Row) -> None:
+        """Give a ready row to an agent, if there is a place for it now."""
+        if row.expires_at is not None:
+            self.ledger.decisions.wake_at.append(row.expires_at)
+        if not self.run.at_work:
+            return
+        placement = self.directory.place(self.wanted(row))
+        if placement is None:
+            return
+        row.become(Status.DISPATCHED)
+        row.agent = placement.agent
+        row.routing = placement.routing
+        row.dispatched_at = self.now
+        row.expires_at = self.now + timedelta(seconds=row.timeout_seconds)
+        deadline = self.run.facts.deadline_at
+        if deadline is not None and row.role is not Role.COMPENSATION:
+            row.expires_at = min(row.expires_at, deadline)
+        self.ledger.decisions.wake_at.append(row.expires_at)
+        self.ledger.change(row)
+        self.ledger.decisions.dispatched[row.task_id] = row
+        self.ledger.step_event("dispatched", row, agent=row.agent)
+
+    def make_ready(self, row: Row) -> None:
+        """Let a row that waited look for an agent; it has the whole wait for one again."""
+        row.run_after = None
+        row.become(Status.READY)
+        row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
+        self.ledger.change(row)
+        self.place(row)
+
+    def attempt_failed(self, row: Row, error: ErrorInfo) -> None:
+        row.failures += 1
+        decision = decide_retry(
+            self.run.retry_of(row),
+            default_max_attempts=self.rules.default_max_attempts,
+            failures=row.failures,
+            error=error,
+        )
+        if decision.wait_seconds is None:
+            self.step_failed(row, self.ledger.step_failed(row, error))
+            return
+        row.error = error
+        row.attempt += 1
+        row.become(Status.WAITING)
+        row.run_after = self.now + timedelta(seconds=decision.wait_seconds)
+        row.expires_at = None
+        self.ledger.change(row)
+        self.ledger.decisions.wake_at.append(row.run_after)
+        self.ledger.step_event("retrying", row, error=error, wait_seconds=round(decision.wait_seconds, 3))
+
+    def no_place(self, row: Row) -> None:
+        """The wait for an agent is over. One that is only busy is still waited for: the row has its place in line."""
+        if not self.run.at_work or row.expires_at is None or row.expires_at > self.now:
+            return
+        if self.directory.served(self.wanted(row)):
+            row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
+            self.ledger.change(row)
+            return
+        self.step_failed(row, self.ledger.no_agent(row))

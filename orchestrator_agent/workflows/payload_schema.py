@@ -1,0 +1,34 @@
+"""PayloadSchema: a JSON Schema (draft 2020-12) of a payload, with the defaults of its top level filled in."""
+
+from typing import Any
+
+import jsonschema_rs
+
+from orchestrator_agent.workflows.expression import shown
+from protocol.errors import InvalidRequest, InvalidWorkflow
+
+
+class PayloadSchema:
+    """Raises InvalidWorkflow for what is no schema; `where` is what the message calls it."""
+
+    def __init__(self, schema: dict[str, Any], *, where: str = "'input'", step: str | None = None) -> None:
+        self.schema = schema
+        try:
+            self._validator = jsonschema_rs.validator_for({"type": "object", **schema})
+        except (ValueError, jsonschema_rs.ValidationError) as error:
+            reason = shown(" ".join(str(error).split()))
+            raise InvalidWorkflow(f"{where} is not a JSON Schema: {reason}", step=step) from None
+        self._defaults = {
+            name: one["default"]
+            for name, one in schema.get("properties", {}).items()
+            if isinstance(one, dict) and "default" in one
+        }
+
+    def read(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """The payload with defaults. Raises InvalidRequest that names the field."""
+        filled = {**self._defaults, **payload}
+        error = next(iter(self._validator.iter_errors(filled)), None)
+        if error is None:
+            return filled
+        place = ".".join(["payload", *(str(part) for part in error.instance_path)])
+        raise InvalidRequest(f"{place}: {shown(error.message)}", field=place)

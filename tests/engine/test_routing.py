@@ -1,0 +1,198 @@
+"""Routing: which agent a task gets, as a function of the registry and of what has been seen."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from orchestrator_agent.engine.decisions import Placement, Wanted
+from orchestrator_agent.routing import Candidate, Pauses, Router, choose
+from orchestrator_agent.standing import OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
+from orchestrator_agent.workflows.library import Library
+from protocol import InstanceRecord
+from protocol.workflow import Requires
+
+
+class Registry:
+    def __init__(self, *records: InstanceRecord) -> None:
+        self.records = records
+
+    def serving(self, task_type: str) -> list[str]:
+        return sorted({one.name for one in self.records if task_type in one.task_types})
+
+    def instances(self, agent: str | None = None) -> list[InstanceRecord]:
+        return [one for one in self.records if agent in (None, one.name)]
+
+    def task_types(self) -> frozenset[str]:
+        return frozenset(name for one in self.records for name in one.task_types)
+
+
+def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0, **metadata: str) -> InstanceRecord:
+    return InstanceRecord(
+        name=name, instance_id=f"i{number}", task_types=task_types, max_concurrency=concurrency, metadata=metadata
+    )
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def router(*records: InstanceRecord, standings: Standings | None = None) -> Router:
+    return Router(Registry(*records), Library(), standings or Standings())
+
+
+def agent_of(placement: Placement | None) -> str | None:
+    return None if placement is None else placement.agent
+
+
+def test_a_task_goes_to_the_agent_that_serves_it() -> None:
+    made = router(instance("one", "x"), instance("two", "y"))
+    assert agent_of(made.place(Wanted("x"))) == "one"
+    assert agent_of(made.place(Wanted("y"))) == "two"
+    assert made.place(Wanted("z")) is None
+    assert not made.served(Wanted("z"))
+    assert made.workflow("x") is None
+
+
+def test_a_pinned_agent_serves_it_or_nobody() -> None:
+    made = router(instance("one", "x"), instance("two", "y"))
+    assert agent_of(made.place(Wanted("x", "one"))) == "one"
+    assert made.place(Wanted("x", "two")) is None
+    assert made.place(Wanted("x", "nobody")) is None
+
+
+def test_the_orchestrator_is_no_agent_to_send_steps_to() -> None:
+    made = router(instance("orchestrator_agent", "x"))
+    assert made.place(Wanted("x")) is None
+    assert not made.served(Wanted("x", "orchestrator_agent"))
+
+
+def test_idle_alternatives_share_in_proportion_to_their_places() -> None:
+    """Only instances that serve the type count: another version of the agent may not, yet or any more."""
+    made = router(
+        instance("big", "x", concurrency=60),
+        instance("big", "x", concurrency=30, number=1),
+        instance("big", "y", concurrency=900, number=2),
+        instance("small", "x", concurrency=10),
+    )
+    drawn = Counter(agent_of(made.place(Wanted("x"))) for _ in range(2000))
+    assert set(drawn) == {"big", "small"}
+    assert 120 < drawn["small"] < 290
+
+
+def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why() -> None:
+    standings = Standings()
+    made = router(instance("a", "x", concurrency=10), instance("b", "x", concurrency=10), standings=standings)
+    for _ in range(5):
+        standings.dispatched("a")
+    placement = made.place(Wanted("x"))
+    assert agent_of(placement) == "b"
+    assert placement is not None
+    assert placement.routing is not None
+    why = json.loads(placement.routing)
+    assert why["chosen"] == "b"
+    assert {one["agent"]: one["outstanding"] for one in why["candidates"]} == {"a": 5, "b": 0}
+    for _ in range(5):
+        standings.answered("a", "x", 10.0, failed=False)
+        standings.dispatched("b")
+        standings.answered("b", "x", 900.0, failed=False)
+    assert agent_of(made.place(Wanted("x"))) == "a"
+    standings.answered("a", "x", None, failed=True)
+    standings.answered("a", "x", None, failed=True)
+    standings.answered("b", "x", 1.0, failed=False)
+    assert standings.failure_rate("a") > 0.15
+
+
+def test_a_retry_prefers_another_agent_but_not_at_any_price() -> None:
+    made = router(instance("a", "x"), instance("b", "x"))
+    assert {agent_of(made.place(Wanted("x", avoid="a"))) for _ in range(30)} == {"b"}
+    alone = router(instance("a", "x"))
+    assert agent_of(alone.place(Wanted("x", avoid="a"))) == "a"
+
+
+def test_sticky_tasks_go_to_the_same_agent_while_it_is_there() -> None:
+    records = [instance(name, "x") for name in ("a", "b", "c", "d")]
+    made = router(*records)
+    first = {key: agent_of(made.place(Wanted("x", sticky=key))) for key in map(str, range(40))}
+    assert {agent_of(made.place(Wanted("x", sticky="7"))) for _ in range(20)} == {first["7"]}
+    assert len(set(first.values())) == 4
+    gone = first["7"]
+    fewer = router(*(one for one in records if one.name != gone))
+    moved = {key for key in first if agent_of(fewer.place(Wanted("x", sticky=key))) != first[key]}
+    assert moved == {key for key, agent in first.items() if agent == gone}
+
+
+def test_what_a_step_requires_is_met_or_it_waits() -> None:
+    standings = Standings()
+    made = router(
+        instance("a", "x", model="small", tags="eu, cheap"), instance("b", "x", model="large"), standings=standings
+    )
+    assert agent_of(made.place(Wanted("x", requires=Requires(model="large")))) == "b"
+    assert agent_of(made.place(Wanted("x", requires=Requires(tags=("eu",))))) == "a"
+    assert made.place(Wanted("x", requires=Requires(tags=("us",)))) is None
+    assert not made.served(Wanted("x", requires=Requires(tags=("us",))))
+    standings.answered("a", "x", 500.0, failed=False)
+    standings.answered("b", "x", 20.0, failed=False)
+    assert agent_of(made.place(Wanted("x", requires=Requires(max_response_ms=100)))) == "b"
+    for _ in range(3):
+        standings.answered("b", "x", None, failed=True)
+    assert agent_of(made.place(Wanted("x", requires=Requires(min_reliability=0.9)))) == "a"
+
+
+def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
+    clock = Clock()
+    standings = Standings(clock)
+    made = router(instance("a", "x"), standings=standings)
+    for _ in range(OPEN_AFTER_FAILURES):
+        standings.dispatched("a")
+        standings.answered("a", "x", None, failed=True)
+    assert standings.circuit("a") == "open"
+    assert made.place(Wanted("x")) is None
+    assert made.served(Wanted("x"))
+    clock.now += OPEN_SECONDS
+    assert standings.circuit("a") == "half_open"
+    assert agent_of(made.place(Wanted("x"))) == "a"
+    standings.dispatched("a")
+    assert made.place(Wanted("x")) is None
+    standings.answered("a", "x", None, failed=True)
+    assert standings.circuit("a") == "open"
+    clock.now += OPEN_SECONDS
+    standings.dispatched("a")
+    standings.answered("a", "x", 5.0, failed=False)
+    assert standings.circuit("a") == "closed"
+
+
+def test_what_is_paused_gets_nothing_and_is_waited_for() -> None:
+    made = router(instance("a", "x"), instance("b", "y"))
+    made.pauses.add("agent", "a")
+    assert made.place(Wanted("x")) is None
+    assert made.served(Wanted("x"))
+    assert agent_of(made.place(Wanted("y"))) == "b"
+    made.pauses.remove("agent", "a")
+    assert agent_of(made.place(Wanted("x"))) == "a"
+    made.pauses.add("workflow", "flow")
+    assert made.place(Wanted("x", workflow="flow")) is None
+    assert made.served(Wanted("x", workflow="flow"))
+    assert agent_of(made.place(Wanted("x", workflow="other"))) == "a"
+    assert Pauses() == Pauses(frozenset(), frozenset())
+
+
+@pytest.mark.parametrize(("draw", "agent"), [(0.0, "a"), (0.29, "a"), (0.31, "b"), (0.999999, "b"), (1.0, "b")])
+def test_a_choice_among_equals_is_a_point_on_a_line(draw: float, agent: str) -> None:
+    candidates = [
+        Candidate("a", 3, 0, None, 0.0),
+        Candidate("nothing", 0, 0, None, 0.0),
+        Candidate("b", 7, 0, None, 0.0),
+    ]
+    chosen = choose(candidates, avoid=None, sticky=None, draw=draw)
+    assert chosen is not None
+    assert chosen.agent == agent
+
+
+def test_there_is_no_choice_among_none() -> None:
+    assert choose([], avoid=None, sticky=None, draw=0.5) is None
+    broken = Candidate("a", 1, 0, None, 0.0, excluded="its circuit is open")
+    assert choose([broken], avoid=None, sticky=None, draw=0.5) is None

@@ -1,0 +1,373 @@
+"""The control flow on a real mesh: waits, signals, fallbacks, compensation, pauses, budgets, turns, schedules."""
+
+import asyncio
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator_agent.service import load_library, orchestrator
+from pantheon import Agent, Mesh, TaskContext, TaskFailed
+from pantheon.process import AgentProcess
+from pantheon.settings import MeshSettings
+from protocol.messages import now
+from tests.mesh.agents import Seen, rows, words_agent
+from tests.mesh.conftest import PlainClient
+
+QUICK = {"initial_seconds": 0.05, "max_seconds": 0.1, "max_attempts": 1}
+
+
+async def until_row(settings: MeshSettings, query: str, *arguments: Any) -> Any:
+    async with asyncio.timeout(20):
+        while not (found := await rows(settings, query, *arguments)):  # noqa: ASYNC110 - a row has no event
+            await asyncio.sleep(0.03)
+    return found[0]
+
+
+async def test_a_step_sleeps_and_another_waits_for_a_time(words: AgentProcess, mesh: Mesh) -> None:
+    wake = (now() + timedelta(seconds=0.5)).isoformat()
+    steps = {
+        "nap": {"sleep": "300ms"},
+        "dream": {"until": "input.wake"},
+        "after": {"task": "echo", "with": {"woke": "${dream.at}"}, "needs": ["nap"]},
+    }
+    started = now()
+    result = await mesh.run("execute_dag", {"input": {"wake": wake}, "steps": steps, "output": "${after.woke}"})
+    assert (now() - started).total_seconds() >= 0.4
+    assert result[:19] == wake[:19]
+
+
+async def test_a_signal_ends_the_wait_for_it_also_when_it_came_first(
+    words: AgentProcess, mesh: Mesh, settings: MeshSettings
+) -> None:
+    steps = {
+        "first": {"sleep": 0.5},
+        "go": {"wait_for": {"signal": "go", "schema": {"required": ["n"]}}, "needs": ["first"]},
+        "after": {"task": "echo", "with": {"n": "${go.n}"}},
+    }
+    early = await mesh.submit("execute_dag", {"steps": steps, "output": "${after.n}"})
+    told = await mesh.run("mesh.signal", {"task_id": str(early), "signal": "go", "payload": {"n": 1}})
+    assert told == {"task_id": str(early), "signal": "go", "taken": False}
+    assert (await mesh.wait(early)).result == 1
+    late = await mesh.submit("execute_dag", {"steps": steps, "output": "${after.n}"})
+    await until_row(settings, "select 1 from tasks where root_task_id = $1 and step = 'go'", late)
+    with pytest.raises(TaskFailed, match='"n" is a required property') as failed:
+        await mesh.run("mesh.signal", {"task_id": str(late), "signal": "go", "payload": {}})
+    assert failed.value.code == "invalid_request"
+    assert (await mesh.run("mesh.signal", {"task_id": str(late), "signal": "go", "payload": {"n": 2}}))["taken"]
+    assert (await mesh.wait(late)).result == 2
+    with pytest.raises(TaskFailed, match="completed"):
+        await mesh.run("mesh.signal", {"task_id": str(late), "signal": "go", "payload": {"n": 3}})
+
+
+async def test_only_those_named_may_approve(words: AgentProcess, settings: MeshSettings) -> None:
+    steps = {
+        "ok": {"wait_for": {"approval": "release", "from": ["anna"]}},
+        "after": {"task": "echo", "with": {"by": "${ok.by}", "approved": "${ok.approved}"}},
+    }
+    async with Mesh(settings.nats_url, requester="bob") as bob, Mesh(settings.nats_url, requester="anna") as anna:
+        task_id = await bob.submit("execute_dag", {"steps": steps, "output": "${after}"})
+        await until_row(settings, "select 1 from tasks where root_task_id = $1 and step = 'ok'", task_id)
+        with pytest.raises(TaskFailed, match="anna, not by bob") as failed:
+            await bob.run("mesh.approve", {"task_id": str(task_id), "approval": "release"})
+        assert failed.value.code == "forbidden"
+        await anna.run("mesh.approve", {"task_id": str(task_id), "approval": "release", "approved": False})
+        assert (await bob.wait(task_id)).result == {"by": "anna", "approved": False}
+
+
+async def test_a_wait_that_nobody_ends_times_out(words: AgentProcess, mesh: Mesh) -> None:
+    wait: dict[str, Any] = {"signal": "never", "timeout": 0.3}
+    with pytest.raises(TaskFailed, match="nobody gave 'never'") as failed:
+        await mesh.run("execute_dag", {"steps": {"w": {"wait_for": wait}}})
+    assert failed.value.code == "timeout"
+    steps = {"w": {"wait_for": {**wait, "on_timeout": "continue"}}}
+    assert await mesh.run("execute_dag", {"steps": steps}) == {"w": None}
+
+
+async def test_a_failed_step_falls_back_or_is_borne(words: AgentProcess, mesh: Mesh) -> None:
+    steps = {
+        "task": {"task": "refuse", "fallback": {"task": "echo", "with": {"why": "${error.code}"}}},
+        "literal": {"task": "refuse", "fallback": {"result": {"default": "${input.d}"}}},
+        "borne": {"task": "refuse", "on_error": "continue"},
+        "items": {
+            "for_each": [1, 2],
+            "task": "refuse",
+            "with": {"n": "${item}"},
+            "fallback": {"result": "${item * 10}"},
+        },
+        "after": {"task": "echo", "with": {"borne": "${borne}"}},
+    }
+    result = await mesh.run("execute_dag", {"input": {"d": 7}, "steps": steps})
+    assert result == {
+        "task": {"why": "no_way"},
+        "literal": {"default": 7},
+        "borne": None,
+        "items": [10, 20],
+        "after": {"borne": None},
+    }
+
+
+async def test_what_completed_is_undone_in_reverse_when_the_workflow_fails(
+    words: AgentProcess, mesh: Mesh, seen: Seen
+) -> None:
+    def undoable(name: str, **more: Any) -> dict[str, Any]:
+        undo = {"task": "echo", "with": {"undo": name, "was": "${result.do}"}}
+        return {"task": "echo", "with": {"do": name}, "compensate": undo, **more}
+
+    steps = {
+        "a": undoable("a"),
+        "sub": {"needs": ["a"], "steps": {"inner": undoable("inner")}},
+        "c": undoable("c", needs=["sub"]),
+        "bad": {"task": "refuse", "needs": ["c"]},
+    }
+    with pytest.raises(TaskFailed) as failed:
+        await mesh.run("execute_dag", {"steps": steps}, wait_seconds=20)
+    assert failed.value.code == "step_failed"
+    undone = [payload for name, payload, _ in seen.calls if name == "echo" and "undo" in payload]
+    assert undone == [{"undo": "c", "was": "c"}, {"undo": "inner", "was": "inner"}, {"undo": "a", "was": "a"}]
+
+
+async def test_cancel_is_durable_undoes_and_is_idempotent(
+    words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
+) -> None:
+    steps = {
+        "a": {"task": "echo", "with": {"do": 1}, "compensate": {"task": "echo", "with": {"undo": 1}}},
+        "long": {"task": "sleep", "with": {"seconds": 30}, "needs": ["a"]},
+    }
+    task_id = await mesh.submit("execute_dag", {"steps": steps})
+    await seen.until_called("sleep")
+    told = await mesh.run("mesh.cancel", {"task_id": str(task_id), "reason": "enough"})
+    assert told["changed"] is True
+    response = await mesh.wait(task_id, timeout_seconds=20)
+    assert (response.status, response.error and response.error.message) == ("cancelled", "enough")
+    assert [payload for name, payload, _ in seen.calls if "undo" in payload] == [{"undo": 1}]
+    again = await mesh.run("mesh.cancel", {"task_id": str(task_id)})
+    assert again == {"task_id": str(task_id), "status": "cancelled", "changed": False}
+    with pytest.raises(TaskFailed, match="there is no root task"):
+        await mesh.run("mesh.cancel", {"task_id": "01960000-0000-7000-8000-000000000000"})
+
+
+async def test_a_paused_task_begins_nothing_until_it_is_resumed(
+    words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
+) -> None:
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    steps = {
+        "one": {"task": "uppercase", "with": {"text": "a"}},
+        "two": {"task": "echo", "with": {"text": "${one.text}"}},
+    }
+    task_id = await mesh.submit("execute_dag", {"steps": steps, "output": "${two.text}"})
+    await seen.until_called("uppercase")
+    assert (await mesh.run("mesh.pause", {"task_id": str(task_id)}))["status"] == "paused"
+    gate.set()
+    await until_row(settings, "select 1 from tasks where root_task_id = $1 and step = 'two'", task_id)
+    await asyncio.sleep(1)
+    assert seen.count("echo") == 0
+    assert (await mesh.run("mesh.pause", {"task_id": str(task_id)}))["changed"] is False
+    assert (await mesh.run("mesh.resume", {"task_id": str(task_id)}))["status"] == "running"
+    assert (await mesh.wait(task_id, timeout_seconds=10)).result == "A"
+
+
+async def test_a_paused_agent_and_a_paused_workflow_get_nothing_new(
+    words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
+) -> None:
+    assert await mesh.run("mesh.pause", {"agent": "words_agent"}) == {"agent": "words_agent", "paused": True}
+    async with asyncio.timeout(10):
+        while not await rows(settings, "select 1 from pauses"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    task_id = await mesh.submit("uppercase", {"text": "held"})
+    await asyncio.sleep(1.2)
+    assert seen.count("uppercase") == 0
+    await mesh.run("mesh.resume", {"agent": "words_agent"})
+    assert (await mesh.wait(task_id, timeout_seconds=15)).result == {"text": "HELD"}
+
+
+async def test_a_budget_is_hard_for_the_whole_tree(
+    settings: MeshSettings, orchestrated: AgentProcess, mesh: Mesh
+) -> None:
+    agent = Agent("model_agent")
+    calls = 0
+
+    @agent.task("think")
+    async def think(task: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        ctx.report_usage(input_tokens=60, output_tokens=10)
+        return {}
+
+    steps = {
+        "one": {"task": "think"},
+        "sub": {"needs": ["one"], "steps": {"two": {"task": "think"}}},
+        "three": {"task": "think", "needs": ["sub"]},
+    }
+    async with AgentProcess(agent, settings):
+        with pytest.raises(TaskFailed, match="budget of 100 tokens") as failed:
+            await mesh.run("execute_dag", {"steps": steps, "budget": {"tokens": 100}})
+        assert (failed.value.code, calls) == ("budget_exceeded", 2)
+        assert failed.value.response.usage.input_tokens == 120
+        with pytest.raises(TaskFailed, match="budget of 2 tasks"):
+            await mesh.run("execute_dag", {"steps": steps, "budget": {"tasks": 2}})
+
+
+async def test_a_failed_task_is_retried_from_what_failed(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
+    steps = {
+        "good": {"task": "echo", "with": {"x": 1}},
+        "side": {"task": "echo", "with": {"y": 1}},
+        "bad": {"task": "flaky", "with": {"failures": 1, "x": "${good.x}"}, "retry": {"max_attempts": 1}},
+    }
+    old = await mesh.submit("execute_dag", {"steps": steps})
+    assert (await mesh.wait(old)).status == "failed"
+    seen.calls.clear()
+    await mesh.wait(await mesh.submit("mesh.retry", {"task_id": str(old)}))
+    assert [name for name, _, _ in seen.calls] == ["flaky"]
+    with pytest.raises(TaskFailed, match="only a failed or cancelled one"):
+        await mesh.run("mesh.retry", {"task_id": str(await _completed(mesh))})
+
+
+async def _completed(mesh: Mesh) -> Any:
+    task_id = await mesh.submit("echo", {})
+    await mesh.wait(task_id)
+    return task_id
+
+
+async def test_a_workflow_put_into_the_database_is_a_task_type_and_running_tasks_stay_on_theirs(
+    words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
+) -> None:
+    def version(word: str) -> dict[str, Any]:
+        return {
+            "name": "greet",
+            "steps": {
+                "hold": {"task": "uppercase", "with": {"text": "x"}},
+                "say": {"task": "echo", "with": {"text": word}, "needs": ["hold"]},
+            },
+            "output": "${say.text}",
+        }
+
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    first = await mesh.run("mesh.put_workflow", {"definition": version("one")})
+    task_id = await mesh.submit("greet")
+    await seen.until_called("uppercase")
+    second = await mesh.run("mesh.put_workflow", {"definition": json.dumps(version("two"))})
+    assert first["version"] != second["version"]
+    gate.set()
+    assert (await mesh.wait(task_id)).result == "one"
+    assert await mesh.run("greet") == "two"
+    with pytest.raises(TaskFailed, match="definition:2:13:") as failed:
+        await mesh.run("mesh.put_workflow", {"definition": "name: x\nsteps: {a: {tusk: y}}"})
+    assert failed.value.code == "invalid_workflow"
+    with pytest.raises(TaskFailed, match="comes from a file"):
+        await mesh.run("mesh.put_workflow", {"definition": {**version("x"), "name": "research_brief"}})
+
+
+KEYED = """
+name: keyed
+concurrency: {group_by: input.user, max: 1%s}
+steps:
+  work: {task: uppercase, with: {text: "${input.n}"}}
+output: ${work.text}
+"""
+
+
+@pytest.mark.parametrize("orchestrators", [1, 2])
+async def test_a_concurrency_key_lets_so_many_in_and_queues_the_rest(
+    settings: MeshSettings, seen: Seen, tmp_path: Path, orchestrators: int
+) -> None:
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "keyed.yaml").write_text(KEYED % "")
+    library = load_library([tmp_path / "flows"])
+    async with orchestrator(settings, library), AgentProcess(words_agent(seen), settings):
+        second = orchestrator(settings, load_library([tmp_path / "flows"])) if orchestrators == 2 else None
+        if second is not None:
+            await second.__aenter__()
+        try:
+            async with Mesh(settings.nats_url) as mesh:
+                gate = seen.gates["uppercase"] = asyncio.Event()
+                ids = [await mesh.submit("keyed", {"user": "a", "n": str(n)}) for n in range(3)]
+                other = await mesh.submit("keyed", {"user": "b", "n": "b"})
+                await seen.until_called("uppercase", 2)
+                await asyncio.sleep(0.5)
+                assert seen.count("uppercase") == 2
+                gate.set()
+                assert [(await mesh.wait(one, timeout_seconds=20)).result for one in ids] == ["0", "1", "2"]
+                assert (await mesh.wait(other)).result == "B"
+        finally:
+            if second is not None:
+                await second.__aexit__(None, None, None)
+    assert [payload["text"] for _, payload, _ in seen.calls if payload["text"] != "b"] == ["0", "1", "2"]
+
+
+async def test_a_newer_task_of_a_key_may_take_the_older_ones_place(
+    settings: MeshSettings, seen: Seen, tmp_path: Path
+) -> None:
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "keyed.yaml").write_text(KEYED % ", when_full: cancel_older")
+    async with (
+        orchestrator(settings, load_library([tmp_path / "flows"])),
+        AgentProcess(words_agent(seen), settings),
+        Mesh(settings.nats_url) as mesh,
+    ):
+        gate = seen.gates["uppercase"] = asyncio.Event()
+        old = await mesh.submit("keyed", {"user": "a", "n": "old"})
+        await seen.until_called("uppercase")
+        new = await mesh.submit("keyed", {"user": "a", "n": "new"})
+        assert (await mesh.wait(old, timeout_seconds=20)).status == "cancelled"
+        gate.set()
+        assert (await mesh.wait(new, timeout_seconds=20)).result == "NEW"
+
+
+async def test_a_schedule_starts_once_for_each_time_with_two_orchestrators(
+    settings: MeshSettings, seen: Seen, tmp_path: Path, plain: PlainClient
+) -> None:
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "tick.yaml").write_text(
+        'name: tick\nschedule: {cron: "* * * * *", input: {n: 1}, catch_up: all}\n'
+        "steps: {work: {task: echo, with: {n: '${input.n}'}}}\n"
+    )
+    folders = [tmp_path / "flows"]
+    async with orchestrator(settings, load_library(folders)), AgentProcess(words_agent(seen), settings):
+        await until_row(settings, "select 1 from schedules where workflow = 'tick'")
+        # As if nobody had been there for two minutes and some seconds.
+        await rows(
+            settings, "update schedules set fired_at = date_trunc('minute', fired_at) - interval '150 s' returning 1"
+        )
+        async with orchestrator(settings, load_library(folders)):
+            await plain.until(lambda: len(plain.responses) >= 2, 20)
+            await asyncio.sleep(1)
+    found = await rows(
+        settings, "select task_id, requester, status from tasks where task_type = 'tick' and step is null"
+    )
+    assert len(found) in (2, 3, 4)
+    assert {row["requester"] for row in found} == {"schedule"}
+    times = await rows(
+        settings,
+        "select distinct metadata->>'scheduled_for' as time from tasks where task_type = 'tick' and step is null",
+    )
+    assert len(times) == len(found)
+    assert seen.count("echo") == len(found)
+
+
+async def test_an_agents_delegated_task_is_a_child_in_the_same_tree(
+    words: AgentProcess, settings: MeshSettings, mesh: Mesh, seen: Seen
+) -> None:
+    agent = Agent("boss_agent")
+
+    @agent.task("lead")
+    async def lead(task: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
+        loud = await ctx.run("uppercase", {"text": task["text"]})
+        return {"loud": loud["text"]}
+
+    async with AgentProcess(agent, settings):
+        task_id = await mesh.submit("execute_dag", {"steps": {"do": {"task": "lead", "with": {"text": "x"}}}})
+        assert (await mesh.wait(task_id, timeout_seconds=20)).result == {"do": {"loud": "X"}}
+    found = await rows(settings, "select task_type, role, status from tasks where root_task_id = $1", task_id)
+    assert sorted((row["task_type"], row["role"]) for row in found) == [
+        ("execute_dag", ""),
+        ("lead", ""),
+        ("uppercase", ""),
+        ("uppercase", "delegated"),
+    ]
+    assert {row["status"] for row in found} == {"completed"}
+    roots = await rows(settings, "select count(*) from tasks where task_id = root_task_id")
+    assert roots[0]["count"] == 1
