@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -48,14 +49,19 @@ class TaskContext:
         self.config = config or AgentConfig.of(agent, "local")
         self.usage = Usage()
         self.cancelled = False
-        self.log: structlog.stdlib.BoundLogger = structlog.get_logger().bind(
-            task_id=str(request.task_id), task_type=request.task_type, attempt=request.attempt
-        )
         self._publish_progress = publish_progress
         self._delegate = delegate
         self._delegated = 0
         self._last_percent: float | None = None
         self._last_progress_at = 0.0
+
+    @cached_property
+    def log(self) -> structlog.stdlib.BoundLogger:
+        """A logger that names the task; made when it is first asked for, since most attempts say nothing."""
+        bound: structlog.stdlib.BoundLogger = structlog.get_logger().bind(
+            task_id=str(self.request.task_id), task_type=self.request.task_type, attempt=self.request.attempt
+        )
+        return bound
 
     @property
     def task_id(self) -> UUID:

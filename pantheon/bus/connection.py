@@ -72,7 +72,7 @@ class Bus:
     def __init__(self, client: Client, url: str) -> None:
         self.client = client
         self.url = url
-        self.js: JetStreamContext = client.jetstream(timeout=5, publish_async_max_pending=64_000)
+        self.js: JetStreamContext = client.jetstream(timeout=5)
         self.generation = 1
         self.closing = False
         self._reconnected: list[Callable[[], None]] = []

@@ -1,16 +1,19 @@
-"""Publisher: JetStream publishes, pipelined, each repeated until the broker has acknowledged it."""
+"""Publisher: JetStream publishes, pipelined, each repeated until the broker has acknowledged it.
+
+The client library's own asynchronous publish costs a future, a timer and a random token for each message; here an ack
+is found by a counter in its subject, and one sweep looks after everything that was not acknowledged.
+"""
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import structlog
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
-from nats.js.api import PubAck
-from nats.js.errors import APIError
 
-from pantheon.bus.connection import Bus
+from pantheon.bus.connection import Bus, Delivery, Subscription
 from protocol.errors import BusError
 
 log = structlog.get_logger()
@@ -19,6 +22,26 @@ log = structlog.get_logger()
 ACK_TIMEOUT_SECONDS = 5.0
 RETRY_FIRST_SECONDS = 0.1
 RETRY_MAX_SECONDS = 5.0
+SWEEP_SECONDS = 0.05
+# What waits for its ack stays in memory; beyond this whoever publishes waits with it.
+MAX_PENDING = 50_000
+
+
+class _Pending:
+    """One message on its way. `due` is when it is sent again, by the loop's clock."""
+
+    __slots__ = ("body", "due", "error", "headers", "on_ack", "repeats", "subject")
+
+    def __init__(
+        self, subject: str, body: bytes, headers: dict[str, str] | None, on_ack: Callable[[], None] | None
+    ) -> None:
+        self.subject = subject
+        self.body = body
+        self.headers = headers
+        self.on_ack = on_ack
+        self.due = 0.0
+        self.repeats = 0
+        self.error = "no acknowledgement came"
 
 
 class Publisher:
@@ -29,7 +52,17 @@ class Publisher:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._inbox = bus.new_inbox()
+        self._prefix = len(self._inbox) + 1
+        self._count = 0
+        self._pending: dict[str, _Pending] = {}
+        self._repeating = 0
+        self._room = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._starting = asyncio.Lock()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._unhook: Callable[[], None] | None = None
+        self._closed = False
         # By stream: the highest sequence that the broker has acknowledged. A broker that later stands lower lost some.
         self.highest_sequence: dict[str, int] = {}
         # Since when at least one message is being repeated, for want of an acknowledgement.
@@ -48,27 +81,29 @@ class Publisher:
 
         Raises TooLarge at once; BusError only when `give_up_seconds` (None: never) have passed.
         """
-        all_headers = self._checked(subject, body, message_id, headers)
-        loop = asyncio.get_running_loop()
-        end = None if give_up_seconds is None else loop.time() + give_up_seconds
-        wait = RETRY_FIRST_SECONDS
-        while True:
-            try:
-                future = await self._bus.js.publish_async(subject, body, headers=dict(all_headers) or None)
-                left = ACK_TIMEOUT_SECONDS if end is None else max(0.01, min(ACK_TIMEOUT_SECONDS, end - loop.time()))
-                self._note(await asyncio.wait_for(future, left))
+        acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        one = _Pending(
+            subject,
+            body,
+            self._checked(subject, body, message_id, headers),
+            lambda: None if acknowledged.done() else acknowledged.set_result(None),
+        )
+        try:
+            if give_up_seconds is None:
+                await self._put(one)
+                await acknowledged
                 return
-            except MaxPayloadError:
-                raise self._bus.too_large(subject, body) from None
-            except (TimeoutError, NatsError, APIError, OSError) as error:
-                if end is not None and loop.time() + wait >= end:
-                    raise BusError(
-                        f"JetStream did not acknowledge a message for {subject} within {give_up_seconds:g} s: "
-                        f"{error or type(error).__name__}"
-                    ) from error
-                log.debug("publish.again", subject=subject, error=str(error) or type(error).__name__)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, RETRY_MAX_SECONDS)
+            async with asyncio.timeout(give_up_seconds):
+                await self._put(one)
+                await acknowledged
+        except TimeoutError:
+            raise BusError(
+                f"JetStream did not acknowledge a message for {subject} within {give_up_seconds:g} s: {one.error}"
+            ) from None
+        finally:
+            # Cancelled or given up: nobody waits for it any more.
+            if not acknowledged.done() or acknowledged.cancelled():
+                self._forget(one)
 
     async def send(
         self,
@@ -83,75 +118,141 @@ class Publisher:
 
         Raises TooLarge. The hot path: one write into the socket's buffer, one callback.
         """
-        all_headers = self._checked(subject, body, message_id, headers)
-
-        def repeat() -> None:
-            if not self._tasks:
-                self.repeating_since = datetime.now(UTC)
-            task = asyncio.create_task(self._repeat(subject, body, message_id, headers, on_ack), name="publish-again")
-            self._tasks.add(task)
-            task.add_done_callback(self._repeated)
-
-        try:
-            future = await self._bus.js.publish_async(subject, body, headers=all_headers or None)
-        except MaxPayloadError:
-            raise self._bus.too_large(subject, body) from None
-        except (NatsError, OSError):
-            repeat()
-            return
-        timer = asyncio.get_running_loop().call_later(ACK_TIMEOUT_SECONDS, future.cancel)
-
-        def done(finished: "asyncio.Future[PubAck]") -> None:
-            timer.cancel()
-            if finished.cancelled() or finished.exception() is not None:
-                repeat()
-                return
-            self._note(finished.result())
-            if on_ack is not None:
-                on_ack()
-
-        future.add_done_callback(done)
+        await self._put(_Pending(subject, body, self._checked(subject, body, message_id, headers), on_ack))
 
     def _checked(
         self, subject: str, body: bytes, message_id: str | None, headers: dict[str, str] | None
-    ) -> dict[str, str]:
+    ) -> dict[str, str] | None:
         """All headers. Raises TooLarge here: a server that is sent too much, headers counted, cuts the connection."""
-        every = dict(headers or {})
+        every = dict(headers) if headers else {}
         if message_id is not None:
             every["Nats-Msg-Id"] = message_id
-        # NATS/1.0, a line each of `name: value`, an empty line.
-        size = 12 + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in every.items()) if every else 0
-        if size + len(body) > self._bus.max_payload:
-            raise self._bus.too_large(subject, body)
-        return every
+        if len(body) + 4096 > self._bus.max_payload:
+            # NATS/1.0, a line each of `name: value`, an empty line.
+            size = 12 + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in every.items())
+            if (size if every else 0) + len(body) > self._bus.max_payload:
+                raise self._bus.too_large(subject, body)
+        return every or None
 
-    def _note(self, ack: PubAck) -> None:
-        if ack.seq > self.highest_sequence.get(ack.stream, 0):
-            self.highest_sequence[ack.stream] = ack.seq
+    async def _put(self, one: _Pending) -> None:
+        if self._subscription is None:
+            await self._start()
+        while len(self._pending) >= MAX_PENDING:
+            self._room.clear()
+            await self._room.wait()
+        self._count += 1
+        token = str(self._count)
+        self._pending[token] = one
+        one.due = asyncio.get_running_loop().time() + ACK_TIMEOUT_SECONDS
+        try:
+            await self._bus.client.publish(one.subject, one.body, reply=f"{self._inbox}.{token}", headers=one.headers)
+        except MaxPayloadError:
+            self._pending.pop(token, None)
+            raise self._bus.too_large(one.subject, one.body) from None
+        except (NatsError, OSError) as error:
+            self._again(one, str(error) or type(error).__name__)
 
-    def _repeated(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not self._tasks:
-            self.repeating_since = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("publish.failed", error=str(error))
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._subscription is None:
+                subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_ack)
+                self._unhook = self._bus.on_reconnect(self._on_reconnect)
+                self._sweeper = asyncio.create_task(self._sweep(), name="publish-again")
+                self._subscription = subscription
 
-    async def _repeat(
-        self,
-        subject: str,
-        body: bytes,
-        message_id: str | None,
-        headers: dict[str, str] | None,
-        on_ack: Callable[[], None] | None,
-    ) -> None:
-        await asyncio.sleep(RETRY_FIRST_SECONDS)
-        await self.publish(subject, body, message_id=message_id, headers=headers)
-        if on_ack is not None:
-            on_ack()
+    async def _on_ack(self, delivery: Delivery) -> None:
+        token = delivery.subject[self._prefix :]
+        one = self._pending.get(token)
+        if one is None:
+            return
+        if not delivery.data:
+            # A status and no body: there is no stream for the subject, or nobody who leads it, just now.
+            self._again(one, "no stream keeps the subject")
+            return
+        try:
+            ack = json.loads(delivery.data)
+            if "error" in ack:
+                self._again(one, str(ack["error"].get("description", ack["error"])))
+                return
+            sequence, stream = ack["seq"], ack["stream"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._again(one, delivery.data[:200].decode(errors="replace"))
+            return
+        del self._pending[token]
+        if sequence > self.highest_sequence.get(stream, 0):
+            self.highest_sequence[stream] = sequence
+        if one.repeats:
+            self._repeating -= 1
+            if self._repeating == 0:
+                self.repeating_since = None
+        self._room.set()
+        if one.on_ack is not None:
+            one.on_ack()
+
+    def _again(self, one: _Pending, error: str) -> None:
+        """Have a message sent again after a while, longer each time."""
+        one.error = error
+        wait = min(RETRY_FIRST_SECONDS * 2**one.repeats, RETRY_MAX_SECONDS)
+        one.due = asyncio.get_running_loop().time() + wait
+        if one.repeats == 0:
+            if self._repeating == 0:
+                self.repeating_since = datetime.now(UTC)
+            self._repeating += 1
+        one.repeats = min(one.repeats + 1, 16)
+
+    def _forget(self, one: _Pending) -> None:
+        for token, pending in list(self._pending.items()):
+            if pending is one:
+                del self._pending[token]
+                if one.repeats:
+                    self._repeating -= 1
+                    if self._repeating == 0:
+                        self.repeating_since = None
+
+    def _on_reconnect(self) -> None:
+        # What was on its way when the connection broke has no ack coming; the ids make the repeats harmless.
+        now = asyncio.get_running_loop().time()
+        for one in self._pending.values():
+            one.due = min(one.due, now + RETRY_FIRST_SECONDS)
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        looked_whole = loop.time()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = loop.time()
+            if not self._pending or not (self._repeating or now - looked_whole > 0.5):
+                continue
+            looked_whole = now
+            for token, one in [(token, one) for token, one in self._pending.items() if one.due <= now]:
+                if not self._bus.connected:
+                    self._again(one, "NATS is not connected")
+                    continue
+                self._again(one, one.error)
+                log.debug("publish.again", subject=one.subject, error=one.error, repeats=one.repeats)
+                if token not in self._pending:
+                    continue
+                try:
+                    await self._bus.client.publish(
+                        one.subject, one.body, reply=f"{self._inbox}.{token}", headers=one.headers
+                    )
+                    # Sent: its ack has the usual time to come.
+                    one.due = loop.time() + ACK_TIMEOUT_SECONDS
+                except (NatsError, OSError) as error:
+                    one.error = str(error) or type(error).__name__
 
     async def close(self) -> None:
-        """Give up what is still being repeated: the rows in Postgres say that it is owed."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Give up what has not been acknowledged: the rows in Postgres say that it is owed."""
+        self._closed = True
+        if self._unhook is not None:
+            self._unhook()
+            self._unhook = None
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        if self._subscription is not None:
+            try:
+                await self._subscription.unsubscribe()
+            except NatsError as error:
+                log.debug("unsubscribe", error=str(error))
+            self._subscription = None

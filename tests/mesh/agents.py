@@ -100,7 +100,8 @@ class OrchestratorProcess:
             **os.environ,
             "NATS_URL": settings.nats_url,
             "DATABASE_URL": settings.database_url.get_secret_value(),
-            "NO_AGENT_WAIT_SECONDS": str(settings.no_agent_wait_seconds),
+            # Agents of these tests start beside it, and may be registered a while after the first task.
+            "NO_AGENT_WAIT_SECONDS": "30",
             "LOG_FORMAT": "console",
             **({"CONSUL_HTTP_ADDR": settings.consul_http_addr} if settings.consul_http_addr else {}),
             **environment,
