@@ -67,7 +67,7 @@ class Puller:
         self._unhook: Callable[[], None] | None = None
 
     async def start(self) -> None:
-        self._subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_message)
+        await self._listen()
         self._unhook = self._bus.on_reconnect(self._on_reconnect)
         self._loop_task = asyncio.create_task(self._keep_asking(), name=f"pull-{self._spec.durable_name}")
 
@@ -80,8 +80,9 @@ class Puller:
         self._wake.set()
 
     def pause(self) -> None:
-        """Ask for no more; what is asked for already may still arrive."""
+        """Take nothing more: open requests are withdrawn, and what has arrived but was not taken goes back."""
         self._paused = True
+        self._wake.set()
 
     def resume(self) -> None:
         self._paused = False
@@ -190,11 +191,19 @@ class Puller:
                 self._ensure = False
                 self._ready.set()
             self._wake.clear()
+            if self._paused and self._subscription is not None:
+                await self._withdraw()
+            elif not self._paused and self._subscription is None:
+                await self._listen()
             if self._refused:
                 self._refused = False
                 await asyncio.sleep(REFUSED_SECONDS)
             room = self._room()
-            if room > 0 and not self._paused and (self._credit == 0 or room >= max(1, self._capacity // 2)):
+            if (
+                room > 0
+                and self._subscription is not None
+                and (self._credit == 0 or room >= max(1, self._capacity // 2))
+            ):
                 try:
                     await self._ask(room)
                     self._last_sign = loop.time()
@@ -268,19 +277,40 @@ class Puller:
         if self._unhook is not None:
             self._unhook()
             self._unhook = None
-        if self._subscription is not None:
-            try:
-                # Not just an unsubscribe: what the server has sent already would wait for its redelivery.
-                async with asyncio.timeout(2):
-                    # The library's drain does not wait for its own UNSUB to be seen (see Bus.flush).
-                    await self._bus.client._send_unsubscribe(self._subscription._id)
-                    await self._bus.flush()
-                    await self._subscription.drain()  # type: ignore[no-untyped-call]
-            except (BusError, NatsError, OSError, TimeoutError) as error:
-                log.debug("pull.drain", error=str(error))
+        await self._unlisten()
         left = list(self._buffer)
         self._buffer.clear()
         return left
+
+    async def _listen(self) -> None:
+        # A name of its own each time: what a former subscription had asked for is not for this one.
+        self._inbox = self._bus.new_inbox()
+        self._subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_message)
+
+    async def _unlisten(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is None:
+            return
+        try:
+            # Not just an unsubscribe: what the server has sent already would wait for its redelivery.
+            async with asyncio.timeout(2):
+                # The library's drain does not wait for its own UNSUB to be seen (see Bus.flush).
+                await self._bus.client._send_unsubscribe(subscription._id)
+                await self._bus.flush()
+                await subscription.drain()  # type: ignore[no-untyped-call]
+        except (BusError, NatsError, OSError, TimeoutError) as error:
+            log.debug("pull.drain", error=str(error))
+
+    async def _withdraw(self) -> None:
+        await self._unlisten()
+        self._credit = 0
+        while self._buffer:
+            delivery = self._buffer.popleft()
+            self._held -= 1
+            try:
+                await delivery.nak()
+            except (NatsError, OSError) as error:
+                log.debug("pull.nak", error=str(error))
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -248,6 +248,8 @@ async def test_an_instance_beyond_those_that_may_wait_gets_its_turn(bus: Bus, mo
 async def test_pausing_asks_for_no_more(bus: Bus, puller: Watched) -> None:
     await put(bus, 10)
     await until(lambda: puller.held == 10, "ten")
+    for delivery in await puller.take(10):
+        await delivery.ack()
     puller.pause()
     puller.release(10)
     await put(bus, 5)
@@ -740,3 +742,30 @@ async def test_marks_tell_a_lost_store(bus: Bus, broker: NatsServer) -> None:
     await broker.stop()
     with pytest.raises(BusError):
         await stream_mark(bus, "AGENT_TASKS")
+
+
+async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_it_holds(
+    bus: Bus, publisher: Publisher
+) -> None:
+    """What a paused instance had asked for goes to another one, at once and not after its AckWait."""
+    spec = task_consumer("a")
+    async with Puller(bus, TASKS.name, spec, capacity=4) as first, Puller(bus, TASKS.name, spec, capacity=4) as second:
+        await first.wait_ready()
+        await second.wait_ready()
+        first.pause()
+        async with asyncio.timeout(5):
+            while first._subscription is not None:  # noqa: ASYNC110 - it says so to nobody
+                await asyncio.sleep(0.01)
+        for number in range(4):
+            await publisher.publish("agent.a.task", str(number).encode())
+        taken: list[bytes] = []
+        async with asyncio.timeout(5):
+            while len(taken) < 4:
+                taken += [delivery.data for delivery in await second.take(4)]
+        assert sorted(taken) == [b"0", b"1", b"2", b"3"]
+        assert first.held == 0
+        second.pause()
+        first.resume()
+        await publisher.publish("agent.a.task", b"again")
+        async with asyncio.timeout(5):
+            assert [delivery.data for delivery in await first.take(1)] == [b"again"]

@@ -727,7 +727,7 @@ async def test_a_drain_lets_what_runs_finish_and_takes_no_more(rig: Rig, agent: 
     task_id = await rig.send("test_agent", "wait")
     await begun.wait()
     draining = asyncio.create_task(worker.drain(10))
-    await until(lambda: worker._draining and worker._puller._subscription is not None, "the drain")
+    await until(lambda: worker._draining and worker._puller._subscription is None, "the drain")
     await asyncio.sleep(0.1)
     later = await rig.send("test_agent", "uppercase", {"text": "a"})
     go_on.set()
