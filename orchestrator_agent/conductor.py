@@ -56,6 +56,11 @@ RESPONSES_CONSUMER = ConsumerSpec(
     max_ack_pending=20_000,
 )
 HOLD_SECONDS = 3.0
+# One batch is decided on while another is being written. More would only make the batches smaller.
+BATCHES_IN_FLIGHT = 2
+
+# A happening, and who waits for it to be committed.
+Posted = tuple[Happening, "asyncio.Future[Any] | None"]
 
 
 class Conductor:
@@ -92,7 +97,10 @@ class Conductor:
             publisher, store=store, reader=reader, runs=runs, planner=planner, outbox=outbox, post=self.post
         )
         self.acceptance.perform = self.perform
-        self._posted: deque[tuple[Happening, asyncio.Future[Any] | None]] = deque()
+        self._posted: deque[Posted] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._busy: set[UUID] = set()
+        self._freed = asyncio.Event()
         self._wake = asyncio.Event()
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
@@ -198,17 +206,38 @@ class Conductor:
                 # There may be more than a batch.
                 self._wake.set()
                 self._held.update((id(one), one) for one in deliveries)
-                try:
-                    await self._settle(deliveries, posted)
-                finally:
-                    self._let_go(deliveries)
-                    self._responses.release(len(deliveries))
+                await self._settle_beside(deliveries, posted)
             elif self._stopping:
+                if self._in_flight:
+                    await asyncio.wait(self._in_flight)
                 return
 
-    async def _settle(
-        self, deliveries: Sequence[Delivery], posted: Sequence[tuple[Happening, "asyncio.Future[Any] | None"]]
-    ) -> None:
+    async def _settle_beside(self, deliveries: Sequence[Delivery], posted: Sequence[Posted]) -> None:
+        """Settle a batch, beside another one: while one is being written, the next is read and decided on."""
+        batch = asyncio.create_task(self._settle_whole(deliveries, posted), name="batch")
+        self._in_flight.add(batch)
+        batch.add_done_callback(self._landed)
+        if len(self._in_flight) >= BATCHES_IN_FLIGHT:
+            await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+        for landed in [one for one in self._in_flight if one.done()]:
+            self._in_flight.discard(landed)
+            landed.result()
+
+    def _landed(self, batch: "asyncio.Task[None]") -> None:
+        if not batch.cancelled() and batch.exception() is not None:
+            # The loop looks at it, and ends with it.
+            self._wake.set()
+            return
+        self._in_flight.discard(batch)
+
+    async def _settle_whole(self, deliveries: Sequence[Delivery], posted: Sequence[Posted]) -> None:
+        try:
+            await self._settle(deliveries, posted)
+        finally:
+            self._let_go(deliveries)
+            self._responses.release(len(deliveries))
+
+    async def _settle(self, deliveries: Sequence[Delivery], posted: Sequence[Posted]) -> None:
         happened: dict[UUID, list[Happening]] = {}
         for delivery in deliveries:
             if delivery.subject == subjects.response(ORCHESTRATOR):
@@ -219,8 +248,18 @@ class Conductor:
         for happening, _ in posted:
             happened.setdefault(happening.root_task_id, []).append(happening)
         outcomes: dict[UUID, Any] = {}
-        while happened:
-            happened = await self._apply(happened, outcomes)
+        # A run is in one batch's hands at a time; what comes for it meanwhile waits, with its batch.
+        mine = frozenset(happened)
+        while self._busy & mine:
+            self._freed.clear()
+            await self._freed.wait()
+        self._busy |= mine
+        try:
+            while happened:
+                happened = await self._apply(happened, outcomes)
+        finally:
+            self._busy -= mine
+            self._freed.set()
         for happening, done in posted:
             if done is not None and not done.done():
                 key = happening.task_id if isinstance(happening, Delegated) else getattr(happening, "operation", None)
