@@ -68,7 +68,12 @@ test: install ## Run all tests, on servers that they start themselves (ARGS="-k 
 lint: install ## Check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy protocol pantheon orchestrator_agent agents migrations tests examples
+	@$(BIN)/mypy protocol pantheon orchestrator_agent agents migrations tests examples benchmarks
+
+.PHONY: bench
+bench: install ## Measure speed beside the bare loop (ARGS="--quick", "--peers", "--growth")
+	@mkdir -p out
+	@$(BIN)/python -m benchmarks --json out/bench.json --chart out/bench.svg $(ARGS)
 
 .PHONY: wheel
 wheel: install ## Build dist/*.whl
