@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from pydantic import ValidationError
 
 from orchestrator_agent.acceptance import Acceptance
 from orchestrator_agent.engine.advance import advance
@@ -30,13 +29,13 @@ from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Bus, Delivery, Publisher, Puller
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, InvalidRequest
 from protocol.messages import (
     ErrorInfo,
     RunningTask,
     TaskResponse,
-    invalid_request,
     now,
+    parse_response,
     salvage_ids,
 )
 from protocol.names import ORCHESTRATOR, is_instance_id
@@ -269,9 +268,8 @@ class Conductor:
 
     async def _read_answer(self, delivery: Delivery) -> Answered | None:
         try:
-            response = TaskResponse.model_validate_json(delivery.data)
-        except ValidationError as raised:
-            error = invalid_request(raised)
+            response = parse_response(delivery.data)
+        except InvalidRequest as error:
             known = salvage_ids(delivery.data)
             await publish_dead_letter(
                 self._publisher, ORCHESTRATOR, delivery, "not a TaskResponse", str(error), known.get("task_id")

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import (
@@ -244,18 +244,31 @@ def to_bytes(message: Message) -> bytes:
 
 def parse_request(body: bytes) -> TaskRequest:
     """Read a TaskRequest; raises InvalidRequest whose message names the field and what it must be."""
+    return _parsed(TaskRequest, body, "payload")
+
+
+def parse_response(body: bytes) -> TaskResponse:
+    """Read a TaskResponse; raises InvalidRequest whose message names the field and what it must be."""
+    return _parsed(TaskResponse, body, "result")
+
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def _parsed(model: type[MessageT], body: bytes, free: str) -> MessageT:
+    """`free` is the field that holds any JSON."""
     try:
         if b"NaN" in body or b"Infinity" in body:
             # Words that JSON does not have, but that lenient parsers take as numbers; inside strings they are fine.
             from_json(body, allow_inf_nan=False)
-        request = TaskRequest.model_validate_json(body)
+        message = model.model_validate_json(body)
     except ValidationError as error:
         raise invalid_request(error) from None
     except ValueError as error:
         raise InvalidRequest(f"Invalid JSON: {error}") from None
-    if _LARGE_EXPONENT.search(body) is not None and _has_infinity(request.payload):
-        raise InvalidRequest("payload: holds a number that no double can hold", field="payload")
-    return request
+    if _LARGE_EXPONENT.search(body) is not None and _has_infinity(getattr(message, free)):
+        raise InvalidRequest(f"{free}: holds a number that no double can hold", field=free)
+    return message
 
 
 # A number such as 1e999 reads as infinity, which JSON cannot say: it would come out as null at the other end.
@@ -379,6 +392,7 @@ __all__ = [
     "json_bytes",
     "now",
     "parse_request",
+    "parse_response",
     "salvage_ids",
     "to_bytes",
 ]

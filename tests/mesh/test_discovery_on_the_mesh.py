@@ -192,6 +192,28 @@ async def test_a_garbled_answer_fails_its_step_and_is_kept(
     gate.set()
 
 
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+async def test_a_number_that_json_lacks_is_no_answer(
+    orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen, number: str
+) -> None:
+    """In memory it would be infinite and in the row null: a restart could branch another way."""
+    gate = seen.gates["echo"] = asyncio.Event()
+    requests: list[dict[str, Any]] = []
+
+    async def on_task(message: Any) -> None:
+        requests.append(json.loads(message.data))
+
+    await plain.connection.subscribe("agent.words_agent.task", cb=on_task)
+    await plain.connection.flush()
+    task_id = await plain.send("echo", {"x": 1})
+    await seen.until_called("echo")
+    answer = {name: requests[0][name] for name in ("task_id", "root_task_id", "attempt")}
+    body = json.dumps({**answer, "agent": "words_agent", "status": "completed", "result": {"n": 0}})
+    await plain.connection.publish("agent.words_agent.response", body.replace('"n": 0', f'"n": {number}').encode())
+    assert (await plain.answer(task_id))["error"]["details"]["code"] == "invalid_response"
+    gate.set()
+
+
 async def test_an_answer_of_an_old_attempt_changes_nothing(
     orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen
 ) -> None:
