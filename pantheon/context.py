@@ -5,15 +5,17 @@ import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import structlog
 
-from pantheon.config.agent_config import AgentConfig
 from protocol.errors import PantheonError
 from protocol.ids import new_id, step_task_id
 from protocol.messages import TaskProgress, TaskRequest, Usage, now
+
+if TYPE_CHECKING:
+    from pantheon.config.agent_config import AgentConfig
 
 # Handlers report as often as they like; more than this many messages a second helps nobody who watches.
 PROGRESS_MIN_INTERVAL_SECONDS = 0.05
@@ -40,13 +42,12 @@ class TaskContext:
         *,
         agent: str,
         publish_progress: Callable[[TaskProgress], Awaitable[None]],
-        config: AgentConfig | None = None,
+        config: "AgentConfig | None" = None,
         delegate: Callable[["TaskContext", TaskRequest], Awaitable[Any]] | None = None,
     ) -> None:
         self.request = request
         self.agent = agent
-        # The agent's configuration when the attempt began; `ctx.config.option("tone")` for settings of one's own.
-        self.config = config or AgentConfig.of(agent, "local")
+        self._config = config
         self.usage = Usage()
         self.cancelled = False
         self._publish_progress = publish_progress
@@ -54,6 +55,16 @@ class TaskContext:
         self._delegated = 0
         self._last_percent: float | None = None
         self._last_progress_at = 0.0
+
+    @property
+    def config(self) -> "AgentConfig":
+        """The agent's configuration when the attempt began; `ctx.config.option("tone")` for settings of one's own."""
+        if self._config is None:
+            # Late: whoever declares an agent should not wait for NATS's client library to be imported.
+            from pantheon.config.agent_config import AgentConfig
+
+            self._config = AgentConfig.of(self.agent, "local")
+        return self._config
 
     @cached_property
     def log(self) -> structlog.stdlib.BoundLogger:
