@@ -21,7 +21,7 @@ from pantheon.bus import Delivery, Publisher
 from pantheon.worker import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids
-from protocol.names import EXECUTE_DAG, ORCHESTRATOR
+from protocol.names import EXECUTE_DAG, MESH_PREFIX, ORCHESTRATOR
 
 log = structlog.get_logger()
 
@@ -115,6 +115,11 @@ class Acceptance:
         if not records:
             raise InvalidRequest(f"payload.task_id: there is no task {task_id}", field="payload.task_id")
         root = next(record for record in records if record["task_id"] == task_id)
+        if root["task_type"].startswith(MESH_PREFIX):
+            raise InvalidRequest(
+                f"payload.task_id: {task_id} is a {root['task_type']}, which is not run again: send it as a new task",
+                field="payload.task_id",
+            )
         if root["workflow_version"] is not None:
             await patiently(self._runs.learn, {root["workflow_version"]})
         plan = self._runs.plan_of(root)

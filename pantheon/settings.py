@@ -142,7 +142,8 @@ class MeshSettings(EnvironmentSettings):
     consul_client_cert: Path | None = Field(default=None, json_schema_extra=_allowed("the path of a PEM file"))
     consul_client_key: Path | None = Field(default=None, json_schema_extra=_allowed("the path of a PEM file"))
 
-    agent_orchestrator_port: _URL_PORTS = 8003
+    # Not set by default: several orchestrators share a machine, and a port is one process's.
+    agent_orchestrator_port: _URL_PORTS | None = None
     max_agents: PositiveInt = Field(default=100, json_schema_extra=_allowed("a whole number, 1 or more"))
     agent_timeout_seconds: PositiveFloat = Field(
         default=300.0, allow_inf_nan=False, json_schema_extra=_SECONDS, description="of one attempt of a task"

@@ -81,6 +81,18 @@ _QUERIES: dict[str, tuple[str, Document, Document]] = {
         {},
         {"properties": {"workflows": {"type": "array", "items": {"type": "object"}}}, "required": ["workflows"]},
     ),
+    "dead_letters": (
+        "Dead letters, oldest first; with `id`, one of them with its body.",
+        {
+            "properties": {
+                "id": {"type": ["string", "null"]},
+                "name": {"type": ["string", "null"], "description": "an agent's name"},
+                "reason": {"type": ["string", "null"], "description": "a text that the letter's reason holds"},
+                "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50},
+            }
+        },
+        {"properties": {"dead_letters": {"type": "array", "items": {"type": "object"}}}, "required": ["dead_letters"]},
+    ),
 }
 _REFUSAL: Document = {
     "type": "object",

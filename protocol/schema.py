@@ -25,7 +25,7 @@ from protocol.messages import (
     TaskResponse,
 )
 from protocol.names import MESH_OPERATION, RESERVED_STEP_NAMES, STEP_NAME, TASK_TYPE
-from protocol.workflow import ExecuteDag, Workflow
+from protocol.workflow import STEP_KINDS, ExecuteDag, Workflow
 
 Document = dict[str, Any]
 
@@ -87,13 +87,19 @@ _SHARED: dict[str, dict[str, Document]] = {"task": _TASK, "step": _STEP, "agent"
 # What an event's data holds beyond what all of its entity hold.
 _OWN: dict[tuple[str, str], dict[str, Document]] = {
     ("task", "failed"): {"error": _ERROR},
+    ("task", "signalled"): {"signal": _TEXT, "by": {"type": ["string", "null"]}},
+    ("task", "compensating"): {"error": _ERROR},
+    ("step", "compensating"): {"error": _ERROR},
     ("task", "cancelled"): {"error": _ERROR},
     ("step", "dispatched"): {"agent": _TEXT},
     ("step", "completed"): {"agent": {"type": ["string", "null"], "description": "null for a sub-workflow"}},
     ("step", "retrying"): {"error": _ERROR, "wait_seconds": {"type": "number"}},
     ("step", "failed"): {"error": _ERROR},
 }
-_OPTIONAL: dict[tuple[str, str], dict[str, Document]] = {("task", "accepted"): {"session_id": _TEXT}}
+_OPTIONAL: dict[tuple[str, str], dict[str, Document]] = {
+    ("task", "accepted"): {"session_id": _TEXT},
+    ("step", "waiting"): {"waits_for": _TEXT},
+}
 
 
 class _Plain(GenerateJsonSchema):
@@ -110,22 +116,24 @@ def _ecma(pattern: str) -> str:
 
 _STEP_NAMES: Document = {"pattern": _ecma(STEP_NAME.pattern), "not": {"enum": sorted(RESERVED_STEP_NAMES)}}
 _NULL_OR_ABSENT: Document = {"type": "null"}
-_ONE_KIND_OF_STEP: list[Document] = [
-    {
-        "required": ["task"],
-        "properties": {"task": {"type": "string"}, "steps": _NULL_OR_ABSENT, "output": _NULL_OR_ABSENT},
-    },
-    {
-        "required": ["steps"],
-        "properties": {
-            "steps": {"type": "object"},
-            "task": _NULL_OR_ABSENT,
-            "agent": _NULL_OR_ABSENT,
-            "timeout": _NULL_OR_ABSENT,
-            "retry": _NULL_OR_ABSENT,
-        },
-    },
-]
+_OF_WORK = ("with", "for_each", "repeat", "fallback", "compensate")
+_OF_TASKS = ("agent", "requires", "sticky", "timeout", "retry")
+_WAITS = ("wait_for", "sleep", "until")
+
+
+def _kind_of_step(kind: str) -> Document:
+    """What a step of a kind may not have, as its model says."""
+    others = [one for one in STEP_KINDS if one != kind]
+    others += [] if kind == "steps" else ["output"]
+    others += [] if kind == "task" else _OF_TASKS
+    others += _OF_WORK if kind in _WAITS else []
+    return {
+        "required": [kind],
+        "properties": {kind: {"not": _NULL_OR_ABSENT}, **dict.fromkeys(others, _NULL_OR_ABSENT)},
+    }
+
+
+_ONE_KIND_OF_STEP: list[Document] = [_kind_of_step(kind) for kind in STEP_KINDS]
 # Model -> keywords for the model itself.
 _MODEL_KEYWORDS: dict[str, Document] = {
     "Step": {"oneOf": _ONE_KIND_OF_STEP, "dependentRequired": {"concurrency": ["for_each"]}}

@@ -8,7 +8,7 @@ results of earlier steps.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from protocol.discovery import AgentName
 from protocol.messages import MAX_TIMEOUT_SECONDS, Message
@@ -64,8 +64,22 @@ def _template_or_seconds(value: object) -> object:
     return value if isinstance(value, str) and "${" in value else seconds_of(value)
 
 
-Duration = Annotated[float, BeforeValidator(seconds_of)]
-DurationTemplate = Annotated[float | str, BeforeValidator(_template_or_seconds)]
+_DURATION_TEXT = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+(\.\d+)?s)?(\d+ms)?$"
+_DURATION_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": MAX_WAIT_SECONDS},
+        {"type": "string", "pattern": _DURATION_TEXT},
+    ]
+}
+_TEMPLATE_SCHEMA: dict[str, Any] = {"anyOf": [*_DURATION_SCHEMA["anyOf"], {"type": "string", "pattern": r"\$\{"}]}
+Duration = Annotated[float, BeforeValidator(seconds_of), WithJsonSchema(_DURATION_SCHEMA)]
+DurationTemplate = Annotated[float | str, BeforeValidator(_template_or_seconds), WithJsonSchema(_TEMPLATE_SCHEMA)]
+_ATTEMPT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_SECONDS},
+        {"type": "string", "pattern": _DURATION_TEXT},
+    ]
+}
 Code = Annotated[str, Field(min_length=1, max_length=128)]
 Label = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -190,7 +204,15 @@ class Step(Message):
     concurrency: Annotated[int, Field(ge=1, le=10_000), null_means(DEFAULT_CONCURRENCY)] = DEFAULT_CONCURRENCY
     repeat: Repeat | None = None
     retry: Retry | None = None
-    timeout: Annotated[float, BeforeValidator(seconds_of), Field(gt=0, le=MAX_TIMEOUT_SECONDS)] | None = None
+    timeout: (
+        Annotated[
+            float,
+            BeforeValidator(seconds_of),
+            Field(gt=0, le=MAX_TIMEOUT_SECONDS),
+            WithJsonSchema(_ATTEMPT_SCHEMA),
+        ]
+        | None
+    ) = None
     fallback: Fallback | None = None
     on_error: Annotated[Literal["fail", "continue", "compensate"], null_means("fail")] = "fail"
     compensate: Compensation | None = None

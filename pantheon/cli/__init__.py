@@ -1,4 +1,4 @@
-"""The command line: `pantheon up | run | tasks | task show | agents | workflows | replay | demo | …`."""
+"""The command line: `pantheon up | run | tasks | task | agents | workflows | replay | dead-letters | demo | …`."""
 
 
 def main() -> int:

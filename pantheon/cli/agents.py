@@ -56,12 +56,15 @@ if __name__ == "__main__":
 
 
 def agents(
+    context: typer.Context,
     load: Annotated[
         bool, typer.Option("--load", help="Wait for a heartbeat of each (about 5 s) and show the load.")
     ] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
+    if context.invoked_subcommand is not None:
+        return
     found = find_mesh(url)
     instances, stale = run_async(_instances(found, with_load=load))
     if stale:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pantheon import __version__
-from pantheon.cli import agents, demo, exit_codes, run, schema, tasks, up, workflows
+from pantheon.cli import again, agents, dead_letters, demo, exit_codes, operate, run, schema, tasks, up, workflows
 from pantheon.cli.exit_codes import ExitCode, exit_code_of
 from pantheon.cli.output import print_json, print_line, problem
 from protocol.errors import PantheonError
@@ -28,8 +28,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 agent_app = typer.Typer(help="Run an agent, or begin one.", no_args_is_help=True, rich_markup_mode=None)
-task_app = typer.Typer(help="Look at one task.", no_args_is_help=True, rich_markup_mode=None)
+agents_app = typer.Typer(rich_markup_mode=None)
+task_app = typer.Typer(help="Look at a task, and do something to it.", no_args_is_help=True, rich_markup_mode=None)
 workflows_app = typer.Typer(rich_markup_mode=None)
+letters_app = typer.Typer(
+    help="Messages that nobody could use: list, show, send again.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.callback()
@@ -53,15 +57,35 @@ app.command("up", help="Start a mesh on this machine: servers, orchestrator, age
 app.command("run", help=run.HELP, short_help="Run a workflow or a task, print its result.")(run.run)
 app.command("tasks", help="List tasks, newest first.")(tasks.tasks)
 app.add_typer(task_app, name="task")
-task_app.command("show", help="A task and its steps: times, attempts, errors.")(tasks.show)
-app.command("replay", help=tasks.REPLAY_HELP, short_help="Run a task again, as a new one.")(tasks.replay)
-app.command("agents", help="List the instances of agents that are there.")(agents.agents)
+task_app.command("show", help="A task and its steps: times, attempts, errors, and why which agent.")(tasks.show)
+task_app.command("cancel", help="End tasks: agents are stopped, what was done is undone.")(operate.cancel)
+task_app.command("pause", help="Let what runs go on, begin nothing new.")(operate.pause)
+task_app.command("resume", help="Let paused tasks go on.")(operate.resume)
+task_app.command("signal", help="Give a task a signal, kept until a step waits for it.")(operate.signal)
+task_app.command("approve", help="Give a task the approval that it waits for, or refuse it.")(operate.approve)
+task_app.command("retry", help=again.RETRY_HELP, short_help="Run failed tasks again from what failed.")(again.retry)
+app.command("replay", help=again.REPLAY_HELP, short_help="Run a task again, as a new one.")(again.replay)
+app.add_typer(
+    agents_app, name="agents", invoke_without_command=True, help="List the instances of agents; pause, resume agents."
+)
+agents_app.callback(invoke_without_command=True)(agents.agents)
+agents_app.command("pause", help="Give agents nothing new; what they have at work goes on.")(operate.pause_agents)
+agents_app.command("resume", help="Let paused agents have tasks again.")(operate.resume_agents)
 app.add_typer(agent_app, name="agent")
 agent_app.command("run", help="Run an agent of yours as this process, on the mesh that is found.")(agents.run_agent)
 agent_app.command("new", help="Write a first agent into NAME.py.")(agents.new_agent)
-app.add_typer(workflows_app, name="workflows", invoke_without_command=True, help="List or check workflows.")
+app.add_typer(
+    workflows_app, name="workflows", invoke_without_command=True, help="List, check, put, pause, resume workflows."
+)
 workflows_app.callback(invoke_without_command=True)(workflows.workflows)
 workflows_app.command("check", help="Check workflow files; each mistake with its line and column.")(workflows.check)
+workflows_app.command("put", help="Put workflow files into the mesh's database, as the newest version.")(workflows.put)
+workflows_app.command("pause", help="Begin no new steps of these workflows' tasks.")(operate.pause_workflows)
+workflows_app.command("resume", help="Let paused workflows go on.")(operate.resume_workflows)
+app.add_typer(letters_app, name="dead-letters")
+letters_app.command("list", help="List dead letters, oldest first.")(dead_letters.list_letters)
+letters_app.command("show", help="One dead letter, with its whole message.")(dead_letters.show)
+letters_app.command("redrive", help="Send dead letters again; they are none any more.")(dead_letters.redrive)
 app.command("demo", help="Start a mesh, write and publish an article, stop everything.")(demo.demo)
 app.command("orchestrator", help="Run one orchestrator as this process.")(up.run_orchestrator)
 app.command("migrate", help="Bring the database to the newest schema.")(up.migrate_database)

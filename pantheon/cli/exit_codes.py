@@ -75,6 +75,11 @@ _BY_CODE = {
 }
 
 
+def exit_code_of_code(code: str) -> ExitCode:
+    """The status for an error that is known by its code alone."""
+    return _BY_CODE.get(str(code), ExitCode.FAILED)
+
+
 def exit_code_of(error: PantheonError) -> ExitCode:
     """The status for an error that a command let through."""
     if isinstance(error, CommandError):
@@ -83,7 +88,7 @@ def exit_code_of(error: PantheonError) -> ExitCode:
         if isinstance(error, kind):
             return code
     if type(error) is PantheonError:
-        return _BY_CODE.get(str(error.code), ExitCode.FAILED)
+        return exit_code_of_code(error.code)
     return ExitCode.FAILED
 
 

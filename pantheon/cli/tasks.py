@@ -1,42 +1,30 @@
-"""`pantheon tasks`, `pantheon task show`, `pantheon replay`: what tasks there are, what became of one, once more."""
+"""`pantheon tasks`, `pantheon task show`: what tasks there are, what became of one, and why."""
 
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
 
 import typer
 from rich.text import Text
 
 from pantheon.cli.connection import Json, Url, open_mesh
-from pantheon.cli.exit_codes import CommandError, ExitCode
 from pantheon.cli.files import shortened, write_files
 from pantheon.cli.listing import Cell, Column, print_listing
-from pantheon.cli.output import note, print_json, print_line, stdout
-from pantheon.cli.run import raise_failure, watched
+from pantheon.cli.output import note, print_json, stdout
 from pantheon.cli.running import run_async
+from pantheon.cli.task_ids import TaskId, resolve
+from pantheon.cli.task_rows import is_wait, root_of
 from pantheon.cli.tree import TaskTree
 from pantheon.cli.units import clock, duration, parse_time
 from pantheon.cli.view import draw, look_of
+from pantheon.cli.why import lines_of
 from pantheon.settings import one_line
 from protocol.errors import PantheonError
 
 if TYPE_CHECKING:
     from pantheon.client import Mesh
-    from protocol.messages import TaskResponse
-
-REPLAY = "mesh.replay"
-REPLAY_HELP = """Run a task again from the database, as a new task that names the old one; prints the new id.
-
-With --from, completed steps before that step are reused. With --wait, it is watched and its result printed.
-"""
-# Ids are made of the time: their beginnings are alike, so a part must be long enough to tell them apart.
-ID_PART_MIN_CHARS = 4
-ID_PART_AMONG = 1000
-
-TaskId = Annotated[str, typer.Argument(metavar="ID", help="A task's id, or a beginning or end of it that is unique.")]
 
 
 def tasks(
@@ -102,7 +90,8 @@ def _row(row: Mapping[str, Any], now: datetime) -> list[Cell]:
 
 def show(
     task_id: TaskId,
-    full: Annotated[bool, typer.Option("--full", help="The payload and the result too.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The payload, the result and the --why too.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="For each step, why its agent was chosen.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the files found in the result here.")
     ] = None,
@@ -116,11 +105,13 @@ def show(
         for path in paths:
             note(f"wrote {path}")
     if as_json:
-        print_json({"task_id": _root(rows)["task_id"], "tasks": rows})
+        print_json({"task_id": root_of(rows)["task_id"], "tasks": rows})
         return
     _print_task(rows)
+    if why or full:
+        _print_why(rows)
     if full:
-        _print_json_part("payload", _root(rows).get("payload"))
+        _print_json_part("payload", root_of(rows).get("payload"))
         if result is not None:
             _print_json_part("result", result)
 
@@ -130,26 +121,32 @@ async def _show(
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     async with open_mesh(url) as mesh:
         full_id = await resolve(mesh, task_id)
-        try:
-            rows = (await mesh.query("task", {"task_id": full_id, "brief": not full}))["tasks"]
-        except PantheonError as error:
-            if error.code != "too_large" or not full:
-                raise
-            note(f"{error.message}; payloads and results are left out")
-            rows = (await mesh.query("task", {"task_id": full_id, "brief": True}))["tasks"]
+        rows = await _rows(mesh, full_id, brief=not full)
+        if not full and any(is_wait(row) for row in rows):
+            # What a step waits for is in its payload.
+            rows = await _rows(mesh, full_id, brief=False, quietly=True)
         response = None
         if result:
-            answer = await mesh.query("response", {"task_id": _root(rows)["task_id"]})
+            answer = await mesh.query("response", {"task_id": root_of(rows)["task_id"]})
             response = answer.get("response")
         return rows, response
 
 
-def _root(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return next(row for row in rows if row["task_id"] == row["root_task_id"])
+async def _rows(mesh: "Mesh", task_id: str, *, brief: bool, quietly: bool = False) -> list[dict[str, Any]]:
+    """All rows of a tree; without payloads and results where these are more than one message carries."""
+    try:
+        rows: list[dict[str, Any]] = (await mesh.query("task", {"task_id": task_id, "brief": brief}))["tasks"]
+    except PantheonError as error:
+        if error.code != "too_large" or brief:
+            raise
+        if not quietly:
+            note(f"{error.message}; payloads and results are left out")
+        return await _rows(mesh, task_id, brief=True)
+    return rows
 
 
 def _print_task(rows: list[dict[str, Any]]) -> None:
-    root = _root(rows)
+    root = root_of(rows)
     tree = TaskTree(str(root["task_id"]))
     tree.read(rows)
     console = stdout()
@@ -157,6 +154,7 @@ def _print_task(rows: list[dict[str, Any]]) -> None:
     console.print(draw(tree, now, live=False, width=console.width))
     facts = [
         ("created", clock(parse_time(root.get("created_at")), today=now)),
+        ("waits for", "its turn" if _in_line(root) else ""),
         ("ended", clock(parse_time(root.get("completed_at")), today=now)),
         ("deadline", clock(parse_time(root.get("deadline_at")), today=now)),
         ("requester", root.get("requester")),
@@ -171,6 +169,18 @@ def _print_task(rows: list[dict[str, Any]]) -> None:
             console.print(Text.assemble((f"{name:>12}  ", "bright_black"), str(value)))
 
 
+def _in_line(root: Mapping[str, Any]) -> bool:
+    """Whether others of its concurrency key are before it."""
+    return root.get("status") == "waiting" and root.get("concurrency_key") is not None
+
+
+def _print_why(rows: list[dict[str, Any]]) -> None:
+    console = stdout()
+    console.print(Text("why:", style="bright_black"))
+    for line in lines_of(rows):
+        console.print(Text("  ").append_text(line), soft_wrap=True)
+
+
 def _usage(usage: Any) -> str:
     if not isinstance(usage, dict):
         return ""
@@ -183,90 +193,3 @@ def _print_json_part(name: str, value: Any) -> None:
     console = stdout()
     console.print(Text(f"{name}:", style="bright_black"))
     console.print(Text(json.dumps(shortened(value), indent=2, ensure_ascii=False)), soft_wrap=True)
-
-
-def replay(
-    task_id: TaskId,
-    begin: Annotated[
-        str | None, typer.Option("--from", metavar="STEP", help="Begin here; completed steps before it are reused.")
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", "-w", help="Watch it and print its result.")] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option("--timeout", "-t", min=0, metavar="SECONDS", help="With --wait: no longer than this."),
-    ] = None,
-    url: Url = None,
-    as_json: Json = False,
-) -> None:
-    started: list[str] = []
-
-    def after_interrupt() -> str:
-        return f"interrupted; the task goes on: pantheon task show {started[0]}" if started else "interrupted"
-
-    new_id, response = run_async(
-        _replay(url, task_id, begin, wait=wait, timeout=timeout, started=started), on_interrupt=after_interrupt
-    )
-    if response is None:
-        if as_json:
-            print_json({"task_id": new_id, "status": "accepted"})
-        else:
-            print_line(new_id)
-        return
-    if as_json:
-        print_json(response.model_dump(mode="json", exclude_none=True))
-    elif response.status == "completed":
-        print_json(shortened(response.result) if stdout().is_terminal else response.result)
-    raise_failure(response)
-
-
-async def _replay(
-    url: str | None, task_id: str, begin: str | None, *, wait: bool, timeout: float | None, started: list[str]
-) -> tuple[str, "TaskResponse | None"]:
-    import asyncio
-
-    async with open_mesh(url) as mesh:
-        full_id = await resolve(mesh, task_id)
-        # An id that is nobody's is "not found" here, before a task is made of it.
-        rows = (await mesh.query("task", {"task_id": full_id, "brief": True}))["tasks"]
-        root_id = str(_root(rows)["task_id"])
-        payload = {"task_id": root_id, **({"from": begin} if begin is not None else {})}
-        request = mesh.request(REPLAY, payload)
-        try:
-            async with asyncio.timeout(timeout if wait else None):
-                await mesh.submit(request)
-                started.append(str(request.task_id))
-                if wait:
-                    response = await watched(mesh, request, steps=[])
-                    return str(request.task_id), response
-        except TimeoutError:
-            raise CommandError(
-                f"no outcome within {timeout:g} s; the task goes on: pantheon task show {request.task_id}",
-                ExitCode.TIMEOUT,
-            ) from None
-        # One that was refused (no such step) has ended with its acceptance.
-        answer = await mesh.query("response", {"task_id": str(request.task_id)})
-        refused = answer.get("response")
-        if refused is not None and refused["status"] == "failed" and refused["error"]["code"] == "invalid_request":
-            raise CommandError(refused["error"]["message"], ExitCode.USAGE)
-        return str(request.task_id), None
-
-
-async def resolve(mesh: "Mesh", part: str) -> str:
-    """A task's whole id from the beginning or end of one of the newest tasks'. Raises CommandError."""
-    wanted = part.strip().lower()
-    try:
-        return str(UUID(wanted))
-    except ValueError:
-        pass
-    if not wanted or set(wanted) - set("0123456789abcdef-"):
-        raise CommandError(f"'{part}' is no task's id, nor a part of one", ExitCode.USAGE)
-    if len(wanted) < ID_PART_MIN_CHARS:
-        raise CommandError(f"'{part}' is too short: give {ID_PART_MIN_CHARS} characters or more", ExitCode.USAGE)
-    rows = (await mesh.query("tasks", {"limit": ID_PART_AMONG}))["tasks"]
-    found = [row["task_id"] for row in rows if row["task_id"].startswith(wanted) or row["task_id"].endswith(wanted)]
-    if not found:
-        raise CommandError(f"none of the newest {len(rows)} tasks has an id like '{part}'", ExitCode.NOT_FOUND)
-    if len(found) > 1:
-        some = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
-        raise CommandError(f"'{part}' fits {len(found)} tasks: {some}", ExitCode.USAGE)
-    return str(found[0])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pantheon.cli.task_rows import awaited, is_wait, paths_of
 from pantheon.cli.units import parse_time
 
 ENDED = frozenset({"completed", "failed", "cancelled", "skipped"})
@@ -20,7 +21,13 @@ _EVENT_STATUS = {
     "failed": "failed",
     "cancelled": "cancelled",
     "skipped": "skipped",
+    "waiting": "waiting",
+    "compensating": "compensating",
 }
+# What an event of the task itself makes of it, its end excepted.
+_TASK_STATUS = {"paused": "paused", "resumed": "running", "compensating": "compensating"}
+# Rows of these roles are no steps of the workflow's own: they do not count as progress.
+_BESIDE = frozenset({"compensation", "signal", "delegated"})
 # How far an attempt is. A wait for another attempt counts as the beginning of that one, as in the database.
 _RANK = {"planned": -2, "waiting": -1, "ready": 0, "dispatched": 1, "running": 1, "paused": 2, "compensating": 2}
 _ENDED_RANK = 9
@@ -35,6 +42,8 @@ class Node:
     parent_id: str | None = None
     task_type: str = ""
     status: str = "planned"
+    # What it is there for: a step (empty), `fallback`, `compensation`, `signal`, `delegated`.
+    role: str = ""
     iteration: int = 0
     attempt: int = 1
     agent: str | None = None
@@ -46,6 +55,10 @@ class Node:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     retry_at: datetime | None = None
+    # Of a step that is no work: what it waits for (`signal 'go'`; empty: a time), and until when at most.
+    waits: bool = False
+    waits_for: str = ""
+    waits_until: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +72,11 @@ class Node:
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it, or what it stands in for, is a step of its workflow."""
+        return self.role not in _BESIDE
 
     def seconds(self, now: datetime) -> float | None:
         """How long it has taken or takes, waits and retries included."""
@@ -107,12 +125,15 @@ class TaskTree:
         if entity != "step" or status is None or not isinstance(data.get("task_id"), str):
             return []
         node = self._node(data, at)
+        if name == "waiting":
+            node.waits = True
+            node.waits_for = f"'{data['waits_for']}'" if isinstance(data.get("waits_for"), str) else node.waits_for
         return self._step(node, status, data, at)
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> list[Change]:
         """Take the task's rows as the orchestrator's database has them."""
         changes: list[Change] = []
-        paths = _paths(rows)
+        paths = paths_of(rows)
         for row in sorted(rows, key=lambda one: (str(one.get("created_at", "")), paths[str(one["task_id"])])):
             if row["task_id"] != self.task_id:
                 changes += self._row(row, paths[str(row["task_id"])])
@@ -136,6 +157,7 @@ class TaskTree:
                 self.nodes[parent_id] = Node(parent_id, _above(node.path), status="running", started_at=at)
         node.task_type = str(data.get("task_type") or node.task_type)
         node.iteration = int(data.get("iteration") or 0)
+        node.role = str(data.get("role") or node.role)
         return node
 
     def _step(self, node: Node, status: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
@@ -175,13 +197,20 @@ class TaskTree:
 
     def items(self, node: Node) -> tuple[int, int]:
         """How many items of a fan-out have ended, and how many have begun; zeros for what is none."""
-        inner = [one for one in self.children(node.task_id) if one.is_item]
+        inner = [one for one in self.children(node.task_id) if one.is_item and one.is_step]
         return sum(one.ended for one in inner), len(inner)
 
     def _task(self, name: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
         if data.get("task_id") != self.task_id or self.root.ended:
             return []
         self.root.task_type = str(data.get("task_type") or self.root.task_type)
+        if name in _TASK_STATUS:
+            self.root.status = _TASK_STATUS[name]
+            _take_error(self.root, data.get("error"))
+            return [Change(self.root, name)]
+        if name == "signalled":
+            by = f" by {data['by']}" if data.get("by") else ""
+            return [Change(self.root, name, f"'{data.get('signal')}' given{by}")]
         if name not in ENDED:
             self.root.started_at = self.root.started_at or at
             return []
@@ -208,6 +237,7 @@ class TaskTree:
         node.parent_id = str(row.get("parent_task_id") or self.task_id)
         node.task_type = str(row.get("task_type") or node.task_type)
         node.iteration = int(row.get("iteration") or 0)
+        node.role = str(row.get("role") or "")
         after = Node("", "", status=status, attempt=attempt)
         if after._life() < node._life():
             return []
@@ -216,7 +246,10 @@ class TaskTree:
         node.agent = row.get("agent") or node.agent
         node.started_at = parse_time(row.get("created_at")) or node.started_at
         node.ended_at = parse_time(row.get("completed_at")) if node.ended else None
-        node.retry_at = parse_time(row.get("run_after")) if status == "waiting" else None
+        node.waits = is_wait(row)
+        until = parse_time(row.get("run_after")) if status == "waiting" else None
+        node.retry_at, node.waits_until = (None, until) if node.waits else (until, None)
+        node.waits_for = awaited(row) or node.waits_for
         node.error = node.error_code = ""
         _take_error(node, row.get("error"))
         return [Change(node, status)] if changed else []
@@ -232,12 +265,20 @@ class TaskTree:
         found = list(self._below.get(parent_id, ()))
         order = {name: index for index, name in enumerate(self.planned)} if parent_id == self.task_id else {}
         if parent_id == self.task_id:
-            names = {node.name for node in found}
+            names = {node.name for node in found if node.is_step}
             found += [
                 Node(f"planned:{name}", name) for name in self.planned if name not in names and not self.root.ended
             ]
         position = {node.task_id: index for index, node in enumerate(found)}
-        return sorted(found, key=lambda one: (order.get(one.name, len(order)), position[one.task_id], one.iteration))
+        # What was done beside the steps, and undone after them, stands behind them.
+        return sorted(
+            found,
+            key=lambda one: (
+                order.get(one.name, len(order)) if one.is_step else len(order) + 1,
+                position[one.task_id],
+                one.iteration,
+            ),
+        )
 
     def walk(self) -> Iterator[tuple[Node, tuple[bool, ...]]]:
         """Every step with, for each level above it and for itself, whether it is the last one there."""
@@ -252,7 +293,7 @@ class TaskTree:
 
     def counts(self) -> tuple[int, int]:
         """How many of the task's own steps have ended, and how many there are as far as is known."""
-        children = self.children(self.task_id)
+        children = [node for node in self.children(self.task_id) if node.is_step]
         names = {node.name for node in children}
         ended = {name for name in names if all(node.ended for node in children if node.name == name)}
         return len(ended), len(names)
@@ -261,7 +302,7 @@ class TaskTree:
         """How much of the task is done, 0 to 1: each step counts alike, one at work by what it says."""
         if self.root.status == "completed":
             return 1.0
-        children = self.children(self.task_id)
+        children = [node for node in self.children(self.task_id) if node.is_step]
         return sum(self._share(node) for node in children) / len(children) if children else 0.0
 
     def _share(self, node: Node) -> float:
@@ -289,29 +330,3 @@ def _above(path: str) -> str:
     if path.endswith("]"):
         return path.rpartition("[")[0]
     return path.rpartition("/")[0]
-
-
-def _paths(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Each row's place, `draft/review` or `notes[3]`, by task_id; the root's is empty."""
-    by_id = {str(row["task_id"]): row for row in rows}
-    paths: dict[str, str] = {}
-    for task_id in by_id:
-        parts: list[str] = []
-        here: str | None = task_id
-        seen: set[str] = set()
-        while here is not None and here in by_id and here not in seen:
-            seen.add(here)
-            row = by_id[here]
-            if row.get("step") is None:
-                break
-            parent = by_id.get(str(row.get("parent_task_id")))
-            item = row.get("item")
-            if isinstance(item, int) and item >= 0:
-                parts.append(f"{row['step']}[{item}]")
-                # The fan-out's own row has the same step.
-                parent = by_id.get(str(parent.get("parent_task_id"))) if parent is not None else None
-            else:
-                parts.append(str(row["step"]))
-            here = str(parent["task_id"]) if parent is not None else None
-        paths[task_id] = "/".join(reversed(parts))
-    return paths

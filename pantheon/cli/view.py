@@ -10,6 +10,7 @@ from pantheon.cli.units import clock, duration
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_FRAMES_PER_SECOND = 10
+WAIT_SYMBOL = "◷"
 BAR_WIDTH = 34
 BAR_WORDS_WIDTH = 36
 STEP_BAR_WIDTH = 12
@@ -28,7 +29,15 @@ _LOOKS = {
     "cancelled": ("⊘", "magenta"),
     "skipped": ("-", "bright_black"),
 }
-_WORDS = {"planned": "", "ready": "waits", "dispatched": "at work", "running": "at work", "waiting": "retries"}
+_WORDS = {
+    "planned": "",
+    "ready": "waits",
+    "dispatched": "at work",
+    "running": "at work",
+    "waiting": "retries",
+    "compensating": "undoing",
+}
+_ROLES = {"fallback": "fallback", "compensation": "undo", "signal": "signal", "delegated": "delegated"}
 Rows = list[tuple[Node, tuple[bool, ...]]]
 _QUIET = frozenset({"planned", "skipped"})
 
@@ -85,7 +94,7 @@ def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int 
         dim = "bright_black" if node.ended else ""
         line = _fitted(name, name_width)
         line.append_text(_fitted(Text(node.agent or "", style=dim), agent_width))
-        line.append_text(_fitted(Text(_WORDS.get(node.status, node.status), style=look_of(node.status)[1]), 9))
+        line.append_text(_fitted(Text(_word(node), style=look_of(node.status)[1]), 9))
         line.append(f"{duration(seconds) if seconds is not None else '':>9}  ", style=dim)
         line.append_text(_detail(node, tree))
         line.truncate(width, overflow="ellipsis")
@@ -94,6 +103,15 @@ def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int 
     if hidden:
         lines.append(Text(f"   … {hidden} more", style="bright_black"))
     return Text("\n").join(lines)
+
+
+def _word(node: Node) -> str:
+    """The status in a word; a signal that nobody has taken waits, and so does a step that waits for one."""
+    if node.role == "signal":
+        return {"waiting": "kept", "completed": "taken", "skipped": "not taken"}.get(node.status, node.status)
+    if node.status == "waiting" and node.waits:
+        return "waits"
+    return _WORDS.get(node.status, node.status)
 
 
 def _fitted(text: Text, width: int) -> Text:
@@ -118,10 +136,15 @@ def shorten(rows: Rows, limit: int) -> tuple[Rows, int]:
 def _name(node: Node, lasts: tuple[bool, ...], frame: int | None) -> Text:
     guide = "".join("   " if last else "│  " for last in lasts[:-1]) + ("└─ " if lasts[-1] else "├─ ")
     symbol, style = look_of(node.status, frame)
+    if node.status == "waiting" and (node.waits or node.role == "signal"):
+        # It is no work, and nothing has gone wrong.
+        symbol = WAIT_SYMBOL
     text = Text.assemble((guide, "bright_black"), (symbol, style), " ")
     text.append(node.name, style="bright_black" if node.status in _QUIET else "bold" if not node.ended else "")
     if node.iteration:
         text.append(f" (round {node.iteration + 1})", style="bright_black")
+    if node.role:
+        text.append(f" ({_ROLES.get(node.role, node.role)})", style="bright_black")
     return text
 
 
@@ -142,6 +165,12 @@ def _detail(node: Node, tree: TaskTree) -> Text:
         text.append(node.message, style="bright_black")
     elif node.streamed_chars:
         text.append(f"{node.streamed_chars:,} characters so far", style="bright_black")
+    elif node.status == "waiting" and node.role == "signal":
+        text.append("until a step waits for it", style="bright_black")
+    elif node.status == "waiting" and node.waits:
+        text.append(_wait(node), style="yellow")
+    elif node.status == "compensating":
+        text.append("what it did is undone", style="yellow")
     elif node.status == "waiting":
         text.append(f"attempt {node.attempt - 1} failed: {node.error}", style="yellow")
         if node.retry_at is not None:
@@ -149,6 +178,13 @@ def _detail(node: Node, tree: TaskTree) -> Text:
     elif node.status == "ready":
         text.append("no agent has a place for it yet", style="yellow")
     return text
+
+
+def _wait(node: Node) -> str:
+    """`for approval 'release', until 14:03:07`; `until 14:03:07`."""
+    until = f"until {clock(node.waits_until)}" if node.waits_until is not None else ""
+    what = f"for {node.waits_for}" if node.waits_for else ""
+    return ", ".join(one for one in (what, until) if one) or ("for a signal" if node.task_type == "wait_for" else "")
 
 
 def _bar(tree: TaskTree, now: datetime, width: int) -> Text:
@@ -183,13 +219,20 @@ def line_of(change: Change, now: datetime) -> str | None:
     """A change as a line for a log or a pipe; None for what is not worth one."""
     node = change.node
     if not node.path:
+        if change.kind == "compensating":
+            return f"task {node.task_id} undoes what it did: {node.error}"
+        if change.kind in ("paused", "resumed"):
+            return f"task {node.task_id} {change.kind}"
+        if change.kind == "signalled":
+            return f"task {node.task_id}: {change.text}"
         if not node.ended:
             return None
         seconds = node.seconds(now)
         took = f" in {duration(seconds)}" if seconds is not None else ""
         # Its error stands on the line of the step that failed, or comes with the command's last word.
         return f"task {node.task_id} {node.status}{took}"
-    name = node.path + (f" (round {node.iteration + 1})" if node.iteration else "")
+    role = f" ({_ROLES.get(node.role, node.role)})" if node.role else ""
+    name = node.path + role + (f" (round {node.iteration + 1})" if node.iteration else "")
     again = f", attempt {node.attempt}" if node.attempt > 1 else ""
     seconds = node.seconds(now)
     took = f" in {duration(seconds)}" if seconds is not None else ""
@@ -198,6 +241,12 @@ def line_of(change: Change, now: datetime) -> str | None:
             return f"{name} waits for an agent"
         case "dispatched":
             return f"{name} given to {node.agent or 'an agent'}{again}"
+        case "waiting" if node.role == "signal":
+            return f"{name} is kept until a step waits for it"
+        case "waiting" if node.waits:
+            return f"{name} waits {_wait(node)}".rstrip()
+        case "compensating":
+            return f"{name} undoes what it did"
         case "waiting":
             return f"{name} failed, attempt {node.attempt - 1}: {node.error}; tries again"
         case "completed" | "cancelled":

@@ -1,4 +1,4 @@
-"""`pantheon workflows`, `pantheon workflows check`: what the mesh can run, and whether a file is right."""
+"""`pantheon workflows`, its `check` and `put`: what the mesh can run, whether a file is right, one more workflow."""
 
 import json
 import subprocess
@@ -11,6 +11,7 @@ import typer
 from pantheon.cli.connection import Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode
 from pantheon.cli.listing import Column, print_listing
+from pantheon.cli.operate import each, operation
 from pantheon.cli.output import note, print_json, print_line, stderr, stdout
 from pantheon.cli.running import run_async
 
@@ -99,3 +100,44 @@ def check_files(files: list[Path]) -> list[dict[str, Any]]:
     if not results:
         raise CommandError(f"{files[0]}: there are no workflow files in it", ExitCode.NOT_FOUND)
     return results
+
+
+def put(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Workflow files.")],
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    definitions = {str(path): _definition(path) for path in files}
+
+    async def run() -> tuple[list[Any], ExitCode]:
+        async with open_mesh(url) as mesh:
+
+            async def one(file: str) -> Any:
+                try:
+                    told = await operation(mesh.put_workflow(definitions[file]))
+                except CommandError as error:
+                    # Mistakes are told with the file that they are in.
+                    message = error.message
+                    if message.startswith("definition:"):
+                        message = file + message.removeprefix("definition")
+                    raise CommandError(message, error.exit_code) from None
+                if not as_json:
+                    print_line(f"workflow {told['workflow']} is version {told['version']}")
+                return told
+
+            return await each(list(definitions), one)
+
+    told, status = run_async(run())
+    if as_json:
+        print_json(told)
+    if status:
+        raise typer.Exit(status)
+
+
+def _definition(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CommandError(f"{path} is not UTF-8 text", ExitCode.USAGE) from None
+    except OSError as error:
+        raise CommandError(f"cannot read {path} ({error.strerror})", ExitCode.NOT_FOUND) from None

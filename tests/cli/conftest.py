@@ -63,6 +63,10 @@ async def flaky(task: dict, ctx: TaskContext) -> dict:
 async def boom(task: dict) -> dict:
     raise TaskFailure("bad_thing", "no way through")
 
+@agent.task("keep")
+async def keep(task: dict) -> dict:
+    return task
+
 @agent.task("file")
 async def file(task: Text) -> dict:
     content = base64.b64encode(task.text.encode()).decode()

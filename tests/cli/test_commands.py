@@ -230,7 +230,7 @@ def test_a_part_of_an_id_is_enough_where_it_is_unique(shell: Shell) -> None:
     ],
 )
 def test_an_id_that_is_nobodys_is_said_so(shell: Shell, part: str, code: int, words: str) -> None:
-    for arguments in (("task", "show", part), ("replay", part)):
+    for arguments in (("task", "show", part), ("task", "cancel", part), ("replay", part)):
         done = shell(*arguments)
         assert (done.code, done.out) == (code, "")
         assert words in done.last_error
@@ -420,6 +420,10 @@ def test_the_mesh_is_found_by_url_and_by_the_environment(elsewhere: Shell, runni
         ("agents",),
         ("workflows",),
         ("replay", "01a1f752"),
+        ("task", "cancel", "01a1f752"),
+        ("task", "approve", "01a1f752"),
+        ("agents", "pause", "x_agent"),
+        ("dead-letters", "list"),
         ("migrate",),
         ("orchestrator",),
         ("agent", "run", "x.py"),
@@ -484,7 +488,7 @@ def test_help_documents_the_statuses(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "124  --timeout passed" in text
-    for name in ("up", "run", "tasks", "task", "agents", "workflows", "replay", "migrate", "schema", "demo"):
+    for name in ("up", "run", "tasks", "task", "agents", "workflows", "replay", "dead-letters", "migrate", "schema"):
         assert f"\n  {name} " in text
     assert main(["run", "--help"]) == 0
     assert "key=@file" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import base64
 import io
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,9 @@ from pantheon.cli.exit_codes import CommandError, ExitCode, exit_code_of
 from pantheon.cli.files import shortened, write_files
 from pantheon.cli.listing import Cell, Column, fit, print_listing
 from pantheon.cli.request_folder import read_request
+from pantheon.cli.task_rows import awaited, is_wait, paths_of
 from pantheon.cli.units import clock, duration, parse_time, size
+from pantheon.cli.why import lines_of
 from protocol.errors import (
     BusError,
     NotAccepted,
@@ -200,3 +203,49 @@ def test_the_repositorys_example_is_found_from_anywhere(tmp_path: Path, monkeypa
     assert len(request["sources"]) >= 3
     assert all(source["text"] for source in request["sources"])
     assert find_example(tmp_path) == tmp_path
+
+
+# -- rows of a task, and why -------------------------------------------------------------------------------------------
+
+
+def test_a_row_waits_for_what_its_payload_says_unless_it_waits_for_an_attempt() -> None:
+    row = {"task_id": "1", "step": "a", "status": "waiting", "attempt": 1, "payload": {"signal": "go"}}
+    assert (is_wait(row), awaited(row)) == (True, "signal 'go'")
+    for other in ({"attempt": 2}, {"role": "signal"}, {"step": None}, {"status": "completed"}):
+        assert (is_wait({**row, **other}), awaited({**row, **other})) == (False, "")
+    assert awaited({**row, "payload": None}) == ""
+
+
+def test_a_compensation_of_an_item_stands_in_its_workflow() -> None:
+    rows: list[dict[str, Any]] = [
+        {"task_id": "r", "step": None},
+        {"task_id": "f", "step": "each", "parent_task_id": "r"},
+        {"task_id": "i", "step": "each", "item": 2, "parent_task_id": "f"},
+        {"task_id": "u", "step": "each", "item": 2, "parent_task_id": "r", "role": "compensation"},
+    ]
+    assert paths_of(rows) == {"r": "", "f": "each", "i": "each[2]", "u": "each"}
+
+
+def test_a_routing_decision_is_told_best_first_with_what_spoke_for_and_against() -> None:
+    routing = {
+        "chosen": "b_agent",
+        "avoided": "slow_agent",
+        "candidates": [
+            {"agent": "c_agent", "score": 0.0, "excluded": "it is paused"},
+            {"agent": "slow_agent", "score": 12.5, "outstanding": 3, "capacity": 4, "failure_rate": 0.25},
+            {"agent": "b_agent", "score": 0.3, "outstanding": 0, "capacity": 9, "failure_rate": 0, "response_ms": 7.4},
+            "odd",
+        ],
+    }
+    rows: list[dict[str, Any]] = [
+        {"task_id": "r", "step": None, "task_type": "flow"},
+        {"task_id": "1", "parent_task_id": "r", "step": "x", "agent": "b_agent", "routing": routing},
+        {"task_id": "2", "parent_task_id": "r", "step": "y", "agent": "z_agent", "routing": {"candidates": 7}},
+    ]
+    assert [line.plain for line in lines_of(rows)] == [
+        "x: b_agent (rather not slow_agent, where the attempt before failed)",
+        "  → b_agent     score 0.300  0 of 9 at work  7 ms  0% failures",
+        "    slow_agent  score 12.500  3 of 4 at work  25% failures",
+        "    c_agent     excluded: it is paused",
+        "y: z_agent",
+    ]

@@ -270,3 +270,87 @@ def test_a_step_without_an_agent_says_so() -> None:
     tree = TaskTree(ROOT)
     tree.see("step.ready", step("a"), at(0))
     assert "no agent has a place for it yet" in drawn(tree)
+
+
+# -- waits, roles, pauses ----------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_waits_says_for_what_and_until_when() -> None:
+    tree = TaskTree(ROOT, planned=["ok", "nap"])
+    changes = tree.see("step.waiting", step("ok", task_type="wait_for", waits_for="release"), at(0))
+    changes += tree.see("step.waiting", step("nap", task_type="sleep"), at(0))
+    assert [line_of(change, at(0)) for change in changes] == ["ok waits for 'release'", "nap waits"]
+    assert "for 'release'" in drawn(tree)
+    until = {"run_after": "2026-01-02T05:00:00Z"}
+    payload = {"approval": "release"}
+    tree.read([row(None, "running"), row("ok", "waiting", payload=payload, **until), row("nap", "waiting", **until)])
+    text = drawn(tree)
+    assert "for approval 'release', until " in text
+    assert text.count("until ") == 2
+    assert "failed" not in text
+    tree.see("step.completed", step("ok"), at(3))
+    assert statuses(tree)["ok"] == "completed"
+    plain = TaskTree(ROOT)
+    plain.read([row(None, "running"), row("ok", "waiting", task_type="wait_for")])
+    assert "for a signal" in drawn(plain)
+
+
+def test_what_is_beside_the_steps_is_told_apart_stands_behind_and_does_not_count() -> None:
+    tree = TaskTree(ROOT, planned=["a", "go"])
+    tree.read(
+        [
+            row(None, "compensating"),
+            row("a", "failed", error={"code": "bad", "message": "no"}),
+            row("a", "completed", task_id="f", role="fallback"),
+            row("a", "dispatched", task_id="c", role="compensation", item=3),
+            row("go", "waiting", task_id="s", role="signal", task_type="signal"),
+            row("loud", "running", task_id="d", parent="f", role="delegated"),
+        ]
+    )
+    lines = [line.strip() for line in drawn(tree).splitlines()]
+    order = ["a ", "a (fallback)", "loud (delegated)", "go", "a (undo)", "go (signal)"]
+    places = [next(place for place, line in enumerate(lines) if f" {name}" in line) for name in order]
+    assert places == sorted(places)
+    assert "kept" in lines[places[-1]]
+    assert tree.counts() == (1, 2)
+    assert tree.nodes["c"].path == "a"
+    taken = TaskTree(ROOT)
+    taken.read([row(None, "completed"), row("go", "completed", task_id="s", role="signal")])
+    assert "taken" in drawn(taken, live=False)
+
+
+def test_the_task_itself_pauses_goes_on_is_signalled_and_undoes() -> None:
+    tree = TaskTree(ROOT, "flow")
+    task = {"task_id": ROOT, "task_type": "flow"}
+    changes = tree.see("task.paused", task, at(0))
+    assert tree.root.status == "paused"
+    assert "‖ flow" in drawn(tree)
+    changes += tree.see("task.resumed", task, at(1))
+    assert tree.root.status == "running"
+    changes += tree.see("task.signalled", {**task, "signal": "go", "by": "anna"}, at(2))
+    changes += tree.see("task.signalled", {**task, "signal": "go", "by": None}, at(2))
+    changes += tree.see("task.compensating", {**task, "error": {"code": "cancelled", "message": "enough"}}, at(3))
+    assert tree.root.status == "compensating"
+    assert [line_of(change, at(3)) for change in changes] == [
+        f"task {ROOT} paused",
+        f"task {ROOT} resumed",
+        f"task {ROOT}: 'go' given by anna",
+        f"task {ROOT}: 'go' given",
+        f"task {ROOT} undoes what it did: enough",
+    ]
+    tree.see("task.cancelled", task, at(4))
+    assert tree.see("task.paused", task, at(5)) == []
+
+
+def test_a_sub_workflow_that_undoes_and_the_roles_that_events_tell() -> None:
+    tree = TaskTree(ROOT)
+    tree.see("step.dispatched", step("sub/x", task_id="x", parent="sub"), at(0))
+    changes = tree.see("step.compensating", step("sub", task_id="sub", error={"message": "no"}), at(1))
+    assert "what it did is undone" in drawn(tree)
+    changes += tree.see("step.dispatched", step("sub/x", task_id="u", parent="sub", role="compensation"), at(2))
+    changes += tree.read([row(None, "running"), row("go", "waiting", task_id="s", role="signal")])
+    assert [line_of(change, at(2)) for change in changes] == [
+        "sub undoes what it did",
+        "sub/x (undo) given to an agent",
+        "go (signal) is kept until a step waits for it",
+    ]

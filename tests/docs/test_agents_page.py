@@ -39,6 +39,23 @@ async def test_the_pages_client_gets_what_its_agent_makes(mesh: DocumentedMesh, 
     assert lines[-2:] == ["completed", "step_failed nobody"]
 
 
+async def test_the_pages_operations_do_what_they_say(mesh: DocumentedMesh, running: Running, folder: Path) -> None:
+    code = "import asyncio\n" + block_with(PAGE, "python", "mesh.approve(") + "\nasyncio.run(release())\n"
+    (folder / "release.py").write_text(code, encoding="utf-8")
+    async with running(python(), str(folder / "greeting_agent.py")):
+        done = await finish([python(), str(folder / "release.py")], mesh.environment, folder)
+    assert (done.code, done.output) == (0, "['Hello, anna!']\n['Hello, anna!']\n"), done.errors
+
+
+async def test_the_page_names_every_operation_of_the_client() -> None:
+    rows = re.findall(r"^\| `([a-z_]+)\(", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(rows) | {"resume"} >= {
+        *("cancel", "pause", "resume", "signal", "approve", "retry", "replay", "redrive", "put_workflow"),
+        "dead_letters",
+    }
+    assert all(hasattr(Mesh, name) for name in rows if name not in dir(TaskContext))
+
+
 async def test_the_page_names_every_hook_and_every_member_of_the_context() -> None:
     text = PAGE.read_text(encoding="utf-8")
     hooks = {name for name in vars(Agent) if name.startswith("on_") or name.endswith("_task")}

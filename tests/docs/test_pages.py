@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator_agent.engine.state import Status
+from orchestrator_agent import routing, standing
+from orchestrator_agent.engine.state import Role, Status
 from pantheon.cli.exit_codes import MEANINGS
 from tests.docs.conftest import REPOSITORY
 
@@ -58,9 +59,25 @@ def test_every_status_is_explained(status: Status) -> None:
     assert f"`{status.value}`" in OPERATIONS
 
 
+@pytest.mark.parametrize("role", [role for role in Role if role.value])
+def test_every_role_is_explained(role: Role) -> None:
+    assert f"| `{role.value}` |" in OPERATIONS
+
+
+def test_the_numbers_of_routing_and_circuits_are_the_codes() -> None:
+    page = " ".join(OPERATIONS.split())
+    assert f"response time in seconds + {routing.FAILURE_WEIGHT:g} x failure rate" in page
+    assert routing.RESPONSE_SCALE_MS == 1000
+    assert f"has {routing.AVOID_PENALTY:g} added" in page
+    assert f"Scores within {routing.NEAR:g} of the best" in page
+    assert (standing.OPEN_AFTER_FAILURES, standing.FORGET_HALF_SECONDS) == (5, 60)
+    assert "Five retryable failures of an agent in a row" in page
+    assert f"it gets nothing for {standing.OPEN_SECONDS:g} s" in page
+
+
 def test_every_documented_command_has_a_help() -> None:
-    commands = set(re.findall(r"^\| `pantheon ((?:[a-z]+ ?)+)", OPERATIONS, re.MULTILINE))
-    assert len(commands) == 15
+    commands = set(re.findall(r"^\| `pantheon ((?:[a-z-]+ ?)+)", OPERATIONS, re.MULTILINE))
+    assert len(commands) == 29
     for command in sorted(commands):
         done = subprocess.run(
             [sys.executable, "-m", "pantheon", *command.split(), "--help"], capture_output=True, text=True, check=False
@@ -72,7 +89,7 @@ def test_every_documented_command_has_a_help() -> None:
 def test_every_command_is_documented() -> None:
     done = subprocess.run([sys.executable, "-m", "pantheon", "--help"], capture_output=True, text=True, check=True)
     listed = done.stdout.partition("Commands:")[2].partition("Exit status")[0]
-    names = re.findall(r"^  ([a-z]+)  ", listed, re.MULTILINE)
+    names = re.findall(r"^  ([a-z-]+)  ", listed, re.MULTILINE)
     assert "up" in names
     for name in names:
         assert f"| `pantheon {name}" in OPERATIONS, name

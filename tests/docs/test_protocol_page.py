@@ -4,12 +4,14 @@ import asyncio
 import json
 import re
 from typing import Any
+from uuid import UUID
 
 import jsonschema_rs
 import nats
 import pytest
 
-from pantheon import Agent
+from orchestrator_agent.intake import OPERATIONS
+from pantheon import Agent, TaskFailed
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol import schema
@@ -62,6 +64,53 @@ def test_the_page_gives_the_streams_and_the_consumer() -> None:
     assert f"MaxAckPending {consumer.max_ack_pending:,}" in PAGE
     assert f"bucket `{KV_BUCKET}`" in PAGE
     assert DEREGISTER_AFTER_SECONDS == 60
+
+
+ROWS = dict(re.findall(r"^\| `(mesh\.[a-z_]+)` \| (.*) \|$", PAGE, re.MULTILINE))
+
+
+def test_the_page_has_every_operation_and_no_other() -> None:
+    assert set(ROWS) == set(OPERATIONS)
+
+
+def _keys(text: str) -> list[set[str]]:
+    """The keys of each JSON object that a row of the table shows, on its right-hand side."""
+    return [set(re.findall(r'"(\w+)":', one)) for one in re.findall(r"`(\{.*?\})`", text.rpartition(" | ")[2])]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_operations_answer_in_the_shapes_of_the_page(mesh: DocumentedMesh) -> None:
+    client = mesh.client
+    waiting = {"steps": {"w": {"wait_for": {"signal": "go"}}, "ok": {"wait_for": {"approval": "yes"}}}}
+    task_id = await client.submit("execute_dag", waiting)
+    answers: dict[str, list[Any]] = {
+        "mesh.pause": [await client.pause(task_id), await client.pause(workflow="x"), await client.pause(agent="x")],
+        "mesh.resume": [
+            await client.resume(task_id),
+            await client.resume(workflow="x"),
+            await client.resume(agent="x"),
+        ],
+        "mesh.signal": [await client.signal(task_id, "go")],
+        "mesh.redrive": [await client.run("mesh.redrive", {"all": True})],
+        "mesh.put_workflow": [await client.put_workflow({"name": "documented", "steps": {"a": {"sleep": 0}}})],
+        "mesh.cancel": [await client.cancel(task_id, reason="enough")],
+    }
+    for operation, results in answers.items():
+        assert [set(result) for result in results] == _keys(ROWS[operation]), operation
+    assert set(await client.run("documented")) == {"a"}
+    for refused, code in (
+        (client.cancel(UUID(int=7)), "unknown_task"),
+        (client.approve(task_id, "yes"), "invalid_request"),
+        (client.put_workflow("name: x"), "invalid_workflow"),
+        (client.run("mesh.redrive", {}), "invalid_request"),
+    ):
+        with pytest.raises(TaskFailed) as failed:
+            await refused
+        assert failed.value.code == code
+    # What was cancelled is retried as a new task, which waits for nothing but the approval.
+    again = await client.retry(task_id)
+    assert (await client.signal(again, "yes"))["taken"]
+    assert (await client.wait(again, timeout_seconds=20)).status == "completed"
 
 
 @pytest.mark.asyncio(loop_scope="session")

@@ -13,7 +13,23 @@ from orchestrator_agent.workflows.files import read_workflow
 from orchestrator_agent.workflows.template import compile_template
 from protocol.errors import ExpressionError
 from protocol.names import RESERVED_STEP_NAMES
-from protocol.workflow import DEFAULT_CONCURRENCY, MAX_DEPTH, MAX_ITERATIONS, MAX_STEPS, Retry, Step, Workflow
+from protocol.workflow import (
+    DEFAULT_CONCURRENCY,
+    MAX_DEPTH,
+    MAX_ITERATIONS,
+    MAX_STEPS,
+    MAX_WAIT_SECONDS,
+    Budget,
+    Compensation,
+    Concurrency,
+    Fallback,
+    Requires,
+    Retry,
+    Schedule,
+    Step,
+    WaitFor,
+    Workflow,
+)
 from tests.docs.conftest import REPOSITORY, blocks
 
 FILE = REPOSITORY / "docs" / "workflows.md"
@@ -42,10 +58,30 @@ def test_int_and_double_do_not_mix_as_the_page_says() -> None:
         compile_template("${input.n + input.f}", Environment({"input"})).render({"input": INPUT})
 
 
-@pytest.mark.parametrize("model", [Workflow, Step, Retry])
-def test_the_page_explains_every_key(model: type[BaseModel]) -> None:
+def part(heading: str) -> str:
+    """The text below a heading, to the next one."""
+    return re.split(r"^##", PAGE.partition(f"{heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "heading"),
+    [
+        (Workflow, "## A workflow"),
+        (Budget, "### budget"),
+        (Concurrency, "### concurrency"),
+        (Schedule, "### schedule"),
+        (Step, "## A step"),
+        (Requires, "### requires and sticky"),
+        (Retry, "### retry"),
+        (Fallback, "### fallback and on_error"),
+        (Compensation, "### compensate"),
+        (WaitFor, "### wait_for"),
+    ],
+)
+def test_the_page_explains_every_key(model: type[BaseModel], heading: str) -> None:
+    rows = "".join(line for line in part(heading).splitlines() if line.startswith("| `"))
     for name, field in model.model_fields.items():
-        assert f"| `{field.alias or name}` |" in PAGE
+        assert f"`{field.alias or name}`" in rows
 
 
 def test_the_pages_numbers_are_the_codes() -> None:
@@ -53,6 +89,7 @@ def test_the_pages_numbers_are_the_codes() -> None:
     assert f"default {DEFAULT_CONCURRENCY} " in PAGE
     assert f"(1 to {MAX_ITERATIONS})" in PAGE
     assert f"nest {MAX_DEPTH} deep" in PAGE
+    assert f"at most {MAX_WAIT_SECONDS // 86400} days" in PAGE
     retry = Retry()
     for name in ("initial_seconds", "multiplier", "max_seconds", "jitter"):
         row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))

@@ -14,7 +14,7 @@ def test_the_defaults_are_the_documented_ones(clean_environment: pytest.MonkeyPa
     settings = MeshSettings.load()
     assert settings.nats_servers == ["nats://127.0.0.1:4222"]
     assert (settings.agent_timeout_seconds, settings.max_retries, settings.no_agent_wait_seconds) == (300, 3, 30)
-    assert (settings.agent_orchestrator_port, settings.max_agents, settings.drain_grace_seconds) == (8003, 100, 25)
+    assert (settings.agent_orchestrator_port, settings.max_agents, settings.drain_grace_seconds) == (None, 100, 25)
     assert not settings.uses_consul
     assert settings.database_url is None
 

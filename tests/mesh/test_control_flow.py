@@ -371,3 +371,25 @@ async def test_an_agents_delegated_task_is_a_child_in_the_same_tree(
     assert {row["status"] for row in found} == {"completed"}
     roots = await rows(settings, "select count(*) from tasks where task_id = root_task_id")
     assert roots[0]["count"] == 1
+
+
+async def test_a_fork_is_validated_and_an_operation_is_not_run_again(
+    orchestrated: AgentProcess, mesh: Mesh, words: AgentProcess
+) -> None:
+    definition = {
+        "name": "typed",
+        "input": {"properties": {"n": {"type": "integer"}}},
+        "steps": {"say": {"task": "echo", "with": {"n": "${input.n}"}}},
+    }
+    await mesh.run("mesh.put_workflow", {"definition": definition})
+    task_id = await mesh.submit("typed", {"n": 1})
+    await mesh.wait(task_id)
+    forked = await mesh.run("mesh.replay", {"task_id": str(task_id), "input": {"n": 2}})
+    assert forked == {"say": {"n": 2}}
+    with pytest.raises(TaskFailed, match=r"payload\.n") as failed:
+        await mesh.run("mesh.replay", {"task_id": str(task_id), "input": {"n": "text"}})
+    assert failed.value.code == "invalid_request"
+    paused = await mesh.submit("mesh.pause", {"workflow": "nothing"})
+    await mesh.wait(paused)
+    with pytest.raises(TaskFailed, match="is not run again"):
+        await mesh.run("mesh.replay", {"task_id": str(paused)})
