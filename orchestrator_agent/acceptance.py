@@ -206,7 +206,12 @@ class Acceptance:
             )
         )
         if not taken:
-            return False
+            if not await patiently(self._reader.known, [root]):
+                return False
+            # The tree is ours, and nobody in it wants this any more: the attempt that gave it out is over. As a root of
+            # its own, it could run a second time when the next attempt gives it out again.
+            log.info("delegation.dropped", task_id=str(request.task_id), root_task_id=str(root))
+            return True
         data: dict[str, object] = {"task_id": str(request.task_id), "task_type": request.task_type}
         await self._outbox.say("task", "accepted", data)
         return True

@@ -88,8 +88,7 @@ class Planner:
             return run, Decisions()
         try:
             plan, given = self._choose(request) if replayed is None else (replayed.plan, replayed.payload)
-            if replayed is None:
-                given = plan.read_input(given)
+            given = plan.read_input(given)
             reused = [] if replayed is None else _reused(replayed)
         except PantheonError as error:
             return self.refuse(run, ErrorInfo.of(error), now)
@@ -224,29 +223,28 @@ def _trace(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
 
 
 def _reused(replayed: Replayed) -> list[Row]:
-    """Completed steps that do not depend on the step to begin from."""
+    """Completed steps that depend neither on the step to begin from, nor on one that is not kept itself."""
     plan, begin = replayed.plan, replayed.from_step
-    if replayed.keep_completed:
-        return [row for name, row in _newest(replayed).items() if name in plan.steps and row.status in _REUSABLE]
-    if begin is None:
+    if begin is None and not replayed.keep_completed:
         return []
-    if begin not in plan.steps:
+    if begin is not None and begin not in plan.steps:
         known = ", ".join(plan.steps)
         raise InvalidRequest(f"payload.from: there is no step '{begin}'; there is {known}", field="payload.from")
-    again = {begin}
-    queue = [begin]
+    newest = _newest(replayed)
+    undone = _undone(replayed, newest)
+    again = {begin} if begin is not None else set(plan.steps.keys() - newest.keys())
+    again |= {name for name, row in newest.items() if name in undone or row.status not in _REUSABLE}
+    queue = list(again)
     while queue:
-        for dependant in plan.dependants[queue.pop()]:
+        for dependant in plan.dependants.get(queue.pop(), ()):
             if dependant not in again:
                 again.add(dependant)
                 queue.append(dependant)
-    kept = [
-        row
-        for name, row in _newest(replayed).items()
-        if name not in again and name in plan.steps and row.status in _REUSABLE
-    ]
-    missing = {need for name in again for need in plan.steps[name].needs} - again - {row.step for row in kept}
-    if begin in again and missing & plan.steps[begin].needs:
+    kept = [row for name, row in newest.items() if name not in again and name in plan.steps]
+    if begin is None:
+        return kept
+    reusable = {name for name, row in newest.items() if row.status in _REUSABLE}
+    if missing := plan.steps[begin].needs - reusable:
         raise InvalidRequest(
             f"payload.from: step '{begin}' needs {', '.join(sorted(missing))}, which did not complete in that task",
             field="payload.from",
@@ -255,6 +253,23 @@ def _reused(replayed: Replayed) -> list[Row]:
 
 
 _REUSABLE = (Status.COMPLETED, Status.SKIPPED)
+
+
+def _undone(replayed: Replayed, newest: Mapping[str, Row]) -> set[str]:
+    """Steps whose work was undone when the old task ended; of a workflow by name, what it undid is not known here."""
+    if not any(row.role is Role.COMPENSATION for row in replayed.steps):
+        return set()
+    steps = replayed.plan.steps
+    return {
+        name
+        for name, row in newest.items()
+        if name in steps
+        and (
+            steps[name].compensate is not None
+            or ((sub := steps[name].sub) is not None and sub.compensates)
+            or row.workflow_version is not None
+        )
+    }
 
 
 def _newest(replayed: Replayed) -> dict[str, Row]:

@@ -27,7 +27,8 @@ from orchestrator_agent.engine.events import (
     ResumeRequested,
     Signalled,
 )
-from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status
+from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status, in_order
+from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode, InvalidRequest
 from protocol.ids import step_task_id
 from protocol.messages import ErrorInfo, json_bytes
@@ -51,6 +52,21 @@ def start(run: Run, *, directory: Directory, rules: Rules, now: datetime, reused
         transition.adopt(scope, row)
     transition.begin()
     return transition.ledger.decisions
+
+
+def _refusal(plan: StepPlan, signal: Signalled) -> ErrorInfo | None:
+    """Why a step that waits for a signal of this name does not take this one."""
+    assert plan.wait is not None
+    if not plan.wait.accepts(signal.giver):
+        who = ", ".join(sorted(plan.wait.givers))
+        message = f"'{signal.name}' may be given by {who}, not by {signal.giver or 'nobody in particular'}"
+        return ErrorInfo(code="forbidden", message=message)
+    if plan.wait.schema is not None:
+        try:
+            plan.wait.schema.read(signal.payload)
+        except InvalidRequest as wrong:
+            return ErrorInfo.of(wrong)
+    return None
 
 
 class _Transition(Endings):
@@ -126,6 +142,10 @@ class _Transition(Endings):
         row = self.run.current(expired.task_id, expired.attempt)
         if row is None or row.expires_at is None or row.expires_at > self.now:
             return
+        # No attempt outlives the deadline: which of the two is noticed first must not decide how the task ends.
+        self._deadline_passed()
+        if row.status is not Status.DISPATCHED:
+            return
         self.ledger.stop(row, "its time is over")
         message = f"no answer from {row.agent} within {row.timeout_seconds:g} s"
         self.attempt_failed(row, ErrorInfo(code=ErrorCode.TIMEOUT, message=message, retryable=True))
@@ -137,7 +157,7 @@ class _Transition(Endings):
         if row is self.run.root:
             self.begin()
         elif row.status is Status.READY:
-            self.place(row)
+            self.place_again(row)
             if row.status is Status.READY:
                 self._give_up(row)
         elif row.status is Status.WAITING and row.run_after is not None and row.run_after <= self.now:
@@ -175,8 +195,9 @@ class _Transition(Endings):
             self.end_root(Status.CANCELLED if cancelled else Status.FAILED, error=error)
 
     def _cancel(self, happening: CancelRequested) -> None:
+        before = self.run.root.status
         self._end(ErrorInfo(code=ErrorCode.CANCELLED, message=happening.reason))
-        self._tell(happening.operation, changed=True)
+        self._tell(happening.operation, changed=self.run.root.status is not before)
 
     def _pause(self, happening: PauseRequested) -> None:
         root = self.run.root
@@ -205,7 +226,7 @@ class _Transition(Endings):
 
     def _wait_again(self, row: Row) -> None:
         row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
-        self.place(row)
+        self.place_again(row)
 
     def _tell(self, operation: Any, *, changed: bool) -> None:
         if operation is not None:
@@ -239,20 +260,12 @@ class _Transition(Endings):
             and (plan := self.run.step_plan(row)).wait is not None
         ]
         waiting = [(row, plan) for row, plan in waiting if plan.wait is not None and plan.wait.name == signal.name]
-        for _, plan in waiting:
-            assert plan.wait is not None
-            if not plan.wait.accepts(signal.giver):
-                who = ", ".join(sorted(plan.wait.givers))
-                message = f"'{signal.name}' may be given by {who}, not by {signal.giver or 'nobody in particular'}"
-                error = ErrorInfo(code="forbidden", message=message)
-                self.ledger.decisions.outcomes[signal.operation] = error
-                return
-            if plan.wait.schema is not None:
-                try:
-                    plan.wait.schema.read(signal.payload)
-                except InvalidRequest as wrong:
-                    self.ledger.decisions.outcomes[signal.operation] = ErrorInfo.of(wrong)
-                    return
+        refusals = [(row, plan, _refusal(plan, signal)) for row, plan in waiting]
+        takers = [(row, plan) for row, plan, refusal in refusals if refusal is None]
+        if refusals and not takers:
+            # Several may wait for one name; it is refused when it is right for none of them.
+            self.ledger.decisions.outcomes[signal.operation] = next(refusal for *_, refusal in refusals if refusal)
+            return
         row = Row(
             root_task_id=self.run.root_task_id,
             task_id=task_id,
@@ -265,9 +278,10 @@ class _Transition(Endings):
             created_at=self.now,
         )
         self.ledger.make(row)
-        self.run.signals.append(row)
+        self.run.signals = in_order([*self.run.signals, row])
         self.ledger.task_event("signalled", signal=signal.name, by=signal.giver)
-        taken = any(self.take_signal(waiter, plan, row) for waiter, plan in waiting[:1])
+        first = min(takers, key=lambda one: (one[0].created_at or self.now, one[0].task_id), default=None)
+        taken = first is not None and self.take_signal(*first, row)
         self._tell_signal(signal, taken=taken)
 
     def _tell_signal(self, signal: Signalled, *, taken: bool) -> None:
@@ -277,9 +291,12 @@ class _Transition(Endings):
     def _delegated(self, given: Delegated) -> None:
         """A task that an agent gives out becomes a child of the one it works on; the same id again changes nothing."""
         if (known := self.run.rows.get(given.task_id)) is not None:
-            known.reply_to = given.reply_to or known.reply_to
             if known.ended:
+                known.reply_to = given.reply_to or known.reply_to
                 self.ledger.decisions.answers.append(known)
+            elif given.reply_to not in (None, known.reply_to):
+                known.reply_to = given.reply_to
+                self.ledger.change(known)
             return
         parent = self.run.rows.get(given.parent_task_id)
         scope = self._scope_around(parent)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from orchestrator_agent.engine.decisions import Directory, Ledger, Rules, Wanted
 from orchestrator_agent.engine.retry import decide_retry
-from orchestrator_agent.engine.state import Role, Row, Run, Status
+from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status
 from protocol.errors import ErrorCode
 from protocol.messages import ErrorInfo
 
@@ -39,6 +39,22 @@ class Attempts:
     def step_failed(self, row: Row, error: ErrorInfo) -> None:
         raise NotImplementedError
 
+    def scope_failed(self, scope: Scope, error: ErrorInfo) -> None:
+        raise NotImplementedError
+
+    def within_budget(self, row: Row) -> bool:
+        """Whether a row may go on; where the tree's budget is used up, the whole task ends, and the row with it.
+
+        What undoes is not bounded: a task that could not afford to clean up would leave a mess behind.
+        """
+        root = self.run.scopes[self.run.root_task_id]
+        if row.role is Role.COMPENSATION or root.row.status is Status.COMPENSATING:
+            return True
+        if (error := self.budget_error()) is None:
+            return True
+        self.scope_failed(root, error)
+        return False
+
     def budget_error(self) -> ErrorInfo | None:
         """What of the tree's budget is used up, if anything is."""
         budget = self.run.scopes[self.run.root_task_id].plan.budget
@@ -63,28 +79,16 @@ class Attempts:
         return None
 
     def wanted(self, row: Row) -> Wanted:
-        facts = self.run.facts
-        plan = self.run.step_plan(row)
-        own = row.role is Role.STEP
-        return Wanted(
-            task_type=row.task_type,
-            pinned_agent=row.pinned_agent,
-            requires=plan.requires if own else None,
-            sticky=row.sticky,
-            avoid=row.agent if row.failures else None,
-            tenant=facts.tenant,
-            requester=facts.requester,
-            workflow=self.run.scopes[self.run.root_task_id].plan.name,
-        )
+        return wanted_of(self.run, row)
 
     def place(self, row: Row) -> None:
         """Give a ready row to an agent, if there is a place for it now."""
-        if row.expires_at is not None:
-            self.ledger.decisions.wake_at.append(row.expires_at)
         if not self.run.at_work:
             return
-        placement = self.directory.place(self.wanted(row))
+        wanted = self.wanted(row)
+        placement = self.directory.place(wanted)
         if placement is None:
+            self._wait(row, wanted)
             return
         row.become(Status.DISPATCHED)
         row.agent = placement.agent
@@ -99,13 +103,28 @@ class Attempts:
         self.ledger.decisions.dispatched[row.task_id] = row
         self.ledger.step_event("dispatched", row, agent=row.agent)
 
+    def _wait(self, row: Row, wanted: Wanted) -> None:
+        """Flow control: there is an end to the wait for an agent, but none to that for a place at one."""
+        if row.expires_at is None:
+            return
+        if self.directory.served(wanted):
+            row.expires_at = None
+            self.ledger.change(row)
+        else:
+            self.ledger.decisions.wake_at.append(row.expires_at)
+
     def make_ready(self, row: Row) -> None:
         """Let a row that waited look for an agent; it has the whole wait for one again."""
         row.run_after = None
         row.become(Status.READY)
         row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
         self.ledger.change(row)
-        self.place(row)
+        self.place_again(row)
+
+    def place_again(self, row: Row) -> None:
+        """Place a row that was ready before: meanwhile others may have used up the budget, or its own attempts."""
+        if not self.run.at_work or self.within_budget(row):
+            self.place(row)
 
     def attempt_failed(self, row: Row, error: ErrorInfo) -> None:
         row.failures += 1
@@ -128,11 +147,32 @@ class Attempts:
         self.ledger.step_event("retrying", row, error=error, wait_seconds=round(decision.wait_seconds, 3))
 
     def no_place(self, row: Row) -> None:
-        """The wait for an agent is over. One that is only busy is still waited for: the row has its place in line."""
-        if not self.run.at_work or row.expires_at is None or row.expires_at > self.now:
+        """Nobody may serve it any more: the wait for an agent begins, or is over."""
+        if not self.run.at_work or (row.expires_at is not None and row.expires_at > self.now):
             return
         if self.directory.served(self.wanted(row)):
-            row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
-            self.ledger.change(row)
             return
-        self.step_failed(row, self.ledger.no_agent(row))
+        if row.expires_at is not None:
+            self.step_failed(row, self.ledger.no_agent(row))
+            return
+        row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
+        self.ledger.change(row)
+        self.ledger.decisions.wake_at.append(row.expires_at)
+
+
+def wanted_of(run: Run, row: Row) -> Wanted:
+    """What a ready row looks for."""
+    facts = run.facts
+    plan = run.step_plan(row)
+    own = row.role is Role.STEP
+    return Wanted(
+        task_type=row.task_type,
+        pinned_agent=row.pinned_agent,
+        requires=plan.requires if own else None,
+        sticky=row.sticky,
+        avoid=row.agent if row.failures else None,
+        tenant=facts.tenant,
+        requester=facts.requester,
+        workflow=run.scopes[run.root_task_id].plan.name,
+        task_id=row.task_id,
+    )

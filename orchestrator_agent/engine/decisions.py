@@ -27,6 +27,8 @@ class Wanted:
     tenant: str = "default"
     requester: str | None = None
     workflow: str | None = None
+    # Flow control: whose turn it is, is said of rows.
+    task_id: UUID | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Decisions:
     outcomes: dict[UUID, dict[str, Any] | ErrorInfo] = field(default_factory=dict)
     # Rows whose attempt is to be published.
     dispatched: dict[UUID, Row] = field(default_factory=dict)
+    # Flow control: agents at which a place was taken, and is not needed after all.
+    unplaced: list[str] = field(default_factory=list)
     # Attempts whose agent is to be told to stop: agent, task, attempt, reason.
     stopped: list[tuple[str, UUID, int, str]] = field(default_factory=list)
     events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
@@ -118,6 +122,8 @@ class Ledger:
         # Decided in this very transition, it was never published, and nobody need be told.
         if self.decisions.dispatched.pop(row.task_id, None) is None:
             self.decisions.stopped.append((row.agent, row.task_id, row.attempt, reason))
+        else:
+            self.decisions.unplaced.append(row.agent)
 
     def event(self, entity: str, name: str, data: dict[str, Any]) -> None:
         self.decisions.events.append((entity, name, data))

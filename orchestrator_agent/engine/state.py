@@ -3,7 +3,7 @@
 Statuses and their transitions are declared here, once; the SQL of the store mirrors them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -96,6 +96,11 @@ class Row:
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+
+def in_order(signals: Iterable[Row]) -> list[Row]:
+    """Signals as they were given; of those given at once, always the same one first."""
+    return sorted(signals, key=lambda row: (row.created_at is not None, row.created_at, row.task_id))
 
 
 @dataclass(slots=True)

@@ -21,13 +21,13 @@ class Steps(Waits):
     def scope_completed(self, scope: Scope) -> None:
         raise NotImplementedError
 
-    def scope_failed(self, scope: Scope, error: ErrorInfo, *, undo_also: Row | None = None) -> None:
-        raise NotImplementedError
-
     def cancel_tree(self, row: Row, reason: str) -> None:
         raise NotImplementedError
 
     def undone(self, row: Row) -> None:
+        raise NotImplementedError
+
+    def undoing_over(self, row: Row) -> None:
         raise NotImplementedError
 
     # -- beginning ----------------------------------------------------------------------------------------------------
@@ -115,8 +115,7 @@ class Steps(Waits):
         if len(row.payload) > self.rules.max_message_bytes:
             self.step_failed(row, self.ledger.too_large(row, "payload", len(row.payload)))
             return
-        if row.role is not Role.COMPENSATION and (error := self.budget_error()) is not None:
-            self.scope_failed(self.run.scopes[self.run.root_task_id], error)
+        if not self.within_budget(row):
             return
         row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
         self.place(row)
@@ -125,11 +124,12 @@ class Steps(Waits):
 
     def begin_scope(self, row: Row, plan: Plan, payload: dict[str, Any], *, depth: int) -> None:
         row.status = Status.RUNNING
-        budget = self.run.scopes[self.run.root_task_id].plan.budget
+        root = self.run.scopes[self.run.root_task_id]
+        budget = root.plan.budget if root.row.status is not Status.COMPENSATING else None
         if budget is not None and budget.depth is not None and depth > budget.depth:
             message = f"the task's budget of {budget.depth} nested workflows is used up"
             error = ErrorInfo(code=ErrorCode.BUDGET_EXCEEDED, message=message, details={"budget": "depth"})
-            self.scope_failed(self.run.scopes[self.run.root_task_id], error)
+            self.scope_failed(root, error)
             return
         if depth > MAX_DEPTH:
             path = self.run.path(row)
@@ -141,7 +141,9 @@ class Steps(Waits):
         except InvalidRequest as error:
             self.step_failed(row, self.ledger.step_failed(row, ErrorInfo.of(error)))
             return
-        row.payload = json_bytes(given)
+        inline = plan.definition is not None and plan.version is None
+        # A graph that came inline is nowhere else than in its row.
+        row.payload = json_bytes({**(plan.definition or {}), "input": given} if inline else given)
         scope = self.run.scopes[row.task_id] = Scope(row=row, plan=plan, variables={"input": given}, depth=depth)
         self.plan_steps(scope, plan.steps)
 
@@ -251,8 +253,17 @@ class Steps(Waits):
             return
         if row.role is Role.DELEGATED:
             self.ledger.decisions.answers.append(row)
+            self.undoing_over(row)
             return
         plan = self.run.step_plan(row)
+        if self._left_alone(row):
+            scope = self.run.scopes.get(row.parent_task_id) if row.parent_task_id is not None else None
+            if scope is not None and plan.on_error == "continue":
+                # Nothing goes on behind it; but this is what its row will be read as.
+                scope.variables[plan.name] = None
+                scope.ended.add(plan.name)
+            self.undoing_over(row)
+            return
         is_fan_out = row.task_id in self.run.fan_outs
         if plan.fallback is not None and row.role is Role.STEP and not is_fan_out:
             self._fall_back(row, plan, error)
@@ -265,8 +276,12 @@ class Steps(Waits):
             self._stop_items(fan_out)
             self.step_failed(fan_out.row, error)
             return
-        undo_also = row if plan.on_error == "compensate" else None
-        self.scope_failed(self.run.scopes[row.parent_task_id], error, undo_also=undo_also)
+        self.scope_failed(self.run.scopes[row.parent_task_id], error)
+
+    def _left_alone(self, row: Row) -> bool:
+        """Whether what a row belongs to has ended, or is being undone, while this one still undid what it had done."""
+        above = self.run.rows[row.parent_task_id] if row.parent_task_id is not None else self.run.root
+        return above.ended or above.status is Status.COMPENSATING
 
     def _fall_back(self, failed: Row, plan: StepPlan, error: ErrorInfo) -> None:
         assert plan.fallback is not None

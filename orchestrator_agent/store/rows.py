@@ -1,12 +1,12 @@
 """Rows of `tasks` to and from the engine's Run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
 from orchestrator_agent.engine.endings import compensation_id, to_undo
-from orchestrator_agent.engine.state import FanOut, Role, RootFacts, Row, Run, Scope, Status
+from orchestrator_agent.engine.state import FanOut, Role, RootFacts, Row, Run, Scope, Status, in_order
 from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.errors import InvalidWorkflow
 from protocol.messages import ErrorInfo, Usage
@@ -91,6 +91,8 @@ class Plans(Protocol):
 
     def single(self, task_type: str) -> Plan: ...
 
+    def inline(self, payload: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]: ...
+
 
 def run_of(records: Sequence[Record], root_plan: Plan, plans: Plans) -> Run:
     """Rebuild a run from all rows of one root. Raises InvalidWorkflow when the rows and the plans do not fit."""
@@ -112,6 +114,7 @@ class _Builder:
     def __init__(self, run: Run, plans: Plans) -> None:
         self.run = run
         self.plans = plans
+        self.undoes = False
         self.children: dict[UUID, list[Row]] = {}
         for row in run.rows.values():
             if row.parent_task_id is not None and row is not run.root:
@@ -122,6 +125,9 @@ class _Builder:
 
     def build(self, root_plan: Plan) -> None:
         root = self.run.root
+        versions = {row.workflow_version for row in self.run.rows.values() if row.workflow_version is not None}
+        # What has ended can still matter where anything in the tree, however deep, may have to be undone.
+        self.undoes = root_plan.compensates or any(self.plans.version(version).compensates for version in versions)
         payload = json.loads(root.payload) if root.payload is not None else {}
         given = (payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload
         self._scope(root, root_plan, given, depth=0)
@@ -132,35 +138,34 @@ class _Builder:
     def _scope(self, row: Row, plan: Plan, given: dict[str, Any], *, depth: int) -> None:
         scope = Scope(row=row, plan=plan, variables={"input": given}, depth=depth)
         self.run.scopes[row.task_id] = scope
-        for child in self.children.get(row.task_id, ()):
+        below = self.children.get(row.task_id, ())
+        if row is self.run.root:
+            given_signals = (one for one in below if one.role is Role.SIGNAL and one.status is Status.WAITING)
+            self.run.signals = in_order(given_signals)
+        before: dict[str, Row] = {}
+        for child in below:
             if child.role is Role.SIGNAL:
-                if child.status is Status.WAITING:
-                    self.run.signals.append(child)
                 continue
             if child.role is Role.COMPENSATION:
+                self._given_out(child, scope.depth)
                 continue
             name = child.step or ""
             if name not in plan.steps:
                 raise InvalidWorkflow(f"task {row.task_id}: its workflow has no step '{name}'")
+            if name in scope.rows and scope.rows[name].iteration < child.iteration:
+                before[name] = scope.rows[name]
             scope.rows[name] = child
             self._inside(child, plan.steps[name], scope)
         for name, latest in scope.rows.items():
-            self._result(scope, name, latest)
+            self._result(scope, name, latest, before.get(name))
 
     def _inside(self, row: Row, plan: StepPlan, scope: Scope) -> None:
         """What a step's row has below it, as far as it can still matter: at work, or to be undone."""
         if plan.for_each is not None and row.role is Role.STEP:
-            undoable = plan.compensate is not None or (plan.sub is not None and plan.sub.compensates)
-            if not row.ended or undoable:
+            if not row.ended or self.undoes:
                 self._fan_out(row, plan, scope)
             return
-        if plan.sub is not None or row.workflow_version is not None:
-            inner = self.plans.version(row.workflow_version) if row.workflow_version is not None else plan.sub
-            assert inner is not None
-            if not row.ended or inner.compensates:
-                self._scope(row, inner, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
-            return
-        self._given_out(row, scope.depth)
+        self._item(row, plan, scope)
 
     def _given_out(self, row: Row, depth: int) -> None:
         """The tasks that an agent delegated while it worked on this one."""
@@ -168,10 +173,16 @@ class _Builder:
             if child.role is not Role.DELEGATED:
                 continue
             self.run.delegated.setdefault(row.task_id, []).append(child)
-            if not child.ended:
-                version = child.workflow_version
-                plan = self.plans.version(version) if version is not None else self.plans.single(child.task_type)
-                self._scope(child, plan, json.loads(child.payload or b"{}"), depth=depth + 1)
+            if child.ended and not self.undoes:
+                continue
+            given = json.loads(child.payload or b"{}")
+            if child.workflow_version is not None:
+                plan = self.plans.version(child.workflow_version)
+            elif child.task_type == EXECUTE_DAG:
+                plan, given = self.plans.inline(given)
+            else:
+                plan = self.plans.single(child.task_type)
+            self._scope(child, plan, given, depth=depth + 1)
 
     def _fan_out(self, row: Row, plan: StepPlan, scope: Scope) -> None:
         items = json.loads(row.payload or b"{}").get("items", [])
@@ -187,19 +198,21 @@ class _Builder:
                 fan_out.results[item] = json.loads(child.result) if child.result is not None else None
             else:
                 fan_out.active.add(item)
+        for child in self.children.get(row.task_id, ()):
             self._item(child, plan, scope)
 
     def _item(self, row: Row, plan: StepPlan, scope: Scope) -> None:
-        inner = plan.sub
+        # What stands in for a sub-workflow that failed is a task.
+        inner = plan.sub if row.role is Role.STEP else None
         if row.workflow_version is not None:
             inner = self.plans.version(row.workflow_version)
         if inner is None:
             self._given_out(row, scope.depth)
-        elif row.role is Role.STEP and (not row.ended or inner.compensates):
+        elif not row.ended or self.undoes:
             self._scope(row, inner, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
 
     @staticmethod
-    def _result(scope: Scope, name: str, latest: Row) -> None:
+    def _result(scope: Scope, name: str, latest: Row, before: Row | None) -> None:
         plan = scope.plan.steps[name]
         if latest.status is Status.COMPLETED:
             scope.variables[name] = json.loads(latest.result) if latest.result is not None else None
@@ -208,21 +221,15 @@ class _Builder:
             scope.variables[name] = None
             scope.ended.add(name)
         elif plan.repeat is not None:
-            scope.variables[name] = None
+            # Its name is the result of the iteration before.
+            kept = before.result if before is not None else None
+            scope.variables[name] = json.loads(kept) if kept is not None else None
 
     def _compensation(self, scope: Scope) -> None:
-        also = next(
-            (
-                row
-                for name, row in scope.rows.items()
-                if row.status is Status.FAILED and scope.plan.steps[name].on_error == "compensate"
-            ),
-            None,
-        )
-        for undo in to_undo(self.run, scope, also, again=True):
+        for undo in to_undo(self.run, scope, again=True):
             made = self.run.rows.get(compensation_id(undo.row))
             if made is not None:
                 self.run.undone[made.task_id] = undo
-                if not made.ended:
+                if not made.ended and made.parent_task_id == scope.row.task_id:
                     scope.undoing = made
-        scope.undo = to_undo(self.run, scope, also)
+        scope.undo = to_undo(self.run, scope)

@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -86,7 +87,8 @@ class Library:
         except ValidationError as error:
             wrong = invalid_request(error, prefix="payload")
             raise InvalidWorkflow(wrong.message, step=_step_in(wrong.field)) from None
-        plan = compile_workflow(dag, name="execute_dag")
+        definition = {name: one for name, one in payload.items() if name != "input"}
+        plan = replace(compile_workflow(dag, name="execute_dag"), definition=definition)
         self._inline[key] = plan
         if len(self._inline) > INLINE_PLANS:
             self._inline.popitem(last=False)

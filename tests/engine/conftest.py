@@ -2,10 +2,9 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -13,10 +12,9 @@ import pytest
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Placement, Rules, Wanted
 from orchestrator_agent.engine.events import Answered, Due, Expired, Happening
-from orchestrator_agent.engine.state import ENDED, TRANSITIONS, Row, Run, Status
+from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
 from orchestrator_agent.intake import Planner
-from orchestrator_agent.store import rows as stored
-from orchestrator_agent.store import tasks as writes
+from orchestrator_agent.testing.table import Table
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -25,76 +23,6 @@ from protocol.messages import ErrorInfo, Usage
 from protocol.workflow import Workflow
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-COLUMNS = stored.COLUMNS.split(", ")
-
-
-class Table:
-    """What Postgres holds of one root: the columns that the store's statements write, and no others."""
-
-    def __init__(self) -> None:
-        self.records: dict[UUID, dict[str, Any]] = {}
-
-    def accept(self, run: Run, decisions: Decisions) -> None:
-        root = dict.fromkeys(COLUMNS)
-        root |= dict(zip(_names(writes._ACCEPTED), writes._accepted_values(run), strict=True))
-        self.records[run.root_task_id] = {**root, "version": 1}
-        self._make(run, decisions)
-
-    def apply(self, run: Run, decisions: Decisions) -> None:
-        root = self.records[run.root_task_id]
-        assert root["version"] == run.version
-        values = (run.root.status.value, writes._text(run.root.result), writes._error(run.root))
-        values += (writes._usage(run.root.usage), run.root.completed_at, run.facts.reply_to)  # type: ignore[assignment]
-        names = [name for name in _names(writes._ROOTS) if name not in ("root_task_id", "task_id", "known_version")]
-        root |= {**dict(zip(names, values, strict=True)), "version": run.version + 1}
-        for row in decisions.changed.values():
-            if row is run.root:
-                continue
-            record = self.records[row.task_id]
-            before = Status(record["status"])
-            assert before not in ENDED, "what has ended was changed"
-            record |= dict(zip(_names(writes._CHANGED), writes._changed_values(row), strict=True))
-            assert _reachable(before, Status(record["status"]))
-        self._make(run, decisions)
-        run.version += 1
-
-    def _make(self, run: Run, decisions: Decisions) -> None:
-        for row in decisions.made:
-            assert row.task_id not in self.records, "a row was made twice"
-            record = dict.fromkeys(COLUMNS)
-            self.records[row.task_id] = {
-                **record,
-                **dict(zip(_names(writes._MADE), writes._made_values(run, row), strict=True)),
-                "version": 0,
-            }
-
-    def read(self, library: Library) -> Run:
-        """The run, as a process that has never seen it makes it."""
-        records = list(self.records.values())
-        root = next(record for record in records if record["task_id"] == record["root_task_id"])
-        payload = json.loads(root["payload"] or "{}")
-        if root["workflow_version"] is not None:
-            plan = library.version(root["workflow_version"])
-        elif root["task_type"] == "execute_dag":
-            plan = library.inline(payload)[0]
-        else:
-            plan = library.single(root["task_type"])
-        return stored.run_of(records, plan, library)
-
-
-def _names(columns: Sequence[tuple[str, str, str]]) -> list[str]:
-    return [name for name, _, _ in columns]
-
-
-def _reachable(before: Status, after: Status) -> bool:
-    """Over any number of transitions: one batch may hold several."""
-    seen, queue = {before}, [before]
-    while queue:
-        for following in TRANSITIONS[queue.pop()]:
-            if following not in seen:
-                seen.add(following)
-                queue.append(following)
-    return after in seen
 
 
 def picture(run: Run) -> dict[str, Any]:
@@ -108,7 +36,7 @@ def picture(run: Run) -> dict[str, Any]:
             if not (name in plan.steps and plan.steps[name].repeat is not None and name not in ended)
         }
 
-    live = {row.task_id for row in run.rows.values() if row.status is Status.RUNNING}
+    live = {row.task_id for row in run.rows.values() if row.status in WITH_SCOPE}
     waits = (Status.READY, Status.WAITING, Status.DISPATCHED)
     return {
         "facts": run.facts,
@@ -129,6 +57,8 @@ def picture(run: Run) -> dict[str, Any]:
                 "ended": scope.ended,
                 "rows": {name: row.task_id for name, row in scope.rows.items()},
                 "depth": scope.depth,
+                "undo": [to_come(undo) for undo in scope.undo] if scope.row.status is Status.COMPENSATING else [],
+                "undoing": scope.undoing.task_id if scope.undoing is not None and not scope.undoing.ended else None,
                 "plan": (scope.plan.name, scope.plan.version, tuple(scope.plan.steps)),
             }
             for task_id, scope in run.scopes.items()
@@ -146,7 +76,23 @@ def picture(run: Run) -> dict[str, Any]:
             for task_id, one in run.fan_outs.items()
             if task_id in live
         },
+        "signals": [row.task_id for row in run.signals],
+        "delegated": {
+            task_id: sorted(row.task_id for row in rows if not row.ended)
+            for task_id, rows in run.delegated.items()
+            if any(not row.ended for row in rows)
+        },
+        "undone": {task_id for task_id in run.undone if not run.rows[task_id].ended},
     }
+
+
+def to_come(undo: Undo) -> tuple[UUID, dict[str, Any]]:
+    """A compensation that is still to be made, and what its payload may be made of: see `_only_known`."""
+    names = {*undo.plan.needs, undo.plan.name, "input", "item", "index", "result"}
+    return undo.row.task_id, {name: value for name, value in undo.variables.items() if name in names}
+
+
+WITH_SCOPE = (Status.RUNNING, Status.PAUSED, Status.COMPENSATING)
 
 
 @dataclass
@@ -227,7 +173,7 @@ class Course:
             assert moment.tzinfo is not None
 
     def check(self) -> None:
-        if self.run.root.status is Status.RUNNING:
+        if self.run.root.status in WITH_SCOPE:
             assert self.run.scopes[self.run.root_task_id].row is self.run.root
             assert any(True for _ in self.run.active()), "a run that has not ended has something at work"
             assert picture(self.read_back()) == picture(self.run)
@@ -270,6 +216,13 @@ class Course:
             usage=usage,
             instance_id="i",
         )
+
+    def answered(
+        self, row: Row, result: Any, *, error: ErrorInfo | None = None, usage: Usage | None = None
+    ) -> Answered:
+        """The answer of a row's current attempt, where a path would not tell which row."""
+        status: Literal["completed", "failed"] = "completed" if error is None else "failed"
+        return Answered(row.root_task_id, row.task_id, row.attempt, status, result=result, error=error, usage=usage)
 
     def failed(
         self, path: str, code: str = "no", *, retryable: bool = False, attempt: int | None = None, message: str = "no"

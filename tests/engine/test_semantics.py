@@ -1,0 +1,426 @@
+"""The control flow's corners, told in examples: each of these was wrong once, or nearly was."""
+
+import json
+import re
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from orchestrator_agent.engine.decisions import Rules
+from orchestrator_agent.engine.events import (
+    CancelRequested,
+    DeadlinePassed,
+    Delegated,
+    PauseRequested,
+    ResumeRequested,
+    Signalled,
+)
+from orchestrator_agent.engine.state import Role, Row
+from orchestrator_agent.intake import Replayed
+from orchestrator_agent.workflows.plan import Plan
+from protocol import ErrorInfo, TaskRequest, new_id
+from protocol.messages import Usage
+from tests.engine.conftest import Course, World
+
+
+def task(**more: Any) -> dict[str, Any]:
+    return {"task": "x", **more}
+
+
+def undoable(**more: Any) -> dict[str, Any]:
+    return task(compensate={"task": "undo", "with": {"was": "${result}"}}, **more)
+
+
+def undoing(course: Course) -> list[Row]:
+    return [row for row in course.run.rows.values() if row.role is Role.COMPENSATION]
+
+
+def undo_next(course: Course) -> str:
+    """Let the compensation at work end well; the step that it undid."""
+    row = next(row for row in undoing(course) if not row.ended)
+    course.happen(course.answered(row, {}))
+    return row.step or ""
+
+
+def signal(course: Course, name: str, giver: str | None = None, **payload: Any) -> Signalled:
+    return Signalled(course.run.root_task_id, new_id(), name, payload, giver)
+
+
+def told(course: Course, given: Any) -> Any:
+    return course.happen(given).outcomes[given.operation]
+
+
+# -- signals --------------------------------------------------------------------------------------------------------
+
+
+def wait(**more: Any) -> dict[str, Any]:
+    return {"wait_for": {"signal": "go", **more}}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_signals_of_one_name_are_taken_in_the_order_they_were_given(world: World, restarted: bool) -> None:
+    steps = {"nap": {"sleep": 9}, "a": {**wait(), "needs": ["nap"]}, "b": {**wait(), "needs": ["a"]}}
+    course = world.dag(steps)
+    for number in (1, 2, 3):
+        course.later(1)
+        assert told(course, signal(course, "go", n=number))["taken"] is False
+    if restarted:
+        course.restart()
+    course.later(9)
+    course.due("nap")
+    assert course.result["a"] == {"n": 1}
+    assert course.result["b"] == {"n": 2}
+    kept = [row for row in course.run.rows.values() if row.role is Role.SIGNAL and row.status == "skipped"]
+    assert len(kept) == 1
+
+
+def test_a_signal_goes_to_the_one_of_several_waits_that_may_take_it(world: World) -> None:
+    course = world.dag({"a": wait(**{"from": ["anna"]}), "b": wait(**{"from": ["bob"]})})
+    refused = told(course, signal(course, "go", "eve"))
+    assert isinstance(refused, ErrorInfo)
+    assert refused.code == "forbidden"
+    assert told(course, signal(course, "go", "bob", n=1))["taken"]
+    assert course.statuses()["b"] == "completed"
+    assert told(course, signal(course, "go", "anna", n=2))["taken"]
+    assert course.result == {"a": {"n": 2}, "b": {"n": 1}}
+
+
+def test_the_same_signal_given_twice_is_given_once(world: World) -> None:
+    course = world.dag({"a": wait(), "b": {**wait(), "needs": ["a"]}})
+    given = signal(course, "go", n=1)
+    assert told(course, given)["taken"]
+    again = course.happen(given)
+    assert again.empty
+    assert again.outcomes[given.operation] == {"task_id": str(course.run.root_task_id), "signal": "go", "taken": True}
+    assert course.statuses()["b"] == "waiting"
+
+
+# -- pauses ---------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_fails_for_want_of_an_agent_while_paused(world: World) -> None:
+    course = world.dag({"a": task(), "b": task(needs=["a"])})
+    course.happen(PauseRequested(course.run.root_task_id))
+    world.everything_served_by = None
+    course.complete("a")
+    course.later(3600)
+    assert course.due("b").empty
+    course.happen(ResumeRequested(course.run.root_task_id))
+    course.later(29)
+    course.due("b")
+    assert course.statuses()["b"] == "ready"
+    course.later(1)
+    course.due("b")
+    assert course.error.code == "no_agent_available"
+
+
+def test_a_paused_task_that_fails_undoes_what_it_did(world: World) -> None:
+    course = world.dag({"a": undoable(), "b": task(needs=["a"])})
+    course.complete("a", {"n": 1})
+    course.happen(PauseRequested(course.run.root_task_id))
+    course.fail("b")
+    assert course.status == "compensating"
+    assert undo_next(course) == "a"
+    assert course.status == "failed"
+
+
+# -- cancelling -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_cancel_changes_nothing_and_says_so(world: World) -> None:
+    course = world.dag({"a": undoable(), "b": task(needs=["a"])})
+    course.complete("a", {"n": 1})
+    for changed in (True, False):
+        cancel = CancelRequested(course.run.root_task_id, "enough", new_id())
+        assert told(course, cancel)["changed"] is changed
+        assert course.status == "compensating"
+    course.restart()
+    undo_next(course)
+    assert (course.status, course.error.message) == ("cancelled", "enough")
+
+
+def test_the_deadline_decides_how_a_task_ends_whichever_timer_is_noticed_first(world: World) -> None:
+    for first in ("attempt", "deadline"):
+        step = task(retry={"max_attempts": 1}, timeout=60)
+        course = world.dag({"a": step}, deadline=world.now + timedelta(seconds=60))
+        course.later(60)
+        if first == "attempt":
+            course.expire("a")
+        else:
+            course.happen(DeadlinePassed(course.run.root_task_id))
+        assert course.error.code == "deadline_exceeded"
+
+
+# -- undoing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_workflow_that_undoes_is_let_finish_when_the_one_around_it_fails(world: World, restarted: bool) -> None:
+    """What was being undone was cancelled, and taken for done."""
+    sub = {"steps": {"i": undoable(), "j": undoable(needs=["i"]), "k": task(needs=["j"])}}
+    course = world.dag({"first": undoable(), "sub": {**sub, "needs": ["first"]}, "beside": task(needs=["first"])})
+    for result, path in enumerate(("first", "sub/i", "sub/j")):
+        course.later(1)
+        course.complete(path, result)
+    course.fail("sub/k")
+    assert [row.step for row in undoing(course)] == ["j"]
+    course.fail("beside", "worse")
+    if restarted:
+        course.restart()
+    assert course.statuses()["sub"] == "compensating"
+    assert [undo_next(course) for _ in range(3)] == ["j", "i", "first"]
+    assert course.error.step == "beside"
+    assert course.statuses()["sub"] == "failed"
+    assert course.status == "failed"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_steps_of_a_workflow_by_name_two_levels_down_are_undone_after_a_restart_too(
+    world: World, restarted: bool
+) -> None:
+    world.add("inner", steps={"i": undoable()})
+    world.add("outer", steps={"o": {"task": "inner"}})
+    course = world.dag({"a": {"task": "outer"}, "b": task(needs=["a"])})
+    course.complete("a/o/i", 1)
+    if restarted:
+        course.restart()
+    course.fail("b")
+    assert undo_next(course) == "i"
+    assert course.status == "failed"
+
+
+def test_what_completed_inside_a_step_that_did_not_is_undone_itself(world: World) -> None:
+    """The step says how it is undone; it never completed, so that is nothing to undo."""
+    sub = {"steps": {"i": undoable(), "j": task(needs=["i"])}, "compensate": {"task": "undo_all"}}
+    course = world.dag({"sub": sub, "b": task()})
+    course.complete("sub/i", 1)
+    course.fail("b")
+    assert [(row.step, row.task_type) for row in undoing(course)] == [("i", "undo")]
+
+
+def test_an_item_that_fails_is_undone_as_well_where_its_step_wants_it(world: World) -> None:
+    course = world.dag({"a": undoable(for_each=[1, 2, 3], on_error="compensate")})
+    course.complete("a[0]", {"n": 0})
+    course.later(1)
+    course.fail("a[1]")
+    assert [undo_next(course) for _ in range(2)] == ["a", "a"]
+    assert [row.item for row in undoing(course)] == [1, 0]
+
+
+def test_a_workflow_that_fails_beside_is_undone_too_where_it_wants_to_be(world: World) -> None:
+    sub = {"steps": {"i": undoable(), "j": task(needs=["i"])}, "on_error": "compensate", "compensate": {"task": "undo"}}
+    course = world.dag({"sub": sub, "b": task()})
+    course.complete("sub/i", 1)
+    course.fail("sub/j")
+    course.fail("b")
+    course.later(1)
+    assert [undo_next(course) for _ in range(2)] == ["i", "sub"]
+    assert course.error.step == "b"
+
+
+def test_thousands_of_compensations_may_fail_before_any_agent_is_asked(world: World) -> None:
+    """Each too large: one that called the next by recursion came to the end of the stack."""
+    world.rules = Rules(max_message_bytes=20_000)
+    undo = {"task": "undo", "with": {"was": "${result}", "more": "${input.more}"}}
+    steps = {"a": task(for_each=list(range(600)), concurrency=1000, compensate=undo), "b": task(needs=["a"])}
+    course = world.dag(steps, {"more": "x" * 19_980})
+    course.happen(*(course.completed(f"a[{n}]", "result") for n in range(600)))
+    course.fail("b")
+    assert course.status == "failed"
+    assert {row.error.code for row in undoing(course) if row.error is not None} == {"too_large"}
+
+
+def test_a_sub_workflow_whose_result_is_too_large_fails_and_is_undone(world: World) -> None:
+    world.rules = Rules(max_message_bytes=200)
+    sub = {"steps": {"i": undoable()}, "output": ["${i}", "${i}"], "on_error": "continue"}
+    course = world.dag({"a": sub})
+    course.complete("a/i", "x" * 150)
+    assert undo_next(course) == "i"
+    assert course.result == {"a": None}
+
+
+# -- budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_a_retry_is_within_the_budget_or_not_made(world: World) -> None:
+    """Only a step's first attempt was held against the budget: a step that failed at a price paid it four times."""
+    course = world.request("execute_dag", {"steps": {"a": task()}, "budget": {"tokens": 100}})
+    row = course.row("a")
+    failed = course.failed("a", retryable=True)
+    course.happen(course.answered(row, None, error=failed.error, usage=Usage(input_tokens=100)))
+    course.later(60)
+    assert not course.due("a").dispatched
+    assert course.error.code == "budget_exceeded"
+
+
+def test_undoing_is_outside_of_the_budget_with_all_that_is_delegated_for_it(world: World) -> None:
+    budget = {"tasks": 1}
+    steps = {"a": undoable(), "b": task(needs=["a"])}
+    course = world.request("execute_dag", {"steps": steps, "budget": budget})
+    course.complete("a", 1)
+    assert course.status == "compensating"
+    at_work = undoing(course)[0]
+    given_out(course, at_work, "helper")
+    assert "a/helper/helper" in course.at_work()
+    course.complete("a/helper/helper", 1)
+    undo_next(course)
+    assert course.error.code == "budget_exceeded"
+
+
+# -- delegation -----------------------------------------------------------------------------------------------------
+
+
+def given_out(course: Course, parent: Row, task_type: str, plan: Plan | None = None, **more: Any) -> UUID:
+    task_id: UUID = more.pop("task_id", None) or new_id()
+    made = plan or course.world.library.single(task_type)
+    payload = more.pop("payload", {})
+    course.happen(Delegated(course.run.root_task_id, parent.task_id, task_id, task_type, payload, made, **more))
+    return task_id
+
+
+def test_a_graph_that_an_agent_gives_out_inline_survives_a_restart(world: World) -> None:
+    """Its row held only the input: after a restart nobody knew the graph any more, and the whole task broke."""
+    course = world.dag({"a": task()})
+    graph = {"steps": {"i": task(), "j": task(needs=["i"])}, "output": "${j}", "input": {"n": 1}}
+    plan, given = world.library.inline(graph)
+    child = given_out(course, course.row("a"), "execute_dag", plan, payload=given)
+    course.restart()
+    course.complete("a/execute_dag/i", 1)
+    course.restart()
+    decisions = course.complete("a/execute_dag/j", 2)
+    assert [row.task_id for row in decisions.answers] == [child]
+    assert course.run.rows[child].result == b"2"
+
+
+@pytest.mark.parametrize("parent", ["compensation", "fallback"])
+def test_what_is_given_out_by_whoever_undoes_or_stands_in_survives_a_restart(world: World, parent: str) -> None:
+    if parent == "compensation":
+        course = world.dag({"a": undoable(), "b": task(needs=["a"])})
+        course.complete("a", 1)
+        course.fail("b")
+        row = undoing(course)[0]
+    else:
+        course = world.dag({"a": {"steps": {"i": task()}, "fallback": {"task": "instead"}}})
+        course.fail("a/i")
+        row = next(one for one in course.run.rows.values() if one.role is Role.FALLBACK)
+    child = given_out(course, row, "helper")
+    course.restart()
+    decisions = course.complete("a/helper/helper", 7)
+    assert [one.task_id for one in decisions.answers] == [child]
+    assert course.run.rows[child].result == b"7"
+
+
+def test_what_an_item_gave_out_before_its_fallback_is_undone_after_a_restart_too(world: World) -> None:
+    plan = world.add("child", steps={"i": undoable()})
+    course = world.dag({"a": task(for_each=[1], fallback={"result": 7}), "b": task(needs=["a"])})
+    given_out(course, course.row("a[0]"), "child", plan)
+    course.complete("a[0]/child/i", 1)
+    course.fail("a[0]")
+    course.restart()
+    course.fail("b")
+    assert undo_next(course) == "i"
+    assert course.status == "failed"
+
+
+def test_a_delegated_task_asked_for_again_is_answered_where_it_is_asked_from(world: World) -> None:
+    course = world.dag({"a": task()})
+    child = given_out(course, course.row("a"), "helper", reply_to="_INBOX.old")
+    given_out(course, course.row("a"), "helper", task_id=child, reply_to="_INBOX.new")
+    course.restart()
+    assert course.run.rows[child].reply_to == "_INBOX.new"
+    decisions = course.complete("a/helper/helper", 7)
+    assert [row.reply_to for row in decisions.answers] == ["_INBOX.new"]
+
+
+def test_what_a_delegated_workflow_did_is_undone_with_the_rest(world: World) -> None:
+    plan = world.add("child", steps={"i": undoable()})
+    course = world.dag({"a": task(), "b": task(needs=["a"])})
+    given_out(course, course.row("a"), "child", plan)
+    course.complete("a/child/i", {"n": 1})
+    course.complete("a")
+    course.restart()
+    course.fail("b")
+    assert undo_next(course) == "i"
+    assert course.status == "failed"
+
+
+# -- repeats --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_fallback_of_a_later_iteration_knows_the_one_before(world: World, restarted: bool) -> None:
+    step = task(repeat={"until": "a.ok", "max": 3}, fallback={"result": {"ok": True, "last": "${a.n}"}})
+    course = world.dag({"a": step})
+    course.complete("a", {"ok": False, "n": 1})
+    if restarted:
+        course.restart()
+    course.fail("a")
+    assert course.result == {"a": {"ok": True, "last": 1}}
+
+
+# -- running again --------------------------------------------------------------------------------------------------
+
+
+def again(course: Course, *, from_step: str | None = None) -> Course:
+    root = course.run.root
+    world = course.world
+    replayed = Replayed(
+        task_id=root.task_id,
+        task_type=root.task_type,
+        payload=json.loads(root.payload or b"{}"),
+        plan=course.table.plan(world.library),
+        workflow_version=None,
+        steps=[row for row in course.table.rows() if row.parent_task_id == root.task_id],
+        from_step=from_step,
+        timeout_seconds=300.0,
+        keep_completed=from_step is None,
+    )
+    request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if from_step is None else "mesh.replay")
+    run, decisions = world.planner.plan(request, headers=None, now=world.now, replayed=replayed)
+    return Course(world, run, decisions)
+
+
+def test_a_retry_runs_again_what_was_undone_and_what_came_of_it(world: World) -> None:
+    """It reused the results of steps that had been undone when the old task failed."""
+    steps = {"a": undoable(), "b": task(**{"with": {"n": "${a}"}}), "beside": task(), "c": task(needs=["b"])}
+    course = world.dag(steps)
+    course.complete("a", 1)
+    course.complete("b", 2)
+    course.complete("beside", 3)
+    course.fail("c")
+    undo_next(course)
+    retried = again(course)
+    assert retried.statuses() == {"beside": "completed", "a": "dispatched"}
+    for path in ("a", "b", "c"):
+        retried.complete(path, 7)
+    assert retried.result == {"a": 7, "b": 7, "beside": 3, "c": 7}
+
+
+def test_a_replay_from_a_step_runs_again_what_was_undone_before_it(world: World) -> None:
+    course = world.dag({"a": undoable(), "b": task(needs=["a"])})
+    course.complete("a", 1)
+    course.fail("b")
+    undo_next(course)
+    assert again(course, from_step="b").statuses() == {"a": "dispatched"}
+
+
+def test_a_retry_runs_again_what_went_on_without_a_step_that_failed(world: World) -> None:
+    steps = {"a": task(on_error="continue"), "b": task(needs=["a"]), "c": task(needs=["b"])}
+    course = world.dag(steps)
+    course.fail("a")
+    course.complete("b")
+    course.fail("c")
+    assert again(course).statuses() == {"a": "dispatched"}
+
+
+# -- the schema -----------------------------------------------------------------------------------------------------
+
+
+def test_the_database_knows_the_same_roles() -> None:
+    from migrations.versions import v0002_control_flow
+
+    constraint = re.search(r"constraint tasks_role check \(role in \((.*?)\)\)", v0002_control_flow.COLUMNS)
+    assert constraint is not None
+    assert set(re.findall(r"'(\w*)'", constraint[1])) == {role.value for role in Role}
