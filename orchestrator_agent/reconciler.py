@@ -16,6 +16,10 @@ import structlog
 from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired
 from orchestrator_agent.engine.state import ENDED, Status
+from orchestrator_agent.flow.background import end
+from orchestrator_agent.flow.circuits import Circuits
+from orchestrator_agent.flow.line import Waiting
+from orchestrator_agent.flow.taker import Taker
 from orchestrator_agent.operations import Operations
 from orchestrator_agent.routing import Pauses
 from orchestrator_agent.runs import Runs
@@ -60,6 +64,8 @@ class Reconciler:
         operations: Operations,
         turns: Turns,
         schedules: Schedules,
+        taker: Taker,
+        circuits: Circuits,
         lock: ProcessLock,
         replicas: int,
         uses_kv: bool,
@@ -77,6 +83,8 @@ class Reconciler:
         self._operations = operations
         self._turns = turns
         self._schedules = schedules
+        self._taker = taker
+        self._circuits = circuits
         self._lock = lock
         self._replicas = replicas
         self._uses_kv = uses_kv
@@ -153,8 +161,9 @@ class Reconciler:
             await self._take_lock_again()
         await self._adopt()
         await self._lock.note_unpublished(self._publisher.repeating_since)
-        due = await self._reader.due(SWEEP_LIMIT, self._registry.task_types())
+        due = await self._reader.due(SWEEP_LIMIT, self._registry.task_types(), self._pauses.workflows)
         duplicates: list[UUID] = []
+        back: list[tuple[UUID, UUID, Waiting]] = []
         for row in due:
             root_task_id, task_id = row["root_task_id"], row["task_id"]
             if row["operation"] is not None and row["is_root"]:
@@ -166,10 +175,15 @@ class Reconciler:
             elif row["status"] == Status.DISPATCHED:
                 self._standings.answered(row["agent"], row["task_type"], None, failed=True)
                 self._conductor.post(Expired(root_task_id, task_id, row["attempt"]))
+            elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
+                back.append((root_task_id, task_id, Waiting(row["queue"], row["priority"], row["flow"])))
             else:
                 self._conductor.post(Due(root_task_id, task_id))
         if duplicates:
             await self._conductor.acceptance.end_duplicates(duplicates)
+        await self._circuits.look()
+        await self._taker.back(back)
+        await self._taker.look()
         if len(due) >= SWEEP_LIMIT:
             self.look_now()
         for key in await self._reader.keys_waiting():
@@ -283,6 +297,4 @@ class Reconciler:
     async def close(self) -> None:
         for unhook in self._unhook:
             unhook()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)

@@ -42,6 +42,37 @@ class Experience(Protocol):
     def failure_rate(self, agent: str) -> float: ...
     def outstanding(self, agent: str) -> int: ...
     def admits(self, agent: str) -> bool: ...
+    def circuit(self, agent: str) -> str: ...
+    def placed(self, agent: str) -> None: ...
+
+
+class Admission(Protocol):
+    """Flow control, as routing sees it: see `flow.gate.Gate`."""
+
+    def admits(self, wanted: Wanted) -> bool: ...
+    def room(self, agent: str) -> int: ...
+    def passed(self, wanted: Wanted, agent: str) -> None: ...
+
+
+class Open:
+    """No flow control: everything passes."""
+
+    def admits(self, wanted: Wanted) -> bool:
+        return True
+
+    def room(self, agent: str) -> int:
+        return 1
+
+    def passed(self, wanted: Wanted, agent: str) -> None: ...
+
+
+# More than any window holds.
+FREELY = 1_000_000
+# Why an agent gets nothing now, but will take tasks again.
+PAUSED = "it is paused"
+OPEN_CIRCUIT = "its circuit is open"
+FULL = "its window is full"
+PASSING = (None, PAUSED, OPEN_CIRCUIT, FULL)
 
 
 @dataclass(frozen=True)
@@ -79,11 +110,14 @@ class Candidate:
 def choose(candidates: Sequence[Candidate], *, avoid: str | None, sticky: str | None, draw: float) -> Candidate | None:
     """The best candidate that is not excluded; with `sticky`, the one that the text always gives (rendezvous hashing,
     Thaler and Ravishankar 1998). `draw` in 0..1 decides among near equals."""
+    if sticky is not None:
+        # An agent that is only full is waited for.
+        there = [one for one in candidates if one.excluded in (None, FULL)]
+        chosen = max(there, key=lambda one: _weight(sticky, one.agent), default=None)
+        return chosen if chosen is not None and chosen.excluded is None else None
     possible = [one for one in candidates if one.excluded is None]
     if not possible:
         return None
-    if sticky is not None:
-        return max(possible, key=lambda one: _weight(sticky, one.agent))
     scores = [(one.score(avoid), one) for one in possible]
     best = min(score for score, _ in scores)
     near = [one for score, one in scores if score <= best + NEAR]
@@ -148,6 +182,7 @@ class Router:
     library: Library
     experience: Experience
     pauses: Pauses = field(default_factory=Pauses)
+    gate: Admission = field(default_factory=Open)
 
     def candidates(self, wanted: Wanted) -> list[Candidate]:
         found = []
@@ -165,27 +200,35 @@ class Router:
             )
             excluded = None
             if agent in self.pauses.agents:
-                excluded = "it is paused"
+                excluded = PAUSED
             elif not self.experience.admits(agent):
-                excluded = "its circuit is open"
+                excluded = OPEN_CIRCUIT
             elif wanted.requires is not None:
                 excluded = unfit(wanted.requires, ready, candidate)
+            if excluded is None and self.gate.room(agent) <= 0:
+                excluded = FULL
             found.append(candidate if excluded is None else _excluded(candidate, excluded))
         return found
 
     def place(self, wanted: Wanted) -> Placement | None:
         if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
             return None
+        if not self.gate.admits(wanted):
+            return None
         agents = self.registry.serving(wanted.task_type)
         if len(agents) == 1 and wanted.requires is None and not self.pauses.agents:
             # One agent and nothing to weigh: the common case costs no list of candidates.
             agent = agents[0]
             fits = agent != ORCHESTRATOR and wanted.pinned_agent in (None, agent)
-            return Placement(agent) if fits and self.experience.admits(agent) else None
+            if not fits or not self.experience.admits(agent) or self.gate.room(agent) <= 0:
+                return None
+            self._placed(wanted, agent)
+            return Placement(agent)
         candidates = self.candidates(wanted)
         chosen = choose(candidates, avoid=wanted.avoid, sticky=wanted.sticky, draw=random.random())
         if chosen is None:
             return None
+        self._placed(wanted, chosen.agent)
         told = {"chosen": chosen.agent, "candidates": [one.shown(wanted.avoid) for one in candidates]}
         if wanted.avoid is not None:
             told["avoided"] = wanted.avoid
@@ -193,13 +236,33 @@ class Router:
             told["sticky"] = wanted.sticky
         return Placement(chosen.agent, json_bytes(told) if len(candidates) > 1 or wanted.requires else None)
 
+    def _placed(self, wanted: Wanted, agent: str) -> None:
+        self.gate.passed(wanted, agent)
+        self.experience.placed(agent)
+
     def served(self, wanted: Wanted) -> bool:
         if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
             return True
         # Busy, paused and broken agents will take tasks again; those that do not fit will not.
-        return any(
-            one.excluded is None or one.agent in self.pauses.agents or not self.experience.admits(one.agent)
-            for one in self.candidates(wanted)
+        return any(one.excluded in PASSING for one in self.candidates(wanted))
+
+    def room(self, task_type: str, pinned_agent: str | None) -> int:
+        """How many tasks of a type may find a place now."""
+        return sum(
+            max(0, min(self.gate.room(agent), 1 if self.experience.circuit(agent) == "half_open" else FREELY))
+            for agent in self.registry.serving(task_type)
+            if agent != ORCHESTRATOR
+            and pinned_agent in (None, agent)
+            and agent not in self.pauses.agents
+            and self.experience.admits(agent)
+        )
+
+    def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]:
+        """Who serves a task type now."""
+        return tuple(
+            agent
+            for agent in self.registry.serving(task_type)
+            if agent != ORCHESTRATOR and pinned_agent in (None, agent)
         )
 
     def servable(self) -> frozenset[str]:

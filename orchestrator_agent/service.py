@@ -11,6 +11,18 @@ from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.dead_letters import DeadLetters
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import Answered
+from orchestrator_agent.flow.broker import in_broker
+from orchestrator_agent.flow.capacity import Capacity
+from orchestrator_agent.flow.circuits import Circuits
+from orchestrator_agent.flow.gate import Gate
+from orchestrator_agent.flow.history import History
+from orchestrator_agent.flow.limits import Limits
+from orchestrator_agent.flow.line import Line
+from orchestrator_agent.flow.settings import FlowSettings
+from orchestrator_agent.flow.shared import Shared
+from orchestrator_agent.flow.taker import Taker
+from orchestrator_agent.flow.window import Window
+from orchestrator_agent.health import Health
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.operations import Operations
 from orchestrator_agent.outbox import Outbox
@@ -40,6 +52,8 @@ VERSION = "0.1.0"
 # What the rest of a message may take beside its payload or result: ids, names, headers.
 MESSAGE_ROOM_BYTES = 16 * 1024
 ORCHESTRATOR_CONCURRENCY = 10_000
+# Above it, what can wait waits.
+BUSY_ANSWERS_PER_SECOND = 50.0
 
 
 class OrchestratorAgent(Agent):
@@ -86,19 +100,43 @@ class Orchestrator:
                 "DATABASE_URL is not set: the orchestrator keeps its state in Postgres (postgresql://user:password@host/db)"
             )
         url = self._settings.database_url.get_secret_value()
+        flow = FlowSettings.load()
         await self._make_streams(process)
         database = Database(url)
         await database.open()
         self._stack.push_async_callback(database.close)
         await self._check_schema(database)
         lock = ProcessLock(url, new_id(), process.instance_id)
-        store, reader = TaskStore(database, lock.process_id), Reader(database)
+        if self._settings.agent_orchestrator_port is not None:
+            port = self._settings.agent_orchestrator_port
+            await self._stack.enter_async_context(Health(process.bus, database, lock, port=port))
+        reader = Reader(database)
         for plan in self._library.plans:
             if plan.version is not None and plan.definition is not None:
                 await reader.save_workflow(plan.version, plan.name, plan.definition)
         registry = await process.discovery.registry()
         standings, pauses = Standings(), Pauses()
-        router = Router(registry, self._library, standings, pauses)
+        redis_url = self._settings.redis_url
+        shared = Shared(redis_url.get_secret_value() if redis_url is not None else None)
+        self._stack.push_async_callback(shared.close)
+        circuits = Circuits(shared, standings, lambda: {one.name for one in registry.instances()})
+        self._stack.push_async_callback(circuits.close)
+        # flow control: what may go to agents now, and the line of what waits
+        window = Window(Capacity(registry))
+        limits = Limits(flow.rate_limits, registry, shared, processes=lambda: window.processes)
+        registry.on_change(limits.learn)
+        self._stack.push_async_callback(limits.close)
+        gate = Gate(window, Line(database), limits)
+        standings.on_answer = gate.window.answered
+        standings.on_dispatch = gate.window.sent
+        store = TaskStore(database, lock.process_id, gate, flow.history_after_seconds)
+        history = History(
+            database,
+            after_seconds=flow.history_after_seconds,
+            retention_days=flow.retention_days,
+            busy=lambda: window.answers_per_second > BUSY_ANSWERS_PER_SECOND,
+        )
+        router = Router(registry, self._library, standings, pauses, gate)
         rules = rules_of(self._settings, process.bus.max_payload)
         runs = Runs(store, reader, self._library)
         outbox = Outbox(process.bus, process.publisher, store, standings, source=process.source)
@@ -116,6 +154,16 @@ class Orchestrator:
             rules=rules,
             max_concurrency=ORCHESTRATOR_CONCURRENCY,
         )
+        taker = Taker(
+            gate,
+            router,
+            perform=conductor.perform,
+            post=conductor.post,
+            cached=runs.cached,
+            in_broker=lambda agent: in_broker(process.bus, agent),
+            paused_workflows=lambda: pauses.workflows,
+        )
+        limits.on_tokens = taker.wake
         turns = Turns(reader, self._library, conductor.post)
         conductor.acceptance.on_turn = turns.ask
         dead_letters = DeadLetters(process.bus, process.publisher)
@@ -147,12 +195,14 @@ class Orchestrator:
             operations=operations,
             turns=turns,
             schedules=Schedules(reader, self._library, process.publisher),
+            taker=taker,
+            circuits=circuits,
             lock=lock,
             replicas=self._settings.stream_replicas,
             uses_kv=not self._settings.uses_consul,
         )
         queries = Queries(process.bus, reader, self._library, dead_letters)
-        parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, lock)
+        parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, taker, history, lock)
         return OrchestratorWorker(parts, self._stack)
 
     async def _make_streams(self, process: AgentProcess) -> None:
@@ -187,6 +237,8 @@ class Parts:
     operations: Operations
     turns: Turns
     dead_letters: DeadLetters
+    taker: Taker
+    history: History
     lock: ProcessLock
 
 
@@ -216,6 +268,8 @@ class OrchestratorWorker:
         await self.parts.lock.take()
         await self.parts.reconciler.check_store()
         await self.parts.conductor.start()
+        self.parts.taker.start()
+        self.parts.history.start()
         await self.parts.reconciler.start()
         await self.parts.dead_letters.start()
         await self.parts.queries.start()
@@ -223,6 +277,8 @@ class OrchestratorWorker:
     async def drain(self, grace_seconds: float) -> None:
         await self.parts.reconciler.close()
         await self.parts.dead_letters.close()
+        await self.parts.taker.close()
+        await self.parts.history.close()
         await self.parts.conductor.drain(grace_seconds)
         await self.parts.operations.close()
         await self.parts.turns.close()

@@ -22,11 +22,12 @@ CircuitState = Literal["closed", "open", "half_open"]
 
 @dataclass
 class Circuit:
-    """Failures in a row, and since when it is open. `probing`: one task is on its way to see whether it works again."""
+    """Failures in a row, and since when it is open. `probed_at`: when a task was let through to see whether it works
+    again; if nothing is heard of that one, another is."""
 
     failures: int = 0
     opened_at: float | None = None
-    probing: bool = False
+    probed_at: float | None = None
 
     def state(self, now: float) -> CircuitState:
         if self.opened_at is None:
@@ -35,14 +36,16 @@ class Circuit:
 
     def admits(self, now: float) -> bool:
         state = self.state(now)
-        return state == "closed" or (state == "half_open" and not self.probing)
+        if state == "half_open":
+            return self.probed_at is None or now - self.probed_at >= OPEN_SECONDS
+        return state == "closed"
 
     def succeeded(self) -> None:
-        self.failures, self.opened_at, self.probing = 0, None, False
+        self.failures, self.opened_at, self.probed_at = 0, None, None
 
     def failed(self, now: float) -> None:
         self.failures += 1
-        self.probing = False
+        self.probed_at = None
         if self.failures >= OPEN_AFTER_FAILURES:
             self.opened_at = now
 
@@ -62,6 +65,11 @@ class Standings:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._standings: dict[str, Standing] = {}
+        # Told of every attempt that is sent, and of every one that ended: it gives its place back.
+        self.on_dispatch: Callable[[str], None] = lambda agent: None
+        self.on_answer: Callable[[str], None] = lambda agent: None
+        # Told of circuits that this process opened or closed, by what it saw itself.
+        self.on_circuit: Callable[[str, CircuitState], None] = lambda agent, state: None
 
     def of(self, agent: str) -> Standing:
         standing = self._standings.get(agent)
@@ -70,13 +78,23 @@ class Standings:
         return standing
 
     def dispatched(self, agent: str) -> None:
+        self.on_dispatch(agent)
         standing = self.of(agent)
         standing.outstanding += 1
+        if standing.circuit.opened_at is not None:
+            self.placed(agent)
+
+    def placed(self, agent: str) -> None:
+        """A task was given to it; where its circuit is half open, it is the only one."""
+        standing = self._standings.get(agent)
+        if standing is None or standing.circuit.opened_at is None:
+            return
         if standing.circuit.state(self._clock()) == "half_open":
-            standing.circuit.probing = True
+            standing.circuit.probed_at = self._clock()
 
     def answered(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
         """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload."""
+        self.on_answer(agent)
         standing = self.of(agent)
         standing.outstanding = max(0, standing.outstanding - 1)
         now = self._clock()
@@ -84,7 +102,11 @@ class Standings:
         standing.judged_at = now
         if failed:
             standing.circuit.failed(now)
+            if standing.circuit.opened_at == now:
+                self.on_circuit(agent, "open")
             return
+        if standing.circuit.opened_at is not None:
+            self.on_circuit(agent, "closed")
         standing.circuit.succeeded()
         if milliseconds is not None:
             before = standing.response_ms.get(task_type, milliseconds)
@@ -109,3 +131,26 @@ class Standings:
 
     def circuit(self, agent: str) -> CircuitState:
         return self.of(agent).circuit.state(self._clock())
+
+    # -- what other orchestrators found out ---------------------------------------------------------------------------
+
+    def open_for(self, agent: str) -> float:
+        """For how many seconds more news of an agent's circuit are worth telling."""
+        opened_at = self.of(agent).circuit.opened_at
+        return OPEN_SECONDS if opened_at is None else max(0.001, OPEN_SECONDS - (self._clock() - opened_at))
+
+    def learn_open(self, agent: str, seconds: float) -> None:
+        """Another process has opened an agent's circuit, for so many seconds more."""
+        circuit = self.of(agent).circuit
+        if circuit.state(self._clock()) != "open":
+            circuit.opened_at = self._clock() - OPEN_SECONDS + min(seconds, OPEN_SECONDS)
+            circuit.failures = max(circuit.failures, OPEN_AFTER_FAILURES)
+            circuit.probed_at = None
+
+    def learn_closed(self, agent: str) -> bool:
+        """Another process has seen an agent work again; whether that is news."""
+        circuit = self.of(agent).circuit
+        news = circuit.opened_at is not None
+        if news:
+            circuit.succeeded()
+        return news

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
@@ -36,7 +36,6 @@ def _allowed(text: str) -> dict[str, Any]:
     return {"allowed": text}
 
 
-_URL_PORTS = Annotated[int, Field(ge=0, le=65535, json_schema_extra=_allowed("a port, 0 to 65535 (0: any free one)"))]
 _SECONDS = _allowed("a number of seconds above 0, such as 30 or 2.5")
 
 
@@ -143,7 +142,9 @@ class MeshSettings(EnvironmentSettings):
     consul_client_key: Path | None = Field(default=None, json_schema_extra=_allowed("the path of a PEM file"))
 
     # Not set by default: several orchestrators share a machine, and a port is one process's.
-    agent_orchestrator_port: _URL_PORTS | None = None
+    agent_orchestrator_port: int | None = Field(
+        default=None, ge=0, le=65535, json_schema_extra=_allowed("a port, 0 to 65535 (0: any free one)")
+    )
     max_agents: PositiveInt = Field(default=100, json_schema_extra=_allowed("a whole number, 1 or more"))
     agent_timeout_seconds: PositiveFloat = Field(
         default=300.0, allow_inf_nan=False, json_schema_extra=_SECONDS, description="of one attempt of a task"

@@ -16,20 +16,25 @@ from orchestrator_agent.store.rows import COLUMNS
 DUE = """
 select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_id as is_root, t.duplicate_of,
        t.agent, t.task_type, t.requester, t.deadline_at <= now() as late,
+       t.queue, t.flow, t.priority, t.expires_at <= now() as over,
        case when t.task_type like 'mesh.%' then t.payload end as operation
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null
   and ((t.status = 'dispatched' and t.expires_at <= now())
     or (t.status = 'waiting' and (t.run_after <= now() or t.duplicate_of is not null))
     or (t.status = 'ready' and r.status in ('running', 'compensating')
-        and (t.expires_at <= now() or t.task_type = any($2::text[])))
+        and (t.expires_at <= now()
+          or (t.position is null and t.task_type = any($2::text[]) and r.task_type <> all($3::text[]))))
     or (t.task_id = t.root_task_id and t.status = 'running' and t.task_type like 'mesh.%')
     or (t.task_id = t.root_task_id and t.status = 'running' and t.concurrency_key is not null
-        and not exists (select 1 from tasks c where c.root_task_id = t.root_task_id and c.parent_task_id = t.task_id))
+        and not exists (select 1 from tasks c where c.root_task_id = t.root_task_id and c.parent_task_id = t.task_id
+                        and c.role <> 'signal'))
     or (t.task_id = t.root_task_id and t.status in ('running', 'paused', 'waiting') and t.deadline_at <= now()))
 limit $1
 """
 
+# Where a task is: at work, or ended and moved away.
+_BOTH = ("tasks", "tasks_history")
 # One process at a time looks for what is due; it is no leader, whoever comes next may be another.
 SWEEP_LOCK_KEY = 0x73776565
 
@@ -82,13 +87,13 @@ class Reader:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def due(self, limit: int, served: Collection[str]) -> Sequence[asyncpg.Record]:
-        """Rows whose time has come, and ready ones of a task type that somebody serves; none while another process is
-        looking."""
+    async def due(self, limit: int, served: Collection[str], paused: Collection[str]) -> Sequence[asyncpg.Record]:
+        """Rows whose time has come, and ready ones that are in no line though somebody serves their task type and their
+        workflow is not among the `paused`; none while another process is looking."""
         async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", SWEEP_LOCK_KEY):
                 return []
-            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served))
+            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused))
             return rows
 
     async def owed(self, process_id: UUID | None) -> Sequence[asyncpg.Record]:
@@ -125,14 +130,20 @@ class Reader:
         return {record["name"]: (record["created"], record["last_sequence"]) for record in records}
 
     async def known(self, task_ids: Sequence[UUID]) -> dict[UUID, asyncpg.Record]:
-        """The root rows of these ids."""
-        records = await self._database.fetch(
-            f"select {COLUMNS} from tasks where (root_task_id, task_id) in "
-            "(select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b))",
-            list(task_ids),
-            list(task_ids),
-        )
-        return {record["task_id"]: record for record in records}
+        """The root rows of these ids, at work or in the history."""
+        found: dict[UUID, asyncpg.Record] = {}
+        for table in _BOTH:
+            missing = [task_id for task_id in task_ids if task_id not in found]
+            if not missing:
+                break
+            records = await self._database.fetch(
+                f"select {COLUMNS} from {table} where (root_task_id, task_id) in "
+                "(select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b))",
+                missing,
+                missing,
+            )
+            found |= {record["task_id"]: record for record in records}
+        return found
 
     async def versions(self, root_task_ids: Sequence[UUID]) -> dict[UUID, int]:
         """The versions of these roots."""
@@ -145,15 +156,19 @@ class Reader:
         return {record["task_id"]: record["version"] for record in records}
 
     async def by_key(self, tenant: str, requester: str | None, key: str) -> UUID | None:
-        """The first task with an idempotency key."""
-        records = await self._database.fetch(
-            "select task_id from tasks where tenant = $1 and coalesce(requester, '') = $2 and idempotency_key = $3 "
-            "and duplicate_of is null",
-            tenant,
-            requester or "",
-            key,
-        )
-        return records[0]["task_id"] if records else None
+        """The first task with an idempotency key, at work or in the history."""
+        for table in _BOTH:
+            records = await self._database.fetch(
+                f"select task_id from {table} where tenant = $1 and coalesce(requester, '') = $2 "
+                "and idempotency_key = $3 and duplicate_of is null",
+                tenant,
+                requester or "",
+                key,
+            )
+            if records:
+                found: UUID = records[0]["task_id"]
+                return found
+        return None
 
     async def duplicates_waiting(self, task_ids: Sequence[UUID]) -> list[UUID]:
         """Duplicates, still waiting, of these originals."""
@@ -221,9 +236,7 @@ class Reader:
     async def keys_waiting(self) -> list[str]:
         """Concurrency keys of roots that wait for their turn."""
         records = await self._database.fetch(
-            "select distinct concurrency_key from tasks "
-            "where concurrency_key is not null and status in ('waiting', 'running', 'paused', 'compensating') "
-            "and status = 'waiting'"
+            "select distinct concurrency_key from tasks where concurrency_key is not null and status = 'waiting'"
         )
         return [record["concurrency_key"] for record in records]
 
@@ -265,17 +278,24 @@ class Reader:
 
     async def tree(self, task_id: UUID) -> Sequence[asyncpg.Record]:
         """All rows of the tree that a task belongs to, by the root's id or by any sub-task's."""
-        records = await self._database.fetch(
-            f"select {COLUMNS} from tasks where root_task_id = $1 order by created_at, step, iteration",
-            task_id,
-        )
-        if records:
-            return records
+        for table in _BOTH:
+            records = await self._database.fetch(
+                f"select {COLUMNS} from {table} where root_task_id = $1 "
+                "order by created_at, step nulls first, iteration",
+                task_id,
+            )
+            if records:
+                return records
         # People paste ids of sub-tasks too; there is no index for that, and it need not be fast.
-        async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
-            await connection.execute("set local enable_seqscan = on")
-            root = await connection.fetchval("select root_task_id from tasks where task_id = $1 limit 1", task_id)
-        return [] if root is None else await self.tree(root)
+        for table in _BOTH:
+            async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+                await connection.execute("set local enable_seqscan = on")
+                root = await connection.fetchval(
+                    f"select root_task_id from {table} where task_id = $1 limit 1", task_id
+                )
+            if root is not None:
+                return await self.tree(root)
+        return []
 
     async def roots(
         self,
@@ -287,19 +307,24 @@ class Reader:
         limit: int,
     ) -> Sequence[asyncpg.Record]:
         """Root tasks, newest first, without payloads and results."""
-        return await self._database.fetch(
-            """
-            select task_id, task_type, status, tenant, requester, session_id, priority, created_at, completed_at,
-                   deadline_at, answered_at, error, usage, duplicate_of, replay_of, attempt
-            from tasks
-            where task_id = root_task_id
-              and ($1::text[] is null or status = any($1)) and ($2::text is null or task_type = $2)
-              and ($3::text is null or requester = $3) and ($4::text is null or session_id = $4)
-            order by created_at desc limit $5
-            """,
-            list(statuses) if statuses else None,
-            task_type,
-            requester,
-            session_id,
-            limit,
-        )
+        found: list[asyncpg.Record] = []
+        for table in _BOTH:
+            found += await self._database.fetch(
+                f"""
+                select task_id, task_type, status, tenant, requester, session_id, priority, created_at, completed_at,
+                       deadline_at, answered_at, error, usage, duplicate_of, replay_of, attempt
+                from {table}
+                where task_id = root_task_id
+                  and ($1::text[] is null or status = any($1)) and ($2::text is null or task_type = $2)
+                  and ($3::text is null or requester = $3) and ($4::text is null or session_id = $4)
+                order by created_at desc limit $5
+                """,
+                list(statuses) if statuses else None,
+                task_type,
+                requester,
+                session_id,
+                limit,
+            )
+        # One that is just being moved is in both.
+        once = {record["task_id"]: record for record in reversed(found)}
+        return sorted(once.values(), key=lambda record: record["created_at"], reverse=True)[:limit]

@@ -1,18 +1,19 @@
 """TaskStore: every write of `tasks`, set-based, one statement a batch. The SQL mirrors `engine.state.TRANSITIONS`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
 
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
+from orchestrator_agent.store.age import surely_new
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS
 from protocol.errors import PantheonError
-from protocol.messages import Usage, json_bytes
+from protocol.messages import Usage, json_bytes, now
 
 # (column, array type, cast of one element). The order is the order of the arrays.
 _MADE: tuple[tuple[str, str, str], ...] = (
@@ -111,10 +112,28 @@ def _sets(columns: Sequence[tuple[str, str, str]], alias: str) -> str:
     return ", ".join(f"{name} = {alias}.{name}{cast}" for name, _, cast in columns if name not in keys)
 
 
-_R, _C = len(_ROOTS), len(_CHANGED)
-# One round trip: lock the roots whose version is still the one the decisions were made on, and write only theirs.
-# Who lost the race to another process is told by its absence from the answer, and decides again on fresh rows.
-APPLY = f"""
+# Where a row waits: only written in batches in which one does.
+_PLACE: tuple[tuple[str, str, str], ...] = (
+    ("queue", "text[]", ""),
+    ("flow", "bigint[]", ""),
+    ("position", "bigint[]", ""),
+)
+
+_R = len(_ROOTS)
+
+
+def _apply(placed: tuple[tuple[str, str, str], ...]) -> str:
+    """One round trip: lock the roots whose version is still the one the decisions were made on, and write only theirs.
+
+    Who lost the race to another process is told by its absence from the answer, and decides again on fresh rows.
+    A row that waits keeps the place in line that it has; any other has none.
+    """
+    changed, made = (*_CHANGED, *placed), (*_MADE, *placed)
+    position = "null"
+    if placed:
+        position = "case when u.status = 'ready' and u.position is not null then coalesce(t.position, u.position) end"
+        position += ", queue = coalesce(u.queue, t.queue), flow = coalesce(u.flow, t.flow)"
+    return f"""
 with roots as materialized (
     select r.* from {_unnest(_ROOTS, "r", 2)}
 ), locked as materialized (
@@ -124,39 +143,69 @@ with roots as materialized (
     order by t.root_task_id
     for no key update
 ), root_rows as (
-    update tasks t set version = u.known_version + 1, dispatched_by = $1, {_sets(_ROOTS, "u")}
+    update tasks t set version = u.known_version + 1, dispatched_by = $1, {_sets(_ROOTS, "u")},
+        concurrency_key = case when u.completed_at is null then t.concurrency_key end
     from roots u
     where u.root_task_id in (select root_task_id from locked)
       and t.root_task_id = u.root_task_id and t.task_id = u.task_id
 ), changed as (
-    update tasks t set dispatched_by = $1, {_sets(_CHANGED, "u")}
-    from {_unnest(_CHANGED, "u", 2 + _R)}
+    update tasks t set dispatched_by = $1, {_sets(_CHANGED, "u")}, position = {position}
+    from {_unnest(changed, "u", 2 + _R)}
     where u.root_task_id in (select root_task_id from locked)
       and t.root_task_id = u.root_task_id and t.task_id = u.task_id
       and t.status not in ('completed', 'failed', 'cancelled', 'skipped')
 ), made as (
-    insert into tasks ({_names(_MADE)}, dispatched_by)
-    select {_values(_MADE, "u")}, $1 from {_unnest(_MADE, "u", 2 + _R + _C)}
+    insert into tasks ({_names(made)}, dispatched_by)
+    select {_values(made, "u")}, $1 from {_unnest(made, "u", 2 + _R + len(changed))}
     where u.root_task_id in (select root_task_id from locked)
 )
 select root_task_id from locked
 """
 
+
+APPLY, APPLY_WAITING = _apply(()), _apply(_PLACE)
+
 _A = len(_ACCEPTED)
-# A root that is known already, by its id or by its idempotency key, is not in the answer; nor are its steps made.
-ACCEPT = f"""
+
+
+# A task that has moved to the history is known as well. Sub-selects of one row: the planner can make nothing of them
+# but a look into the index for each root.
+_NOT_IN_HISTORY = """
+    where (select h.task_id from tasks_history h
+           where h.root_task_id = u.root_task_id and h.task_id = u.task_id limit 1) is null
+      and (u.idempotency_key is null or u.duplicate_of is not null or
+           (select h.task_id from tasks_history h
+            where h.tenant = u.tenant and coalesce(h.requester, '') = coalesce(u.requester, '')
+              and h.idempotency_key = u.idempotency_key and h.idempotency_key is not null and h.duplicate_of is null
+            limit 1) is null)
+"""
+
+
+def _accept(placed: tuple[tuple[str, str, str], ...], *, check: bool) -> str:
+    """A root that is known already, by its id or by its key, is not in the answer; nor are its steps made."""
+    made = (*_MADE, *placed)
+    return f"""
 with accepted as (
     insert into tasks ({_names(_ACCEPTED)}, dispatched_by, version)
     select {_values(_ACCEPTED, "u")}, $1, 1 from {_unnest(_ACCEPTED, "u", 2)}
+    {_NOT_IN_HISTORY if check else ""}
     on conflict do nothing
     returning root_task_id
 ), made as (
-    insert into tasks ({_names(_MADE)}, dispatched_by)
-    select {_values(_MADE, "u")}, $1 from {_unnest(_MADE, "u", 2 + _A)}
+    insert into tasks ({_names(made)}, dispatched_by)
+    select {_values(made, "u")}, $1 from {_unnest(made, "u", 2 + _A)}
     where u.root_task_id in (select root_task_id from accepted)
 )
 select root_task_id from accepted
 """
+
+
+# By whether a row of the batch waits, and whether one may be in the history.
+ACCEPT = {
+    (waiting, check): _accept(_PLACE if waiting else (), check=check)
+    for waiting in (False, True)
+    for check in (False, True)
+}
 
 ANSWERED = """
 update tasks t set answered_at = now() from unnest($1::uuid[], $2::uuid[]) as u(root_task_id, task_id)
@@ -264,28 +313,54 @@ class PoisonedBatch(PantheonError):
     """Postgres refuses something in a batch for its content; the batch is tried one root at a time."""
 
 
+# Queue, flow and position of rows that wait, by their ids.
+Places = dict[UUID, tuple[str, int, int | None]]
+_NO_PLACE = (None, None, None)
+
+
+class Waitings(Protocol):
+    """Who gives waiting rows their places: see `flow.gate.Gate`."""
+
+    async def line_up(self, batch: Sequence[tuple[Run, Decisions]]) -> Places: ...
+    def joined(self, queues: Iterable[str]) -> None: ...
+    def written(self, batch: Sequence[tuple[Run, Decisions]], roots: Set[UUID]) -> None: ...
+
+
 @dataclass
 class TaskStore:
-    """Writes of one orchestrator process; `process_id` goes into `dispatched_by` of all that it touches."""
+    """Writes of one orchestrator process; `process_id` goes into `dispatched_by` of all that it touches.
+
+    Without a `gate`, rows that wait are in no line.
+    """
 
     database: Database
     process_id: UUID
+    gate: Waitings | None = None
+    history_after_seconds: float = 3600.0
 
     async def accept(self, batch: Sequence[tuple[Run, Decisions]]) -> set[UUID]:
         """Insert new roots and their first steps; returns the ids of those that were new.
 
         Raises StoreError, PoisonedBatch.
         """
+        places = await self._line_up(batch)
         roots = _columns((_accepted_values(run) for run, _ in batch), _A)
-        made = _columns((_made_values(run, row) for run, decisions in batch for row in decisions.made), len(_MADE))
-        records = await self._write(ACCEPT, self.process_id, *roots, *made)
-        return {record["root_task_id"] for record in records}
+        made = self._made(batch, places)
+        moment = now()
+        check = any(
+            run.facts.idempotency_key is not None
+            or not surely_new(run.root_task_id, moment, self.history_after_seconds)
+            for run, _ in batch
+        )
+        records = await self._write(ACCEPT[bool(places), check], self.process_id, *roots, *made)
+        return self._written(batch, places, {record["root_task_id"] for record in records})
 
     async def apply(self, batch: Sequence[tuple[Run, Decisions]]) -> set[UUID]:
         """Write decisions; returns the roots whose version was still the expected one. The others wrote nothing.
 
         Raises StoreError, PoisonedBatch.
         """
+        places = await self._line_up(batch)
         roots = _columns(
             (
                 (
@@ -303,18 +378,34 @@ class TaskStore:
             ),
             _R,
         )
-        changed = _columns(
-            (
-                _changed_values(row)
-                for run, decisions in batch
-                for row in decisions.changed.values()
-                if row is not run.root
-            ),
-            _C,
+        rows = [row for run, decisions in batch for row in decisions.changed.values() if row is not run.root]
+        if places:
+            width = len(_CHANGED) + len(_PLACE)
+            changed = _columns(((*_changed_values(row), *places.get(row.task_id, _NO_PLACE)) for row in rows), width)
+        else:
+            changed = _columns((_changed_values(row) for row in rows), len(_CHANGED))
+        made = self._made(batch, places)
+        records = await self._write(APPLY_WAITING if places else APPLY, self.process_id, *roots, *changed, *made)
+        return self._written(batch, places, {record["root_task_id"] for record in records})
+
+    def _made(self, batch: Sequence[tuple[Run, Decisions]], places: Places) -> list[list[Any]]:
+        rows = [(run, row) for run, decisions in batch for row in decisions.made]
+        if not places:
+            return _columns((_made_values(run, row) for run, row in rows), len(_MADE))
+        return _columns(
+            ((*_made_values(run, row), *places.get(row.task_id, _NO_PLACE)) for run, row in rows),
+            len(_MADE) + len(_PLACE),
         )
-        made = _columns((_made_values(run, row) for run, decisions in batch for row in decisions.made), len(_MADE))
-        records = await self._write(APPLY, self.process_id, *roots, *changed, *made)
-        return {record["root_task_id"] for record in records}
+
+    async def _line_up(self, batch: Sequence[tuple[Run, Decisions]]) -> Places:
+        return await self.gate.line_up(batch) if self.gate is not None else {}
+
+    def _written(self, batch: Sequence[tuple[Run, Decisions]], places: Places, roots: set[UUID]) -> set[UUID]:
+        if self.gate is not None:
+            self.gate.written(batch, roots)
+            if places:
+                self.gate.joined({queue for queue, _, position in places.values() if position is not None})
+        return roots
 
     async def _write(self, query: str, *arguments: Any) -> Sequence[asyncpg.Record]:
         try:
@@ -341,11 +432,14 @@ class TaskStore:
             wanted = [record["task_id"] for record in found]
             if not wanted:
                 return {}
-        records = await self.database.fetch(
-            f"select {COLUMNS} from tasks where root_task_id = any($1::uuid[])",
-            wanted,
-        )
         trees: dict[UUID, list[Any]] = {}
-        for record in records:
-            trees.setdefault(record["root_task_id"], []).append(record)
+        for table in ("tasks", "tasks_history"):
+            records = await self.database.fetch(
+                f"select {COLUMNS} from {table} where root_task_id = any($1::uuid[])", wanted
+            )
+            for record in records:
+                trees.setdefault(record["root_task_id"], []).append(record)
+            wanted = [one for one in wanted if one not in trees]
+            if open_only or not wanted:
+                break
         return trees

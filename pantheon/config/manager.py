@@ -154,10 +154,12 @@ class ConfigManager(Generic[ConfigT]):
     async def close(self) -> None:
         """Stop following; `current` stays."""
         self._closed = True
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks, self._tasks = set(self._tasks), []
+        while tasks:
+            # More than once: on Python 3.11 a wait_for whose inner future is done at that moment swallows a cancel.
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=0.5)
         for source in self._sources:
             await source.close()
         for queue in self._queues:

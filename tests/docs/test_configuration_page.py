@@ -14,6 +14,7 @@ from agents.drafting_agent.settings import DraftingSettings
 from agents.enhancement_agent.settings import EnhancementSettings
 from agents.examination_agent.settings import ExaminationSettings
 from agents.llm_agent.settings import LlmSettings
+from orchestrator_agent.flow.settings import FlowSettings
 from pantheon.config import AgentConfig
 from pantheon.config.layers import parse_file
 from pantheon.settings import MeshSettings, is_secret
@@ -41,7 +42,7 @@ def variable_of(model: type[BaseSettings], name: str) -> str:
 def shown(value: Any) -> str:
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if value is None or value == "":
+    if value is None or value in ("", {}):
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
@@ -49,10 +50,13 @@ def shown(value: Any) -> str:
 
 
 def settings_of(model: type[BaseSettings]) -> Mapping[str, str]:
-    return {variable_of(model, name): shown(field.default) for name, field in model.model_fields.items()}
+    return {
+        variable_of(model, name): shown(field.get_default(call_default_factory=True))
+        for name, field in model.model_fields.items()
+    }
 
 
-MODELS = (MeshSettings, LlmSettings, ExaminationSettings, DraftingSettings, CommunicationSettings)
+MODELS = (MeshSettings, FlowSettings, LlmSettings, ExaminationSettings, DraftingSettings, CommunicationSettings)
 
 
 @pytest.mark.parametrize("model", MODELS)

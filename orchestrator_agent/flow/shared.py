@@ -1,0 +1,126 @@
+"""Shared: what orchestrators remember together for a while, in Redis (or Valkey); the one module that knows its client.
+
+Nothing here is needed for correctness. Without Redis, or while it is away, each process goes by what it knows itself.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+# It answers within a millisecond; nobody waits for one that does not.
+ANSWER_SECONDS = 0.5
+# So long it is not asked again after it did not answer.
+RETRY_SECONDS = 1.0
+PREFIX = "pantheon:"
+
+# A bucket's tokens and when they were counted, by Redis's own clock. Returns how many were given, of those that were
+# asked for, and after how many milliseconds there will be one more.
+TAKE_TOKENS = """
+local now = redis.call('TIME')
+now = now[1] * 1000 + now[2] / 1000
+local per_ms, burst, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local kept = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local tokens = burst
+if kept[1] then
+    tokens = math.min(burst, tonumber(kept[1]) + math.max(0, now - tonumber(kept[2])) * per_ms)
+end
+local given = math.min(wanted, math.floor(tokens))
+tokens = tokens - given
+redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', tostring(now))
+redis.call('PEXPIRE', KEYS[1], math.ceil(burst / per_ms) + 1000)
+return {given, math.ceil((1 - (tokens - math.floor(tokens))) / per_ms)}
+"""
+
+
+class Shared:
+    """`await shared.…` never raises: None means that there is no answer."""
+
+    def __init__(self, url: str | None) -> None:
+        self._redis: Redis | None = None
+        self._away_until = 0.0
+        self._away = False
+        if url is None:
+            log.warning(
+                "shared.none", hint="REDIS_URL is not set: limits and circuits hold for each orchestrator alone"
+            )
+            return
+        self._redis = Redis.from_url(
+            url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        self._tokens: Any = self._redis.register_script(TAKE_TOKENS)
+
+    @property
+    def there(self) -> bool:
+        """Whether there is one, and it answered when it was last asked."""
+        return self._redis is not None and not self._away
+
+    async def _ask(self, act: Callable[[Any], Awaitable[T]]) -> T | None:
+        if self._redis is None or time.monotonic() < self._away_until:
+            return None
+        try:
+            async with asyncio.timeout(2 * ANSWER_SECONDS):
+                answer = await act(self._redis)
+        except (RedisError, OSError, TimeoutError) as error:
+            if not self._away:
+                log.warning("shared.away", error=str(error) or type(error).__name__)
+            self._away, self._away_until = True, time.monotonic() + RETRY_SECONDS
+            return None
+        if self._away:
+            log.info("shared.back")
+            self._away = False
+        return answer
+
+    async def note(self, notes: Mapping[str, tuple[str, float]]) -> bool:
+        """Keep texts under these names, each for so many seconds; whether that was done."""
+
+        async def act(redis: Any) -> bool:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for name, (text, seconds) in notes.items():
+                    pipeline.set(PREFIX + name, text, px=max(1, int(seconds * 1000)))
+                await pipeline.execute()
+            return True
+
+        return bool(await self._ask(act))
+
+    async def noted(self, names: Sequence[str]) -> dict[str, tuple[str, float]] | None:
+        """What is kept under these names, and for how many seconds more."""
+
+        async def act(redis: Any) -> dict[str, tuple[str, float]]:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.get(PREFIX + name)
+                    pipeline.pttl(PREFIX + name)
+                answers = await pipeline.execute()
+            texts, left = answers[::2], answers[1::2]
+            found = zip(names, texts, left, strict=True)
+            return {name: (text, milliseconds / 1000) for name, text, milliseconds in found if text is not None}
+
+        return await self._ask(act)
+
+    async def take_tokens(self, name: str, *, per_second: float, burst: int, wanted: int) -> tuple[int, float] | None:
+        """Take up to `wanted` tokens of a bucket; returns how many were given, and the seconds until there is one."""
+
+        async def act(redis: Any) -> tuple[int, float]:
+            given, milliseconds = await self._tokens(keys=[PREFIX + name], args=[per_second / 1000, burst, wanted])
+            return int(given), int(milliseconds) / 1000
+
+        return await self._ask(act)
+
+    async def close(self) -> None:
+        if self._redis is not None:
+            await self._redis.aclose()

@@ -1,0 +1,139 @@
+"""Flow control on a real mesh: the window, fairness between requesters, priority, two orchestrators."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from orchestrator_agent.service import load_library, orchestrator
+from pantheon import Agent, Mesh, TaskContext
+from pantheon.process import AgentProcess
+from pantheon.settings import MeshSettings
+from protocol.streams import TASKS
+from tests.mesh.agents import rows
+from tests.mesh.conftest import PlainClient
+
+
+class Counter:
+    """An agent that notes whose tasks it was given, and works only while its gate is open."""
+
+    def __init__(self, concurrency: int = 2, seconds: float = 0.0) -> None:
+        self.agent = Agent("slow_agent", max_concurrency=concurrency)
+        self.gate = asyncio.Event()
+        self.seconds = seconds
+        self.given: list[str] = []
+
+        @self.agent.task("work")
+        async def work(task: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
+            self.given.append(task["who"])
+            await self.gate.wait()
+            await asyncio.sleep(self.seconds)
+            return {}
+
+
+async def until_rows(settings: MeshSettings, count: int, query: str) -> None:
+    async with asyncio.timeout(60):
+        while (await rows(settings, query))[0][0] < count:  # noqa: ASYNC110 - a row has no event
+            await asyncio.sleep(0.05)
+
+
+async def send(plain: PlainClient, who: str, count: int, **fields: Any) -> list[str]:
+    return [await plain.send("work", {"who": who}, requester=who, **fields) for _ in range(count)]
+
+
+WAITING = "select count(*) from tasks where position is not null"
+
+
+@pytest.mark.parametrize("orchestrators", [1, 2])
+async def test_2000_tasks_of_one_requester_do_not_delay_the_one_of_another(
+    settings: MeshSettings, plain: PlainClient, orchestrators: int
+) -> None:
+    counter = Counter()
+    async with AsyncExitStack() as stack:
+        for _ in range(orchestrators):
+            await stack.enter_async_context(orchestrator(settings, load_library([])))
+        await stack.enter_async_context(AgentProcess(counter.agent, settings))
+        many = await send(plain, "many", 2000)
+        await until_rows(settings, 1980, WAITING)
+        info = await plain.connection.jetstream().consumer_info(TASKS.name, "slow_agent")
+        # Twice the capacity is in the broker; two orchestrators may each round up.
+        assert (info.num_pending or 0) + (info.num_ack_pending or 0) <= 4 + 2 * orchestrators
+        (one,) = await send(plain, "one", 1)
+        await until_rows(settings, 1, f"{WAITING} and flow <> (select flow from tasks where position = 1000 limit 1)")
+        counter.gate.set()
+        await plain.answer(one)
+        assert counter.given.index("one") < 4 + 2 * orchestrators + 6
+        await plain.until(lambda: len(plain.responses) > 2000, 100)
+    assert len(counter.given) == 2001
+    assert all(plain.responses[task_id] for task_id in many)
+    assert (await rows(settings, WAITING))[0][0] == 0
+
+
+async def test_a_higher_priority_goes_first(settings: MeshSettings, plain: PlainClient) -> None:
+    counter = Counter(concurrency=1)
+    async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
+        await send(plain, "low", 30, priority=1)
+        await until_rows(settings, 28, WAITING)
+        await send(plain, "high", 5, priority=8)
+        await until_rows(settings, 33, WAITING)
+        counter.gate.set()
+        await plain.until(lambda: len(plain.responses) >= 35, 60)
+    assert counter.given[2:7] == ["high"] * 5
+
+
+async def test_what_waits_for_a_busy_agent_waits_as_long_as_it_takes_and_fails_when_it_is_gone(
+    settings: MeshSettings, plain: PlainClient
+) -> None:
+    counter = Counter(concurrency=1)
+    async with orchestrator(settings, load_library([])):
+        async with AgentProcess(counter.agent, settings.model_copy(update={"drain_grace_seconds": 0.1})):
+            ids = await send(plain, "a", 10)
+            await until_rows(settings, 8, WAITING)
+            # Longer than the wait for an agent that is not there.
+            await asyncio.sleep(settings.no_agent_wait_seconds * 2)
+            assert (await rows(settings, WAITING))[0][0] == 8
+            assert not plain.responses
+        await plain.until(lambda: len(plain.responses) >= 8, 60)
+        codes = [(await plain.answer(task_id))["error"]["code"] for task_id in ids if task_id in plain.responses]
+        assert set(codes) <= {"unknown_task_type", "no_agent_available"}
+
+
+async def test_rows_of_a_paused_task_and_of_a_paused_workflow_wait_and_go_on(
+    settings: MeshSettings, plain: PlainClient
+) -> None:
+    counter = Counter(concurrency=1)
+    step = {"steps": {"do": {"task": "work", "with": {"who": "${input.who}"}}}}
+    async with (
+        orchestrator(settings, load_library([])),
+        AgentProcess(counter.agent, settings),
+        Mesh(settings.nats_url) as mesh,
+    ):
+        await send(plain, "a", 4)
+        await until_rows(settings, 2, WAITING)
+        held = await mesh.submit("execute_dag", {**step, "input": {"who": "held"}})
+        await until_rows(settings, 3, WAITING)
+        await mesh.run("mesh.pause", {"task_id": str(held)})
+        other = await mesh.submit("execute_dag", {**step, "input": {"who": "flow"}})
+        await until_rows(settings, 4, WAITING)
+        await mesh.run("mesh.pause", {"workflow": "execute_dag"})
+        counter.gate.set()
+        await plain.until(lambda: len(plain.responses) >= 4, 20)
+        await until_rows(settings, 2, "select count(*) from tasks where status = 'ready' and position is null")
+        assert counter.given == ["a"] * 4
+        await mesh.run("mesh.resume", {"workflow": "execute_dag"})
+        assert (await mesh.wait(other, timeout_seconds=20)).status == "completed"
+        await mesh.run("mesh.resume", {"task_id": str(held)})
+        assert (await mesh.wait(held, timeout_seconds=20)).status == "completed"
+
+
+async def test_a_fan_out_of_500_keeps_to_the_window_and_loses_nothing(
+    settings: MeshSettings, plain: PlainClient
+) -> None:
+    counter = Counter(concurrency=4)
+    counter.gate.set()
+    each = {"task": "work", "for_each": list(range(500)), "concurrency": 500, "with": {"who": "${string(item)}"}}
+    async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
+        answer = await plain.ask("execute_dag", {"steps": {"all": each}})
+        assert answer["status"] == "completed", answer
+    assert sorted(counter.given, key=int) == [str(item) for item in range(500)]

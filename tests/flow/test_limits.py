@@ -1,0 +1,202 @@
+"""Rate limits: buckets of one process, buckets shared in a real Valkey, and a mesh that keeps to them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from orchestrator_agent.engine.decisions import Wanted
+from orchestrator_agent.flow.limits import Limits
+from orchestrator_agent.flow.settings import FlowSettings, RateLimit, read_rate
+from orchestrator_agent.flow.shared import Shared
+from orchestrator_agent.service import load_library, orchestrator
+from pantheon.discovery import Registry
+from pantheon.process import AgentProcess
+from pantheon.settings import MeshSettings
+from pantheon.stack.servers import ValkeyServer
+from protocol import InstanceRecord
+from protocol.errors import SettingsError
+from tests.flow.test_fair_mesh import Counter, send
+from tests.mesh.conftest import PlainClient
+from tests.servers import valkey_server
+
+
+@pytest_asyncio.fixture
+async def valkey(tmp_path: Path) -> AsyncIterator[ValkeyServer]:
+    async with valkey_server(tmp_path / "valkey") as server:
+        yield server
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+ALICE = '["default","alice"]'
+
+
+def limits(shared: Shared, clock: Clock | None = None, **kinds: dict[str, str]) -> Limits:
+    read = {kind: {name: read_rate(rate) for name, rate in rates.items()} for kind, rates in kinds.items()}
+    return Limits(read, Registry(), shared, clock=clock or time.monotonic)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("10/s", RateLimit(10, 10)),
+        ("60/m", RateLimit(1, 1)),
+        ("1/h", RateLimit(1 / 3600, 1)),
+        (" 0.5 / s burst 7 ", RateLimit(0.5, 7)),
+    ],
+)
+def test_a_rate_is_read(text: str, limit: RateLimit) -> None:
+    assert read_rate(text) == limit
+
+
+@pytest.mark.parametrize("text", ["", "10", "10/d", "-1/s", "0/s", "ten/s", "1/s burst"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no rate"):
+        read_rate(text)
+
+
+def test_the_settings_say_what_is_wrong_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE_LIMITS", '{"agents": {"llm_agent": "2/s"}, "requesters": {"*": "5/m burst 3"}}')
+    settings = FlowSettings.load()
+    assert settings.rate_limits["agents"] == {"llm_agent": RateLimit(2, 2)}
+    assert settings.rate_limits["requesters"]["*"].burst == 3
+    for wrong in ('{"agent": {}}', '{"agents": {"a": "much"}}', '{"agents": 1}', "not json", "[]"):
+        monkeypatch.setenv("RATE_LIMITS", wrong)
+        with pytest.raises(SettingsError, match="RATE_LIMITS"):
+            FlowSettings.load()
+
+
+async def test_a_process_alone_has_the_rate_and_one_of_three_a_third() -> None:
+    clock = Clock()
+    made = limits(Shared(None), clock, agents={"a": "6/s burst 2"})
+    assert made.active
+    assert made.of_agent("b") is None
+    assert made.of_agent("a") == 2
+    made.spend(Wanted("x"), "a")
+    made.spend(Wanted("x"), "a")
+    assert made.of_agent("a") == 0
+    clock.now += 1 / 6 + 0.001
+    assert made.of_agent("a") == 1
+    made.spend(Wanted("x"), "a")
+    made._processes = lambda: 3
+    clock.now += 1 / 6 + 0.001
+    assert made.of_agent("a") == 0
+    clock.now += 10
+    assert made.of_agent("a") == 2
+
+
+async def test_who_waits_for_a_token_is_told_when_there_is_one() -> None:
+    made = limits(Shared(None), agents={"a": "20/s burst 1"})
+    told = asyncio.Event()
+    made.on_tokens = told.set
+    made.spend(Wanted("x"), "a")
+    assert made.of_agent("a") == 1
+    made.spend(Wanted("x"), "a")
+    assert made.of_agent("a") == 0
+    async with asyncio.timeout(5):
+        await told.wait()
+    assert made.of_agent("a") == 1
+
+
+async def test_the_most_exact_name_of_a_requester_counts() -> None:
+    made = limits(Shared(None), requesters={"*": "1/s burst 9", "alice": "1/s burst 3", "blue/alice": "1/s burst 5"})
+    assert made.of_requester(made.limited(Wanted("x", tenant="blue", requester="alice"))) == 5
+    assert made.of_requester(made.limited(Wanted("x", tenant="red", requester="alice"))) == 3
+    assert made.of_requester(made.limited(Wanted("x"))) == 9
+    named = limits(Shared(None), requesters={"alice": "1/s"})
+    assert named.limited(Wanted("x", requester="bob")) == ""
+    assert named.limited(Wanted("x", requester="alice")) == ALICE
+
+
+async def test_an_agent_brings_its_own_limit_unless_the_settings_have_one() -> None:
+    registry = Registry()
+    made = Limits({"agents": {"b": read_rate("1/s burst 2")}}, registry, Shared(None))
+    assert made.of_agent("a") is None
+    for name, rate in (("a", "1/s burst 4"), ("b", "1/s burst 8"), ("c", "nonsense")):
+        registry.apply([InstanceRecord(name=name, instance_id="i", task_types=("x",), metadata={"rate_limit": rate})])
+    made.learn()
+    assert (made.of_agent("a"), made.of_agent("b"), made.of_agent("c")) == (4, 2, None)
+    assert made.active
+    assert not Limits({}, Registry(), Shared(None)).active
+
+
+async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer) -> None:
+    one, other = Shared(valkey.url), Shared(valkey.url)
+    both = [limits(shared, requesters={"alice": "40/s burst 4"}) for shared in (one, other)]
+    spent = 0
+    began = time.monotonic()
+    while time.monotonic() - began < 1.5:
+        for made in both:
+            if (made.of_requester(ALICE) or 0) > 0:
+                made.spend(Wanted("x", requester="alice"), "a")
+                spent += 1
+        await asyncio.sleep(0.001)
+    passed = time.monotonic() - began
+    assert 40 * passed * 0.6 < spent <= 40 * passed + 4 + 1
+    for made in both:
+        await made.close()
+    for shared in (one, other):
+        await shared.close()
+
+
+async def test_a_bucket_whose_redis_is_away_is_the_processs_own(valkey: ValkeyServer) -> None:
+    shared = Shared(valkey.url)
+    made = limits(shared, agents={"a": "1/s burst 3"})
+    await valkey.stop()
+    told = asyncio.Event()
+    made.on_tokens = told.set
+    assert made.of_agent("a") == 0
+    async with asyncio.timeout(5):
+        await told.wait()
+    assert made.of_agent("a") == 3
+    await made.close()
+    await shared.close()
+
+
+@pytest.mark.parametrize("with_redis", [False, True])
+async def test_a_limited_requester_gets_its_rate_and_delays_nobody(
+    settings: MeshSettings,
+    plain: PlainClient,
+    valkey: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    with_redis: bool,
+) -> None:
+    monkeypatch.setenv("RATE_LIMITS", '{"requesters": {"slow": "10/s burst 1"}}')
+    if with_redis:
+        settings = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
+    counter = Counter(concurrency=10)
+    counter.gate.set()
+    async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
+        await plain.ask("work", {"who": "first"}, requester="free")
+        began = time.monotonic()
+        slow = await send(plain, "slow", 15)
+        free = await send(plain, "free", 50)
+        await plain.until(lambda: set(free) <= set(plain.responses), 20)
+        assert counter.given.count("slow") < 15
+        await plain.until(lambda: set(slow) <= set(plain.responses), 30)
+        took = time.monotonic() - began
+    assert 1.2 < took < 6
+
+
+async def test_a_limited_agent_gets_its_rate_however_many_send(
+    settings: MeshSettings, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATE_LIMITS", '{"agents": {"slow_agent": "20/s burst 2"}}')
+    counter = Counter(concurrency=10)
+    counter.gate.set()
+    async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
+        began = time.monotonic()
+        ids = [*await send(plain, "a", 20), *await send(plain, "b", 20)]
+        await plain.until(lambda: set(ids) <= set(plain.responses), 30)
+        took = time.monotonic() - began
+    assert 1.6 < took < 6
+    assert 4 <= counter.given[:20].count("b") <= 16

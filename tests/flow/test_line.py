@@ -1,0 +1,197 @@
+"""The line in a real Postgres: fair positions, priorities, aging, claims, and what it costs with 100,000 rows."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+
+from orchestrator_agent.flow.line import AGING_SECONDS, CLAIM, TAKE, Line, Waiting, flow_of
+from orchestrator_agent.store.pool import Database
+from protocol import new_id
+
+
+class Rows:
+    """Rows that wait, put in as the store would, each the only step of its task."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.line = Line(database)
+        self.requester_of: dict[UUID, str] = {}
+
+    async def wait(
+        self, requester: str, count: int = 1, *, queue: str = "x", priority: int = 5, since: float = 0.0
+    ) -> list[UUID]:
+        flow = flow_of("default", requester)
+        positions = await self.line.positions([Waiting(queue, priority, flow)] * count)
+        ids = [new_id() for _ in range(count)]
+        await self.database.execute(
+            "insert into tasks (root_task_id, task_id, task_type, status, version) "
+            "select u, u, 'w', 'running', 1 from unnest($1::uuid[]) u",
+            ids,
+        )
+        made = [new_id() for _ in range(count)]
+        await self.database.execute(
+            "insert into tasks (root_task_id, task_id, parent_task_id, step, task_type, status, priority, queue, flow, "
+            "position, created_at) select a, b, a, 's', 'x', 'ready', $3, $4, $5, p, now() - make_interval(secs => $7) "
+            "from unnest($1::uuid[], $2::uuid[], $6::bigint[]) as u(a, b, p)",
+            ids,
+            made,
+            priority,
+            queue,
+            flow,
+            positions,
+            since,
+        )
+        self.requester_of |= dict.fromkeys(made, requester)
+        return made
+
+    async def take(self, count: int, *queues: str, claim: bool = False, **options: Any) -> list[UUID]:
+        taken = await self.line.take(
+            queues or ("x",),
+            count,
+            passed=options.get("passed", ()),
+            paused=options.get("paused", ()),
+            claim=claim,
+        )
+        return [row.task_id for row in taken]
+
+    async def serve(self, count: int, *queues: str) -> list[str]:
+        """Take and dispatch: whose rows went, in order."""
+        taken = await self.take(count, *queues)
+        await self.leave(taken)
+        return [self.requester_of[task_id] for task_id in taken]
+
+    async def leave(self, rows: Sequence[UUID]) -> None:
+        await self.database.execute(
+            "update tasks set status = 'dispatched', position = null where task_id = any($1::uuid[])", list(rows)
+        )
+
+
+@pytest_asyncio.fixture
+async def rows(database_url: str) -> AsyncIterator[Rows]:
+    async with Database(database_url) as database:
+        yield Rows(database)
+
+
+async def test_one_row_of_a_requester_is_next_however_many_another_has(rows: Rows) -> None:
+    await rows.wait("many", 2000)
+    assert await rows.serve(10) == ["many"] * 10
+    await rows.wait("one")
+    assert "one" in await rows.serve(2)
+
+
+async def test_requesters_take_turns_whenever_they_came(rows: Rows) -> None:
+    await rows.wait("a", 60)
+    await rows.wait("b", 60)
+    assert Counter(await rows.serve(40)) == {"a": 20, "b": 20}
+    await rows.wait("c", 60)
+    served = Counter(await rows.serve(30))
+    assert set(served.values()) <= {9, 10, 11}
+    assert set(served) == {"a", "b", "c"}
+    # Who sends again stands behind its own last row.
+    await rows.wait("a", 60)
+    assert set(Counter(await rows.serve(30)).values()) <= {9, 10, 11}
+
+
+async def test_the_same_name_in_another_tenant_is_somebody_else() -> None:
+    assert flow_of("t1", "a") != flow_of("t2", "a")
+    assert flow_of("t", None) == flow_of("t", "")
+
+
+async def test_the_higher_priority_goes_first_and_fairness_holds_within_one(rows: Rows) -> None:
+    await rows.wait("low", 5, priority=1)
+    await rows.wait("a", 5, priority=8)
+    await rows.wait("b", 5, priority=8)
+    await rows.wait("top", 1, priority=9)
+    assert (await rows.serve(1)) == ["top"]
+    assert Counter(await rows.serve(10)) == {"a": 5, "b": 5}
+    assert await rows.serve(10) == ["low"] * 5
+
+
+async def test_a_row_that_waits_long_comes_before_a_higher_priority(rows: Rows) -> None:
+    await rows.wait("patient", 1, priority=0, since=AGING_SECONDS * 6 + 1)
+    await rows.wait("urgent", 10, priority=5)
+    await rows.wait("top", 1, priority=9)
+    assert (await rows.serve(2)) == ["top", "patient"]
+
+
+async def test_queues_of_one_agent_are_taken_from_as_if_they_were_one(rows: Rows) -> None:
+    await rows.wait("many", 50, queue="x")
+    await rows.serve(20, "x")
+    await rows.wait("other", 3, queue="y")
+    await rows.wait("urgent", 1, queue="y@a", priority=7)
+    served = await rows.serve(8, "x", "y", "y@a")
+    assert served[0] == "urgent"
+    assert Counter(served) == {"urgent": 1, "other": 3, "many": 4}
+
+
+async def test_what_one_orchestrator_has_claimed_the_others_pass_by(rows: Rows) -> None:
+    await rows.wait("a", 10)
+    first, second = await rows.take(6, claim=True), await rows.take(6, claim=True)
+    assert (len(first), len(second)) == (6, 4)
+    assert not set(first) & set(second)
+    assert await rows.take(6, claim=True) == []
+    # A claim that nobody used is over after a while.
+    await rows.database.execute("update tasks set claimed_until = now() - interval '1 s' where claimed_until > now()")
+    assert len(await rows.take(20, claim=True)) == 10
+
+
+async def test_rows_of_paused_tasks_and_workflows_leave_the_line_and_come_back_behind(rows: Rows) -> None:
+    held = (await rows.wait("held", 2))[0]
+    await rows.wait("a", 2)
+    await rows.database.execute(
+        "update tasks set status = 'paused' where task_id = (select root_task_id from tasks where task_id = $1)", held
+    )
+    taken = await rows.line.take(["x"], 10, passed=(), paused=(), claim=False)
+    assert [row.task_id for row in taken if row.parked] == [held]
+    assert all(row.parked for row in await rows.line.take(["x"], 10, passed=(), paused=["w"], claim=False))
+    await rows.line.park([row for row in taken if row.parked])
+    assert len(await rows.take(10)) == 3
+    root = next(row.root_task_id for row in taken if row.parked)
+    await rows.line.back([(root, held, Waiting("x", 5, flow_of("default", "held")))])
+    assert len(await rows.take(10)) == 4
+
+
+async def test_rows_that_are_held_back_are_passed_by(rows: Rows) -> None:
+    ids = await rows.wait("a", 4)
+    assert await rows.take(2, passed=ids[:2]) == ids[2:]
+
+
+async def test_the_queues_in_which_somebody_waits_are_known_without_reading_their_rows(rows: Rows) -> None:
+    assert await rows.line.queues() == []
+    await rows.wait("a", 30, queue="x")
+    (hopeless,) = await rows.wait("a", 1, queue="x@b")
+    assert await rows.line.queues() == ["x", "x@b"]
+    assert [task_id for _, task_id in await rows.line.hopeless(["x@b"], 10)] == [hopeless]
+    assert await rows.line.processes() == 1
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+async def test_a_take_from_100000_waiting_rows_reads_only_the_head_of_the_line(rows: Rows, analysed: bool) -> None:
+    await rows.wait("many", 100_000)
+    await rows.wait("one", 1)
+    if analysed:
+        await rows.database.execute("analyze tasks")
+    assert "one" in [rows.requester_of[task_id] for task_id in await rows.take(2)]
+    for statement in (TAKE, CLAIM):
+        plan = await rows.database.fetch(f"explain (analyze, buffers, format json) {statement}", ["x"], 100, [], [])
+        buffers = _buffers(plan[0][0])
+        # 100 rows, their roots, and the index's way to ten priorities: nothing that grows with the line.
+        assert buffers < 2500, plan[0][0]
+        assert "tasks_roots_by_time" not in plan[0][0]
+    plan = await rows.database.fetch(
+        "explain (analyze, buffers, format json) select max(position) from tasks "
+        "where queue = 'x' and flow = $1 and priority = 5 and position is not null",
+        flow_of("default", "many"),
+    )
+    assert _buffers(plan[0][0]) < 60
+
+
+def _buffers(plan: str) -> int:
+    import json
+
+    read = json.loads(plan)[0]["Plan"]
+    return int(read["Shared Hit Blocks"] + read["Shared Read Blocks"])

@@ -1,0 +1,183 @@
+"""The window: a count in memory, put right by what the broker says."""
+
+from orchestrator_agent.engine.decisions import Wanted
+from orchestrator_agent.flow.capacity import Capacity
+from orchestrator_agent.flow.gate import Gate, NoLimits
+from orchestrator_agent.flow.line import Line, Queue, queue_of
+from orchestrator_agent.flow.window import PERIOD_SECONDS, ROUND_TRIP_SECONDS, Window
+from orchestrator_agent.routing import FULL, Router
+from orchestrator_agent.standing import Standings
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.workflows.library import Library
+from pantheon.discovery import Registry
+from protocol import InstanceRecord, new_id
+from protocol.workflow import Requires
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def window(capacity: int = 5) -> Window:
+    return Window(lambda agent: capacity, Clock())
+
+
+def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0, **metadata: str) -> InstanceRecord:
+    return InstanceRecord(
+        name=name, instance_id=f"i{number}", task_types=task_types, max_concurrency=concurrency, metadata=metadata
+    )
+
+
+def router(*records: InstanceRecord) -> tuple[Router, Gate]:
+    registry = Registry()
+    registry.apply(records)
+    gate = Gate(Window(Capacity(registry), Clock()), Line(Database("postgresql://nowhere/none")), NoLimits())
+    return Router(registry, Library(), Standings(), gate=gate), gate
+
+
+def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
+    made = window(5)
+    freed: list[str] = []
+    made.on_free = freed.append
+    for _ in range(10):
+        assert made.room("a") > 0
+        made.take("a")
+    assert made.room("a") == 0
+    assert made.busy() == ["a"]
+    made.answered("a")
+    assert (made.room("a"), freed) == (1, ["a"])
+    for _ in range(20):
+        made.answered("a")
+    assert (made.room("a"), made.busy()) == (10, [])
+
+
+def test_orchestrators_share_a_window_and_each_has_a_place_at_least() -> None:
+    made = window(5)
+    made.processes = 3
+    assert made.size("a") == 4
+    made.processes = 100
+    assert made.size("a") == 1
+
+
+def test_an_agent_that_answers_fast_has_more_on_its_way_and_loses_it_when_it_slows_down() -> None:
+    clock = Clock()
+    made = Window(lambda agent: 5, clock)
+    for _ in range(40):
+        for _ in range(250):
+            made.take("a")
+            made.answered("a")
+        clock.now += PERIOD_SECONDS
+    per_second = 250 / PERIOD_SECONDS
+    assert abs(made.size("a") - (10 + per_second * ROUND_TRIP_SECONDS)) < 3
+    clock.now += 5
+    assert made.size("a") == 10
+
+
+def test_the_broker_puts_a_wrong_count_right() -> None:
+    made = window(5)
+    for _ in range(10):
+        made.take("a")
+        made.sent("a")
+    made.correct("a", 3, made.before("a"))
+    assert (made.out("a"), made.room("a")) == (3, 7)
+    # What happened while it was asked is not forgotten.
+    before = made.before("a")
+    made.take("a")
+    made.correct("a", 3, before)
+    assert made.out("a") == 4
+    made.sent("a")
+    made.correct("a", 25, made.before("a"))
+    assert made.room("a") == -15
+
+
+def test_what_the_broker_cannot_know_yet_counts_until_it_is_sent_or_came_to_nothing() -> None:
+    clock = Clock()
+    made = Window(lambda agent: 5, clock)
+    for _ in range(4):
+        made.take("a")
+    made.correct("a", 0, made.before("a"))
+    assert made.out("a") == 4
+    made.sent("a")
+    made.give_back("a")
+    made.correct("a", 1, made.before("a"))
+    assert made.out("a") == 3
+    clock.now += 60
+    made.correct("a", 1, made.before("a"))
+    assert made.out("a") == 1
+
+
+def test_what_is_free_is_shared_between_orchestrators() -> None:
+    made = window(5)
+    made.processes = 2
+    made.correct("a", 4, made.before("a"))
+    assert made.room("a") == 3
+    made.correct("a", 9, made.before("a"))
+    assert made.room("a") == 1
+    made.correct("a", 10, made.before("a"))
+    assert made.room("a") == 0
+
+
+def test_a_draining_instance_is_no_capacity_unless_it_is_all_there_is() -> None:
+    registry = Registry()
+    capacity = Capacity(registry)
+    assert capacity("a") == 0
+    registry.apply([instance("a", "x", concurrency=3), instance("a", "x", concurrency=4, number=2)])
+    assert capacity("a") == 7
+    registry.apply([instance("a", "x", concurrency=3).model_copy(update={"status": "draining"})])
+    assert capacity("a") == 4
+    registry.apply([instance("a", "x", concurrency=4, number=2).model_copy(update={"status": "draining"})])
+    assert capacity("a") == 7
+
+
+def test_a_full_agent_is_waited_for_and_another_one_taken() -> None:
+    made, gate = router(instance("a", "x"))
+    assert made.place(Wanted("x")) is not None
+    assert made.place(Wanted("x")) is not None
+    assert made.place(Wanted("x")) is None
+    assert made.served(Wanted("x"))
+    assert made.room("x", None) == 0
+    gate.window.answered("a")
+    assert (made.room("x", None), made.room("x", "b"), made.agents("x", None)) == (1, 0, ("a",))
+    two, _ = router(instance("a", "x"), instance("b", "x"))
+    placed = [two.place(Wanted("x")) for _ in range(5)]
+    assert sorted(one.agent for one in placed if one is not None) == ["a", "a", "b", "b"]
+    assert {one.excluded for one in two.candidates(Wanted("x"))} == {FULL}
+
+
+def test_an_agent_that_does_not_fit_is_not_waited_for_because_it_is_full() -> None:
+    made, _ = router(instance("a", "x", model="small"))
+    for _ in range(2):
+        made.place(Wanted("x"))
+    assert not made.served(Wanted("x", requires=Requires(model="large")))
+    assert made.served(Wanted("x", requires=Requires(model="small")))
+
+
+def test_a_sticky_task_waits_for_its_agent_while_that_is_full() -> None:
+    made, _ = router(instance("a", "x"), instance("b", "x"))
+    first = made.place(Wanted("x", sticky="k"))
+    assert first is not None
+    assert made.place(Wanted("x", sticky="k")) is not None
+    assert made.place(Wanted("x", sticky="k")) is None
+    assert made.place(Wanted("x")) is not None
+
+
+def test_nobody_overtakes_who_waits() -> None:
+    made, gate = router(instance("a", "x", "y"))
+    gate.waiting.add("x")
+    called = new_id()
+    assert made.place(Wanted("x", task_id=new_id())) is None
+    assert made.place(Wanted("y", task_id=new_id())) is not None
+    gate.called.add(called)
+    assert made.place(Wanted("x", task_id=called)) is not None
+
+
+def test_a_queues_name_says_what_its_rows_have_in_common() -> None:
+    assert queue_of(Wanted("x")).name == "x"
+    assert queue_of(Wanted("x", "a")).name == "x@a"
+    big = queue_of(Wanted("x", requires=Requires(model="big")))
+    assert big.name != queue_of(Wanted("x", requires=Requires(model="small"))).name
+    for queue in (Queue("x"), Queue("x", "a"), big, Queue("x", "a", "ff", '["t","w!#@"]')):
+        assert Queue.of(queue.name) == queue

@@ -1,0 +1,68 @@
+"""Probes over HTTP: alive, ready, and what is missing."""
+
+import asyncio
+import json
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import migrations
+from orchestrator_agent.service import load_library, orchestrator
+from pantheon.settings import MeshSettings
+from pantheon.stack.servers import NatsServer
+from protocol.errors import SettingsError
+from tests.servers import postgres_server
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:
+    def get() -> tuple[int, dict[str, Any]]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    return await asyncio.to_thread(get)
+
+
+async def test_an_orchestrator_is_ready_only_with_nats_and_postgres(broker: NatsServer, tmp_path: Path) -> None:
+    port = _free_port()
+    async with postgres_server(tmp_path / "postgres") as database:
+        await migrations.upgrade(database.url)
+        settings = MeshSettings.load(
+            nats_url=broker.url, database_url=database.url, agent_orchestrator_port=port, drain_grace_seconds=1.0
+        )
+        async with orchestrator(settings, load_library([])):
+            assert await ask(port, "/healthz") == (200, {"status": "ok"})
+            assert await ask(port, "/readyz") == (200, {"status": "ok", "missing": []})
+            await database.stop()
+            status, told = await ask(port, "/readyz")
+            assert status == 503
+            assert "Postgres" in told["missing"][0]
+            assert await ask(port, "/healthz") == (200, {"status": "ok"})
+            await database.start()
+            async with asyncio.timeout(30):
+                while (await ask(port, "/readyz"))[0] != 200:  # noqa: ASYNC110 - it is asked, it does not tell
+                    await asyncio.sleep(0.1)
+
+
+async def test_a_taken_port_is_one_clear_line(settings: MeshSettings) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        wanted = settings.model_copy(update={"agent_orchestrator_port": port})
+        with pytest.raises(SettingsError, match=f"AGENT_ORCHESTRATOR_PORT={port}") as raised:
+            async with orchestrator(wanted, load_library([])):
+                pass
+    assert "\n" not in str(raised.value)
