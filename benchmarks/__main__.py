@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,13 @@ from benchmarks.rounds import FULL, QUICK, Amounts, Bench
 from benchmarks.shapes import SHAPES
 
 BARE = "bare"
+# Options of the growth run's sizes.
+GROWN = {
+    "finished": "finished roots",
+    "waiting": "waiting tasks",
+    "instances": "registered instances",
+    "orchestrators": "most orchestrators",
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -31,9 +39,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds of each subject")
     parser.add_argument("--workflows", type=int, help="5-step workflows of a load round")
     parser.add_argument("--idle", type=int, help="workflows of an idle round")
-    parser.add_argument(
-        "--finished", type=int, help="finished roots of the growth run (default 1,000,000; quick 50,000)"
-    )
+    for name, what in GROWN.items():
+        most, fewer = getattr(growth.FULL_SIZES, name), getattr(growth.QUICK_SIZES, name)
+        parser.add_argument(f"--{name}", type=int, help=f"{what} of the growth run (default {most:,}; quick {fewer:,})")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="also watch an orchestrator's memory for so long")
     parser.add_argument(
         "--profile", action="store_true", help="also profile orchestrator and agent under load (py-spy)"
@@ -42,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw a chart there (SVG)")
     parser.add_argument("--keep", action="store_true", help="keep the run's folder with logs and data")
     made = parser.parse_args(arguments)
-    for name in ("rounds", "workflows", "idle", "finished"):
+    for name in ("rounds", "workflows", "idle", *GROWN):
         if (value := getattr(made, name)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more")
     return made
@@ -58,6 +66,12 @@ def amounts_of(arguments: argparse.Namespace) -> Amounts:
     return replace(amounts, **{name: value for name, value in given.items() if value is not None})
 
 
+def sizes_of(arguments: argparse.Namespace) -> growth.Sizes:
+    sizes = growth.QUICK_SIZES if arguments.quick else growth.FULL_SIZES
+    given = {name: getattr(arguments, name) for name in GROWN}
+    return replace(sizes, **{name: value for name, value in given.items() if value is not None})
+
+
 async def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything that was asked for; returns the figures as JSON has them."""
     amounts = amounts_of(arguments)
@@ -69,24 +83,28 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
         console.print(text, highlight=False, markup=False)
 
     series = {}
-    if shapes or BARE in wanted or arguments.profile:
-        async with rig(keep=arguments.keep) as mesh:
+    chosen = [name for name in peers.PEERS if arguments.peers or name in (arguments.only or ())]
+    if shapes or BARE in wanted or arguments.profile or chosen:
+        async with rig(keep=arguments.keep, valkey=bool(chosen)) as mesh:
             bench = Bench(mesh, amounts, say)
-            await bench.start_mesh()
+            if shapes or arguments.profile:
+                await bench.start_mesh()
             if BARE in wanted:
                 await bench.start_bare()
-            await bench.warm_up(shapes or ["chain"])
-            await bench.run(shapes)
+            contest = peers.Contest(chosen, mesh, amounts, bench.series, say)
+            await contest.prepare()
+            await bench.warm_up(shapes)
+            await bench.run(shapes, contest.round if chosen else None)
+            if chosen:
+                more["peers"] = contest.as_json()
             series = bench.series
             if arguments.profile:
                 more["profile"] = await profiles(mesh, bench, say)
-    chosen = [name for name in peers.PEERS if arguments.peers or name in (arguments.only or ())]
-    if chosen:
-        more["peers"] = await peers.measure(chosen, amounts, series, say, keep=arguments.keep)
     grown = [name for name in growth.GROWTH if arguments.growth or name in (arguments.only or ())]
     if grown or arguments.soak:
-        finished = arguments.finished or (50_000 if arguments.quick else 1_000_000)
-        more["growth"] = await growth.measure(grown, amounts, finished, arguments.soak, say, keep=arguments.keep)
+        more["growth"] = await growth.measure(
+            grown, amounts, sizes_of(arguments), arguments.soak, say, keep=arguments.keep
+        )
     report.show(console, series)
     made = report.as_json(series, more)
     if arguments.json:
@@ -103,6 +121,14 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
         arguments.chart.write_text(draw("Pantheon, measured", report.panels(series), foot))
         say(f"chart: {arguments.chart}")
     return made
+
+
+async def run_until_told(arguments: argparse.Namespace, console: Console) -> None:
+    """SIGTERM ends it as Ctrl-C does: servers and processes are stopped, nothing stays behind."""
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    await run(arguments, console)
 
 
 async def profiles(mesh: Rig, bench: Bench, say: Any) -> dict[str, Any]:
@@ -144,12 +170,14 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     console = Console()
     try:
-        asyncio.run(run(arguments, console))
+        asyncio.run(run_until_told(arguments, console))
     except BenchError as error:
         sys.stderr.write(f"benchmarks: {error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
+    except asyncio.CancelledError:
+        return 143
     return 0
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import nats
@@ -11,17 +12,29 @@ import psutil
 from nats.aio.client import Client
 
 from benchmarks.figures import Series, pair_ratios
-from benchmarks.rig import ORCHESTRATOR, Rig, rig, spent
+from benchmarks.rig import ORCHESTRATOR, BenchError, Rig, rig, spent
 from benchmarks.rounds import Amounts, Bench
 from benchmarks.shapes import CHAIN_STEPS, SHAPES
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, InstanceRecord
 
 GROWTH = ("finished", "waiting", "instances", "orchestrators")
-WAITING_TASKS = 100_000
-INSTANCES = 1000
 INSTANCES_WATCH_SECONDS = 30.0
 SOAK_SAMPLE_SECONDS = 5.0
 SOAK_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How far everything grows; orchestrators from one to so many."""
+
+    finished: int
+    waiting: int
+    instances: int
+    orchestrators: int
+
+
+FULL_SIZES = Sizes(finished=1_000_000, waiting=100_000, instances=1000, orchestrators=3)
+QUICK_SIZES = Sizes(finished=50_000, waiting=10_000, instances=200, orchestrators=2)
 # As rows of a finished 5-step chain are: the columns, the sizes, an hour's worth of creation times behind one another.
 FINISHED = """
 with roots as (
@@ -41,21 +54,19 @@ select id, gen_random_uuid(), id, 's' || n, 'echo', 'echo_agent', 'echo_agent', 
 from roots, generate_series(0, 4) n
 """
 FINISHED_PART = 50_000
-# Roots whose one step waits for an agent that is not there, for an hour.
-WAITING = """
-with roots as (select gen_random_uuid() as id from generate_series(1, {roots})), made as (
-    insert into tasks (root_task_id, task_id, task_type, status, payload, timeout_seconds, dispatched_by, version)
-    select id, id, 'absent', 'running', '{{"k":1}}', 300, $1, 1 from roots
-)
-insert into tasks (root_task_id, task_id, parent_task_id, step, task_type, status, payload, timeout_seconds, expires_at)
-select id, gen_random_uuid(), id, 'absent', 'absent', 'ready', '{{"k":1}}', 300, now() + interval '1 hour' from roots
-"""
+ABSENT = "absent"
+# Waits for an agent outlast the run; what has ended stays where it is, beside what is at work, which costs the most.
+SETTINGS = {"NO_AGENT_WAIT_SECONDS": "86400", "HISTORY_AFTER_SECONDS": "86400000", "RETENTION_DAYS": "3650"}
+ENDED = "select count(*) from tasks where task_id = root_task_id and answered_at is not null"
+STANDING = "select count(*) from tasks where status = 'ready' and position is not null"
+STANDING_SECONDS = 600.0
+LOOK_SECONDS = 0.5
 
 
 async def measure(
     wanted: Sequence[str],
     amounts: Amounts,
-    finished: int,
+    sizes: Sizes,
     soak: float | None,
     say: Callable[[str], None],
     *,
@@ -66,20 +77,28 @@ async def measure(
     if "finished" in wanted:
         async with _two(amounts, say, keep=keep) as (plain, full):
             began = time.perf_counter()
-            for first in range(0, finished, FINISHED_PART):
-                await _fill(full.rig, FINISHED, min(FINISHED_PART, finished - first))
+            for first in range(0, sizes.finished, FINISHED_PART):
+                await _fill(full.rig, FINISHED, min(FINISHED_PART, sizes.finished - first))
             await full.rig.execute("vacuum (analyze) tasks")
-            say(f"{finished:,} finished roots written in {time.perf_counter() - began:.0f} s")
-            made["finished"] = {"roots": finished, **await _compare(plain, full, say, f"{finished:,} finished")}
+            say(f"{sizes.finished:,} finished roots written in {time.perf_counter() - began:.0f} s")
+            compared = await _compare(plain, full, say, f"{sizes.finished:,} finished")
+            if (kept := int(await full.rig.value(ENDED))) < sizes.finished:
+                raise BenchError(f"of {sizes.finished:,} finished roots, {kept:,} were kept")
+            made["finished"] = {"roots": sizes.finished, **compared}
     if "waiting" in wanted:
         async with _two(amounts, say, keep=keep) as (plain, full):
-            await _fill(full.rig, WAITING, WAITING_TASKS)
-            made["waiting"] = {"tasks": WAITING_TASKS, **await _compare(plain, full, say, f"{WAITING_TASKS:,} waiting")}
+            began = time.perf_counter()
+            await _let_wait(full, sizes.waiting)
+            say(f"{sizes.waiting:,} tasks wait after {time.perf_counter() - began:.0f} s")
+            compared = await _compare(plain, full, say, f"{sizes.waiting:,} waiting")
+            # What has left the line meanwhile was not measured with.
+            await _until_waiting(full.rig, sizes.waiting, within_seconds=0)
+            made["waiting"] = {"tasks": sizes.waiting, **compared}
     if "instances" in wanted:
         async with _mesh(amounts, say, keep=keep) as bench:
-            made["instances"] = await _instances(bench, say)
+            made["instances"] = await _instances(bench, sizes.instances, say)
     if "orchestrators" in wanted:
-        made["orchestrators"] = await _orchestrators(amounts, say, keep=keep)
+        made["orchestrators"] = await _orchestrators(amounts, sizes.orchestrators, say, keep=keep)
     if soak:
         async with _mesh(amounts, say, keep=keep) as bench:
             made["soak"] = await _soak(bench, soak * 60, say)
@@ -92,7 +111,7 @@ async def _mesh(
 ) -> AsyncIterator[Bench]:
     async with rig(keep=keep) as made:
         bench = Bench(made, amounts, say)
-        await bench.start_mesh(orchestrators)
+        await bench.start_mesh(orchestrators, SETTINGS)
         await bench.warm_up(["chain"])
         yield bench
 
@@ -109,6 +128,21 @@ async def _fill(made: Rig, statement: str, roots: int) -> None:
     text = statement.format(roots=roots, payload='{"input":{"k":1},"steps":{}}', result=result)
     # `execute` of a script takes no parameters; nobody holds the lock of this process id, and nobody looks for it.
     await made.execute(text.replace("$1", "gen_random_uuid()"))
+
+
+async def _let_wait(bench: Bench, tasks: int) -> None:
+    """So many tasks that wait in a line for an agent, sent and taken as any other."""
+    await bench.generator.ask(what="leave", task_type=ABSENT, tasks=tasks)
+    await _until_waiting(bench.rig, tasks, within_seconds=STANDING_SECONDS)
+
+
+async def _until_waiting(made: Rig, tasks: int, *, within_seconds: float) -> None:
+    """Raises BenchError where fewer stand in line when the time is over."""
+    end = time.perf_counter() + within_seconds
+    while (standing := int(await made.value(STANDING))) < tasks:
+        if time.perf_counter() >= end:
+            raise BenchError(f"of {tasks:,} tasks that should wait for an agent, {standing:,} do")
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _compare(plain: Bench, other: Bench, say: Callable[[str], None], title: str) -> dict[str, Any]:
@@ -128,13 +162,13 @@ def _ratios(mine: Series, its: Series) -> dict[str, float]:
     return {"steps_per_s_ratio": steps[len(steps) // 2], "p50_ratio": latency[len(latency) // 2]}
 
 
-async def _instances(bench: Bench, say: Callable[[str], None]) -> dict[str, Any]:
-    """What the orchestrator spends on a thousand instances that only say that they live."""
+async def _instances(bench: Bench, instances: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """What the orchestrator spends on so many instances that only say that they live."""
     before = bench.rig.usage()
     await asyncio.sleep(INSTANCES_WATCH_SECONDS)
     idle = spent(before, bench.rig.usage())
     connection = await nats.connect(bench.rig.nats.url)
-    simulator = asyncio.create_task(_simulate(connection))
+    simulator = asyncio.create_task(_simulate(connection, instances))
     try:
         await asyncio.sleep(2 * REFRESH_SECONDS)
         before = bench.rig.usage()
@@ -151,35 +185,36 @@ async def _instances(bench: Bench, say: Callable[[str], None]) -> dict[str, Any]
         if name.startswith(ORCHESTRATOR) or name == "nats"
     }
     orchestrator = sum(share for name, share in cost.items() if name.startswith(ORCHESTRATOR))
-    say(f"{INSTANCES} instances cost the orchestrator {orchestrator:.1%} of a core")
+    say(f"{instances:,} instances cost the orchestrator {orchestrator:.1%} of a core")
     steps_per_s = bench.amounts.load_workflows * CHAIN_STEPS / load["seconds"]
-    return {"instances": INSTANCES, "cores": cost, "steps_per_s": steps_per_s}
+    return {"instances": instances, "cores": cost, "steps_per_s": steps_per_s}
 
 
-async def _simulate(connection: Client) -> None:
+async def _simulate(connection: Client, instances: int) -> None:
     """Puts and heartbeats of so many instances, spread over each interval."""
     records = [
         InstanceRecord(name=f"agent_{number % 50}", instance_id=f"simulated-{number}", task_types=("simulated",))
-        for number in range(INSTANCES)
+        for number in range(instances)
     ]
     bodies = [(f"$KV.{KV_BUCKET}.{one.key}", one.model_dump_json().encode()) for one in records]
     while True:
         for subject, body in bodies:
             await connection.publish(subject, body)
-            await asyncio.sleep(REFRESH_SECONDS / INSTANCES)
+            await asyncio.sleep(REFRESH_SECONDS / instances)
 
 
-async def _orchestrators(amounts: Amounts, say: Callable[[str], None], *, keep: bool) -> dict[str, Any]:
-    """One, two and three processes on the same cores, in turns."""
+async def _orchestrators(amounts: Amounts, most: int, say: Callable[[str], None], *, keep: bool) -> dict[str, Any]:
+    """One, two and more processes on the same cores, in turns."""
     chain = SHAPES["chain"]()
     made: dict[str, Any] = {}
     async with contextlib.AsyncExitStack() as stack:
-        benches = [await stack.enter_async_context(_mesh(amounts, say, count, keep=keep)) for count in (1, 2, 3)]
+        counts = range(1, most + 1)
+        benches = [await stack.enter_async_context(_mesh(amounts, say, count, keep=keep)) for count in counts]
         for _ in range(amounts.rounds):
             for bench in benches:
                 await bench.mesh_round(chain)
         alone = benches[0].series["chain"]
-        for count, bench in enumerate(benches, start=1):
+        for count, bench in zip(counts, benches, strict=True):
             mine = bench.series["chain"]
             made[str(count)] = {**_ratios(mine, alone), **mine.as_json(None)}
             say(f"{count} orchestrators: {made[str(count)]['steps_per_s_ratio']:.2f} of one's steps/s")

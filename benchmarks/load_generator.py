@@ -92,6 +92,16 @@ class Generator:
             took.append((time.perf_counter() - began) * 1e3)
         return {"took_ms": took}
 
+    async def leave(self, body: bytes, tasks: int) -> Order:
+        """Send so many and wait for none of them: for what is to stand in the mesh while something else is measured."""
+        for count in range(tasks):
+            await self._send(body)
+            if count % BURST == 0:
+                await self._connection.flush()
+        await self._connection.flush()
+        self._open.clear()
+        return {"tasks": tasks}
+
     async def steady(self, body: bytes, seconds: float, at_once: int) -> Order:
         """Keep `at_once` roots open for that long: for what is watched over time."""
         end, done = time.perf_counter() + seconds, 0
@@ -111,6 +121,8 @@ async def run(url: str) -> None:
     await generator.listen()
 
     async def answer(order: Order) -> Order:
+        if order["what"] == "leave":
+            return await generator.leave(body_of(order["task_type"], {"k": 1}), order["tasks"])
         body = body_of("execute_dag", SHAPES[order["shape"]]().payload)
         if order["what"] == "load":
             return await generator.load(body, order["workflows"])

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chart import Bar, Panel
-from benchmarks.figures import Series, Spread
+from benchmarks.figures import Series, Spread, pair_ratios
 from benchmarks.peers.peer import PEERS
 from benchmarks.rounds import BARE
 
@@ -23,6 +23,8 @@ GOALS: Mapping[str, tuple[str, float]] = {
     "dbos": ("steps_per_s", 25.0),
 }
 IDLE_GOAL = 0.75
+# A workflow of so many steps takes so much longer than the others that it gets a panel of its own.
+WIDE_STEPS = 100
 
 
 def machine() -> dict[str, Any]:
@@ -41,6 +43,10 @@ def as_json(series: Mapping[str, Series], more: Mapping[str, Any]) -> dict[str, 
         "machine": machine(),
         "subjects": {name: one.as_json(yardstick) for name, one in series.items()},
         "goals": goals(series),
+        "chain_to_peers": {
+            name: {measure: vars(spread) for measure, spread in ratios.items()}
+            for name, ratios in against_peers(series).items()
+        },
         **more,
     }
 
@@ -69,8 +75,25 @@ def goals(series: Mapping[str, Series]) -> list[dict[str, Any]]:
     return made
 
 
+def against_peers(series: Mapping[str, Series]) -> dict[str, dict[str, Spread]]:
+    """Our 5-step chain by each peer's, round by round: steps a second (more is better), idle p50 and p99 (less is)."""
+    ours = series.get(CHAIN)
+    made: dict[str, dict[str, Spread]] = {}
+    for name, one in series.items():
+        if ours is None or name not in PEERS:
+            continue
+        ratios = {
+            measure: pair_ratios(getattr(ours, measure), getattr(one, measure))
+            for measure in ("steps_per_s", "p50_ms", "p99_ms")
+        }
+        made[name] = {measure: Spread.of(values) for measure, values in ratios.items() if values}
+    return made
+
+
 def show(console: Console, series: Mapping[str, Series]) -> None:
     """The tables: subjects, processor time, goals."""
+    if not series:
+        return
     yardstick = series.get(BARE)
     table = Table(title="Medians of rounds (lowest to highest); ratios to the bare loop, pair by pair")
     for column in ("", "steps/s", "× bare", "idle p50 ms", "× bare", "idle p99 ms"):
@@ -78,7 +101,7 @@ def show(console: Console, series: Mapping[str, Series]) -> None:
     for one in series.values():
         made = one.as_json(yardstick)
         table.add_row(
-            one.title,
+            _label(one, series.values()),
             _cell(made.get("steps_per_s"), ",.0f"),
             _cell(made.get("steps_per_s", {}).get("ratio_to_bare"), ".2f"),
             _cell(made.get("p50_ms"), ".1f"),
@@ -86,6 +109,14 @@ def show(console: Console, series: Mapping[str, Series]) -> None:
             _cell(made.get("p99_ms"), ".1f"),
         )
     console.print(table)
+    if compared := against_peers(series):
+        ratios = Table(title="Our 5-step chain by theirs, pair by pair, medians (lowest to highest)")
+        for column in ("", "steps/s, ours / theirs", "idle p50, ours / theirs", "idle p99, ours / theirs"):
+            ratios.add_column(column, justify="left" if not column else "right")
+        for name, measures in compared.items():
+            cells = [_cell(vars(measures[measure]), ".2f") for measure in ("steps_per_s", "p50_ms", "p99_ms")]
+            ratios.add_row(series[name].title, *cells)
+        console.print(ratios)
     used = Table(title="Processor time per step under load, ms (median of rounds)")
     used.add_column("")
     used.add_column("all", justify="right")
@@ -109,18 +140,32 @@ def _cell(spread: Mapping[str, Any] | None, form: str) -> str:
 
 
 def panels(series: Mapping[str, Series]) -> list[Panel]:
-    """Two panels: steps a second, and how long an idle workflow takes."""
-    made = []
-    for measure, title, unit in (
-        ("steps_per_s", "Durable steps under load", "steps/s, more is better"),
-        ("p50_ms", "One workflow on an idle mesh, median", "ms, less is better"),
-    ):
-        bars = []
-        for one in series.values():
-            if values := getattr(one, measure):
-                spread = Spread.of(values)
-                kind = "yardstick" if one.name == BARE else "other" if one.name in PEERS else "ours"
-                bars.append(Bar(one.title, spread.median, spread.low, spread.high, kind))
-        if bars:
-            made.append(Panel(title, unit, bars))
-    return made
+    """Steps a second, how long an idle workflow takes, and how long one of a great many steps does."""
+    every = list(series.values())
+    less = "ms, less is better"
+
+    def wide(one: Series) -> bool:
+        return one.steps >= WIDE_STEPS
+
+    made = (
+        _panel("Durable steps under load", "steps/s, more is better", "steps_per_s", every, lambda _: True),
+        _panel("One workflow on an idle mesh, median", less, "p50_ms", every, lambda one: not wide(one)),
+        _panel("One wide workflow on an idle mesh, median", less, "p50_ms", every, wide),
+    )
+    return [panel for panel in made if panel.bars]
+
+
+def _label(one: Series, others: Iterable[Series]) -> str:
+    """A title, with the number of rounds where it is fewer than somebody else's: one that was left out."""
+    rounds, most = len(one.steps_per_s), max(len(other.steps_per_s) for other in others)
+    return one.title if rounds == most else f"{one.title}, {rounds} of {most}"
+
+
+def _panel(title: str, unit: str, measure: str, series: Sequence[Series], shown: Callable[[Series], bool]) -> Panel:
+    bars = []
+    for one in filter(shown, series):
+        if values := getattr(one, measure):
+            spread = Spread.of(values)
+            kind = "yardstick" if one.name == BARE else "other" if one.name in PEERS else "ours"
+            bars.append(Bar(_label(one, series), spread.median, spread.low, spread.high, kind))
+    return Panel(title, unit, bars)

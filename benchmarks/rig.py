@@ -17,7 +17,7 @@ import nats
 import psutil
 
 import migrations
-from pantheon.stack.servers import NatsServer, PostgresServer
+from pantheon.stack.servers import NatsServer, PostgresServer, ValkeyServer
 from protocol.discovery import KV_BUCKET, InstanceRecord
 
 REPOSITORY = Path(__file__).parent.parent
@@ -92,6 +92,8 @@ class Rig:
         self.folder = folder
         self.nats = NatsServer(folder / "nats")
         self.postgres = PostgresServer(folder / "postgres")
+        # Only where peers need it.
+        self.valkey = ValkeyServer(folder / "valkey")
         self.processes: list[Process] = []
 
     @property
@@ -108,6 +110,14 @@ class Rig:
         connection = await asyncpg.connect(url or self.postgres.url)
         try:
             await connection.execute(statement, timeout=3600)
+        finally:
+            await connection.close()
+
+    async def value(self, statement: str) -> Any:
+        """The first column of the first row."""
+        connection = await asyncpg.connect(self.postgres.url)
+        try:
+            return await connection.fetchval(statement, timeout=3600)
         finally:
             await connection.close()
 
@@ -136,19 +146,25 @@ class Rig:
         made = Process(name, process, log)
         self.processes.append(made)
         if converses:
-            await made.ready()
+            try:
+                await made.ready()
+            except BaseException:
+                # Whoever asked for it never had it, and could not stop it.
+                await self.stop(made)
+                raise
         return made
 
     async def stop(self, process: Process) -> None:
         self.processes.remove(process)
         await process.stop()
 
-    async def start_orchestrators(self, count: int) -> list[Process]:
+    async def start_orchestrators(self, count: int, settings: dict[str, str] | None = None) -> list[Process]:
         """So many, registered; as everywhere, `python -m orchestrator_agent`."""
         made = []
         for _ in range(count):
             name = f"{ORCHESTRATOR}-{sum(one.name.startswith(ORCHESTRATOR) for one in self.processes) + 1}"
-            made.append(await self.spawn(name, "-m", "orchestrator_agent", environment={"INSTANCE_ID": name}))
+            environment = {"INSTANCE_ID": name, **(settings or {})}
+            made.append(await self.spawn(name, "-m", "orchestrator_agent", environment=environment))
         await self.until_registered(one.name for one in made)
         return made
 
@@ -180,7 +196,7 @@ class Rig:
 
     def usage(self) -> dict[str, float]:
         """Processor seconds so far, by process."""
-        named = [("nats", self.nats.pid), ("postgres", self.postgres.pid)]
+        named = [("nats", self.nats.pid), ("postgres", self.postgres.pid), ("valkey", self.valkey.pid)]
         named += [(one.name, one.pid) for one in self.processes]
         return {name: seconds for name, pid in named if pid is not None and (seconds := _seconds(pid)) is not None}
 
@@ -222,12 +238,12 @@ def _new_folder() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def rig(*, keep: bool = False) -> AsyncIterator[Rig]:
-    """A rig in a folder of its own, which is removed afterwards unless `keep`."""
+async def rig(*, keep: bool = False, valkey: bool = False) -> AsyncIterator[Rig]:
+    """A rig in a folder of its own, which is removed afterwards unless `keep`; with Valkey where peers need it."""
     folder = _new_folder()
     made = Rig(folder)
     try:
-        async with made.nats, made.postgres:
+        async with made.nats, made.postgres, made.valkey if valkey else contextlib.nullcontext():
             await migrations.upgrade(made.postgres.url)
             try:
                 yield made

@@ -1,6 +1,6 @@
 """Rounds: bare loop and mesh in turns, on the same servers, so that both meet the same noise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,8 @@ class Bench:
         self.generator: Process
         self._bare: Process | None = None
 
-    async def start_mesh(self, orchestrators: int = 1) -> None:
-        await self.rig.start_orchestrators(orchestrators)
+    async def start_mesh(self, orchestrators: int = 1, settings: dict[str, str] | None = None) -> None:
+        await self.rig.start_orchestrators(orchestrators, settings)
         await self.rig.start_echo_agent()
         self.generator = await self.rig.spawn(
             "load_generator", "-m", "benchmarks.load_generator", "--nats", self.rig.nats.url, converses=True
@@ -66,13 +66,16 @@ class Bench:
             workflows = max(2, self.amounts.warm_up_workflows * CHAIN_STEPS // SHAPES[name]().steps)
             await self.generator.ask(what="load", shape=name, workflows=workflows)
 
-    async def run(self, shapes: Sequence[str]) -> None:
+    async def run(self, shapes: Sequence[str], others: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Everybody's turn in each round; `others` are the turns of whoever is no part of this mesh."""
         for number in range(self.amounts.rounds):
             if self._bare is not None:
                 await self.bare_round()
             for name in shapes:
                 await self.mesh_round(SHAPES[name]())
-            self.say(f"round {number + 1} of {self.amounts.rounds}: {self._round_in_words()}")
+            if others is not None:
+                await others()
+            self.say(f"round {number + 1} of {self.amounts.rounds}: {self._round_in_words(number)}")
 
     async def bare_round(self) -> None:
         assert self._bare is not None
@@ -93,10 +96,12 @@ class Bench:
         answer = await process.ask(what="idle", workflows=idle, **order)
         series.add_idle(answer["took_ms"])
 
-    def _round_in_words(self) -> str:
+    def _round_in_words(self, number: int) -> str:
+        """Of those that were measured in this round: one that is left out has no figure to show again."""
         return ", ".join(
-            f"{one.title} {one.steps_per_s[-1]:,.0f} steps/s, p50 {one.p50_ms[-1]:.1f} ms"
+            f"{one.title} {one.steps_per_s[number]:,.0f} steps/s, p50 {one.p50_ms[number]:.1f} ms"
             for one in self.series.values()
+            if len(one.steps_per_s) > number
         )
 
 

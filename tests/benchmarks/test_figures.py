@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import amounts_of, parse
+from benchmarks.__main__ import amounts_of, parse, sizes_of
 from benchmarks.chart import Bar, Panel, draw
 from benchmarks.figures import Series, Spread, pair_ratios, percentile
 from benchmarks.profile import read_stacks
-from benchmarks.report import goals, panels
+from benchmarks.report import against_peers, goals, panels
 from benchmarks.rig import spent
 from benchmarks.rounds import relevant
 from benchmarks.shapes import SHAPES
@@ -91,6 +91,40 @@ def test_the_panels_of_a_run_leave_out_what_was_not_measured() -> None:
     assert [(panel.title, [bar.label for bar in panel.bars]) for panel in made] == [
         ("Durable steps under load", ["chain"])
     ]
+
+
+def test_a_wide_workflow_has_a_panel_of_its_own_for_how_long_it_takes() -> None:
+    wide = Series.empty("fan_out", "fan-out of 1000", 1000)
+    wide.steps_per_s, wide.p50_ms = [4000.0], [300.0]
+    made = panels({"chain": _series("chain", [5.0], [9.0]), "fan_out": wide})
+    assert [(panel.unit[:2], [bar.value for bar in panel.bars]) for panel in made] == [
+        ("st", [5.0, 4000.0]),
+        ("ms", [9.0]),
+        ("ms", [300.0]),
+    ]
+
+
+def test_a_subject_with_fewer_rounds_than_the_others_says_so() -> None:
+    series = {"chain": _series("chain", [5.0, 6.0], [9.0, 9.0]), "celery": _series("celery", [1.0], [9.0])}
+    assert [bar.label for bar in panels(series)[0].bars] == ["chain", "celery, 1 of 2"]
+
+
+def test_peers_are_compared_with_our_chain_pair_by_pair() -> None:
+    series = {
+        "bare": _series("bare", [100.0, 100.0], [10.0, 10.0]),
+        "chain": _series("chain", [80.0, 60.0], [8.0, 9.0]),
+        "celery": _series("celery", [10.0, 20.0], [16.0, 9.0]),
+    }
+    made = against_peers(series)
+    assert set(made) == {"celery"}
+    assert made["celery"]["steps_per_s"] == Spread(median=5.5, low=3.0, high=8.0, rounds=2)
+    assert made["celery"]["p50_ms"] == Spread(median=0.75, low=0.5, high=1.0, rounds=2)
+
+
+def test_sizes_of_the_growth_run_follow_the_command_line_and_default_to_the_full_ones() -> None:
+    full, smaller = sizes_of(parse([])), sizes_of(parse(["--quick", "--instances", "7"]))
+    assert (full.finished, full.waiting, full.instances, full.orchestrators) == (1_000_000, 100_000, 1000, 3)
+    assert (smaller.finished, smaller.instances) == (50_000, 7)
 
 
 def test_stacks_are_counted_once_for_each_function_of_a_stack() -> None:

@@ -1,0 +1,1 @@
+"""Celery on Valkey: a canvas chain of five tasks."""

@@ -1,0 +1,1 @@
+"""DBOS on Postgres: a workflow of five steps."""

@@ -1,0 +1,1 @@
+"""procrastinate on Postgres: five jobs, of which each defers the next."""

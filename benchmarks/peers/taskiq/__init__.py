@@ -1,0 +1,1 @@
+"""taskiq on JetStream: a pipeline of five tasks."""

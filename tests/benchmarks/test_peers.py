@@ -1,0 +1,99 @@
+"""Peers: their environments, what happens to one that cannot be made, and one measured from end to end."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.figures import Series
+from benchmarks.peers import PEERS, Contest, environment
+from benchmarks.peers.environment import MADE_FROM, python_of
+from benchmarks.peers.peer import Peer
+from benchmarks.rig import BenchError, rig
+from benchmarks.rounds import Amounts
+
+TINY = Amounts(rounds=1, load_workflows=10, idle_workflows=4)
+NOT_TO_BE_HAD = "pantheon-bench-there-is-no-such-distribution==1.0"
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_each_peer_has_a_program_and_pins_all_that_it_is_installed_from(name: str) -> None:
+    peer = PEERS[name]
+    assert peer.program.is_file()
+    assert all("==" in requirement for requirement in peer.requirements)
+
+
+async def test_an_environment_that_is_as_wanted_is_used_again(tmp_path: Path) -> None:
+    peer = Peer("any", "Any", ("nothing==1",), workers=())
+    python = tmp_path / "any" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    (tmp_path / "any" / MADE_FROM).write_text("nothing==1\n")
+    assert await python_of(peer, tmp_path) == python
+    assert python.is_symlink()
+
+
+async def test_an_environment_that_cannot_be_made_says_why_and_is_not_taken_for_one(tmp_path: Path) -> None:
+    peer = Peer("any", "Any", (NOT_TO_BE_HAD,), workers=())
+    with pytest.raises(BenchError, match=r"environment of any could not be made: .*no-such-distribution"):
+        await python_of(peer, tmp_path)
+    assert not (tmp_path / "any" / MADE_FROM).exists()
+
+
+PROGRAM = """
+import json, sys
+print(json.dumps({"ready": 1}), flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    load = order["what"] == "load"
+    print(json.dumps({"seconds": 0.5} if load else {"took_ms": [2.0] * order["workflows"]}), flush=True)
+"""
+
+
+async def test_a_peer_that_fails_is_told_and_left_out_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("good", PROGRAM), ("bad", "raise SystemExit(3)")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "program.py").write_text(text)
+    made = {name: Peer(name, name, ("x==1",), workers=(), load_divisor=1) for name in ("good", "bad", "absent")}
+    monkeypatch.setattr("benchmarks.peers.measure.PEERS", made)
+    monkeypatch.setattr("benchmarks.peers.peer.PROGRAMS", tmp_path)
+
+    async def python(peer: Peer) -> Path:
+        if peer.name == "absent":
+            raise BenchError("it could not be installed")
+        return Path(sys.executable)
+
+    monkeypatch.setattr("benchmarks.peers.measure.python_of", python)
+    series: dict[str, Series] = {}
+    told: list[str] = []
+    async with rig(valkey=True) as servers:
+        contest = Contest(list(made), servers, TINY, series, told.append)
+        await contest.prepare()
+        await contest.round()
+        await contest.round()
+        assert servers.processes == []
+    assert set(series) == {"good"}
+    assert series["good"].steps_per_s == [100.0, 100.0]
+    assert series["good"].p50_ms == [2.0, 2.0]
+    assert sorted(line.split(" ")[0] for line in told) == ["absent", "bad"]
+    assert contest.as_json()["good"]["error"] is None
+    assert "could not be installed" in contest.as_json()["absent"]["error"]
+
+
+@pytest.mark.parametrize("name", PEERS)
+async def test_a_peer_runs_the_chain_from_end_to_end(name: str) -> None:
+    peer = PEERS[name]
+    note = environment.FOLDER / name / MADE_FROM
+    if not os.environ.get("CI") and (not note.exists() or note.read_text() != "\n".join(peer.requirements) + "\n"):
+        pytest.skip(f"{name} is not installed here: python -m benchmarks --peers does that")
+    series: dict[str, Series] = {}
+    async with rig(valkey=True) as servers:
+        contest = Contest([name], servers, TINY, series, lambda _: None)
+        await contest.prepare()
+        await contest.round()
+    assert contest.failed == {}
+    assert series[name].steps_per_s[0] > 0
+    assert series[name].p50_ms[0] > 0
