@@ -42,6 +42,8 @@ SWEEP_SECONDS = 2.0
 SWEEP_LIMIT = 1000
 # A sweep over many open tasks takes its time; it never takes more than a twentieth of it.
 SWEEP_REST = 20
+# When Postgres or the broker was away.
+RETRY_SECONDS = 1.0
 WATCH_SECONDS = 2.0
 # Messages of these streams are what must be said again when the broker has lost them.
 WATCHED = (TASKS.name, RESPONSES.name)
@@ -129,8 +131,11 @@ class Reconciler:
             try:
                 await self._sweep()
             except (StoreError, BusError) as error:
+                # How long a look at nothing took says nothing of what the next one costs.
                 log.warning("sweep.waiting", error=str(error))
-            rest = min(30.0, (loop.time() - began) * SWEEP_REST)
+                rest = RETRY_SECONDS
+            else:
+                rest = min(30.0, (loop.time() - began) * SWEEP_REST)
 
     async def _sleep(self, least: float) -> None:
         """Until the next known moment, a call to look, or the slow sweep; at least `least` seconds."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.figures import Series
-from benchmarks.peers import PEERS, Contest, environment
+from benchmarks.peers import PEERS, Contest
 from benchmarks.peers.environment import MADE_FROM, python_of
 from benchmarks.peers.peer import Peer
 from benchmarks.rig import BenchError, rig
@@ -83,17 +83,16 @@ async def test_a_peer_that_fails_is_told_and_left_out_and_the_others_are_measure
     assert "could not be installed" in contest.as_json()["absent"]["error"]
 
 
-@pytest.mark.parametrize("name", PEERS)
-async def test_a_peer_runs_the_chain_from_end_to_end(name: str) -> None:
-    peer = PEERS[name]
-    note = environment.FOLDER / name / MADE_FROM
-    if not os.environ.get("CI") and (not note.exists() or note.read_text() != "\n".join(peer.requirements) + "\n"):
-        pytest.skip(f"{name} is not installed here: python -m benchmarks --peers does that")
-    series: dict[str, Series] = {}
-    async with rig(valkey=True) as servers:
-        contest = Contest([name], servers, TINY, series, lambda _: None)
-        await contest.prepare()
-        await contest.round()
-    assert contest.failed == {}
-    assert series[name].steps_per_s[0] > 0
-    assert series[name].p50_ms[0] > 0
+if os.environ.get("PANTHEON_TEST_PEERS") == "1":
+    # Other people's products, downloaded into environments of their own: collected when somebody asks for them.
+
+    @pytest.mark.parametrize("name", PEERS)
+    async def test_a_peer_runs_the_chain_from_end_to_end(name: str) -> None:
+        series: dict[str, Series] = {}
+        async with rig(valkey=True) as servers:
+            contest = Contest([name], servers, TINY, series, lambda _: None)
+            await contest.prepare()
+            await contest.round()
+        assert contest.failed == {}
+        assert series[name].steps_per_s[0] > 0
+        assert series[name].p50_ms[0] > 0

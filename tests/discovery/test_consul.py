@@ -164,7 +164,8 @@ async def test_a_consul_killed_and_wiped_leaves_the_last_known_registry_until_it
             assert registry.serving("generate_content") == ("llm_agent",)
             assert not any(empty)
     reasons = [entry["reason"] for entry in warnings_in(logs)]
-    assert len(reasons) == 3, reasons  # two registrations and the registry, once each
+    # Two registrations and the registry, once each; the registration that was closed may not have noticed in time.
+    assert 2 <= len(reasons) <= 3, reasons
     assert all(f"Consul at http://127.0.0.1:{own_consul_server.port}" in reason for reason in reasons)
 
 
