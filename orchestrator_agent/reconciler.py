@@ -134,6 +134,10 @@ class Reconciler:
                 # How long a look at nothing took says nothing of what the next one costs.
                 log.warning("sweep.waiting", error=str(error))
                 rest = RETRY_SECONDS
+            except Exception:
+                # A mistake of ours must not end the recovery of everything else.
+                log.exception("sweep.failed")
+                rest = RETRY_SECONDS
             else:
                 rest = min(30.0, (loop.time() - began) * SWEEP_REST)
 
@@ -256,6 +260,8 @@ class Reconciler:
                 await self._watch()
             except (BusError, StoreError) as error:
                 log.debug("watch.waiting", error=str(error))
+            except Exception:
+                log.exception("watch.failed")
             await asyncio.sleep(WATCH_SECONDS * random.uniform(0.75, 1.25))
 
     async def _watch(self) -> None:

@@ -119,7 +119,7 @@ class History:
     async def step(self) -> bool:
         """Move a batch, if no other process does; whether there is more. Raises StoreError."""
         try:
-            async with self._database.mapped() as pool, pool.acquire() as connection:
+            async with self._database.connection() as connection:
                 if not await connection.fetchval("select pg_try_advisory_lock($1)", LOCK_KEY):
                     return False
                 try:

@@ -29,6 +29,7 @@ _PASSING = (
     asyncpg.exceptions.DiskFullError,
     asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     OSError,
     asyncio.TimeoutError,
     ConnectionError,
@@ -122,14 +123,33 @@ class Database:
         except _PASSING as error:
             raise StoreError(f"Postgres at {self.shown}: {_line(error)}") from error
 
-    async def fetch(self, query: str, *arguments: Any) -> Sequence[asyncpg.Record]:
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
+        """A connection of the pool's, with passing errors mapped to StoreError.
+
+        What ends by anything but an answer of the server's (a cancel, a broken line) leaves the connection in a state
+        that nobody knows, so it is thrown away and not given to the next.
+        """
         async with self.mapped() as pool:
-            rows: list[asyncpg.Record] = await pool.fetch(query, *arguments)
+            connection = await pool.acquire()
+            try:
+                yield connection
+            except asyncpg.PostgresError:
+                raise
+            except BaseException:
+                connection.terminate()
+                raise
+            finally:
+                await pool.release(connection)
+
+    async def fetch(self, query: str, *arguments: Any) -> Sequence[asyncpg.Record]:
+        async with self.connection() as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
             return rows
 
     async def execute(self, query: str, *arguments: Any) -> str:
-        async with self.mapped() as pool:
-            return str(await pool.execute(query, *arguments))
+        async with self.connection() as connection:
+            return str(await connection.execute(query, *arguments))
 
 
 async def _leave_as_it_is(connection: "asyncpg.Connection[Any]") -> None:

@@ -90,7 +90,7 @@ class Reader:
     async def due(self, limit: int, served: Collection[str], paused: Collection[str]) -> Sequence[asyncpg.Record]:
         """Rows whose time has come, and ready ones that are in no line though somebody serves their task type and their
         workflow is not among the `paused`; none while another process is looking."""
-        async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+        async with self._database.connection() as connection, connection.transaction():
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", SWEEP_LOCK_KEY):
                 return []
             rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused))
@@ -107,7 +107,7 @@ class Reader:
             "select process_id, lock_key, unpublished_since from orchestrators where process_id <> $1", process_id
         )
         for other in others:
-            async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+            async with self._database.connection() as connection, connection.transaction():
                 if await connection.fetchval("select pg_try_advisory_xact_lock($1)", other["lock_key"]):
                     rows = await connection.fetch(ADOPT, other["process_id"], process_id)
                     await connection.execute("delete from orchestrators where process_id = $1", other["process_id"])
@@ -245,7 +245,7 @@ class Reader:
 
         One transaction under a lock of the key's own: however many ask, no more than `bound` run.
         """
-        async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+        async with self._database.connection() as connection, connection.transaction():
             await connection.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", key)
             rows = await connection.fetch(
                 "select task_id, status, priority from tasks "
@@ -288,7 +288,7 @@ class Reader:
                 return records
         # People paste ids of sub-tasks too; there is no index for that, and it need not be fast.
         for table in _BOTH:
-            async with self._database.mapped() as pool, pool.acquire() as connection, connection.transaction():
+            async with self._database.connection() as connection, connection.transaction():
                 await connection.execute("set local enable_seqscan = on")
                 root = await connection.fetchval(
                     f"select root_task_id from {table} where task_id = $1 limit 1", task_id
