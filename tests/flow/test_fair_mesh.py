@@ -118,7 +118,7 @@ async def test_rows_of_a_paused_task_and_of_a_paused_workflow_wait_and_go_on(
         await until_rows(settings, 4, WAITING)
         await mesh.run("mesh.pause", {"workflow": "execute_dag"})
         counter.gate.set()
-        await plain.until(lambda: len(plain.responses) >= 4, 20)
+        await plain.until(lambda: len(counter.given) >= 4, 20)
         await until_rows(settings, 2, "select count(*) from tasks where status = 'ready' and position is null")
         assert counter.given == ["a"] * 4
         await mesh.run("mesh.resume", {"workflow": "execute_dag"})
