@@ -3,14 +3,12 @@
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING
 
 from agents.enhancement_agent.models import Change
 from agents.enhancement_agent.preservation import lost_parts
 from agents.enhancement_agent.settings import EnhancementSettings
-
-if TYPE_CHECKING:
-    from pydantic_ai.models import Model
+from pantheon import TaskFailure
+from pantheon.language_model import failure_of, open_model
 
 INSTRUCTIONS = """\
 You are a copy editor. You get a Markdown document and return it corrected: spelling, grammar, clarity and flow.
@@ -41,29 +39,6 @@ class Rewritten:
     cost_usd: float
 
 
-def build_model(settings: EnhancementSettings) -> "Model":
-    """The model that the settings name; imports its vendor's library only now, which takes most of a second."""
-    vendor, _, name = settings.model.partition(":")
-    key = settings.api_key.get_secret_value()
-    if not name:
-        vendor, name = "openai", vendor
-    if vendor in ("openai", "openai-chat"):
-        from pydantic_ai.models.openai import OpenAIChatModel
-        from pydantic_ai.providers.openai import OpenAIProvider
-
-        # A local server often asks for no key, but the client library insists on one.
-        api_key = key or ("none" if settings.base_url else None)
-        return OpenAIChatModel(name, provider=OpenAIProvider(base_url=settings.base_url or None, api_key=api_key))
-    if vendor == "anthropic":
-        from pydantic_ai.models.anthropic import AnthropicModel
-        from pydantic_ai.providers.anthropic import AnthropicProvider
-
-        return AnthropicModel(name, provider=AnthropicProvider(api_key=key or None, base_url=settings.base_url or None))
-    from pydantic_ai.models import infer_model
-
-    return infer_model(settings.model)
-
-
 async def rewrite(markdown: str, *, style: str, language: str, settings: EnhancementSettings) -> Rewritten:
     """Asks the configured model; raises RewriteFailed when it cannot be had or answers nothing usable."""
     from pydantic_ai import Agent
@@ -71,10 +46,18 @@ async def rewrite(markdown: str, *, style: str, language: str, settings: Enhance
 
     wanted = f"Language: {language}." + (f" Style: {style}." if style else "")
     try:
-        editor = Agent(build_model(settings), instructions=f"{INSTRUCTIONS}\n{wanted}", output_type=str)
+        model = open_model(
+            # A bare name is one of OpenAI's.
+            settings.model if ":" in settings.model else f"openai:{settings.model}",
+            base_url=settings.base_url,
+            api_key=settings.api_key.get_secret_value(),
+        )
+        editor = Agent(model, instructions=f"{INSTRUCTIONS}\n{wanted}", output_type=str)
         run = await editor.run(markdown, model_settings={"timeout": settings.timeout_seconds})
-    except (AgentRunError, UserError, ImportError) as error:
-        raise RewriteFailed(f"{settings.model}: {type(error).__name__}") from error
+    except TaskFailure as error:
+        raise RewriteFailed(f"{settings.model}: {error.code}") from error
+    except (AgentRunError, UserError) as error:
+        raise RewriteFailed(f"{settings.model}: {failure_of(error).code}") from error
     usage = run.usage
     answer = unwrapped(run.output, markdown)
     return Rewritten(

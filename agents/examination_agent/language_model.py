@@ -1,4 +1,4 @@
-"""The seam to language models: a structured review, its usage reported, every vendor's errors mapped."""
+"""A structured review by a language model, its usage reported."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from pantheon import TaskFailure
+from pantheon.language_model import failure_of, open_model
 
 from .models import Issue, Severity
 from .settings import ExaminationSettings
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
-
-_MAX_ERROR_CHARACTERS = 500
 
 
 class ModelIssue(BaseModel):
@@ -75,7 +73,7 @@ class Reviewer:
         usage = RunUsage()
         try:
             if self._model is None:
-                self._model = open_model(own)
+                self._model = open_model(own.model, base_url=own.base_url, api_key=own.api_key.get_secret_value())
             model = self._model
             agent = Agent(model, output_type=ModelReview, instructions=instructions, model_settings=how, retries=1)
             # Entered, so that the last request under way closes the connections of a process that may idle for days.
@@ -86,69 +84,3 @@ class Reviewer:
         finally:
             on_usage(usage.input_tokens, usage.output_tokens, float(usage.cost or 0))
         return [Issue.model_validate(issue.model_dump()) for issue in result.output.issues]
-
-
-def open_model(settings: ExaminationSettings) -> "Model[Any]":
-    """Make the model that is configured. Raises TaskFailure `model_misconfigured`, which names the setting."""
-    from pydantic_ai.exceptions import UserError
-    from pydantic_ai.models import infer_model
-    from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
-
-    key = settings.api_key.get_secret_value() or None
-    base_url = settings.base_url or None
-    vendor, _, name = settings.model.partition(":")
-
-    def provider_of(wanted: str) -> Provider[Any]:
-        if key is None and base_url is None:
-            return infer_provider(wanted)
-        given = {"base_url": base_url, "api_key": key}
-        return infer_provider_class(wanted)(**{word: value for word, value in given.items() if value is not None})
-
-    try:
-        if vendor in ("openai", "openai-chat") and base_url is not None:
-            from pydantic_ai.models.openai import OpenAIChatModel
-            from pydantic_ai.providers.openai import OpenAIProvider
-
-            return OpenAIChatModel(name, provider=OpenAIProvider(base_url=base_url, api_key=key))
-        return infer_model(settings.model, provider_factory=provider_of)
-    except (UserError, ImportError, TypeError, ValueError) as error:
-        message = (
-            f"the review's model {settings.model} cannot be used: {error}; see LLM_MODEL, LLM_BASE_URL, LLM_API_KEY"
-        )
-        raise TaskFailure("model_misconfigured", message[:_MAX_ERROR_CHARACTERS], retryable=False) from error
-
-
-def failure_of(error: Exception) -> TaskFailure:
-    """A model library's error as the task's failure."""
-    from pydantic_ai import exceptions as ai
-
-    details: dict[str, Any] = {}
-    if isinstance(error, ai.ModelHTTPError):
-        details["status_code"] = error.status_code
-    if isinstance(error, ai.ModelAPIError) and error.retry_after is not None:
-        details["retry_after_seconds"] = error.retry_after
-    code, retryable = _code_of(error)
-    message = " ".join(str(error).split())[:_MAX_ERROR_CHARACTERS]
-    if code == "model_unauthorized":
-        message = f"the model's vendor refused the key: check LLM_API_KEY or the vendor's own variable ({message})"
-    return TaskFailure(code, message, retryable=retryable, details=details)
-
-
-def _code_of(error: Exception) -> tuple[str, bool]:
-    from pydantic_ai import exceptions as ai
-
-    kinds: tuple[tuple[type[Exception], str, bool], ...] = (
-        (ai.ModelRateLimitError, "model_rate_limited", True),
-        (ai.ModelQuotaExceededError, "model_quota_exceeded", False),
-        (ai.ModelTimeoutError, "model_timeout", True),
-        (ai.ModelRequestTimeout, "model_timeout", True),
-        (ai.ModelConnectionError, "model_unreachable", True),
-        (ai.ModelAuthenticationError, "model_unauthorized", False),
-        (ai.ModelRequestRejectedError, "model_request_rejected", False),
-        (ai.ModelAPIError, "model_unavailable", True),
-        (ai.UsageLimitExceeded, "budget_exceeded", False),
-        (ai.ContentFilterError, "model_refused", False),
-        (ai.UnexpectedModelBehavior, "model_answer_unusable", True),
-        (ai.UserError, "model_misconfigured", False),
-    )
-    return next(((code, again) for kind, code, again in kinds if isinstance(error, kind)), ("model_error", True))

@@ -1,4 +1,4 @@
-"""The seam to language models: one call that streams text, reports what it cost, and maps every vendor's errors."""
+"""One call to a language model that streams text and reports what it cost."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from pantheon import TaskFailure
+from pantheon.language_model import failure_of, open_model
 
 from .settings import LlmSettings
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 _PIECES_EVERY_SECONDS = 0.05
 """Pieces of streamed text are gathered for this long: a message a token would be a message a millisecond."""
-_MAX_ERROR_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,86 +89,6 @@ class LanguageModel:
 
     def _open(self) -> "Model[Any]":
         if self._model is None:
-            self._model = open_model(self.settings)
+            own = self.settings
+            self._model = open_model(own.model, base_url=own.base_url, api_key=own.api_key.get_secret_value())
         return self._model
-
-
-def open_model(settings: LlmSettings) -> "Model[Any]":
-    """Make the model of LLM_MODEL, at LLM_BASE_URL and with LLM_API_KEY where they are set.
-
-    Raises TaskFailure `model_misconfigured`, which names the setting that is wrong.
-    """
-    from pydantic_ai.exceptions import UserError
-    from pydantic_ai.models import infer_model
-    from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
-
-    key = settings.api_key.get_secret_value() or None
-    base_url = settings.base_url or None
-    vendor, _, name = settings.model.partition(":")
-
-    def provider_of(wanted: str) -> Provider[Any]:
-        if key is None and base_url is None:
-            return infer_provider(wanted)
-        given = {"base_url": base_url, "api_key": key}
-        return infer_provider_class(wanted)(**{word: value for word, value in given.items() if value is not None})
-
-    try:
-        if vendor in ("openai", "openai-chat") and base_url is not None:
-            from pydantic_ai.models.openai import OpenAIChatModel
-            from pydantic_ai.providers.openai import OpenAIProvider
-
-            return OpenAIChatModel(name, provider=OpenAIProvider(base_url=base_url, api_key=key))
-        return infer_model(settings.model, provider_factory=provider_of)
-    except UserError as error:
-        raise _misconfigured(f"LLM_MODEL={settings.model} cannot be used: {error}") from error
-    except ImportError as error:
-        raise _misconfigured(f"LLM_MODEL={settings.model} needs a package that is not installed: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise _misconfigured(
-            f"LLM_MODEL={settings.model} cannot be used with these LLM_BASE_URL and LLM_API_KEY: {error}"
-        ) from error
-
-
-def _misconfigured(message: str) -> TaskFailure:
-    return TaskFailure("model_misconfigured", message[:_MAX_ERROR_CHARACTERS], retryable=False)
-
-
-def failure_of(error: Exception) -> TaskFailure:
-    """A model library's error as the task's failure."""
-    from pydantic_ai import exceptions as ai
-
-    message = " ".join(str(error).split())[:_MAX_ERROR_CHARACTERS]
-    details: dict[str, Any] = {}
-    if isinstance(error, ai.ModelHTTPError):
-        details["status_code"] = error.status_code
-    if isinstance(error, ai.ModelAPIError) and error.retry_after is not None:
-        details["retry_after_seconds"] = error.retry_after
-    match error:
-        case ai.ModelRateLimitError():
-            return TaskFailure("model_rate_limited", message, retryable=True, details=details)
-        case ai.ModelQuotaExceededError():
-            said = f"the account's quota or credit with the model's vendor is used up: {message}"
-            return TaskFailure("model_quota_exceeded", said, retryable=False, details=details)
-        case ai.ModelTimeoutError() | ai.ModelRequestTimeout():
-            return TaskFailure("model_timeout", message, retryable=True, details=details)
-        case ai.ModelConnectionError():
-            return TaskFailure("model_unreachable", message, retryable=True, details=details)
-        case ai.ModelAuthenticationError():
-            said = f"the model's vendor refused the key: check LLM_API_KEY or the vendor's own variable ({message})"
-            return TaskFailure("model_unauthorized", said, retryable=False, details=details)
-        case ai.ModelRequestRejectedError():
-            return TaskFailure("model_request_rejected", message, retryable=False, details=details)
-        case ai.ModelHTTPError() if error.status_code < 500 and error.status_code not in (408, 409, 425, 429):
-            return TaskFailure("model_request_rejected", message, retryable=False, details=details)
-        case ai.ModelAPIError():
-            return TaskFailure("model_unavailable", message, retryable=True, details=details)
-        case ai.UsageLimitExceeded():
-            return TaskFailure("budget_exceeded", message, retryable=False)
-        case ai.ContentFilterError():
-            return TaskFailure("model_refused", message, retryable=False)
-        case ai.UnexpectedModelBehavior():
-            return TaskFailure("model_answer_unusable", message, retryable=True)
-        case ai.UserError():
-            return TaskFailure("model_misconfigured", message, retryable=False)
-        case _:
-            return TaskFailure("model_error", message, retryable=True)
