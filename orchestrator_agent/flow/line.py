@@ -123,13 +123,16 @@ lateral (select * from tasks r where r.root_task_id = n.root_task_id and r.task_
 order by n.number
 """
 TAKE = "with " + _HEADS + _SHOWN.format(source="picked")
-# Several orchestrators: what one has taken, the others pass by. The row is looked at again under its lock.
+# Several orchestrators: what one has taken, the others pass by. The row is looked at again under its lock. One by one
+# (the lateral's limit), and asked for what waits only then: with statistics from before the line grew, Postgres would
+# rather read all of it by the index of what waits.
 CLAIM = f"""
 with {_HEADS}, free as (
-    select t.root_task_id, t.task_id, n.number
-    from picked n join tasks t on t.root_task_id = n.root_task_id and t.task_id = n.task_id
-    where t.position is not null and (t.claimed_until is null or t.claimed_until < now())
-    for no key update of t skip locked
+    select l.root_task_id, l.task_id, n.number from picked n, lateral (
+        select t.root_task_id, t.task_id, t.position, t.claimed_until from tasks t
+        where t.root_task_id = n.root_task_id and t.task_id = n.task_id limit 1 for no key update skip locked
+    ) l
+    where l.position is not null and (l.claimed_until is null or l.claimed_until < now())
 ), claimed as (
     update tasks t set claimed_until = now() + interval '{CLAIM_SECONDS} s'
     from free f where t.root_task_id = f.root_task_id and t.task_id = f.task_id
