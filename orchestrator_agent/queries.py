@@ -17,7 +17,7 @@ from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of
 from orchestrator_agent.wire import final_response
 from orchestrator_agent.workflows.library import Library
-from pantheon.bus import Bus, Delivery, Subscription
+from pantheon.bus import Bus, Delivery, Objects, Subscription
 from protocol import subjects
 from protocol.errors import InvalidRequest, PantheonError, UnknownTask
 from protocol.messages import json_bytes
@@ -35,8 +35,9 @@ Answer = dict[str, Any]
 class Queries:
     """`tasks`, `task`, `response`, `workflows`, `dead_letters`."""
 
-    def __init__(self, bus: Bus, reader: Reader, library: Library, dead_letters: DeadLetters) -> None:
+    def __init__(self, bus: Bus, objects: Objects, reader: Reader, library: Library, dead_letters: DeadLetters) -> None:
         self._bus = bus
+        self._objects = objects
         self._reader = reader
         self._library = library
         self._dead_letters = dead_letters
@@ -109,7 +110,8 @@ class Queries:
         row = row_of(record)
         if row.status not in ENDED:
             return {"status": row.status.value, "response": None}
-        return {"status": row.status.value, "response": json.loads(final_response(row, facts_of(record)))}
+        ref = await self._objects.put_large(row.root_task_id, row.result)
+        return {"status": row.status.value, "response": json.loads(final_response(row, facts_of(record), ref))}
 
     async def _workflows(self, arguments: Mapping[str, Any]) -> Answer:
         return {

@@ -8,6 +8,7 @@ from uuid import UUID
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import ErrorCode, ExpressionError
+from protocol.large import DEFAULT_MAX_BYTES
 from protocol.messages import ErrorInfo, json_bytes
 from protocol.workflow import Requires
 
@@ -58,7 +59,7 @@ class Rules:
 
     default_max_attempts: int = 4
     no_agent_wait_seconds: float = 30.0
-    max_message_bytes: int = 1024 * 1024 - 16 * 1024
+    max_payload_bytes: int = DEFAULT_MAX_BYTES
 
 
 @dataclass
@@ -186,7 +187,7 @@ class Ledger:
     def too_large(self, row: Row, what: str, size_bytes: int) -> ErrorInfo:
         path = self.run.path(row)
         where = f"step '{path}': " if path else ""
-        limit = self.rules.max_message_bytes
+        limit = self.rules.max_payload_bytes
         return ErrorInfo(
             code=ErrorCode.TOO_LARGE,
             message=f"{where}a {what} of {size_bytes} bytes exceeds the limit of {limit} bytes",
