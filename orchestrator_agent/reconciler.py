@@ -227,10 +227,15 @@ class Reconciler:
             await self._say_again(unsure)
 
     async def _say_again(self, records: Any) -> None:
-        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has."""
+        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has.
+
+        A root that ended since it was found here was ended, and is answered, by a process that lives: said again, who
+        listens without the broker's memory would hear it twice.
+        """
         wanted: dict[UUID, set[UUID]] = {}
         for record in records:
-            wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
+            if record["status"] == Status.DISPATCHED or record["status"] in ENDED:
+                wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
         roots = list(wanted)
         for first in range(0, len(roots), 256):
             part = roots[first : first + 256]
