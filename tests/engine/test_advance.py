@@ -736,9 +736,9 @@ def test_the_database_knows_the_same_statuses() -> None:
 
 
 def test_the_store_writes_every_column_that_a_row_is_read_from() -> None:
-    from orchestrator_agent.store import rows, tasks
+    from orchestrator_agent.store import rows, statements
 
     columns = set(rows.COLUMNS.split(", "))
-    written = {name for name, _, _ in tasks._ACCEPTED} | {name for name, _, _ in tasks._CHANGED}
+    written = {column.name for column in (*statements.ACCEPTED, *statements.CHANGED)}
     assert columns - written == {"dispatched_by", "answered_at", "version"}
-    assert {name for name, _, _ in tasks._MADE} <= columns
+    assert {column.name for column in statements.MADE} <= columns
