@@ -273,6 +273,8 @@ class Reconciler:
         lost = False
         marks: dict[str, StreamMark] = {}
         for name in WATCHED:
+            # Before the question: while its answer is on the way, more is acknowledged than the answer knows of.
+            acknowledged = self._publisher.highest_sequence.get(name, 0)
             mark = await stream_mark(self._bus, name)
             if mark is None:
                 lost = True
@@ -281,7 +283,7 @@ class Reconciler:
             before = self._marks.get(name)
             lost = lost or (before is not None and mark.lost_since(before))
             # What this process has seen acknowledged since the last look is known better.
-            lost = lost or mark.last_sequence < self._publisher.highest_sequence.get(name, 0)
+            lost = lost or mark.last_sequence < acknowledged
         if lost:
             log.warning("broker.lost_messages", streams=list(WATCHED))
             await ensure_streams(self._bus, replicas=self._replicas)
