@@ -82,7 +82,10 @@ class Outbox:
         if row.agent is None:
             return
         ref = self._objects.ref(row.root_task_id, row.payload)
-        send = partial(
+        await self._behind_its_value(
+            ref,
+            row.root_task_id,
+            row.payload,
             self._send,
             subjects.task(row.agent),
             task_request(run, row, ref),
@@ -90,7 +93,6 @@ class Outbox:
             message_id=attempt_id(row),
             headers=request_headers(run, row, now()),
         )
-        await self._behind_its_value(ref, row.root_task_id, row.payload, send)
 
     async def _send(self, subject: str, body: bytes, task_id: UUID, **options: Any) -> None:
         try:
@@ -101,13 +103,19 @@ class Outbox:
             log.error("outbox.too_large", task_id=str(task_id), error=str(error))
 
     async def _behind_its_value(
-        self, ref: ObjectRef | None, root_task_id: UUID, value: bytes | None, send: Callable[[], Awaitable[None]]
+        self,
+        ref: ObjectRef | None,
+        root_task_id: UUID,
+        value: bytes | None,
+        send: Callable[..., Awaitable[None]],
+        *message: Any,
+        **options: Any,
     ) -> None:
         """Send a message; one that names an object, in the background, when the object is there."""
         if ref is None or value is None:
-            await send()
+            await send(*message, **options)
         else:
-            self._go_beside(self._put_and_send(root_task_id, value, send), "put-and-send")
+            self._go_beside(self._put_and_send(root_task_id, value, partial(send, *message, **options)), "put-and-send")
 
     async def _put_and_send(self, root_task_id: UUID, value: bytes, send: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -127,7 +135,10 @@ class Outbox:
         """Publish a root's final response. `again`: a requester asked for it, so no message id may swallow it."""
         root, task_id = run.root, run.root_task_id
         ref = self._objects.ref(task_id, root.result)
-        send = partial(
+        await self._behind_its_value(
+            ref,
+            task_id,
+            root.result,
             self._send_answer,
             final_response(root, run.facts, ref),
             task_id,
@@ -135,7 +146,6 @@ class Outbox:
             message_id=None if again else f"{task_id}:final",
             on_ack=lambda: self._note(task_id),
         )
-        await self._behind_its_value(ref, task_id, root.result, send)
 
     async def _send_answer(self, body: bytes, task_id: UUID, reply_to: str | None, **options: Any) -> None:
         await self._send(subjects.response(ORCHESTRATOR), body, task_id, **options)
@@ -145,8 +155,10 @@ class Outbox:
     async def _answer_delegated(self, run: Run, row: Row) -> None:
         """Answer an agent that gave out a task. It asks again when the answer was lost, so nothing is noted."""
         ref = self._objects.ref(row.root_task_id, row.result)
-        send = partial(self._send_answer, final_response(row, run.facts, ref), row.task_id, row.reply_to)
-        await self._behind_its_value(ref, row.root_task_id, row.result, send)
+        body = final_response(row, run.facts, ref)
+        await self._behind_its_value(
+            ref, row.root_task_id, row.result, self._send_answer, body, row.task_id, row.reply_to
+        )
 
     def _note(self, task_id: UUID) -> None:
         self._answered.append(task_id)

@@ -19,14 +19,14 @@ def _value(name: str, value: bytes, ref: ObjectRef | None) -> tuple[bytes, bytes
 
 def attempt_id(row: Row) -> str:
     """`Nats-Msg-Id` of an attempt: what stops it from being in the queue twice."""
-    return f"{row.task_id}:{row.attempt}"
+    return f"{row.text}:{row.attempt}"
 
 
 def task_request(run: Run, row: Row, payload_ref: ObjectRef | None = None) -> bytes:
     """The TaskRequest of a row's current attempt; `payload_ref` stands for its payload, where that is large."""
     facts = run.facts
     parts = [
-        f'{{"task_id":"{row.task_id}","root_task_id":"{row.root_task_id}","parent_task_id":"{row.parent_task_id}",'
+        f'{{"task_id":"{row.text}","root_task_id":"{run.root.text}","parent_task_id":"{run.parent_text(row)}",'
         f'"task_type":"{row.task_type}","attempt":{row.attempt},"timeout_seconds":{row.timeout_seconds},'
         f'"requester":"{ORCHESTRATOR}",'.encode(),
         *_value("payload", row.payload or b"{}", payload_ref),

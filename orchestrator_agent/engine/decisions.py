@@ -130,16 +130,16 @@ class Ledger:
         self.decisions.events.append((entity, name, data))
 
     def task_event(self, name: str, *, error: ErrorInfo | None = None, **more: Any) -> None:
-        data: dict[str, Any] = {"task_id": str(self.run.root_task_id), "task_type": self.run.root.task_type, **more}
+        data: dict[str, Any] = {"task_id": self.run.root.text, "task_type": self.run.root.task_type, **more}
         if error is not None:
             data["error"] = error.model_dump(mode="json", exclude_defaults=True)
         self.event("task", name, data)
 
     def step_event(self, name: str, row: Row, *, error: ErrorInfo | None = None, **more: Any) -> None:
         data: dict[str, Any] = {
-            "root_task_id": str(row.root_task_id),
-            "task_id": str(row.task_id),
-            "parent_task_id": str(row.parent_task_id),
+            "root_task_id": self.run.root.text,
+            "task_id": row.text,
+            "parent_task_id": self.run.parent_text(row),
             "step": self.run.path(row),
             "task_type": row.task_type,
             "iteration": row.iteration,
