@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -10,6 +11,10 @@ import migrations
 from pantheon.settings import MeshSettings
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer
 from tests.servers import Databases, consul_server, nats_server, postgres_server
+
+# How long an example takes is the machine's business, not the property's; the rest stays as the environment has it.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 _ENVIRONMENT = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "LLM_MODEL")
 

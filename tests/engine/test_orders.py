@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator_agent.engine.decisions import Decisions, Rules
@@ -488,7 +488,7 @@ def signals_of(steps: list[Shape]) -> list[str]:
     return sorted({shape.name for shape in all_of(steps) if shape.waits == "signal"})
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @given(steps=shapes(1), data=st.data())
 def test_any_order_of_the_same_events_comes_to_the_same_end(steps: list[Shape], data: st.DataObject) -> None:
     model, flaky = drawn(data, steps)
@@ -512,7 +512,7 @@ def test_any_order_of_the_same_events_comes_to_the_same_end(steps: list[Shape], 
         check_undone(course, steps)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @given(steps=shapes(1), data=st.data(), seed=st.integers(0, 2**32))
 def test_a_task_that_is_cancelled_or_late_ends_so_and_undoes_what_it_did(
     steps: list[Shape], data: st.DataObject, seed: int
@@ -544,7 +544,7 @@ def _undoes(run: Run, row: Row) -> bool:
     return False
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @given(steps=shapes(1), data=st.data(), seed=st.integers(0, 2**32))
 def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataObject, seed: int) -> None:
     model, flaky = drawn(data, steps)
@@ -579,7 +579,7 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
     check_undone(course, steps)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(steps=shapes(1), seed=st.integers(0, 2**32))
 def test_rows_are_made_once_each_and_as_many_as_the_steps_ask_for(steps: list[Shape], seed: int) -> None:
     course = stormy_world().dag({shape.name: shape.definition() for shape in steps})

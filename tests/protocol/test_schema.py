@@ -256,7 +256,7 @@ GRAPHS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(REQUESTS)
 def test_a_request_that_the_model_accepts_is_accepted_by_the_schema(request: dict[str, Any]) -> None:
     if accepted_by_model("task-request", request):
@@ -265,7 +265,7 @@ def test_a_request_that_the_model_accepts_is_accepted_by_the_schema(request: dic
         assert VALIDATORS["task-request"].is_valid(json.loads(to_bytes(message)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(STEPS.map(lambda step: {"steps": {"a": step}}), GRAPHS))
 def test_a_graph_that_the_model_accepts_is_accepted_by_the_schemas(graph: dict[str, Any]) -> None:
     for file in ("execute-dag", "workflow"):
@@ -273,7 +273,7 @@ def test_a_graph_that_the_model_accepts_is_accepted_by_the_schemas(graph: dict[s
             assert VALIDATORS[file].is_valid(graph)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(NAMES)
 def test_model_and_schema_agree_on_names(name: str) -> None:
     request = {"task_id": ID, "task_type": name}

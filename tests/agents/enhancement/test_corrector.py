@@ -191,7 +191,7 @@ _PIECES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(_PIECES, max_size=40))
 def test_any_document_keeps_its_parts_and_is_done_after_one_run(pieces: list[str]) -> None:
     document = " ".join(pieces)
@@ -203,7 +203,7 @@ def test_any_document_keeps_its_parts_and_is_done_after_one_run(pieces: list[str
     assert made.markdown.count("\n") == document.count("\n")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=300))
 def test_any_text_at_all_is_safe(document: str) -> None:
     made = correct(document)
