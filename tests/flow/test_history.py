@@ -23,6 +23,7 @@ from protocol import new_id
 from protocol.errors import StoreError
 from tests.mesh.agents import Seen, rows, words_agent
 from tests.mesh.conftest import PlainClient
+from tests.waiting import PATIENCE_SECONDS, until
 
 HOUR = 3600.0
 
@@ -125,7 +126,7 @@ async def test_a_reader_of_the_history_holds_nobody_up(database: Database, datab
             with pytest.raises(StoreError, match="history"):
                 await history(database).step()
             # Whoever accepts a task does not wait behind the maker of a month.
-            await asyncio.wait_for(database.fetch("select 1 from tasks_history"), 3)
+            await asyncio.wait_for(database.fetch("select 1 from tasks_history"), PATIENCE_SECONDS)
     finally:
         await reader.close()
     assert await settle(history(database)) == 2
@@ -150,7 +151,7 @@ def test_a_month_is_over_when_its_last_day_is_older_than_tasks_are_kept() -> Non
 
 def test_only_an_id_that_says_so_itself_is_surely_new() -> None:
     moment = datetime.now(UTC)
-    assert surely_new(new_id(), moment + timedelta(seconds=1), HOUR)
+    assert surely_new(new_id(), moment + timedelta(minutes=1), HOUR)
     assert not surely_new(new_id(), moment + timedelta(minutes=31), HOUR)
     assert not surely_new(new_id(), moment - timedelta(minutes=1), HOUR)
     assert not surely_new(uuid4(), moment, HOUR)
@@ -169,9 +170,11 @@ async def test_what_moved_is_shown_answered_again_and_never_run_again(
     ):
         task_id = await plain.send("execute_dag", {"steps": steps}, idempotency_key="k", requester="r")
         first = await plain.answer(task_id)
-        async with asyncio.timeout(30):
-            while (await rows(settings, "select count(*) from tasks"))[0][0]:  # noqa: ASYNC110 - a row has no event
-                await asyncio.sleep(0.05)
+
+        async def moved() -> bool:
+            return not (await rows(settings, "select count(*) from tasks"))[0][0]
+
+        await until(moved, "that all rows have moved")
         assert (await rows(settings, "select count(*) from tasks_history"))[0][0] == 3
         calls = len(seen.calls)
         # Sent again, it is answered with the same bytes.
@@ -196,11 +199,14 @@ async def test_what_moved_is_shown_answered_again_and_never_run_again(
 
 
 async def ask(plain: PlainClient, what: str, **arguments: Any) -> Any:
-    reply = await plain.connection.request(f"mesh.query.{what}", json.dumps(arguments).encode(), timeout=5)
+    reply = await plain.connection.request(
+        f"mesh.query.{what}", json.dumps(arguments).encode(), timeout=PATIENCE_SECONDS
+    )
     return json.loads(reply.data)
 
 
-async def test_to_look_into_the_history_at_acceptance_reads_an_index_alone(database: Database) -> None:
+@pytest.mark.parametrize("analysed", [False, True])
+async def test_to_look_into_the_history_at_acceptance_reads_an_index_alone(database: Database, analysed: bool) -> None:
     await fill(database, 20_000, age=timedelta(hours=2))
     await fill(database, 20_000, age=timedelta(days=31))
     await settle(history(database))
@@ -208,10 +214,13 @@ async def test_to_look_into_the_history_at_acceptance_reads_an_index_alone(datab
         "insert into tasks_history (root_task_id, task_id, task_type, status, ended_on) "
         "select u, u, 'w', 'completed', now()::date from (select gen_random_uuid() u from generate_series(1, 50000)) s"
     )
+    if analysed:
+        await database.execute("analyze tasks_history")
     condition = not_in_history(whole(ACCEPTED)).split("where", 1)[1]
     plan = await database.fetch(
-        "explain (analyze, format json) select u.* from unnest($1::uuid[], $1::uuid[], $2::text[], $2::text[], "
-        f"$2::text[], $1::uuid[]) as u(root_task_id, task_id, tenant, requester, idempotency_key, duplicate_of) "
+        "explain (analyze, buffers, format json) select u.* from unnest($1::uuid[], $1::uuid[], $2::text[], "
+        "$2::text[], $2::text[], $1::uuid[]) "
+        "as u(root_task_id, task_id, tenant, requester, idempotency_key, duplicate_of) "
         f"where {condition}",
         [new_id() for _ in range(200)],
         [None] * 200,
@@ -219,4 +228,6 @@ async def test_to_look_into_the_history_at_acceptance_reads_an_index_alone(datab
     text = plan[0][0]
     assert "Seq Scan" not in text
     assert "tasks_history" in text
-    assert json.loads(text)[0]["Execution Time"] < 100
+    read = json.loads(text)[0]["Plan"]
+    # 200 ids, two months, a way of two or three pages down an index: nothing that grows with the history.
+    assert read["Shared Hit Blocks"] + read["Shared Read Blocks"] < 2000, text

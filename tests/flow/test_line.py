@@ -1,5 +1,6 @@
 """The line in a real Postgres: fair positions, priorities, aging, claims, and what it costs with 100,000 rows."""
 
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -175,8 +176,6 @@ async def test_the_queues_in_which_somebody_waits_are_known_without_reading_thei
 async def test_a_take_from_100000_waiting_rows_reads_only_the_head_of_the_line(
     rows: Rows, analysed_after: tuple[int, int] | None
 ) -> None:
-    # The server must not analyse on its own in the middle.
-    await rows.database.execute("alter table tasks set (autovacuum_enabled = false)")
     waiting, roots = analysed_after or (0, 0)
     await rows.database.execute(
         "insert into tasks (root_task_id, task_id, task_type, status, version) "
@@ -204,7 +203,5 @@ async def test_a_take_from_100000_waiting_rows_reads_only_the_head_of_the_line(
 
 
 def _buffers(plan: str) -> int:
-    import json
-
     read = json.loads(plan)[0]["Plan"]
     return int(read["Shared Hit Blocks"] + read["Shared Read Blocks"])
