@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -15,19 +15,7 @@ from pantheon.bus import Bus, Publisher, ensure_streams
 from pantheon.stack.servers import NatsServer
 from pantheon.worker import Worker
 from protocol import TaskResponse, new_id, subjects
-
-DEADLINE_SECONDS = 20.0
-
-
-async def until(holds: Callable[[], bool | Awaitable[bool]], what: str, *, seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until something holds; fails, saying what, when it does not in time."""
-    end = asyncio.get_running_loop().time() + seconds
-    while True:
-        found = holds()
-        if found if isinstance(found, bool) else await found:
-            return
-        assert asyncio.get_running_loop().time() < end, f"not within {seconds:g} s: {what}"
-        await asyncio.sleep(0.01)
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 class Rig:
@@ -62,12 +50,12 @@ class Rig:
         self.workers.append(worker)
         await worker.start()
         if ready:
-            async with asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await worker.wait_ready()
         return worker
 
     async def send_raw(self, agent: str, body: bytes, headers: dict[str, str] | None = None) -> None:
-        await self.publisher.publish(subjects.task(agent), body, headers=headers, give_up_seconds=DEADLINE_SECONDS)
+        await self.publisher.publish(subjects.task(agent), body, headers=headers, give_up_seconds=PATIENCE_SECONDS)
 
     async def send(self, agent: str, task_type: str, payload: dict[str, Any] | None = None, **fields: Any) -> UUID:
         task_id = fields.pop("task_id", None) or new_id()
@@ -78,7 +66,7 @@ class Rig:
     def answers_to(self, task_id: UUID) -> list[TaskResponse]:
         return [one for one in self.answers if one.task_id == task_id]
 
-    async def answer(self, task_id: UUID, *, seconds: float = DEADLINE_SECONDS) -> TaskResponse:
+    async def answer(self, task_id: UUID, *, seconds: float = PATIENCE_SECONDS) -> TaskResponse:
         await until(lambda: bool(self.answers_to(task_id)), f"an answer to {task_id}", seconds=seconds)
         return self.answers_to(task_id)[0]
 
@@ -117,7 +105,7 @@ class Rig:
 
 @pytest_asyncio.fixture
 async def bus(broker: NatsServer) -> AsyncIterator[Bus]:
-    async with await Bus.connect(broker.url, name="test", wait_seconds=10) as made:
+    async with await Bus.connect(broker.url, name="test", wait_seconds=PATIENCE_SECONDS) as made:
         await ensure_streams(made)
         yield made
 

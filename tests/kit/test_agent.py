@@ -19,6 +19,7 @@ from pantheon.context import LocalTaskContext
 from pantheon.handler import Handler
 from protocol import TaskProgress, TaskRequest, new_id
 from protocol.errors import InvalidRequest
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Text(BaseModel):
@@ -219,17 +220,20 @@ async def test_a_plain_function_runs_beside_the_loop_with_the_callers_context_va
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
     variable.set("mine")
 
-    def work(task: dict[str, Any]) -> list[Any]:
-        time.sleep(0.2)
-        return [threading.current_thread() is threading.main_thread(), variable.get()]
+    from_the_loop = threading.Event()
 
-    ticks = 0
+    def work(task: dict[str, Any]) -> list[Any]:
+        return [
+            threading.current_thread() is threading.main_thread(),
+            variable.get(),
+            from_the_loop.wait(PATIENCE_SECONDS),
+        ]
+
     running = asyncio.create_task(handle(work))
-    while not running.done():
-        ticks += 1
-        await asyncio.sleep(0.01)
-    assert await running == [False, "mine"]
-    assert ticks > 5
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    from_the_loop.set()
+    assert await running == [False, "mine", True]
 
 
 async def test_a_plain_functions_error_is_its_own() -> None:
@@ -260,7 +264,7 @@ async def test_a_thread_whose_caller_has_gone_ends_quietly() -> None:
     go_on, ended = threading.Event(), threading.Event()
 
     def work() -> None:
-        go_on.wait(5)
+        go_on.wait(PATIENCE_SECONDS)
         ended.set()
 
     running = asyncio.create_task(handle(work))
@@ -269,7 +273,7 @@ async def test_a_thread_whose_caller_has_gone_ends_quietly() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     go_on.set()
-    assert await asyncio.to_thread(ended.wait, 5)
+    assert await asyncio.to_thread(ended.wait, PATIENCE_SECONDS)
     await asyncio.sleep(0.05)
 
 
@@ -277,13 +281,13 @@ def test_a_thread_that_outlives_the_loop_does_not_hold_up_the_process() -> None:
     go_on = threading.Event()
 
     async def main() -> None:
-        running = asyncio.create_task(handle(lambda: go_on.wait(30)))
+        running = asyncio.create_task(handle(lambda: go_on.wait(PATIENCE_SECONDS)))
         await asyncio.sleep(0.05)
         running.cancel()
 
     start = time.perf_counter()
     asyncio.run(main())
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < PATIENCE_SECONDS / 2
     go_on.set()
 
 
