@@ -67,7 +67,8 @@ def settings(broker: NatsServer, database_url: str) -> MeshSettings:
     return MeshSettings.load(
         nats_url=broker.url,
         database_url=database_url,
-        no_agent_wait_seconds=0.6,
+        # Longer than it takes an agent that has just started to be known, however busy the machine is.
+        no_agent_wait_seconds=3.0,
         drain_grace_seconds=2.0,
         agent_timeout_seconds=60.0,
     )

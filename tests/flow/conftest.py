@@ -1,18 +1,18 @@
-"""A mesh for flow control's tests: the contract's plain client, as the mesh's own tests have it."""
+"""A mesh for flow control's tests: the contract's plain client, as the mesh's own tests have it, and a Valkey."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
-import nats
 import pytest_asyncio
 
-from pantheon.settings import MeshSettings
-from tests.mesh.conftest import PlainClient
+from pantheon.stack.servers import ValkeyServer
+from tests.mesh.conftest import plain
+from tests.servers import valkey_server
+
+__all__ = ["plain", "valkey"]
 
 
 @pytest_asyncio.fixture
-async def plain(settings: MeshSettings) -> AsyncIterator[PlainClient]:
-    connection = await nats.connect(settings.nats_url)
-    client = PlainClient(connection)
-    await client.listen()
-    yield client
-    await connection.close()
+async def valkey(tmp_path: Path) -> AsyncIterator[ValkeyServer]:
+    async with valkey_server(tmp_path / "valkey") as server:
+        yield server

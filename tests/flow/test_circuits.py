@@ -5,11 +5,9 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from structlog.testing import capture_logs
 
 from orchestrator_agent.flow.circuits import Circuits
@@ -21,13 +19,7 @@ from pantheon.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from tests.mesh.agents import words_agent
 from tests.mesh.conftest import PlainClient
-from tests.servers import valkey_server
-
-
-@pytest_asyncio.fixture
-async def valkey(tmp_path: Path) -> AsyncIterator[ValkeyServer]:
-    async with valkey_server(tmp_path / "valkey") as server:
-        yield server
+from tests.waiting import until
 
 
 async def kill(server: ValkeyServer) -> None:
@@ -57,10 +49,11 @@ class Process:
             self.standings.answered(agent, "x", None, failed=True)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                await self.circuits.look()
-                await asyncio.sleep(0.02)
+        async def looked() -> bool:
+            await self.circuits.look()
+            return condition()
+
+        await until(looked)
 
     async def close(self) -> None:
         await self.circuits.close()
@@ -131,12 +124,14 @@ async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
             assert one.standings.circuit("a") == "open"
             assert one.shared.there is False
             await valkey.start()
+
             # What could not be told is told when it is back.
-            async with asyncio.timeout(20):
-                while other.standings.admits("a"):
-                    await one.circuits.look()
-                    await other.circuits.look()
-                    await asyncio.sleep(0.05)
+            async def told() -> bool:
+                await one.circuits.look()
+                await other.circuits.look()
+                return not other.standings.admits("a")
+
+            await until(told, "the open circuit at the other one")
     assert [entry["event"] for entry in logs if entry["event"] == "shared.back"]
 
 

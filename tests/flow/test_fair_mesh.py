@@ -13,6 +13,7 @@ from pantheon.settings import MeshSettings
 from protocol.streams import TASKS
 from tests.mesh.agents import rows
 from tests.mesh.conftest import PlainClient
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 class Counter:
@@ -33,9 +34,10 @@ class Counter:
 
 
 async def until_rows(settings: MeshSettings, count: int, query: str) -> None:
-    async with asyncio.timeout(60):
-        while (await rows(settings, query))[0][0] < count:  # noqa: ASYNC110 - a row has no event
-            await asyncio.sleep(0.05)
+    async def there() -> bool:
+        return bool((await rows(settings, query))[0][0] >= count)
+
+    await until(there, f"{count} of: {query}")
 
 
 async def send(plain: PlainClient, who: str, count: int, **fields: Any) -> list[str]:
@@ -45,6 +47,7 @@ async def send(plain: PlainClient, who: str, count: int, **fields: Any) -> list[
 WAITING = "select count(*) from tasks where position is not null"
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("orchestrators", [1, 2])
 async def test_2000_tasks_of_one_requester_do_not_delay_the_one_of_another(
     settings: MeshSettings, plain: PlainClient, orchestrators: int
@@ -64,7 +67,7 @@ async def test_2000_tasks_of_one_requester_do_not_delay_the_one_of_another(
         counter.gate.set()
         await plain.answer(one)
         assert counter.given.index("one") < 4 + 2 * orchestrators + 6
-        await plain.until(lambda: len(plain.responses) > 2000, 100)
+        await plain.until(lambda: len(plain.responses) > 2000, 4 * PATIENCE_SECONDS)
     assert len(counter.given) == 2001
     assert all(plain.responses[task_id] for task_id in many)
     assert (await rows(settings, WAITING))[0][0] == 0
@@ -78,7 +81,7 @@ async def test_a_higher_priority_goes_first(settings: MeshSettings, plain: Plain
         await send(plain, "high", 5, priority=8)
         await until_rows(settings, 33, WAITING)
         counter.gate.set()
-        await plain.until(lambda: len(plain.responses) >= 35, 60)
+        await plain.until(lambda: len(plain.responses) >= 35)
     assert counter.given[2:7] == ["high"] * 5
 
 
@@ -94,7 +97,7 @@ async def test_what_waits_for_a_busy_agent_waits_as_long_as_it_takes_and_fails_w
             await asyncio.sleep(settings.no_agent_wait_seconds * 2)
             assert (await rows(settings, WAITING))[0][0] == 8
             assert not plain.responses
-        await plain.until(lambda: len(plain.responses) >= 8, 60)
+        await plain.until(lambda: len(plain.responses) >= 8)
         codes = [(await plain.answer(task_id))["error"]["code"] for task_id in ids if task_id in plain.responses]
         assert set(codes) <= {"unknown_task_type", "no_agent_available"}
 
@@ -118,13 +121,13 @@ async def test_rows_of_a_paused_task_and_of_a_paused_workflow_wait_and_go_on(
         await until_rows(settings, 4, WAITING)
         await mesh.run("mesh.pause", {"workflow": "execute_dag"})
         counter.gate.set()
-        await plain.until(lambda: len(counter.given) >= 4, 20)
+        await plain.until(lambda: len(counter.given) >= 4)
         await until_rows(settings, 2, "select count(*) from tasks where status = 'ready' and position is null")
         assert counter.given == ["a"] * 4
         await mesh.run("mesh.resume", {"workflow": "execute_dag"})
-        assert (await mesh.wait(other, timeout_seconds=20)).status == "completed"
+        assert (await mesh.wait(other, timeout_seconds=PATIENCE_SECONDS)).status == "completed"
         await mesh.run("mesh.resume", {"task_id": str(held)})
-        assert (await mesh.wait(held, timeout_seconds=20)).status == "completed"
+        assert (await mesh.wait(held, timeout_seconds=PATIENCE_SECONDS)).status == "completed"
 
 
 async def test_a_fan_out_of_500_keeps_to_the_window_and_loses_nothing(

@@ -7,6 +7,7 @@ from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from tests.mesh.agents import rows, words_agent
 from tests.mesh.conftest import PlainClient
+from tests.waiting import PATIENCE_SECONDS
 
 STATISTICS = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'tasks'"
 
@@ -18,7 +19,7 @@ async def test_updates_of_steps_are_heap_only(settings: MeshSettings, plain: Pla
     async with orchestrator(settings, load_library([])), AgentProcess(words_agent(), settings):
         for _ in range(20):
             assert (await plain.ask("execute_dag", {"steps": chain}))["status"] == "completed"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (found := (await rows(settings, STATISTICS))[0])["n_tup_upd"] < 200:  # noqa: ASYNC110 - told late
             await asyncio.sleep(0.1)
     assert found["n_tup_hot_upd"] / found["n_tup_upd"] > 0.8, dict(found)

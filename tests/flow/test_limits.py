@@ -2,11 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from orchestrator_agent.engine.decisions import Wanted
 from orchestrator_agent.flow.limits import Limits
@@ -19,15 +16,9 @@ from pantheon.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from protocol import InstanceRecord
 from protocol.errors import SettingsError
-from tests.flow.test_fair_mesh import Counter, send
+from tests.flow.test_fair_mesh import WAITING, Counter, send, until_rows
 from tests.mesh.conftest import PlainClient
-from tests.servers import valkey_server
-
-
-@pytest_asyncio.fixture
-async def valkey(tmp_path: Path) -> AsyncIterator[ValkeyServer]:
-    async with valkey_server(tmp_path / "valkey") as server:
-        yield server
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Clock:
@@ -95,15 +86,17 @@ async def test_a_process_alone_has_the_rate_and_one_of_three_a_third() -> None:
 
 
 async def test_who_waits_for_a_token_is_told_when_there_is_one() -> None:
-    made = limits(Shared(None), agents={"a": "20/s burst 1"})
+    clock = Clock()
+    made = limits(Shared(None), clock, agents={"a": "20/s burst 1"})
     told = asyncio.Event()
     made.on_tokens = told.set
     made.spend(Wanted("x"), "a")
     assert made.of_agent("a") == 1
     made.spend(Wanted("x"), "a")
     assert made.of_agent("a") == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await told.wait()
+    clock.now += 1 / 20 + 0.001
     assert made.of_agent("a") == 1
 
 
@@ -129,19 +122,23 @@ async def test_an_agent_brings_its_own_limit_unless_the_settings_have_one() -> N
     assert not Limits({}, Registry(), Shared(None)).active
 
 
-async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer) -> None:
+async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A store that answers late is away, and then each process goes by a bucket of its own.
+    monkeypatch.setattr("orchestrator_agent.flow.shared.ANSWER_SECONDS", PATIENCE_SECONDS)
     one, other = Shared(valkey.url), Shared(valkey.url)
     both = [limits(shared, requesters={"alice": "40/s burst 4"}) for shared in (one, other)]
     spent = 0
     began = time.monotonic()
-    while time.monotonic() - began < 1.5:
-        for made in both:
-            if (made.of_requester(ALICE) or 0) > 0:
-                made.spend(Wanted("x", requester="alice"), "a")
-                spent += 1
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while spent < 50:
+            for made in both:
+                if (made.of_requester(ALICE) or 0) > 0:
+                    made.spend(Wanted("x", requester="alice"), "a")
+                    spent += 1
+            await asyncio.sleep(0.001)
+    # Not faster together than one alone might be; slower is a machine that is busy.
     passed = time.monotonic() - began
-    assert 40 * passed * 0.6 < spent <= 40 * passed + 4 + 1
+    assert spent <= 40 * passed + 4 + 1
     for made in both:
         await made.close()
     for shared in (one, other):
@@ -155,7 +152,7 @@ async def test_a_bucket_whose_redis_is_away_is_the_processs_own(valkey: ValkeySe
     told = asyncio.Event()
     made.on_tokens = told.set
     assert made.of_agent("a") == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await told.wait()
     assert made.of_agent("a") == 3
     await made.close()
@@ -170,33 +167,37 @@ async def test_a_limited_requester_gets_its_rate_and_delays_nobody(
     monkeypatch: pytest.MonkeyPatch,
     with_redis: bool,
 ) -> None:
-    monkeypatch.setenv("RATE_LIMITS", '{"requesters": {"slow": "10/s burst 1"}}')
+    monkeypatch.setenv("RATE_LIMITS", '{"requesters": {"slow": "10/s burst 1", "rare": "1/h burst 1"}}')
     if with_redis:
+        monkeypatch.setattr("orchestrator_agent.flow.shared.ANSWER_SECONDS", PATIENCE_SECONDS)
         settings = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
     counter = Counter(concurrency=10)
     counter.gate.set()
     async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
         await plain.ask("work", {"who": "first"}, requester="free")
         began = time.monotonic()
+        await send(plain, "rare", 5)
         slow = await send(plain, "slow", 15)
         free = await send(plain, "free", 50)
-        await plain.until(lambda: set(free) <= set(plain.responses), 20)
-        assert counter.given.count("slow") < 15
-        await plain.until(lambda: set(slow) <= set(plain.responses), 30)
+        await plain.until(lambda: set(free) <= set(plain.responses))
+        await plain.until(lambda: set(slow) <= set(plain.responses))
         took = time.monotonic() - began
-    assert 1.2 < took < 6
+        assert counter.given.count("rare") <= 1
+    assert took > 1.2
 
 
 async def test_a_limited_agent_gets_its_rate_however_many_send(
     settings: MeshSettings, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RATE_LIMITS", '{"agents": {"slow_agent": "20/s burst 2"}}')
-    counter = Counter(concurrency=10)
-    counter.gate.set()
+    counter = Counter(concurrency=1)
     async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
-        began = time.monotonic()
         ids = [*await send(plain, "a", 20), *await send(plain, "b", 20)]
-        await plain.until(lambda: set(ids) <= set(plain.responses), 30)
+        # All but what fills the window stand in the line before the first is done.
+        await until_rows(settings, 38, WAITING)
+        began = time.monotonic()
+        counter.gate.set()
+        await plain.until(lambda: set(ids) <= set(plain.responses))
         took = time.monotonic() - began
-    assert 1.6 < took < 6
+    assert took > 1.6
     assert 4 <= counter.given[:20].count("b") <= 16

@@ -12,8 +12,12 @@ from typing import Any
 import asyncpg
 from pydantic import BaseModel
 
+from orchestrator_agent.service import OrchestratorWorker
 from pantheon import Agent, TaskContext, TaskFailure
+from pantheon.discovery import Registry
+from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Text(BaseModel):
@@ -41,7 +45,7 @@ class Seen:
         if gate is not None:
             await gate.wait()
 
-    async def until_called(self, task_type: str, count: int = 1, *, within_seconds: float = 30) -> None:
+    async def until_called(self, task_type: str, count: int = 1, *, within_seconds: float = PATIENCE_SECONDS) -> None:
         async with asyncio.timeout(within_seconds), self.arrived:
             await self.arrived.wait_for(lambda: self.count(task_type) >= count)
 
@@ -89,6 +93,12 @@ def words_agent(seen: Seen | None = None, *, name: str = "words_agent", max_conc
         return {"slept": task["seconds"]}
 
     return agent
+
+
+def registry_of(process: AgentProcess) -> Registry:
+    """The registry that an orchestrator of this process goes by: another one may know of an agent before it."""
+    assert isinstance(process.worker, OrchestratorWorker)
+    return process.worker.parts.reconciler._registry
 
 
 class OrchestratorProcess:

@@ -17,7 +17,8 @@ from pantheon import Mesh
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.ids import new_id
-from tests.mesh.agents import Seen, words_agent
+from tests.mesh.agents import Seen, registry_of, words_agent
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
@@ -34,7 +35,9 @@ async def orchestrated(settings: MeshSettings) -> AsyncIterator[AgentProcess]:
 @pytest_asyncio.fixture
 async def words(settings: MeshSettings, orchestrated: AgentProcess, seen: Seen) -> AsyncIterator[AgentProcess]:
     """The agent, in the registry and known there to the orchestrator."""
+    registry = registry_of(orchestrated)
     async with AgentProcess(words_agent(seen), settings) as process:
+        await until(lambda: registry.serving("uppercase"), "the agent in the registry")
         yield process
 
 
@@ -53,6 +56,7 @@ class PlainClient:
         self.accepted: dict[str, int] = {}
         self.events: list[dict[str, Any]] = []
         self.dead: list[dict[str, Any]] = []
+        self.overheard: list[tuple[dict[str, Any], dict[str, str]]] = []
         self._changed = asyncio.Event()
 
     async def listen(self) -> None:
@@ -77,6 +81,15 @@ class PlainClient:
         self.dead.append(json.loads(message.data))
         self._changed.set()
 
+    async def overhear(self, agent: str) -> None:
+        """Read along what an agent is given: each request and its headers, in `overheard`."""
+        await self.connection.subscribe(f"agent.{agent}.task", cb=self._on_overheard)
+        await self.connection.flush()
+
+    async def _on_overheard(self, message: Msg) -> None:
+        self.overheard.append((json.loads(message.data), dict(message.headers or {})))
+        self._changed.set()
+
     async def send(self, task_type: str, payload: Any = None, **fields: Any) -> str:
         task_id = fields.pop("task_id", None) or str(new_id())
         body = {"task_id": task_id, "task_type": task_type, **fields}
@@ -85,7 +98,9 @@ class PlainClient:
         await self.connection.publish("agent.orchestrator_agent.task", json.dumps(body).encode())
         return str(task_id)
 
-    async def submit(self, task_type: str, payload: Any = None, *, within_seconds: float = 30, **fields: Any) -> str:
+    async def submit(
+        self, task_type: str, payload: Any = None, *, within_seconds: float = PATIENCE_SECONDS, **fields: Any
+    ) -> str:
         """Send, and send again, until accepted: what the page tells whoever must be sure."""
         task_id = fields.pop("task_id", None) or str(new_id())
         async with asyncio.timeout(within_seconds):
@@ -97,18 +112,20 @@ class PlainClient:
                     continue
         return str(task_id)
 
-    async def until(self, condition: Callable[[], Any], within_seconds: float = 20) -> None:
+    async def until(self, condition: Callable[[], Any], within_seconds: float = PATIENCE_SECONDS) -> None:
         async with asyncio.timeout(within_seconds):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def answer(self, task_id: str, within_seconds: float = 20) -> dict[str, Any]:
+    async def answer(self, task_id: str, within_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         await self.until(lambda: task_id in self.responses, within_seconds)
         answer: dict[str, Any] = json.loads(self.responses[task_id][0])
         return answer
 
-    async def collect(self, task_type: str, payload: Any, ids: list[str], *, within_seconds: float = 60) -> None:
+    async def collect(
+        self, task_type: str, payload: Any, ids: list[str], *, within_seconds: float = 2 * PATIENCE_SECONDS
+    ) -> None:
         """Have all answers, asking again for those that were published while this client was not connected."""
         async with asyncio.timeout(within_seconds):
             while missing := [task_id for task_id in ids if task_id not in self.responses]:

@@ -17,6 +17,7 @@ from protocol.errors import NotAccepted, PantheonError
 from protocol.messages import now
 from tests.mesh.agents import Seen, rows, words_agent
 from tests.mesh.conftest import PlainClient
+from tests.waiting import PATIENCE_SECONDS, until
 
 QUICK = {"initial_seconds": 0.05, "max_seconds": 0.1}
 
@@ -54,14 +55,13 @@ async def test_an_error_that_is_not_retryable_is_not_retried(words: AgentProcess
 async def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again(
     words: AgentProcess, mesh: Mesh, seen: Seen
 ) -> None:
-    step = {"task": "sleep", "with": {"seconds": 30}, "timeout": 1, "retry": {**QUICK, "max_attempts": 2}}
+    # Time enough to reach the handler: an attempt may also run out on its way to it.
+    step = {"task": "sleep", "with": {"seconds": 300}, "timeout": 3, "retry": {**QUICK, "max_attempts": 2}}
     with pytest.raises(TaskFailed) as failed:
-        await mesh.run("execute_dag", {"steps": {"long": step}}, wait_seconds=30)
+        await mesh.run("execute_dag", {"steps": {"long": step}}, wait_seconds=PATIENCE_SECONDS)
     assert failed.value.response.error.details["code"] == "timeout"
     assert seen.count("sleep") == 2
-    async with asyncio.timeout(10):
-        while words.worker.active:  # noqa: ASYNC110 - the process has no event for it
-            await asyncio.sleep(0.05)
+    await until(lambda: not words.worker.active, "the handler's end")
 
 
 async def test_an_agent_that_answers_nothing_costs_one_attempt(
@@ -73,57 +73,55 @@ async def test_an_agent_that_answers_nothing_costs_one_attempt(
     await bucket.put("mute_agent.m1", json.dumps({**record, "version": "1.0.0", "status": "ready"}).encode())
     step = {"task": "nothing", "timeout": 1, "retry": {"max_attempts": 1}}
     with pytest.raises(TaskFailed) as failed:
-        await mesh.run("execute_dag", {"steps": {"mute": step}}, wait_seconds=30)
+        await mesh.run("execute_dag", {"steps": {"mute": step}}, wait_seconds=PATIENCE_SECONDS)
     assert failed.value.response.error.details["code"] == "timeout"
     assert "mute_agent" in failed.value.message
 
 
 async def test_a_deadline_stops_everything_that_runs(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
-    request = mesh.request("sleep", {"seconds": 30}, deadline=now() + timedelta(seconds=2))
+    request = mesh.request("sleep", {"seconds": 300}, deadline=now() + timedelta(seconds=2))
     await mesh.submit(request)
-    response = await mesh.wait(request.task_id, timeout_seconds=30)
+    response = await mesh.wait(request.task_id, timeout_seconds=PATIENCE_SECONDS)
     assert response.error is not None
     assert response.error.code == "deadline_exceeded"
-    async with asyncio.timeout(10):
-        while words.worker.active:  # noqa: ASYNC110 - the process has no event for it
-            await asyncio.sleep(0.05)
+    await until(lambda: not words.worker.active, "the handler's end")
 
 
 async def test_a_control_message_to_the_orchestrator_cancels_a_task(
     words: AgentProcess, mesh: Mesh, plain: PlainClient, seen: Seen
 ) -> None:
-    task_id = await mesh.submit("sleep", {"seconds": 30})
+    task_id = await mesh.submit("sleep", {"seconds": 300})
     await seen.until_called("sleep")
     order = {"command": "cancel", "task_id": str(task_id), "reason": "not wanted"}
     await plain.connection.publish("agent.orchestrator_agent.control", json.dumps(order).encode())
-    response = await mesh.wait(task_id, timeout_seconds=20)
+    response = await mesh.wait(task_id, timeout_seconds=PATIENCE_SECONDS)
     assert response.status == "cancelled"
     assert response.error is not None
     assert (response.error.code, response.error.message) == ("cancelled", "not wanted")
-    async with asyncio.timeout(10):
-        while words.worker.active:  # noqa: ASYNC110 - the process has no event for it
-            await asyncio.sleep(0.05)
+    await until(lambda: not words.worker.active, "the handler's end")
     with pytest.raises(TaskCancelled):
         result_of(response)
 
 
 async def test_a_failed_step_stops_its_siblings(words: AgentProcess, mesh: Mesh, settings: MeshSettings) -> None:
-    steps = {"slow": {"task": "sleep", "with": {"seconds": 30}}, "bad": {"task": "refuse"}}
+    steps = {"slow": {"task": "sleep", "with": {"seconds": 300}}, "bad": {"task": "refuse"}}
     with pytest.raises(TaskFailed):
-        await mesh.run("execute_dag", {"steps": steps}, wait_seconds=20)
+        await mesh.run("execute_dag", {"steps": steps}, wait_seconds=PATIENCE_SECONDS)
     found = await rows(settings, "select step, status from tasks where step is not null")
     assert {row["step"]: row["status"] for row in found} == {"slow": "cancelled", "bad": "failed"}
 
 
-async def test_a_task_waits_for_an_agent_that_starts_late(
-    orchestrated: AgentProcess, settings: MeshSettings, mesh: Mesh, seen: Seen
-) -> None:
-    running = asyncio.create_task(mesh.run("uppercase", {"text": "late"}))
-    async with asyncio.timeout(20):
-        while not await rows(settings, "select 1 from tasks where status = 'ready'"):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-    async with AgentProcess(words_agent(seen), settings):
-        assert await running == {"text": "LATE"}
+async def test_a_task_waits_for_an_agent_that_starts_late(settings: MeshSettings, mesh: Mesh, seen: Seen) -> None:
+    patient = settings.model_copy(update={"no_agent_wait_seconds": PATIENCE_SECONDS})
+
+    async def ready() -> bool:
+        return bool(await rows(settings, "select 1 from tasks where status = 'ready'"))
+
+    async with orchestrator(patient, load_library([])):
+        running = asyncio.create_task(mesh.run("uppercase", {"text": "late"}))
+        await until(ready, "the step that waits")
+        async with AgentProcess(words_agent(seen), settings):
+            assert await running == {"text": "LATE"}
 
 
 async def test_replay_reuses_what_completed_before_the_step(

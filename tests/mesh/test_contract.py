@@ -13,6 +13,7 @@ from pantheon.process import AgentProcess
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, rows
 from tests.mesh.conftest import PlainClient
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("words")
 
@@ -52,7 +53,7 @@ async def test_a_copy_goes_to_reply_to(plain: PlainClient) -> None:
     inbox = plain.connection.new_inbox()
     subscription = await plain.connection.subscribe(inbox)
     task_id = await plain.send("uppercase", {"text": "x"}, reply_to=inbox)
-    copy = await subscription.next_msg(timeout=20)
+    copy = await subscription.next_msg(timeout=PATIENCE_SECONDS)
     await plain.answer(task_id)
     assert copy.data == plain.responses[task_id][0]
     assert json.loads(copy.data)["result"] == {"text": "X"}
@@ -90,8 +91,7 @@ async def test_what_has_no_id_becomes_a_dead_letter_and_the_queue_moves_on(plain
         await plain.connection.publish("agent.orchestrator_agent.task", body)
     assert (await plain.ask("uppercase", {"text": "on"}))["result"] == {"text": "ON"}
     await plain.until(lambda: len(plain.dead) == 5)
-    letter = plain.dead[0]
-    assert base64.b64decode(letter["body_base64"]) == b"not json"
+    letter = next(one for one in plain.dead if base64.b64decode(one["body_base64"]) == b"not json")
     assert letter["subject"] == "agent.orchestrator_agent.task"
     assert letter["task_id"] is None
 
@@ -232,27 +232,27 @@ async def test_a_passed_deadline_ends_the_task(plain: PlainClient, seen: Seen) -
 
 
 async def test_the_request_that_an_agent_gets_is_complete(plain: PlainClient) -> None:
-    got: list[tuple[dict[str, Any], dict[str, str]]] = []
-
-    async def on_task(message: Any) -> None:
-        got.append((json.loads(message.data), dict(message.headers)))
-
-    await plain.connection.subscribe("agent.words_agent.task", cb=on_task)
-    await plain.connection.flush()
+    await plain.overhear("words_agent")
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     task_id = str(new_id())
-    body = {"task_id": task_id, "task_type": "uppercase", "payload": {"text": "x"}, "timeout_seconds": 7, "priority": 9}
+    body = {
+        "task_id": task_id,
+        "task_type": "uppercase",
+        "payload": {"text": "x"},
+        "timeout_seconds": 40,
+        "priority": 9,
+    }
     await plain.connection.publish(
         "agent.orchestrator_agent.task", json.dumps(body).encode(), headers={"traceparent": trace, "tracestate": "a=b"}
     )
     await plain.answer(task_id)
-    request, headers = got[0]
+    request, headers = plain.overheard[0]
     assert request["root_task_id"] == request["parent_task_id"] == task_id
     assert request["attempt"] == 1
-    assert request["timeout_seconds"] == 7
+    assert request["timeout_seconds"] == 40
     assert request["priority"] == 9
     assert headers["Nats-Msg-Id"] == f"{request['task_id']}:1"
-    assert 1 <= int(headers["Nats-TTL"].removesuffix("s")) <= 7
+    assert 1 <= int(headers["Nats-TTL"].removesuffix("s")) <= 40
     assert headers["traceparent"].split("-")[1] == trace.split("-")[1]
     assert headers["tracestate"] == "a=b"
 
@@ -297,7 +297,7 @@ async def test_the_answer_can_be_caught_up_from_the_stream(plain: PlainClient) -
     subscription = await plain.connection.jetstream().subscribe(
         "agent.orchestrator_agent.response", ordered_consumer=True
     )
-    caught = [json.loads((await subscription.next_msg(timeout=5)).data)["task_id"]]
+    caught = [json.loads((await subscription.next_msg(timeout=PATIENCE_SECONDS)).data)["task_id"]]
     assert task_id in caught
 
 

@@ -24,6 +24,7 @@ from tests.kit.conftest import until
 from tests.mesh.agents import Seen, orchestrator_process, rows, words_agent
 from tests.mesh.conftest import PlainClient
 from tests.servers import postgres_server
+from tests.waiting import PATIENCE_SECONDS
 
 STEPS = 4
 CHAIN = {
@@ -61,7 +62,7 @@ async def test_an_orchestrator_killed_between_two_steps_goes_on_when_it_is_start
     async with orchestrator_process(settings) as process, AgentProcess(agent, settings):
         task_id = await plain.submit("execute_dag", CHAIN)
         for number in range(STEPS):
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await reached[number].wait()
             if number == killed_at:
                 await process.end(signal.SIGKILL)
@@ -69,7 +70,7 @@ async def test_an_orchestrator_killed_between_two_steps_goes_on_when_it_is_start
                 await process.start()
             else:
                 gates[number].set()
-        answer = await plain.answer(task_id, within_seconds=40)
+        answer = await plain.answer(task_id)
     assert answer["result"] == CHAIN_RESULT
     assert len(seen.calls) == STEPS
     assert len(plain.responses[task_id]) == 1
@@ -87,15 +88,18 @@ async def test_an_orchestrator_killed_under_load_loses_and_doubles_nothing(
         ids = [str(new_id()) for _ in range(count)]
 
         sending = asyncio.gather(
-            *(plain.submit("execute_dag", CHAIN, task_id=task_id, within_seconds=90) for task_id in ids)
+            *(
+                plain.submit("execute_dag", CHAIN, task_id=task_id, within_seconds=2 * PATIENCE_SECONDS)
+                for task_id in ids
+            )
         )
         for share in (0.2, 0.5, 0.8):
             goal = int(count * share)
-            await plain.until(partial(_reached, plain, goal), within_seconds=60)
+            await plain.until(partial(_reached, plain, goal))
             await process.end(signal.SIGKILL)
             await process.start()
         await sending
-        await plain.until(lambda: len(plain.responses) == count, within_seconds=60)
+        await plain.until(lambda: len(plain.responses) == count, within_seconds=2 * PATIENCE_SECONDS)
     for task_id in ids:
         assert len(set(plain.responses[task_id])) == 1
         assert json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT
@@ -116,7 +120,7 @@ async def test_another_orchestrator_takes_over_what_a_killed_one_had_at_work(
         await seen.until_called("repeat", 10)
         await first.end(signal.SIGKILL)
         gate.set()
-        await plain.until(lambda: len(plain.responses) == 20, within_seconds=60)
+        await plain.until(lambda: len(plain.responses) == 20)
     assert all(json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT for task_id in ids)
     assert len(seen.calls) == 20 * STEPS
     left = await rows(settings, "select count(*) from tasks where dispatched_by is null")
@@ -138,7 +142,7 @@ async def test_two_orchestrators_answer_every_task_once(settings: MeshSettings, 
             "output": "${sum.all}",
         }
         ids = [await plain.send("execute_dag", dag) for _ in range(40)]
-        await plain.until(lambda: len(plain.responses) == 40, within_seconds=60)
+        await plain.until(lambda: len(plain.responses) == 40)
     for task_id in ids:
         assert json.loads(plain.responses[task_id][0])["result"] == [1, 2, 3, 4, 5, 6, 7, 8]
         assert len(plain.responses[task_id]) == 1
@@ -212,7 +216,7 @@ async def test_a_store_wiped_while_nobody_was_there_is_noticed_at_start(
             ids = [await plain.submit("execute_dag", CHAIN) for _ in range(4)]
             await seen.until_called("uppercase", 1)
             await plain.until(lambda: len(plain.accepted) == 4)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while not await rows(settings, "select 1 from broker_streams"):  # noqa: ASYNC110 - a row has no event
                     await asyncio.sleep(0.1)
             await process.end(signal.SIGTERM)
@@ -248,7 +252,7 @@ async def test_without_postgres_nothing_is_taken_and_nothing_is_lost(
             assert not plain.responses
             assert not set(during) & set(plain.accepted)
             await database.start()
-            await plain.until(lambda: len(plain.responses) == 10, within_seconds=60)
+            await plain.until(lambda: len(plain.responses) == 10, within_seconds=2 * PATIENCE_SECONDS)
     for task_id in running + during:
         assert json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT
     assert seen.count("uppercase") == 20
@@ -267,6 +271,6 @@ async def test_a_broker_that_goes_and_comes_back_delays_and_loses_nothing(
         await broker.stop()
         await asyncio.sleep(1)
         await broker.start()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(2 * PATIENCE_SECONDS):
             results = await asyncio.gather(*running)
     assert results == [CHAIN_RESULT] * 20

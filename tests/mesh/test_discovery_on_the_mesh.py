@@ -20,8 +20,9 @@ from pantheon import Mesh, TaskFailed
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from pantheon.stack.servers import ConsulServer
-from tests.mesh.agents import Seen, words_agent
+from tests.mesh.agents import Seen, registry_of, words_agent
 from tests.mesh.conftest import PlainClient
+from tests.waiting import PATIENCE_SECONDS, until
 
 AGENT_FILE = """
 from pantheon import Agent
@@ -36,7 +37,8 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def consul_settings(settings: MeshSettings, consul: ConsulServer) -> MeshSettings:
-    return settings.model_copy(update={"consul_http_addr": consul.url})
+    # Consul tells of an agent when it has written it down: not as soon as NATS.
+    return settings.model_copy(update={"consul_http_addr": consul.url, "no_agent_wait_seconds": 20.0})
 
 
 def _consul(consul: ConsulServer, path: str) -> Any:
@@ -80,22 +82,19 @@ async def test_an_agent_that_dies_without_goodbye_leaves_consul_and_the_routing(
         "CONSUL_HTTP_ADDR": consul.url,
         "INSTANCE_ID": f"mortal-{uuid.uuid4().hex[:8]}",
     }
-    async with orchestrator(consul_settings, load_library([])) as process, Mesh(consul_settings.nats_url) as mesh:
+    impatient = consul_settings.model_copy(update={"no_agent_wait_seconds": 0.6})
+    async with orchestrator(impatient, load_library([])) as process, Mesh(consul_settings.nats_url) as mesh:
         child = await asyncio.create_subprocess_exec(sys.executable, str(file), env=environment)
-        registry = await process.discovery.registry()
+        registry = registry_of(process)
         try:
-            async with asyncio.timeout(30):
-                while "mortal_agent" not in registry.serving("mortal_echo"):
-                    await registry.changed(registry.version)
+            await until(lambda: "mortal_agent" in registry.serving("mortal_echo"), "the agent in the registry")
             assert await mesh.run("mortal_echo", {"alive": True}) == {"alive": True}
         finally:
             child.send_signal(signal.SIGKILL)
             await child.wait()
-        async with asyncio.timeout(40):
-            while registry.serving("mortal_echo"):
-                await registry.changed(registry.version)
+        await until(lambda: not registry.serving("mortal_echo"), "the agent gone from the registry")
         with pytest.raises(TaskFailed) as failed:
-            await mesh.run("mortal_echo", {"alive": False}, wait_seconds=20)
+            await mesh.run("mortal_echo", {"alive": False})
         assert failed.value.code == "unknown_task_type"
 
 
@@ -157,14 +156,16 @@ async def test_an_agent_with_no_kit_at_all_is_a_full_agent(
 ) -> None:
     agent = NoKit(plain.connection)
     running = asyncio.create_task(agent.run())
+    registry = registry_of(orchestrated)
     try:
+        await until(lambda: registry.serving("reverse"), "the agent in the registry")
         steps = {
             "turn": {"task": "reverse", "with": {"text": "abc"}},
             "loud": {"task": "uppercase", "with": {"text": "${turn.text}"}},
         }
         answer = await plain.ask("execute_dag", {"steps": steps, "output": "${loud.text}"})
         assert answer["result"] == "CBA"
-        assert agent.served == 1
+        await until(lambda: agent.served == 1, "its ack")
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -174,16 +175,12 @@ async def test_a_garbled_answer_fails_its_step_and_is_kept(
     orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen
 ) -> None:
     gate = seen.gates["echo"] = asyncio.Event()
-    requests: list[dict[str, Any]] = []
-
-    async def on_task(message: Any) -> None:
-        requests.append(json.loads(message.data))
-
-    await plain.connection.subscribe("agent.words_agent.task", cb=on_task)
-    await plain.connection.flush()
+    await plain.overhear("words_agent")
     task_id = await plain.send("echo", {"x": 1})
     await seen.until_called("echo")
-    wrong = {name: requests[0][name] for name in ("task_id", "root_task_id", "attempt")} | {"status": "fine"}
+    await plain.until(lambda: plain.overheard)
+    request, _ = plain.overheard[0]
+    wrong = {name: request[name] for name in ("task_id", "root_task_id", "attempt")} | {"status": "fine"}
     await plain.connection.publish("agent.words_agent.response", json.dumps(wrong).encode())
     await plain.connection.publish("agent.words_agent.response", b"not json at all")
     answer = await plain.answer(task_id)
@@ -198,16 +195,12 @@ async def test_a_number_that_json_lacks_is_no_answer(
 ) -> None:
     """In memory it would be infinite and in the row null: a restart could branch another way."""
     gate = seen.gates["echo"] = asyncio.Event()
-    requests: list[dict[str, Any]] = []
-
-    async def on_task(message: Any) -> None:
-        requests.append(json.loads(message.data))
-
-    await plain.connection.subscribe("agent.words_agent.task", cb=on_task)
-    await plain.connection.flush()
+    await plain.overhear("words_agent")
     task_id = await plain.send("echo", {"x": 1})
     await seen.until_called("echo")
-    answer = {name: requests[0][name] for name in ("task_id", "root_task_id", "attempt")}
+    await plain.until(lambda: plain.overheard)
+    request, _ = plain.overheard[0]
+    answer = {name: request[name] for name in ("task_id", "root_task_id", "attempt")}
     body = json.dumps({**answer, "agent": "words_agent", "status": "completed", "result": {"n": 0}})
     await plain.connection.publish("agent.words_agent.response", body.replace('"n": 0', f'"n": {number}').encode())
     assert (await plain.answer(task_id))["error"]["details"]["code"] == "invalid_response"
@@ -218,16 +211,11 @@ async def test_an_answer_of_an_old_attempt_changes_nothing(
     orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen
 ) -> None:
     gate = seen.gates["echo"] = asyncio.Event()
-    requests: list[dict[str, Any]] = []
-
-    async def on_task(message: Any) -> None:
-        requests.append(json.loads(message.data))
-
-    await plain.connection.subscribe("agent.words_agent.task", cb=on_task)
-    await plain.connection.flush()
+    await plain.overhear("words_agent")
     task_id = await plain.send("echo", {"x": 1})
     await seen.until_called("echo")
-    request = requests[0]
+    await plain.until(lambda: plain.overheard)
+    request, _ = plain.overheard[0]
     for attempt in (2, 7):
         stale = {
             "task_id": request["task_id"],
@@ -255,7 +243,7 @@ async def test_a_live_setting_in_consul_changes_an_agents_capacity(
         assert process.max_concurrency == 20
         changes = process.config.changes()
         await asyncio.to_thread(put)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             change = await anext(changes)
         assert "max_concurrency" in change.changed_keys
         assert process.max_concurrency == process.worker.max_concurrency == 3

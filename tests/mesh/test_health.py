@@ -13,21 +13,17 @@ import pytest
 import migrations
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.settings import MeshSettings
+from pantheon.stack.ports import pick_free
 from pantheon.stack.servers import NatsServer
 from protocol.errors import SettingsError
 from tests.servers import postgres_server
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 async def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:
     def get() -> tuple[int, dict[str, Any]]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_SECONDS) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
@@ -36,7 +32,7 @@ async def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:
 
 
 async def test_an_orchestrator_is_ready_only_with_nats_and_postgres(broker: NatsServer, tmp_path: Path) -> None:
-    port = _free_port()
+    port = pick_free()
     async with postgres_server(tmp_path / "postgres") as database:
         await migrations.upgrade(database.url)
         settings = MeshSettings.load(
@@ -51,9 +47,11 @@ async def test_an_orchestrator_is_ready_only_with_nats_and_postgres(broker: Nats
             assert "Postgres" in told["missing"][0]
             assert await ask(port, "/healthz") == (200, {"status": "ok"})
             await database.start()
-            async with asyncio.timeout(30):
-                while (await ask(port, "/readyz"))[0] != 200:  # noqa: ASYNC110 - it is asked, it does not tell
-                    await asyncio.sleep(0.1)
+
+            async def ready() -> bool:
+                return (await ask(port, "/readyz"))[0] == 200
+
+            await until(ready, "that it is ready again")
 
 
 async def test_a_taken_port_is_one_clear_line(settings: MeshSettings) -> None:
