@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from tests.processes import processes_of
+
 REPOSITORY = Path(__file__).parent.parent.parent
-START_SECONDS = 60.0
-COMMAND_SECONDS = 60.0
+START_SECONDS = 100.0
+COMMAND_SECONDS = 100.0
 POLL_SECONDS = 0.05
 
 # Each in files of the test's own: a mesh with an agent and a workflow that a third party might have written.
@@ -176,20 +178,6 @@ class Running:
             self.process.kill()
         self.process.wait()
         shutil.rmtree(self.out.parent)
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Living processes that have this folder in their arguments, or work in it."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            works_in = str((process / "cwd").readlink())
-        except OSError:
-            continue
-        if arguments and int(process.name) != os.getpid() and (str(folder) in arguments or str(folder) in works_in):
-            found.append(f"{process.name} {arguments}")
-    return found
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Mesh, Shell, processes_of
+from tests.cli.conftest import Mesh, Shell
+from tests.processes import processes_of
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 def test_a_demo_makes_an_article_and_a_site_and_again_replaces_them(elsewhere: Shell, running_mesh: Mesh) -> None:
@@ -75,9 +76,12 @@ def test_two_demos_in_one_folder_are_refused_and_so_is_what_cannot_be_read(elsew
     try:
         running.wait_for("starting NATS", stream="stdout")
         running.wait_for("the mesh is up", stream="stdout")
+        # Held, so that it does not come to its end before the second has looked.
+        running.process.send_signal(signal.SIGSTOP)
         busy = elsewhere("demo")
         assert busy.code == 3
         assert "is in use" in busy.last_error
+        running.process.send_signal(signal.SIGCONT)
         running.end(signal.SIGTERM)
     finally:
         running.kill()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import AGENT, WORKFLOW, Running, Shell, processes_of
+from tests.cli.conftest import AGENT, WORKFLOW, Running, Shell
+from tests.processes import processes_of
 
 # A mesh without agents is up within two seconds; these tests look at the command, not at the agents.
 BARE = ("up", "--no-agents")

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,7 @@ from pantheon.config.layers import Setting
 from pantheon.discovery.consul_api import ConsulAddress, ConsulApi
 from pantheon.settings import MeshSettings
 from protocol.errors import SettingsError
-
-Eventually = Callable[..., Awaitable[None]]
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 class Server(Protocol):
@@ -43,6 +42,12 @@ def rewrite(path: Path, text: str) -> None:
     fresh = path.with_suffix(".new")
     fresh.write_text(text)
     fresh.replace(path)
+
+
+@pytest.fixture
+def long_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a store's first word to the end of its time is not back before anybody here gives up."""
+    monkeypatch.setattr("pantheon.config.manager.FIRST_WORD_SECONDS", 10 * PATIENCE_SECONDS)
 
 
 def test_each_layer_wins_over_the_one_before_and_each_value_knows_where_it_came_from(tmp_path: Path) -> None:
@@ -93,7 +98,7 @@ def test_a_file_that_is_not_there_is_an_error_and_so_is_a_wrong_name(tmp_path: P
     assert AgentConfig.of("llm_agent", "i1", max_concurrency=2).max_concurrency == 2
 
 
-async def test_a_changed_file_is_told_and_a_broken_one_changes_nothing(tmp_path: Path, eventually: Eventually) -> None:
+async def test_a_changed_file_is_told_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "mesh.toml"
     file.write_text("max_concurrency = 5")
     calls: list[tuple[int, int, frozenset[str]]] = []
@@ -104,22 +109,22 @@ async def test_a_changed_file_is_told_and_a_broken_one_changes_nothing(tmp_path:
             )
             changes = manager.changes()
             rewrite(file, "max_concurrency = 6\noptions.tone = 'dry'")
-            change = await asyncio.wait_for(anext(changes), 5)
+            change = await asyncio.wait_for(anext(changes), PATIENCE_SECONDS)
             assert (change.old.max_concurrency, change.new.max_concurrency) == (5, 6)
             assert change.changed_keys == {"max_concurrency", "options.tone"}
             rewrite(file, "max_concurrency = ")
-            await eventually(lambda: len(warnings_in(logs)) == 1)
+            await until(lambda: len(warnings_in(logs)) == 1)
             file.unlink()
-            await eventually(lambda: len(warnings_in(logs)) == 2)
+            await until(lambda: len(warnings_in(logs)) == 2)
             assert manager.current.max_concurrency == 6
             forget()
             forget()
             rewrite(file, "options.tone = 'dry'")
-            change = await asyncio.wait_for(anext(changes), 5)
+            change = await asyncio.wait_for(anext(changes), PATIENCE_SECONDS)
             assert change.changed_keys == {"max_concurrency"}
             assert manager.current.max_concurrency == 16
         with pytest.raises(StopAsyncIteration):
-            await asyncio.wait_for(anext(changes), 1)
+            await asyncio.wait_for(anext(changes), PATIENCE_SECONDS)
     assert calls == [(5, 6, frozenset({"max_concurrency", "options.tone"}))]
     assert [found async for found in manager.changes()] == []
 
@@ -171,7 +176,7 @@ async def test_a_wrong_live_value_is_refused_alone_and_the_rest_of_its_layer_com
             assert manager.current.max_concurrency == 16
 
 
-async def test_a_failing_callback_or_source_harms_nobody(eventually: Eventually) -> None:
+async def test_a_failing_callback_or_source_harms_nobody() -> None:
     class Failing:
         layer = "live"
         tries = 0
@@ -192,12 +197,12 @@ async def test_a_failing_callback_or_source_harms_nobody(eventually: Eventually)
     with structlog.testing.capture_logs() as logs:
         async with manager_of(live=Failing()) as manager:
             manager.on_change(fail)
-            await eventually(lambda: manager.current.max_concurrency == 3)
+            await until(lambda: manager.current.max_concurrency == 3)
     assert len([entry for entry in logs if entry["log_level"] == "error"]) >= 1
 
 
 async def test_consuls_values_come_live_and_stay_while_consul_is_away(
-    own_consul_server: Server, eventually: Eventually
+    long_first_word: None, own_consul_server: Server
 ) -> None:
     api = ConsulApi(ConsulAddress(port=own_consul_server.port))
 
@@ -212,34 +217,35 @@ async def test_consuls_values_come_live_and_stay_while_consul_is_away(
             assert manager.current.max_concurrency == 3
             assert str(manager.explain("options.tone")) == "options.tone = 'dry' from consul (config/llm_agent)"
             await put("config/llm_agent/max_concurrency", "8")
-            await eventually(lambda: manager.current.max_concurrency == 8, 3)
+            await until(lambda: manager.current.max_concurrency == 8)
             await put("config/llm_agent/max_concurrency", "many")
             await put("config/llm_agent/bytes", "\x00")
-            await eventually(lambda: len(warnings_in(logs)) == 2, 5)
+            await until(lambda: len(warnings_in(logs)) == 2)
             assert manager.current.max_concurrency == 8
             own_consul_server.stop()
-            await eventually(lambda: len(warnings_in(logs)) == 3, 5)
+            await until(lambda: len(warnings_in(logs)) == 3)
             assert manager.current.max_concurrency == 8
             await asyncio.to_thread(own_consul_server.start)
             await put("config/llm_agent/max_concurrency", "2")
-            await eventually(lambda: manager.current.max_concurrency == 2, 15)
+            await until(lambda: manager.current.max_concurrency == 2)
 
 
-async def test_without_consul_an_agent_starts_at_once() -> None:
+async def test_without_consul_an_agent_starts_at_once(long_first_word: None) -> None:
     api = ConsulApi(ConsulAddress(port=1))
-    started = asyncio.get_running_loop().time()
     with structlog.testing.capture_logs() as logs:
-        async with manager_of(live=ConsulSource(api, "llm_agent")) as manager:
+        async with asyncio.timeout(PATIENCE_SECONDS), manager_of(live=ConsulSource(api, "llm_agent")) as manager:
             assert manager.current.max_concurrency == 16
-    assert asyncio.get_running_loop().time() - started < 1
     assert len(warnings_in(logs)) == 1
 
 
-async def test_the_nats_buckets_values_come_live(client: Client, eventually: Eventually) -> None:
+async def test_without_a_bucket_in_nats_an_agent_starts_at_once(long_first_word: None, client: Client) -> None:
+    """Most meshes have no such bucket."""
+    async with asyncio.timeout(PATIENCE_SECONDS), manager_of(live=NatsSource(client, "llm_agent")) as manager:
+        assert manager.current.max_concurrency == 16
+
+
+async def test_the_nats_buckets_values_come_live(long_first_word: None, client: Client) -> None:
     js = client.jetstream()
-    started = asyncio.get_running_loop().time()
-    async with manager_of(live=NatsSource(client, "llm_agent")):
-        assert asyncio.get_running_loop().time() - started < 1  # most meshes have no such bucket
     bucket = await js.create_key_value(bucket="config")
     await bucket.put("llm_agent", b'{"max_concurrency": 3}')
     await bucket.put("other_agent", b'{"max_concurrency": 4}')
@@ -247,12 +253,12 @@ async def test_the_nats_buckets_values_come_live(client: Client, eventually: Eve
         async with manager_of(live=NatsSource(client, "llm_agent")) as manager:
             assert str(manager.explain("max_concurrency")) == "max_concurrency = 3 from nats (llm_agent)"
             await bucket.put("llm_agent.max_concurrency", b"6")
-            await eventually(lambda: manager.current.max_concurrency == 6, 3)
+            await until(lambda: manager.current.max_concurrency == 6)
             await bucket.put("llm_agent.options", b"\xff")
             await bucket.put("llm_agent.options.tone", b"dry")
-            await eventually(lambda: manager.current.option("tone") == "dry", 3)
+            await until(lambda: manager.current.option("tone") == "dry")
             await bucket.delete("llm_agent.max_concurrency")
-            await eventually(lambda: manager.current.max_concurrency == 3, 3)
+            await until(lambda: manager.current.max_concurrency == 3)
             await bucket.delete("absent")
     assert [entry["key"] for entry in warnings_in(logs)] == ["llm_agent.options"]
 

@@ -1,16 +1,13 @@
-"""Real servers, NATS and Consul, on free loopback ports, that can be killed, started again and wiped."""
+"""Real servers, NATS and Consul, on loopback ports of their own, that can be killed, started again and wiped."""
 
 import asyncio
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -18,7 +15,10 @@ import nats
 import pytest
 from nats.aio.client import Client
 
+from pantheon.stack.ports import pick_free
 from protocol import InstanceRecord
+from tests import servers
+from tests.waiting import PATIENCE_SECONDS
 
 
 class NatsServer:
@@ -28,9 +28,7 @@ class NatsServer:
         self._jetstream = jetstream
         self._store = folder / "store"
         self._log = folder / "nats.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = pick_free()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -86,7 +84,7 @@ async def connect(server: NatsServer) -> Client:
             except (OSError, nats.errors.Error):
                 await asyncio.sleep(0.05)
 
-    return await asyncio.wait_for(patient(), 15)
+    return await asyncio.wait_for(patient(), PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -117,7 +115,6 @@ async def plain_nats_client(tmp_path: Path) -> AsyncIterator[Client]:
 
 
 CONSUL_MASTER_TOKEN = "11111111-2222-3333-4444-555555555555"
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class ConsulServer:
@@ -127,11 +124,9 @@ class ConsulServer:
         self._program = program
         self._data = folder / "consul"
         self._log = folder / "consul.log"
-        with ExitStack() as held:
-            sockets = [held.enter_context(socket.socket()) for _ in range(3)]
-            for probe in sockets:
-                probe.bind(("127.0.0.1", 0))
-            self.port, rpc, gossip = (int(probe.getsockname()[1]) for probe in sockets)
+        self.port = pick_free()
+        rpc = pick_free({self.port})
+        gossip = pick_free({self.port, rpc})
         ports = {"http": self.port, "server": rpc, "serf_lan": gossip}
         config: dict[str, object] = {
             "server": True,
@@ -158,7 +153,7 @@ class ConsulServer:
         with self._log.open("ab") as log:
             command = [str(self._program), "agent", "-config-file", str(self._config)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_SECONDS
         with httpx.Client(base_url=self.url, trust_env=False) as http:
             while not self._has_leader(http):
                 assert time.monotonic() < deadline, f"Consul does not start: {self._log.read_text()[-500:]}"
@@ -191,20 +186,7 @@ class ConsulServer:
 
 @pytest.fixture(scope="session")
 def consul_program() -> Path:
-    """A real Consul: on PATH, or fetched by the project's script; CI does not do without."""
-    on_path = shutil.which("consul")
-    if on_path:
-        return Path(on_path)
-    script = REPOSITORY / "scripts" / "get-consul"
-    fetched = subprocess.run(
-        [str(script), str(REPOSITORY / ".cache" / "consul")], capture_output=True, text=True, check=False
-    )
-    if fetched.returncode == 0:
-        return Path(fetched.stdout.split()[-1])
-    reason = f"no Consul: {fetched.stderr.strip()[-200:]}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return asyncio.run(servers.consul_program())
 
 
 @pytest.fixture(scope="session")
@@ -238,19 +220,6 @@ def guarded_consul_server(consul_program: Path, tmp_path: Path) -> Iterator[Cons
     server.start()
     yield server
     server.stop()
-
-
-@pytest.fixture
-def eventually() -> Callable[..., object]:
-    """Poll a condition until it holds; fails at the deadline."""
-
-    async def wait_for(condition: Callable[[], object], seconds: float = 15.0) -> None:
-        deadline = asyncio.get_running_loop().time() + seconds
-        while not condition():
-            assert asyncio.get_running_loop().time() < deadline, f"not within {seconds} s"
-            await asyncio.sleep(0.02)
-
-    return wait_for
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import httpx
@@ -16,9 +16,9 @@ from pantheon.discovery.consul_watch import read_checks
 from pantheon.settings import MeshSettings
 from protocol import InstanceRecord
 from protocol.errors import SettingsError
+from tests.waiting import PATIENCE_SECONDS, until
 
 Record = Callable[..., InstanceRecord]
-Eventually = Callable[..., Awaitable[None]]
 TOKEN = "11111111-2222-3333-4444-555555555555"
 
 
@@ -57,9 +57,7 @@ async def put_foreign(server: Server, instance_id: str, **changes: object) -> No
         (await http.put("/v1/agent/service/register", json=body)).raise_for_status()
 
 
-async def test_what_is_registered_is_found_as_it_was_said(
-    consul_server: Server, record: Record, eventually: Eventually
-) -> None:
+async def test_what_is_registered_is_found_as_it_was_said(consul_server: Server, record: Record) -> None:
     async with discovery_of(consul_server) as agent, discovery_of(consul_server) as conductor:
         registry = await conductor.registry()
         assert not registry.stale
@@ -67,14 +65,12 @@ async def test_what_is_registered_is_found_as_it_was_said(
         mine = record(metadata={"model": "openai:x"}, task_types=("generate_content", "summarize_content"))
         registration = await agent.register(mine)
         assert registration.active
-        await eventually(lambda: registry.serving("generate_content") == ("llm_agent",))
+        await until(lambda: registry.serving("generate_content") == ("llm_agent",))
         assert registry.instances() == (mine,)
         assert (await conductor.registry()).instances("llm_agent") == (mine,)
-        version = registry.version
         await registration.close()
         await registration.close()
-        await asyncio.wait_for(registry.changed(version), 5)
-        assert registry.instances() == ()
+        await until(lambda: registry.instances() == ())
 
 
 async def test_the_service_in_consul_is_the_contracts(consul_server: Server, record: Record) -> None:
@@ -95,72 +91,72 @@ async def test_the_service_in_consul_is_the_contracts(consul_server: Server, rec
         assert (check["Status"], check["Type"]) == ("passing", "ttl")
 
 
-async def test_draining_is_maintenance_mode_and_metadata_can_change(
-    consul_server: Server, record: Record, eventually: Eventually
-) -> None:
+async def test_draining_is_maintenance_mode_and_metadata_can_change(consul_server: Server, record: Record) -> None:
     async with discovery_of(consul_server) as discovery, plain(consul_server) as http:
         registry = await discovery.registry()
         registration = await discovery.register(record())
-        await eventually(lambda: registry.serving("generate_content"))
+        await until(lambda: registry.serving("generate_content"))
         await registration.update(record(status="draining"))
-        await eventually(lambda: not registry.serving("generate_content"))
+        await until(lambda: not registry.serving("generate_content"))
         assert [found.status for found in registry.instances()] == ["draining"]
         assert (await http.get("/v1/health/service/llm_agent?passing=1")).json() == []
         changed = record(metadata={"model": "another"}, max_concurrency=9)
         await registration.update(changed)
-        await eventually(lambda: registry.instances() == (changed,))
+        await until(lambda: registry.instances() == (changed,))
         with pytest.raises(ValueError, match="cannot become"):
             await registration.update(record(name="other_agent"))
 
 
 async def test_an_agent_that_dies_without_goodbye_leaves_after_its_ttl_and_a_living_one_stays(
-    consul_server: Server, record: Record, eventually: Eventually
+    consul_server: Server, record: Record
 ) -> None:
     async with discovery_of(consul_server) as discovery:
         registry = await discovery.registry()
         await discovery.register(record())
         await put_foreign(consul_server, "dead")
-        await eventually(lambda: len(registry) == 2)
+        await until(lambda: len(registry) == 2)
         assert registry.instances("uppercase_agent")[0].metadata == {"model": "none"}
-        await eventually(lambda: not registry.serving("uppercase"), 25)
+        await until(lambda: not registry.serving("uppercase"))
         assert registry.instances("uppercase_agent") == ()
         assert registry.serving("generate_content") == ("llm_agent",)
 
 
-async def test_an_instance_deregistered_behind_its_back_registers_again(
-    consul_server: Server, record: Record, eventually: Eventually
-) -> None:
+async def test_an_instance_deregistered_behind_its_back_registers_again(consul_server: Server, record: Record) -> None:
     async with discovery_of(consul_server) as discovery, plain(consul_server) as http:
         registry = await discovery.registry()
         await discovery.register(record(status="draining"))
-        await eventually(lambda: len(registry) == 1)
-        await http.put("/v1/agent/service/deregister/llm_agent-one")
-        await eventually(lambda: len(registry) == 0)
-        await eventually(lambda: len(registry) == 1)
-        await eventually(lambda: [found.status for found in registry.instances()] == ["draining"])
+        await until(lambda: len(registry) == 1)
+        (await http.put("/v1/agent/service/deregister/llm_agent-one")).raise_for_status()
+
+        async def registered() -> bool:
+            return "llm_agent-one" in (await http.get("/v1/agent/services")).json()
+
+        # Maybe so soon that no registry has seen it gone.
+        await until(registered)
+        await until(lambda: [found.status for found in registry.instances()] == ["draining"])
 
 
 async def test_a_consul_killed_and_wiped_leaves_the_last_known_registry_until_it_is_back(
-    own_consul_server: Server, record: Record, eventually: Eventually
+    own_consul_server: Server, record: Record
 ) -> None:
     with structlog.testing.capture_logs() as logs:
         async with discovery_of(own_consul_server) as agent, discovery_of(own_consul_server) as conductor:
             registry = await conductor.registry()
             registration = await agent.register(record())
             gone = await agent.register(record(instance_id="two", task_types=("summarize_content",)))
-            await eventually(lambda: len(registry) == 2)
+            await until(lambda: len(registry) == 2)
             empty = []
             registry.on_change(lambda: empty.append(not registry.serving("generate_content")))
             own_consul_server.stop()
-            await eventually(lambda: registry.stale)
+            await until(lambda: registry.stale)
             assert registry.serving("generate_content") == ("llm_agent",)
             own_consul_server.wipe()
-            await eventually(lambda: not registration.active)
+            await until(lambda: not registration.active)
             await gone.close()
             await asyncio.to_thread(own_consul_server.start)
-            await eventually(lambda: registration.active, 20)
-            await eventually(lambda: not registry.stale, 20)
-            await eventually(lambda: not registry.serving("summarize_content"), 20)
+            await until(lambda: registration.active)
+            await until(lambda: not registry.stale)
+            await until(lambda: not registry.serving("summarize_content"))
             assert registry.serving("generate_content") == ("llm_agent",)
             assert not any(empty)
     reasons = [entry["reason"] for entry in warnings_in(logs)]
@@ -169,20 +165,16 @@ async def test_a_consul_killed_and_wiped_leaves_the_last_known_registry_until_it
     assert all(f"Consul at http://127.0.0.1:{own_consul_server.port}" in reason for reason in reasons)
 
 
-async def test_an_agent_without_the_kit_is_a_full_agent_and_its_changes_are_seen(
-    consul_server: Server, eventually: Eventually
-) -> None:
+async def test_an_agent_without_the_kit_is_a_full_agent_and_its_changes_are_seen(consul_server: Server) -> None:
     async with discovery_of(consul_server) as discovery:
         registry = await discovery.registry()
         await put_foreign(consul_server, "u1")
-        await eventually(lambda: registry.serving("uppercase") == ("uppercase_agent",))
+        await until(lambda: registry.serving("uppercase") == ("uppercase_agent",))
         await put_foreign(consul_server, "u1", Tags=["mesh-agent", "task:uppercase", "task:lowercase"])
-        await eventually(lambda: registry.serving("lowercase") == ("uppercase_agent",))
+        await until(lambda: registry.serving("lowercase") == ("uppercase_agent",))
 
 
-async def test_entries_that_do_not_validate_are_ignored_with_one_warning_each(
-    consul_server: Server, eventually: Eventually
-) -> None:
+async def test_entries_that_do_not_validate_are_ignored_with_one_warning_each(consul_server: Server) -> None:
     with structlog.testing.capture_logs() as logs:
         async with discovery_of(consul_server) as discovery:
             registry = await discovery.registry()
@@ -192,8 +184,8 @@ async def test_entries_that_do_not_validate_are_ignored_with_one_warning_each(
             await put_foreign(consul_server, "id", ID="something-else")
             await put_foreign(consul_server, "good")
             await put_foreign(consul_server, "number", Meta={"max_concurrency": "many"})
-            await eventually(lambda: registry.serving("uppercase"))
-            await eventually(lambda: len(warnings_in(logs)) == 4)
+            await until(lambda: registry.serving("uppercase"))
+            await until(lambda: len(warnings_in(logs)) == 4)
             assert [found.instance_id for found in registry.instances()] == ["good"]
     assert {entry["key"] for entry in warnings_in(logs)} == {
         "uppercase_agent-protocol",
@@ -204,7 +196,7 @@ async def test_entries_that_do_not_validate_are_ignored_with_one_warning_each(
 
 
 async def test_a_token_that_is_missing_is_one_clear_warning_and_the_right_one_works(
-    guarded_consul_server: Server, record: Record, eventually: Eventually
+    guarded_consul_server: Server, record: Record
 ) -> None:
     with structlog.testing.capture_logs() as logs:
         async with discovery_of(guarded_consul_server) as refused:
@@ -217,7 +209,7 @@ async def test_a_token_that_is_missing_is_one_clear_warning_and_the_right_one_wo
     async with discovery_of(guarded_consul_server, TOKEN) as trusted:
         registry = await trusted.registry()
         assert (await trusted.register(record())).active
-        await eventually(lambda: registry.serving("generate_content"))
+        await until(lambda: registry.serving("generate_content"))
 
 
 async def test_a_wrong_address_is_one_warning_each_and_nobody_gives_up(record: Record) -> None:
@@ -273,15 +265,15 @@ def test_a_failing_node_takes_its_instances_along_and_one_in_maintenance_drains_
     }
 
 
-async def test_passed_checks_wake_nobody(consul_server: Server, record: Record, eventually: Eventually) -> None:
+async def test_passed_checks_wake_nobody(consul_server: Server, record: Record) -> None:
     async with discovery_of(consul_server) as discovery, plain(consul_server) as http:
         registry = await discovery.registry()
         registration = await discovery.register(record())
-        await eventually(lambda: registry.serving("generate_content"))
+        await until(lambda: registry.serving("generate_content"))
         index = (await http.get("/v1/health/state/any")).headers["X-Consul-Index"]
         for _ in range(5):
             await registration.update(record())
-        after = await http.get(f"/v1/health/state/any?index={index}&wait=2s", timeout=10)
+        after = await http.get(f"/v1/health/state/any?index={index}&wait=2s", timeout=PATIENCE_SECONDS)
         assert after.headers["X-Consul-Index"] == index
 
 

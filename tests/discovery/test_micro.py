@@ -1,7 +1,6 @@
 """The micro-service answers, asked over a real broker and read with the client library's own models."""
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats.errors
@@ -10,9 +9,9 @@ from nats.aio.client import Client
 from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 
 from pantheon.micro import Endpoint, MicroService
+from tests.waiting import PATIENCE_SECONDS, until
 
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
-Eventually = Callable[..., Awaitable[None]]
 
 
 def make(client: Client, instance_id: str = "i1", **values: Any) -> MicroService:
@@ -29,7 +28,7 @@ def make(client: Client, instance_id: str = "i1", **values: Any) -> MicroService
 
 
 async def ask(client: Client, subject: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads((await client.request(subject, timeout=3)).data)
+    answer: dict[str, Any] = json.loads((await client.request(subject, timeout=PATIENCE_SECONDS)).data)
     return answer
 
 
@@ -53,9 +52,7 @@ async def test_each_verb_is_answered_in_each_scope(client: Client, other_client:
         assert ServiceStats.from_dict(stats).endpoints[0].num_requests == 0
 
 
-async def test_others_names_and_ids_are_not_answered_for(
-    client: Client, other_client: Client, eventually: Eventually
-) -> None:
+async def test_others_names_and_ids_are_not_answered_for(client: Client, other_client: Client) -> None:
     async with make(client, "i1"), make(client, "i2"):
         inbox = other_client.new_inbox()
         answers: list[str] = []
@@ -67,7 +64,7 @@ async def test_others_names_and_ids_are_not_answered_for(
         for subject in ("$SRV.PING.other_agent", "$SRV.PING.llm_agent.i2", "$SRV.PING.llm_agent"):
             await other_client.publish(subject, b"", reply=inbox)
         await other_client.publish("$SRV.PING", b"")  # nowhere to answer to
-        await eventually(lambda: len(answers) == 3, 5)
+        await until(lambda: len(answers) == 3)
         assert sorted(answers) == ["i1", "i2", "i2"]
 
 
@@ -110,7 +107,7 @@ async def test_closing_ends_the_answers_even_after_the_connection(client: Client
     async with make(client):
         assert (await ask(client, "$SRV.PING.llm_agent"))["id"] == "i1"
     with pytest.raises(nats.errors.NoRespondersError):
-        await client.request("$SRV.PING.llm_agent", timeout=3)
+        await client.request("$SRV.PING.llm_agent", timeout=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("values", [{"version": "1.0"}, {"version": "v1.0.0"}, {"name": "with space"}])

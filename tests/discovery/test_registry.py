@@ -1,7 +1,6 @@
 """The registry in memory: what it answers, when it says that it changed, and what it costs."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,7 @@ from pantheon.discovery import NatsKvDiscovery, Registry, make_discovery
 from pantheon.discovery.consul_discovery import ConsulDiscovery
 from pantheon.settings import MeshSettings
 from protocol import InstanceRecord
+from tests.waiting import PATIENCE_SECONDS
 
 Record = Callable[..., InstanceRecord]
 
@@ -56,7 +56,7 @@ async def test_a_change_wakes_who_waits_for_it_and_who_comes_late_need_not_wait(
     async with registry:
         pass
     await registry.close()
-    assert await asyncio.wait_for(closing, 1) == registry.version
+    assert await asyncio.wait_for(closing, PATIENCE_SECONDS) == registry.version
 
 
 async def test_changes_that_come_together_call_back_once_and_a_failing_callback_harms_nobody(record: Record) -> None:
@@ -94,15 +94,14 @@ async def test_a_lost_source_is_said_once_and_keeps_what_is_known(record: Record
     assert registry.serving("generate_content") == ("llm_agent",)
 
 
-@pytest.mark.parametrize("agents", [10, 1000])
-async def test_reading_costs_a_look_up_however_many_there_are(record: Record, agents: int) -> None:
+async def test_reading_costs_a_look_up_however_many_there_are(record: Record) -> None:
     registry = Registry()
-    registry.apply(record(f"agent_{number}", str(number % 7)) for number in range(1000) if number < agents)
-    started = time.perf_counter()
-    for _ in range(10_000):
-        registry.serving("generate_content")
-        registry.instances()
-    assert time.perf_counter() - started < 0.5
+    registry.apply(record(f"agent_{number}", str(number % 7)) for number in range(1000))
+    # What was sorted once is handed out again, and not made for each reader.
+    assert registry.serving("generate_content") is registry.serving("generate_content")
+    assert registry.instances() is registry.instances()
+    assert registry.instances("agent_7") is registry.instances("agent_7")
+    assert len(registry.serving("generate_content")) == len(registry.instances()) == 1000
 
 
 async def test_consul_is_chosen_where_its_address_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

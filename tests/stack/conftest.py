@@ -12,9 +12,9 @@ from typing import Protocol
 import pytest
 
 from pantheon.stack import AgentSpec, Endpoints
+from tests.waiting import PATIENCE_SECONDS
 
 REPOSITORY = Path(__file__).parent.parent.parent
-_DEADLINE_SECONDS = 30.0
 
 # Says that it is up, and that it has drained, in files; ignores a first SIGTERM for as long as it is told to.
 _TOY_AGENT = """
@@ -47,45 +47,6 @@ except StackError as error:
 """
 
 
-class WaitUntil(Protocol):
-    """Polls a condition until a deadline."""
-
-    async def __call__(self, condition: Callable[[], object], what: str) -> None:
-        """Return when the condition holds, fail the test with `what` when it never does."""
-
-
-@pytest.fixture
-def wait_until() -> WaitUntil:
-    async def wait(condition: Callable[[], object], what: str) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _DEADLINE_SECONDS
-        while not condition():
-            assert loop.time() < deadline, f"never happened: {what}"
-            await asyncio.sleep(0.02)
-
-    return wait
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Return the living processes that have to do with a folder: it is in their arguments, or they work in it."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            works_in = str((process / "cwd").readlink())
-        except OSError:
-            continue
-        # A zombie has no arguments; the test's own process is no leftover.
-        if arguments and int(process.name) != os.getpid() and (str(folder) in arguments or str(folder) in works_in):
-            found.append(f"{process.name} {arguments}")
-    return found
-
-
-@pytest.fixture(name="processes_of")
-def processes_of_fixture() -> Callable[[Path], list[str]]:
-    return processes_of
-
-
 @pytest.fixture
 def toy_agent(tmp_path: Path) -> Callable[..., AgentSpec]:
     def make(name: str = "toy_agent", instances: int = 1, drain_seconds: float = 0.0) -> AgentSpec:
@@ -102,19 +63,19 @@ class RunningStack:
 
     async def endpoints(self) -> Endpoints:
         assert self.process.stdout is not None
-        async with asyncio.timeout(_DEADLINE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             line = await self.process.stdout.readline()
         assert line, f"the stack ended: {await self.errors()}"
         return Endpoints.model_validate(json.loads(line))
 
     async def errors(self) -> str:
         assert self.process.stderr is not None
-        async with asyncio.timeout(_DEADLINE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return (await self.process.stderr.read()).decode()
 
     async def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        async with asyncio.timeout(_DEADLINE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await self.process.wait()
 
 

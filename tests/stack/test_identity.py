@@ -15,7 +15,6 @@ from pantheon.stack import StackError, identity
 from pantheon.stack.process import Command, ManagedProcess
 from pantheon.stack.servers import PostgresServer
 
-WaitUntil = Callable[[Callable[[], object], str], Awaitable[None]]
 Launch = Callable[..., Awaitable[Any]]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="is about root; an ordinary user cannot become it")

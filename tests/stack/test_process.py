@@ -20,8 +20,8 @@ from pantheon.stack.process import (
     process_birth,
     run_to_end,
 )
+from tests.waiting import PATIENCE_SECONDS, until
 
-WaitUntil = Callable[[Callable[[], object], str], Awaitable[None]]
 Spawn = Callable[..., Awaitable[ManagedProcess]]
 
 _STUBBORN = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
@@ -80,49 +80,45 @@ def test_the_line_that_says_why_is_found(log: str, line: str) -> None:
 
 async def test_a_process_that_obeys_is_ended_by_the_first_signal(spawn: Spawn) -> None:
     running = await spawn("sleep", "60")
-    await running.stop([(signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)])
+    await running.stop([(signal.SIGTERM, PATIENCE_SECONDS), (signal.SIGKILL, PATIENCE_SECONDS)])
     assert running.returncode == -signal.SIGTERM
     assert running.ending() == "killed by SIGTERM"
     running.send(signal.SIGTERM)
 
 
-async def test_a_process_that_does_not_obey_is_killed_after_its_grace(spawn: Spawn, wait_until: WaitUntil) -> None:
+async def test_a_process_that_does_not_obey_is_killed_after_its_grace(spawn: Spawn) -> None:
     running = await spawn("sh", "-c", _STUBBORN)
     assert running.ending().startswith("still running")
-    await wait_until(lambda: "ready" in running.output(), "the trap is set")
+    await until(lambda: "ready" in running.output(), "the trap is set")
     await running.stop([(signal.SIGTERM, 0.2)])
     assert running.returncode == -signal.SIGKILL
 
 
-async def test_a_hurried_stop_does_not_wait_for_the_grace(
-    spawn: Spawn, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hurried_stop_does_not_wait_for_the_grace(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_HURRIED_SECONDS", 0.1)
     running = await spawn("sh", "-c", _STUBBORN)
-    await wait_until(lambda: "ready" in running.output(), "the trap is set")
+    await until(lambda: "ready" in running.output(), "the trap is set")
     hurry = asyncio.Event()
     asyncio.get_running_loop().call_later(0.1, hurry.set)
-    async with asyncio.timeout(10):
-        await running.stop([(signal.SIGTERM, 60.0)], hurry)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await running.stop([(signal.SIGTERM, 10 * PATIENCE_SECONDS)], hurry)
     assert running.returncode == -signal.SIGKILL
 
 
-async def test_what_a_process_had_started_ends_with_it(spawn: Spawn, wait_until: WaitUntil) -> None:
+async def test_what_a_process_had_started_ends_with_it(spawn: Spawn) -> None:
     running = await spawn("sh", "-c", "sleep 60 & echo $!; wait")
-    await wait_until(lambda: running.output().strip().isdigit(), "the child's process id")
+    await until(lambda: running.output().strip().isdigit(), "the child's process id")
     child = int(running.output())
     assert process_birth(child) is not None
-    await running.stop([(signal.SIGTERM, 10.0)])
-    await wait_until(lambda: process_birth(child) is None, "the end of the child")
+    await running.stop([(signal.SIGTERM, PATIENCE_SECONDS)])
+    await until(lambda: process_birth(child) is None, "the end of the child")
 
 
-async def test_what_a_process_had_started_ends_with_it_when_it_dies_by_itself(
-    spawn: Spawn, wait_until: WaitUntil
-) -> None:
+async def test_what_a_process_had_started_ends_with_it_when_it_dies_by_itself(spawn: Spawn) -> None:
     running = await spawn("sh", "-c", "sleep 60 & echo $!; exit 1")
     assert await running.wait() == 1
     child = int(running.output())
-    await wait_until(lambda: process_birth(child) is None, "the end of the child")
+    await until(lambda: process_birth(child) is None, "the end of the child")
     assert await running.wait() == 1
 
 
@@ -164,7 +160,7 @@ async def test_a_child_whose_parent_is_gone_already_does_not_begin(tmp_path: Pat
     assert not (tmp_path / "ran").exists()
 
 
-async def test_a_child_ends_with_its_parent(tmp_path: Path, wait_until: WaitUntil) -> None:
+async def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     script = """
 import asyncio, pathlib, sys
 from pantheon.stack.process import Command, ManagedProcess
@@ -183,7 +179,7 @@ asyncio.run(main())
     assert is_same_process(child, birth)
     parent.kill()
     await parent.communicate()
-    await wait_until(lambda: not is_same_process(child, birth), "the end of the child")
+    await until(lambda: not is_same_process(child, birth), "the end of the child")
 
 
 async def test_an_unwritable_log_is_one_clear_line(tmp_path: Path) -> None:
@@ -221,15 +217,13 @@ async def test_each_run_is_quoted_from_its_own_part_of_the_log(spawn: Spawn) -> 
     assert second.ending() == "exit status 4"
 
 
-async def test_a_command_that_fails_is_quoted_and_one_that_is_interrupted_is_ended(
-    tmp_path: Path, wait_until: WaitUntil
-) -> None:
+async def test_a_command_that_fails_is_quoted_and_one_that_is_interrupted_is_ended(tmp_path: Path) -> None:
     log = tmp_path / "log"
     await run_to_end(Command("reader", ("grep", "-q", "fed")), log, feed="fed\n")
     with pytest.raises(StackError, match=r"reader failed: exit status 2: grep: .*missing.*\(log: "):
         await run_to_end(Command("reader", ("grep", "x", str(tmp_path / "missing"))), log)
     task = asyncio.create_task(run_to_end(Command("shell", ("sh", "-c", "echo $$ >&2; exec sleep 60")), log))
-    await wait_until(lambda: log.read_text().splitlines()[-1:][0].isdigit(), "the command runs")
+    await until(lambda: log.read_text().splitlines()[-1:][0].isdigit(), "the command runs")
     pid = int(log.read_text().splitlines()[-1])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -237,7 +231,7 @@ async def test_a_command_that_fails_is_quoted_and_one_that_is_interrupted_is_end
     assert process_birth(pid) is None
 
 
-async def test_a_process_id_alone_is_no_proof(wait_until: WaitUntil) -> None:
+async def test_a_process_id_alone_is_no_proof() -> None:
     sleeper = await asyncio.create_subprocess_exec("sleep", "60")
     birth = process_birth(sleeper.pid)
     assert is_same_process(sleeper.pid, birth)
@@ -245,14 +239,14 @@ async def test_a_process_id_alone_is_no_proof(wait_until: WaitUntil) -> None:
     assert not is_same_process(sleeper.pid, None)
     assert await end_process(sleeper.pid, "another boot:1", [(signal.SIGTERM, 1.0)])
     assert sleeper.returncode is None
-    assert await end_process(sleeper.pid, birth, [(signal.SIGTERM, 10.0)])
+    assert await end_process(sleeper.pid, birth, [(signal.SIGTERM, PATIENCE_SECONDS)])
     assert await sleeper.wait() == -signal.SIGTERM
     assert process_birth(sleeper.pid) is None
 
 
-async def test_a_stubborn_leftover_is_killed(tmp_path: Path, wait_until: WaitUntil) -> None:
+async def test_a_stubborn_leftover_is_killed(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as out:
         stubborn = await asyncio.create_subprocess_exec("sh", "-c", _STUBBORN, stdout=out)
-    await wait_until(lambda: (tmp_path / "out").read_text(), "the trap is set")
+    await until(lambda: (tmp_path / "out").read_text(), "the trap is set")
     assert await end_process(stubborn.pid, process_birth(stubborn.pid), [(signal.SIGTERM, 0.1)])
     assert await stubborn.wait() == -signal.SIGKILL

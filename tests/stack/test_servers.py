@@ -17,8 +17,8 @@ from pantheon.stack.ports import is_free, pick_free
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer, Server, ValkeyServer
 from pantheon.stack.servers.consul import _get as http_get
 from tests.servers import consul_program
+from tests.waiting import until
 
-WaitUntil = Callable[[Callable[[], object], str], Awaitable[None]]
 Put = Callable[[Server], Awaitable[None]]
 Got = Callable[[Server], Awaitable[str]]
 
@@ -254,12 +254,10 @@ async def test_the_database_wants_its_password(tmp_path: Path) -> None:
     assert (tmp_path / "postgres" / "password").stat().st_mode & 0o777 == 0o600
 
 
-async def test_an_interrupted_first_start_leaves_nothing_that_hinders_the_next(
-    tmp_path: Path, wait_until: WaitUntil
-) -> None:
+async def test_an_interrupted_first_start_leaves_nothing_that_hinders_the_next(tmp_path: Path) -> None:
     server = PostgresServer(tmp_path / "postgres")
     starting = asyncio.create_task(server.start())
-    await wait_until((tmp_path / "postgres" / "data.new" / "PG_VERSION").exists, "initdb at work")
+    await until((tmp_path / "postgres" / "data.new" / "PG_VERSION").exists, "initdb at work")
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,8 @@ import pytest
 from pantheon.stack import EventKind, StackError, StackEvent, supervisor
 from pantheon.stack.process import ManagedProcess
 from pantheon.stack.supervisor import Stage, Supervisor, Worker
+from tests.waiting import PATIENCE_SECONDS, until
 
-WaitUntil = Callable[[Callable[[], object], str], Awaitable[None]]
 MakeWorker = Callable[..., Worker]
 
 
@@ -42,7 +42,7 @@ def kinds(events: list[StackEvent]) -> list[EventKind]:
 
 
 async def test_a_killed_part_is_started_again_and_said_so(
-    supervising: Supervisor, worker: MakeWorker, events: list[StackEvent], wait_until: WaitUntil
+    supervising: Supervisor, worker: MakeWorker, events: list[StackEvent]
 ) -> None:
     part = worker("llm_agent")
     await supervising.start(part, Stage.AGENTS)
@@ -50,7 +50,7 @@ async def test_a_killed_part_is_started_again_and_said_so(
     assert first is not None
     assert supervising.processes() == {"llm_agent": [first]}
     os.kill(first, signal.SIGKILL)
-    await wait_until(lambda: EventKind.RESTARTED in kinds(events), "the restart")
+    await until(lambda: EventKind.RESTARTED in kinds(events), "the restart")
     assert kinds(events) == [EventKind.STARTED, EventKind.DIED, EventKind.RESTARTED]
     assert str(events[1]) == "llm_agent: died (killed by SIGKILL); starting it again in 0.1 s"
     assert supervising.processes() == {"llm_agent": [part.pid]}
@@ -61,12 +61,11 @@ async def test_a_part_that_keeps_dying_is_started_ever_more_slowly(
     supervising: Supervisor,
     worker: MakeWorker,
     events: list[StackEvent],
-    wait_until: WaitUntil,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervisor, "_MAX_BACKOFF_SECONDS", 0.4)
     await supervising.start(worker("bad_agent", "sh", "-c", "echo no such model >&2; exit 7"), Stage.AGENTS)
-    await wait_until(lambda: kinds(events).count(EventKind.DIED) == 4, "four deaths")
+    await until(lambda: kinds(events).count(EventKind.DIED) == 4, "four deaths")
     told = [event.message for event in events if event.kind is EventKind.DIED]
     assert told == [
         f"died (exit status 7: no such model); starting it again in {seconds} s" for seconds in (0.1, 0.2, 0.4, 0.4)
@@ -77,12 +76,11 @@ async def test_a_part_that_was_up_for_a_while_starts_again_at_once(
     supervising: Supervisor,
     worker: MakeWorker,
     events: list[StackEvent],
-    wait_until: WaitUntil,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervisor, "_PROVEN_SECONDS", 0.0)
     await supervising.start(worker("short_agent", "true"), Stage.AGENTS)
-    await wait_until(lambda: kinds(events).count(EventKind.DIED) == 4, "four deaths")
+    await until(lambda: kinds(events).count(EventKind.DIED) == 4, "four deaths")
     assert all("again in 0.1 s" in event.message for event in events if event.kind is EventKind.DIED)
 
 
@@ -90,7 +88,6 @@ async def test_a_restart_that_fails_is_tried_again(
     supervising: Supervisor,
     worker: MakeWorker,
     events: list[StackEvent],
-    wait_until: WaitUntil,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     part = worker("llm_agent")
@@ -106,7 +103,7 @@ async def test_a_restart_that_fails_is_tried_again(
     monkeypatch.setattr(ManagedProcess, "spawn", spawn_at_last)
     assert part.pid is not None
     os.kill(part.pid, signal.SIGKILL)
-    await wait_until(lambda: EventKind.RESTARTED in kinds(events), "the restart")
+    await until(lambda: EventKind.RESTARTED in kinds(events), "the restart")
     assert kinds(events).count(EventKind.RESTART_FAILED) == 2
     assert "could not be started again: no process to be had" in events[2].message
 
@@ -126,7 +123,7 @@ async def test_a_watcher_that_fails_by_itself_is_loud(
 
     supervising = Supervisor(on_event=broken, on_change=lambda: None)
     await supervising.start(worker("short_agent", "true"), Stage.AGENTS)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(RuntimeError, match="the screen is gone"):
             await asyncio.shield(supervising.failure)
     await supervising.stop(asyncio.Event())

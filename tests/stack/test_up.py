@@ -30,12 +30,21 @@ from pantheon.stack import (
     up,
 )
 from pantheon.stack.process import process_birth
+from tests.processes import processes_of
 from tests.servers import consul_program
+from tests.waiting import until
 
-WaitUntil = Callable[[Callable[[], object], str], Awaitable[None]]
 ToyAgent = Callable[..., AgentSpec]
-ProcessesOf = Callable[[Path], list[str]]
 Launch = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+def started_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own to start stacks from: others start some from the repository at the same time."""
+    folder = tmp_path / "started from"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 async def count_rows(database_url: str, statement: str) -> object:
@@ -55,7 +64,7 @@ async def remember(database_url: str) -> None:
 
 
 async def test_a_stack_runs_what_it_promises_and_leaves_nothing(
-    tmp_path: Path, toy_agent: ToyAgent, wait_until: WaitUntil, processes_of: ProcessesOf
+    tmp_path: Path, toy_agent: ToyAgent, started_from: Path
 ) -> None:
     events: list[StackEvent] = []
     settled: list[Endpoints] = []
@@ -80,7 +89,7 @@ async def test_a_stack_runs_what_it_promises_and_leaves_nothing(
         assert stack.failure
     async with stack:
         endpoints = stack.endpoints
-        assert read_endpoints(tmp_path / "data") == endpoints == find_newest(Path.cwd())
+        assert read_endpoints(tmp_path / "data") == endpoints == find_newest(started_from)
         assert settled == [endpoints.model_copy(update={"started_at": settled[0].started_at})]
         servers = {"nats", "postgres", "valkey", "consul"}
         assert set(endpoints.processes) == servers | {"toy_agent", "other_agent"}
@@ -88,7 +97,7 @@ async def test_a_stack_runs_what_it_promises_and_leaves_nothing(
         assert await count_rows(endpoints.database_url, "select count(*) from starts") == 1
         for pid in (*endpoints.processes["toy_agent"], *endpoints.processes["other_agent"]):
             seen = tmp_path / f"env-{pid}"
-            await wait_until(lambda seen=seen: seen.exists() and seen.read_text(), "the agent is up")  # type: ignore[misc]
+            await until(lambda seen=seen: seen.exists() and seen.read_text(), "the agent is up")  # type: ignore[misc]
             variables = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
             assert endpoints.environment().items() <= variables.items()
     assert processes_of(tmp_path) == []
@@ -109,9 +118,7 @@ async def test_a_second_start_goes_on_with_the_data_of_the_first(tmp_path: Path)
     assert urls[0] == urls[1]
 
 
-async def test_killed_servers_come_back_where_they_were_and_the_file_follows(
-    tmp_path: Path, wait_until: WaitUntil
-) -> None:
+async def test_killed_servers_come_back_where_they_were_and_the_file_follows(tmp_path: Path) -> None:
     data = tmp_path / "data"
     async with Stack(data, orchestrators=0, agents=[], migrate=remember) as stack:
         before = stack.endpoints
@@ -127,7 +134,7 @@ async def test_killed_servers_come_back_where_they_were_and_the_file_follows(
             pids = [pid for pids in read_endpoints(data).processes.values() for pid in pids]
             return len(pids) == len(killed) and not set(pids) & set(killed)
 
-        await wait_until(all_new, "new processes in endpoints.json")
+        await until(all_new, "new processes in endpoints.json")
         after = read_endpoints(data)
         assert after.environment() == before.environment()
         assert after.started_at == before.started_at
@@ -137,19 +144,21 @@ async def test_killed_servers_come_back_where_they_were_and_the_file_follows(
         await client.close()
 
 
-async def test_two_stacks_run_side_by_side_and_a_third_on_the_same_folder_does_not(tmp_path: Path) -> None:
+async def test_two_stacks_run_side_by_side_and_a_third_on_the_same_folder_does_not(
+    tmp_path: Path, started_from: Path
+) -> None:
     first = Stack(tmp_path / "first", orchestrators=0, agents=[])
     second = Stack(tmp_path / "second", orchestrators=0, agents=[])
     async with first, second:
         assert not set(first.endpoints.environment().values()) & set(second.endpoints.environment().values())
-        assert find_newest(Path.cwd()) == second.endpoints
+        assert find_newest(started_from) == second.endpoints
         with pytest.raises(DataFolderBusyError, match=rf"pid {os.getpid()}"):
             await Stack(tmp_path / "first", orchestrators=0, agents=[]).start()
         # The refused one has taken nothing away.
         assert read_endpoints(tmp_path / "first") == first.endpoints
 
 
-async def test_a_start_that_fails_ends_what_it_had_begun(tmp_path: Path, processes_of: ProcessesOf) -> None:
+async def test_a_start_that_fails_ends_what_it_had_begun(tmp_path: Path) -> None:
     async with Stack(tmp_path / "first", orchestrators=0, agents=[]) as first:
         taken = int(first.endpoints.redis_url.rpartition(":")[2].partition("/")[0])
         second = Stack(tmp_path / "second", orchestrators=0, agents=[], ports={"valkey": taken})
@@ -194,28 +203,26 @@ async def test_a_stack_that_does_not_settle_goes_on_and_says_so(
     assert any("not all parts answered" in event.message for event in events)
 
 
-async def test_supervision_survives_the_loss_of_its_folder(
-    tmp_path: Path, toy_agent: ToyAgent, wait_until: WaitUntil
-) -> None:
+async def test_supervision_survives_the_loss_of_its_folder(tmp_path: Path, toy_agent: ToyAgent) -> None:
     events: list[StackEvent] = []
     async with Stack(tmp_path / "data", orchestrators=0, agents=[toy_agent()], on_event=events.append) as stack:
         [pid] = stack.endpoints.processes["toy_agent"]
         (tmp_path / "data" / "processes.json").unlink()
         (tmp_path / "data" / "processes.json").mkdir()
         os.kill(pid, signal.SIGKILL)
-        await wait_until(lambda: any(event.kind is EventKind.RESTARTED for event in events), "the restart")
+        await until(lambda: any(event.kind is EventKind.RESTARTED for event in events), "the restart")
         assert any("cannot keep" in event.message for event in events)
         (tmp_path / "data" / "processes.json").rmdir()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_ends_everything_after_the_agents_drained(
-    tmp_path: Path, launch: Launch, number: signal.Signals, wait_until: WaitUntil, processes_of: ProcessesOf
+    tmp_path: Path, launch: Launch, number: signal.Signals
 ) -> None:
     running = await launch(tmp_path / "data", drain_seconds=0.3)
     endpoints = await running.endpoints()
     agents = endpoints.processes["toy_agent"]
-    await wait_until(lambda: all((tmp_path / f"env-{pid}").exists() for pid in agents), "the agents are up")
+    await until(lambda: all((tmp_path / f"env-{pid}").exists() for pid in agents), "the agents are up")
     assert await running.end(number) == 0
     assert processes_of(tmp_path) == []
     assert all((tmp_path / f"drained-{pid}").exists() for pid in agents)
@@ -223,15 +230,13 @@ async def test_a_signal_ends_everything_after_the_agents_drained(
     assert "Traceback" not in await running.errors()
 
 
-async def test_a_second_signal_hurries(
-    tmp_path: Path, launch: Launch, wait_until: WaitUntil, processes_of: ProcessesOf
-) -> None:
+async def test_a_second_signal_hurries(tmp_path: Path, launch: Launch) -> None:
     running = await launch(tmp_path / "data", drain_seconds=600.0)
     endpoints = await running.endpoints()
     agents = endpoints.processes["toy_agent"]
-    await wait_until(lambda: all((tmp_path / f"env-{pid}").exists() for pid in agents), "the agents are up")
+    await until(lambda: all((tmp_path / f"env-{pid}").exists() for pid in agents), "the agents are up")
     running.process.send_signal(signal.SIGINT)
-    await wait_until(lambda: not (tmp_path / "data" / "endpoints.json").exists(), "the end has begun")
+    await until(lambda: not (tmp_path / "data" / "endpoints.json").exists(), "the end has begun")
     assert await running.end(signal.SIGINT) == 0
     assert processes_of(tmp_path) == []
     assert not any((tmp_path / f"drained-{pid}").exists() for pid in agents)
@@ -239,11 +244,11 @@ async def test_a_second_signal_hurries(
 
 @pytest.mark.parametrize("part_of_start", [0.0, 0.15, 0.3, 0.5, 0.7, 0.9])
 async def test_a_signal_in_the_middle_of_the_start_leaves_nothing(
-    tmp_path: Path, launch: Launch, part_of_start: float, wait_until: WaitUntil, processes_of: ProcessesOf
+    tmp_path: Path, launch: Launch, part_of_start: float
 ) -> None:
     running = await launch(tmp_path / "data")
     # The lock is the first thing that a start makes; from there to readiness takes about a second.
-    await wait_until((tmp_path / "data" / "lock").exists, "the start has begun")
+    await until((tmp_path / "data" / "lock").exists, "the start has begun")
     await asyncio.sleep(part_of_start * random.uniform(0.8, 1.2))
     assert await running.end(signal.SIGTERM) == 0
     assert "Traceback" not in await running.errors()
@@ -253,16 +258,14 @@ async def test_a_signal_in_the_middle_of_the_start_leaves_nothing(
     assert await again.end(signal.SIGTERM) == 0
 
 
-async def test_nothing_survives_a_killed_supervisor_and_the_next_start_goes_on(
-    tmp_path: Path, launch: Launch, wait_until: WaitUntil, processes_of: ProcessesOf
-) -> None:
+async def test_nothing_survives_a_killed_supervisor_and_the_next_start_goes_on(tmp_path: Path, launch: Launch) -> None:
     running = await launch(tmp_path / "data")
     endpoints = await running.endpoints()
     await remember(endpoints.database_url)
     assert await running.end(signal.SIGKILL) == -signal.SIGKILL
     pids = [pid for pids in endpoints.processes.values() for pid in pids]
-    await wait_until(lambda: not any(process_birth(pid) for pid in pids), "the end of all children")
-    await wait_until(lambda: processes_of(tmp_path) == [], "the end of all others")
+    await until(lambda: not any(process_birth(pid) for pid in pids), "the end of all children")
+    await until(lambda: processes_of(tmp_path) == [], "the end of all others")
     with pytest.raises(NoMeshError, match="its process is gone"):
         read_endpoints(tmp_path / "data")
     again = await launch(tmp_path / "data")
@@ -272,9 +275,7 @@ async def test_nothing_survives_a_killed_supervisor_and_the_next_start_goes_on(
     assert await again.end(signal.SIGTERM) == 0
 
 
-async def test_a_start_right_after_a_killed_supervisor_is_no_race(
-    tmp_path: Path, launch: Launch, processes_of: ProcessesOf
-) -> None:
+async def test_a_start_right_after_a_killed_supervisor_is_no_race(tmp_path: Path, launch: Launch) -> None:
     for _ in range(3):
         running = await launch(tmp_path / "data")
         await running.endpoints()
