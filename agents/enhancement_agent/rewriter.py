@@ -53,7 +53,9 @@ async def rewrite(markdown: str, *, style: str, language: str, settings: Enhance
             api_key=settings.api_key.get_secret_value(),
         )
         editor = Agent(model, instructions=f"{INSTRUCTIONS}\n{wanted}", output_type=str)
-        run = await editor.run(markdown, model_settings={"timeout": settings.timeout_seconds})
+        # Its connections end with it: they are a client's own, made for this one call.
+        async with model:
+            run = await editor.run(markdown, model_settings={"timeout": settings.timeout_seconds})
     except TaskFailure as error:
         raise RewriteFailed(f"{settings.model}: {error.code}") from error
     except (AgentRunError, UserError) as error:

@@ -6,7 +6,6 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,47 +14,25 @@ import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope
 
 from agents.communication_agent.settings import CommunicationSettings
+from tests.agents.http_server import Handler, HttpServer
+from tests.waiting import PATIENCE_SECONDS
 
 Response = tuple[int, Any, dict[str, str]]
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
 
-class HttpServer:
+class Responding(HttpServer):
     """Runs `respond(method, path, headers, body)` behind HTTP/1.1 on a free port."""
 
     def __init__(self, respond: Callable[[str, str, dict[str, str], bytes], Response]) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def _do(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        class Responder(Handler):
+            def respond(self) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                status, answer, extra = respond(self.command, self.path, headers, body)
+                status, answer, extra = respond(self.command, self.path, headers, self.body())
                 content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                for name, value in {"content-type": "application/json", **extra}.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+                self.answer(status, content, {"content-type": "application/json", **extra})
 
-            do_GET = _do  # noqa: N815
-            do_POST = _do  # noqa: N815
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Responder)
 
 
 class Receiver:
@@ -65,7 +42,7 @@ class Receiver:
         self.messages: list[tuple[dict[str, str], bytes]] = []
         self.status = 204
         self.headers: dict[str, str] = {}
-        self.server = HttpServer(self._respond)
+        self.server = Responding(self._respond)
         self.url = f"{self.server.url}/hook"
 
     def _respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
@@ -86,7 +63,7 @@ class WordPress:
         self.fail_with: int | None = None
         self._next_id = 1
         self._lock = threading.Lock()
-        self.server = HttpServer(self._respond)
+        self.server = Responding(self._respond)
         self.url = self.server.url
 
     def _respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
@@ -231,5 +208,5 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommunicationSe
         site_url="https://blog.example/",
         site_title="A <Blog> & more",
         state_dir=tmp_path / "state",
-        channel_timeout_seconds=5,
+        channel_timeout_seconds=PATIENCE_SECONDS,
     )

@@ -94,10 +94,9 @@ async def test_failures_of_different_kinds_are_one_failure(settings: Communicati
 
 
 async def test_a_record_that_is_damaged_or_locked_is_said(settings: CommunicationSettings, receiver: Receiver) -> None:
-    quick = settings.model_copy(
-        update={"webhook_url": receiver.url, "webhook_secret": SecretStr(SECRET), "channel_timeout_seconds": 0.3}
-    )
-    await publish(article("webhook"), quick, quiet)
+    configured = settings.model_copy(update={"webhook_url": receiver.url, "webhook_secret": SecretStr(SECRET)})
+    quick = configured.model_copy(update={"channel_timeout_seconds": 0.3})
+    await publish(article("webhook"), configured, quiet)
     (record,) = (settings.state_dir / "webhook").glob("*.json")
     for content in ("{", "[]"):
         record.write_text(content)

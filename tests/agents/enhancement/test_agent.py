@@ -1,9 +1,8 @@
 """The agent's handler, without a model and with one behind a real HTTP server."""
 
+import gc
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,37 +12,29 @@ from agents.enhancement_agent.models import EnhanceContent
 from agents.enhancement_agent.rewriter import unkept, unwrapped
 from pantheon import TaskFailure
 from pantheon.context import LocalTaskContext
+from tests.agents.http_server import Handler, HttpServer
+from tests.waiting import until
 
 DOCUMENT = "# A title\n\nWe recieve `code  here` and a [link](http://x.example) for 3 reasons [1].\n"
 
 
-class ModelServer:
+class ModelServer(HttpServer):
     """Speaks OpenAI's chat completions and Anthropic's messages; `answer` decides what is said."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.text = ""
         self.status = 200
-        server = self
+        told = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                server.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-                content = json.dumps(server.answer(self.path, body)).encode()
-                self.send_response(server.status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+        class Model(Handler):
+            def respond(self) -> None:
+                body = json.loads(self.body())
+                told.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                content = json.dumps(told.answer(self.path, body)).encode()
+                self.answer(told.status, content, {"content-type": "application/json"})
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(Model)
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if self.status != 200:
@@ -68,23 +59,15 @@ class ModelServer:
             "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
         }
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
 
 @pytest.fixture
 def model_server() -> Iterator[ModelServer]:
-    server = ModelServer()
-    yield server
-    server.close()
+    with ModelServer() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
-def _fresh_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("LLM_MODEL", "LLM_BASE_URL", "LLM_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+def _fresh_settings(clean_environment: None) -> Iterator[None]:
     binding._settings.cache_clear()
     yield
     binding._settings.cache_clear()
@@ -135,6 +118,22 @@ async def test_a_models_answer_that_keeps_everything_is_taken(
     assert headers["authorization"] == "Bearer sk-secret"
     assert body["model"] == "gpt-test"
     assert "warm" in json.dumps(body["messages"])
+
+
+@pytest.mark.parametrize("status", [200, 401])
+async def test_a_models_connection_ends_with_the_task(
+    monkeypatch: pytest.MonkeyPatch, model_server: ModelServer, status: int
+) -> None:
+    """Each task left a client with an open connection behind, until the collector came by."""
+    _use(monkeypatch, model_server)
+    model_server.text, model_server.status = DOCUMENT, status
+    gc.disable()
+    try:
+        await binding.enhance(EnhanceContent(markdown=DOCUMENT), LocalTaskContext())
+        await until(lambda: model_server.connections == 0, "the end of the connection")
+    finally:
+        gc.enable()
+    assert len(model_server.requests) == 1
 
 
 async def test_an_answer_that_loses_code_or_a_link_is_refused(

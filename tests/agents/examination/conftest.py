@@ -1,17 +1,15 @@
 """Real servers on loopback: one with pages to link to, one that speaks the model vendors' APIs."""
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from agents.examination_agent.agent import reviewer
 from agents.examination_agent.settings import settings
+from tests.agents.http_server import Handler, HttpServer
 
 
 @dataclass
@@ -64,119 +62,63 @@ class ModelServer:
         }  # fmt: skip
 
 
-class _Quiet(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep the test's output clean."""
-
-    def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-class _Pages(_Quiet):
+class _Pages(Handler):
     state: WebServer
 
-    def do_HEAD(self) -> None:
-        self._serve()
-
-    def do_GET(self) -> None:
-        self._serve()
-
-    def _serve(self) -> None:
+    def respond(self) -> None:
         path = self.path.partition("?")[0]
         self.state.asked.append((self.command, path))
-        try:
-            if path == "/slow":
-                time.sleep(4)
-            if path == "/loop":
-                self.answer(302, headers={"Location": "/loop"})
-            elif path == "/moved":
-                self.answer(301, headers={"Location": "/fine"})
-            elif path == "/get-only":
-                self.answer(405 if self.command == "HEAD" else 200, b"page")
-            elif path.startswith("/status/"):
-                self.answer(int(path.rpartition("/")[2]))
-            else:
-                self.answer(200, b"page")
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
+        if path == "/slow":
+            self.hang(60)
+        if path == "/loop":
+            self.answer(302, headers={"Location": "/loop"})
+        elif path == "/moved":
+            self.answer(301, headers={"Location": "/fine"})
+        elif path == "/get-only":
+            self.answer(405 if self.command == "HEAD" else 200, b"page")
+        elif path.startswith("/status/"):
+            self.answer(int(path.rpartition("/")[2]))
+        else:
+            self.answer(200, b"page")
 
 
-class _Model(_Quiet):
+class _Model(Handler):
     state: ModelServer
 
-    def do_POST(self) -> None:
+    def respond(self) -> None:
         state = self.state
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.body())
         state.requests.append(request)
         state.paths.append(self.path)
-        if state.delay_seconds:
-            time.sleep(state.delay_seconds)
+        self.hang(state.delay_seconds)
         json_type = {"Content-Type": "application/json"}
-        try:
-            if state.status != 200:
-                self.answer(state.status, b'{"error": {"message": "no", "type": "x"}}', json_type)
-            else:
-                self.answer(200, json.dumps(state.answer(self.path.partition("?")[0], request)).encode(), json_type)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-
-
-def _serve(handler: type[_Quiet]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join(5)
+        if state.status != 200:
+            self.answer(state.status, b'{"error": {"message": "no", "type": "x"}}', json_type)
+        else:
+            self.answer(200, json.dumps(state.answer(self.path.partition("?")[0], request)).encode(), json_type)
 
 
 @pytest.fixture
 def web_server() -> Iterator[WebServer]:
     state = WebServer()
-    for url in _serve(type("Pages", (_Pages,), {"state": state})):
-        state.url = url
+    with HttpServer(type("Pages", (_Pages,), {"state": state})) as server:
+        state.url = server.url
         yield state
 
 
 @pytest.fixture
 def model_server() -> Iterator[ModelServer]:
     state = ModelServer()
-    for url in _serve(type("Model", (_Model,), {"state": state})):
-        state.url = url
+    with HttpServer(type("Model", (_Model,), {"state": state})) as server:
+        state.url = server.url
         yield state
 
 
 @pytest.fixture(autouse=True)
-def clean_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees the settings of another, nor those of the machine."""
-    for prefix in ("LLM", "EXAMINATION"):
-        for name in ("MODEL", "BASE_URL", "API_KEY", "MAX_RETRIES", "TIMEOUT_SECONDS", "TOTAL_TOKENS_LIMIT"):
-            monkeypatch.delenv(f"{prefix}_{name}", raising=False)
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
+def clean_settings(clean_environment: None) -> Iterator[None]:
+    """No test sees the settings of another."""
     settings.cache_clear()
     reviewer.cache_clear()
     yield
     settings.cache_clear()
     reviewer.cache_clear()
-
-
-@pytest.fixture
-def use_model(model_server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def configure(model: str, **variables: str) -> None:
-        base = model_server.url + ("" if model.startswith("anthropic") else "/v1")
-        values = {"MODEL": model, "BASE_URL": base, "API_KEY": "key-1", "MAX_RETRIES": "0", **variables}
-        for name, value in values.items():
-            monkeypatch.setenv(f"LLM_{name}", value)
-
-    return configure

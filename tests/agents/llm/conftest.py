@@ -2,10 +2,8 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import yaml
 from agents.llm_agent.agent import language_model
 from agents.llm_agent.models import Source
 from agents.llm_agent.settings import settings
+from tests.agents.http_server import Handler, HttpServer
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "blog"
 
@@ -106,31 +105,33 @@ class ModelServer:
         return [(event["type"], event) for event in events]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     state: ModelServer
-    protocol_version = "HTTP/1.1"
 
-    def do_POST(self) -> None:
+    def respond(self) -> None:
         state = self.state
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        state.requests.append(json.loads(body))
+        state.requests.append(json.loads(self.body()))
         state.paths.append(self.path)
         state.keys.append(str(self.headers.get("x-api-key") or self.headers.get("Authorization")))
         state.asked.set()
-        if state.delay_seconds:
-            time.sleep(state.delay_seconds)
+        self.hang(state.delay_seconds)
+        if state.status != 200:
+            self._send(state.status, json.dumps(state.error).encode(), "application/json")
+        elif state.nonsense:
+            self._send(200, b"<html>It works!</html>", "text/html")
+        else:
+            self._stream(state)
+
+    def _send(self, status: int, body: bytes, media_type: str) -> None:
+        self.answer(status, body, {"Content-Type": media_type, **self.state.headers})
+
+    def _stream(self, state: ModelServer) -> None:
         try:
-            self._answer(state)
+            self._events(state)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def _answer(self, state: ModelServer) -> None:
-        if state.status != 200:
-            self._send(state.status, json.dumps(state.error).encode(), "application/json")
-            return
-        if state.nonsense:
-            self._send(200, b"<html>It works!</html>", "text/html")
-            return
+    def _events(self, state: ModelServer) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -146,56 +147,23 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/chat/completions"):
             self.wfile.write(b"data: [DONE]\n\n")
 
-    def _send(self, status: int, body: bytes, media_type: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", media_type)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in self.state.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Keep the test's output clean."""
-
 
 @pytest.fixture
 def model_server() -> Iterator[ModelServer]:
     state = ModelServer()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join(5)
+    with HttpServer(type("Model", (_Handler,), {"state": state})) as server:
+        state.url = server.url
+        yield state
 
 
 @pytest.fixture(autouse=True)
-def clean_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees the settings of another, nor those of the machine."""
-    for name in ("MODEL", "BASE_URL", "API_KEY", "MAX_RETRIES", "TIMEOUT_SECONDS", "TOTAL_TOKENS_LIMIT"):
-        monkeypatch.delenv(f"LLM_{name}", raising=False)
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+def clean_settings(clean_environment: None) -> Iterator[None]:
+    """No test sees the settings of another."""
     settings.cache_clear()
     language_model.cache_clear()
     yield
     settings.cache_clear()
     language_model.cache_clear()
-
-
-@pytest.fixture
-def use_model(model_server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def configure(model: str, **variables: str) -> None:
-        base = model_server.url + ("" if model.startswith("anthropic") else "/v1")
-        values = {"MODEL": model, "BASE_URL": base, "API_KEY": "key-1", "MAX_RETRIES": "0", **variables}
-        for name, value in values.items():
-            monkeypatch.setenv(f"LLM_{name}", value)
-
-    return configure
 
 
 @pytest.fixture(scope="session")

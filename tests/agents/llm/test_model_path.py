@@ -11,6 +11,8 @@ from agents.llm_agent.agent import generate_content, summarize_content
 from agents.llm_agent.models import GenerateContent, Issue, Previous, Source, SummarizeContent
 from pantheon import TaskFailure
 from pantheon.context import LocalTaskContext
+from tests.agents.conftest import UseModel
+from tests.waiting import PATIENCE_SECONDS
 
 SOURCES = [
     Source(title="Retries", text="A retry repeats one step."),
@@ -37,10 +39,6 @@ class Server(Protocol):
     paths: list[str]
     keys: list[str]
     asked: threading.Event
-
-
-class UseModel(Protocol):
-    def __call__(self, model: str, **variables: str) -> None: ...
 
 
 def task(**fields: Any) -> GenerateContent:
@@ -163,7 +161,7 @@ async def test_a_slow_server_is_a_timeout_that_may_be_tried_again(
     model_server: Server, use_model: UseModel, model: str
 ) -> None:
     use_model(model, TIMEOUT_SECONDS="0.2")
-    model_server.delay_seconds = 1.0
+    model_server.delay_seconds = 60.0
     with pytest.raises(TaskFailure) as caught:
         await generate_content(task(), LocalTaskContext())
     assert (caught.value.code, caught.value.retryable) == ("model_timeout", True)
@@ -171,8 +169,8 @@ async def test_a_slow_server_is_a_timeout_that_may_be_tried_again(
 
 async def test_the_task_s_deadline_bounds_the_request(model_server: Server, use_model: UseModel) -> None:
     use_model("openai:gpt-4o-mini")
-    model_server.delay_seconds = 3.0
-    ctx = LocalTaskContext(deadline=datetime.now(UTC) + timedelta(seconds=1))
+    model_server.delay_seconds = 60.0
+    ctx = LocalTaskContext(deadline=datetime.now(UTC) + timedelta(seconds=3))
     with pytest.raises(TaskFailure) as caught:
         await generate_content(task(), ctx)
     assert caught.value.code == "model_timeout"
@@ -255,9 +253,9 @@ async def test_a_model_that_cannot_be_used_is_named_with_its_setting(
 
 async def test_a_cancelled_task_lets_go_of_its_request(model_server: Server, use_model: UseModel) -> None:
     use_model("openai:gpt-4o-mini")
-    model_server.delay_seconds = 2.0
+    model_server.delay_seconds = 10 * PATIENCE_SECONDS
     work = asyncio.create_task(generate_content(task(), LocalTaskContext()))
-    assert await asyncio.to_thread(model_server.asked.wait, 10)
+    assert await asyncio.to_thread(model_server.asked.wait, PATIENCE_SECONDS)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(work, 1.5)
+        await asyncio.wait_for(work, PATIENCE_SECONDS)
