@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+# Makes a wheel, an environment and a whole mesh.
+pytestmark = pytest.mark.timeout(600)
+
 REPOSITORY = Path(__file__).parent.parent
 AGENTS = ("llm_agent", "enhancement_agent", "examination_agent", "drafting_agent", "communication_agent")
 
@@ -23,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(REPOSITORY)],
         check=True,
-        timeout=100,
+        timeout=200,
     )
     return next(folder.glob("*.whl"))
 
@@ -40,7 +43,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", "--no-deps",
          "--no-index", str(wheel)],
         check=True,
-        timeout=100,
+        timeout=200,
     )  # fmt: skip
     # A .pth line adds a folder without reading the .pth files in it, so this checkout's own editable install stays out.
     (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
@@ -64,7 +67,7 @@ def test_both_distributions_agents_can_be_imported(environment: Path) -> None:
         "import agents, agents.llm_agent.agent, orchestrator_agent; print(agents.Runner, orchestrator_agent.__file__)"
     )
     done = subprocess.run(
-        [environment / "bin" / "python", "-c", check], capture_output=True, text=True, timeout=60, cwd=environment
+        [environment / "bin" / "python", "-c", check], capture_output=True, text=True, timeout=100, cwd=environment
     )
     assert done.returncode == 0, done.stderr
     assert str(environment) in done.stdout
@@ -80,7 +83,7 @@ async def test_pantheon_up_works_from_the_wheel(environment: Path, tmp_path: Pat
     )
     try:
         endpoints = tmp_path / "data" / "endpoints.json"
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(180):
             while not endpoints.exists():
                 assert process.returncode is None, (tmp_path / "up.log").read_text()
                 await asyncio.sleep(0.1)
@@ -91,7 +94,7 @@ async def test_pantheon_up_works_from_the_wheel(environment: Path, tmp_path: Pat
             "text=One sentence is here. Another one follows it at once. A third one ends the text.",
             cwd=tmp_path, env=inherited, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        output, _ = await asyncio.wait_for(run.communicate(), 60)
+        output, _ = await asyncio.wait_for(run.communicate(), 100)
         assert run.returncode == 0
         assert json.loads(output)["status"] == "completed"
     finally:

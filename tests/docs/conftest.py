@@ -19,7 +19,7 @@ from pantheon.settings import MeshSettings
 from tests.servers import Databases, nats_server
 
 REPOSITORY = Path(__file__).parents[2]
-ENDING_SECONDS = 20.0
+ENDING_SECONDS = 60.0
 # The addresses of other meshes of this machine must not reach the processes that a test starts.
 _MESH_VARIABLES = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "CONSUL_HTTP_ADDR", "INSTANCE_ID", "MAX_CONCURRENCY")
 
@@ -89,7 +89,7 @@ def running(mesh: DocumentedMesh, tmp_path: Path) -> Running:
 
 
 async def finish(
-    command: Sequence[str], environment: dict[str, str], cwd: Path, *, wait_seconds: float = 60
+    command: Sequence[str], environment: dict[str, str], cwd: Path, *, wait_seconds: float = 100
 ) -> Finished:
     """Run a program to its end."""
     process = await asyncio.create_subprocess_exec(

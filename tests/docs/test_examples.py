@@ -19,7 +19,7 @@ from tests.docs.conftest import REPOSITORY, DocumentedMesh, Running, finish, imp
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 AGENTS = REPOSITORY / "examples" / "agents"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 INSTALL_SECONDS = 110.0
 
 

@@ -25,6 +25,7 @@ from tests.docs.conftest import REPOSITORY, DocumentedMesh
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text(encoding="utf-8")
 EXAMPLES: list[tuple[str, str]] = re.findall(r"^```json (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 DOCUMENTS = schema.documents()
+WAIT_SECONDS = 60.0
 
 
 @pytest.mark.parametrize(("message", "text"), EXAMPLES)
@@ -110,7 +111,7 @@ async def test_operations_answer_in_the_shapes_of_the_page(mesh: DocumentedMesh)
     # What was cancelled is retried as a new task, which waits for nothing but the approval.
     again = await client.retry(task_id)
     assert (await client.signal(again, "yes"))["taken"]
-    assert (await client.wait(again, timeout_seconds=20)).status == "completed"
+    assert (await client.wait(again, timeout_seconds=WAIT_SECONDS)).status == "completed"
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -128,11 +129,11 @@ async def test_a_root_task_is_cancelled_by_a_control_to_the_orchestrator(mesh: D
     try:
         async with AgentProcess(agent, MeshSettings.load(nats_url=mesh.nats_url)):
             task_id = await mesh.client.submit("sleep_for_ever", {})
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WAIT_SECONDS):
                 await started.wait()
             order = Control(command="cancel", task_id=task_id, reason="no longer wanted")
             await broker.publish("agent.orchestrator_agent.control", to_bytes(order))
-            response = await mesh.client.wait(task_id, timeout_seconds=20)
+            response = await mesh.client.wait(task_id, timeout_seconds=WAIT_SECONDS)
     finally:
         await broker.close()
     assert response.status == "cancelled"
@@ -156,15 +157,15 @@ async def test_a_replay_reuses_what_does_not_depend_on_the_step_it_begins_from(m
     graph = {"steps": {"a": step("a"), "b": step("b", "a"), "c": step("c", "b"), "d": step("d", "a")}}
     async with AgentProcess(agent, MeshSettings.load(nats_url=mesh.nats_url)):
         first = await mesh.client.submit("execute_dag", graph)
-        assert (await mesh.client.wait(first, timeout_seconds=20)).status == "completed"
+        assert (await mesh.client.wait(first, timeout_seconds=WAIT_SECONDS)).status == "completed"
         assert sorted(ran) == ["a", "b", "c", "d"]
         ran.clear()
         again = await mesh.client.submit("mesh.replay", {"task_id": str(first), "from": "b"})
-        response = await mesh.client.wait(again, timeout_seconds=20)
+        response = await mesh.client.wait(again, timeout_seconds=WAIT_SECONDS)
         assert (response.status, response.task_type, sorted(ran)) == ("completed", "execute_dag", ["b", "c"])
         rows = (await mesh.client.query("task", {"task_id": str(again)}))["tasks"]
         assert next(row for row in rows if row["task_id"] == str(again))["replay_of"] == str(first)
         wrong = await mesh.client.submit("mesh.replay", {"task_id": str(first), "from": "z"})
-        refused = await mesh.client.wait(wrong, timeout_seconds=20)
+        refused = await mesh.client.wait(wrong, timeout_seconds=WAIT_SECONDS)
     assert refused.error is not None
     assert refused.error.code == "invalid_request"

@@ -16,7 +16,7 @@ from tests.docs.conftest import REPOSITORY, DocumentedMesh, Running, block_with,
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 README = REPOSITORY / "README.md"
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 
 def saved(folder: Path, name: str, code: str) -> str:
@@ -71,7 +71,7 @@ async def test_the_nats_command_lines_body_is_a_request_that_is_answered_and_fou
                     if answer["task_id"] == str(request.task_id):
                         break
         assert answer["result"] == {"text": "HELLO"}
-        tree = json.loads((await client.request(query, arguments.encode(), timeout=5)).data)
+        tree = json.loads((await client.request(query, arguments.encode(), timeout=WAIT_SECONDS)).data)
         assert [task["status"] for task in tree["tasks"]] == ["completed", "completed"]
     finally:
         await client.close()
@@ -83,5 +83,7 @@ async def test_the_workflow_of_the_readme_runs(mesh: DocumentedMesh, running: Ru
     assert plan.definition is not None
     graph = {"steps": plan.definition["steps"], "output": plan.definition["output"]}
     async with running(python(), agent_file):
-        result = await mesh.client.run("execute_dag", {**graph, "input": {"texts": ["one", "two"]}}, wait_seconds=30)
+        result = await mesh.client.run(
+            "execute_dag", {**graph, "input": {"texts": ["one", "two"]}}, wait_seconds=WAIT_SECONDS
+        )
     assert result == {"texts": ["ONE", "TWO"]}
