@@ -73,7 +73,8 @@ async def test_an_orchestrator_killed_between_two_steps_goes_on_when_it_is_start
         answer = await plain.answer(task_id)
     assert answer["result"] == CHAIN_RESULT
     assert len(seen.calls) == STEPS
-    assert len(plain.responses[task_id]) == 1
+    # The new process may say what the dead one said, or owes, while it says it itself: the same bytes, kept once.
+    assert len(set(plain.responses[task_id])) == 1
 
 
 def _reached(plain: PlainClient, goal: int) -> bool:

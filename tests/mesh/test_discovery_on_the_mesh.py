@@ -171,22 +171,28 @@ async def test_an_agent_with_no_kit_at_all_is_a_full_agent(
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_garbled_answer_fails_its_step_and_is_kept(
-    orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen
-) -> None:
-    gate = seen.gates["echo"] = asyncio.Event()
+async def at_work(plain: PlainClient, seen: Seen) -> tuple[str, dict[str, Any]]:
+    """A task that its agent holds until its gate opens, and the request that the agent was given."""
+    seen.gates["echo"] = asyncio.Event()
     await plain.overhear("words_agent")
     task_id = await plain.send("echo", {"x": 1})
     await seen.until_called("echo")
     await plain.until(lambda: plain.overheard)
     request, _ = plain.overheard[0]
+    return task_id, request
+
+
+async def test_a_garbled_answer_fails_its_step_and_is_kept(
+    orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen
+) -> None:
+    task_id, request = await at_work(plain, seen)
     wrong = {name: request[name] for name in ("task_id", "root_task_id", "attempt")} | {"status": "fine"}
     await plain.connection.publish("agent.words_agent.response", json.dumps(wrong).encode())
     await plain.connection.publish("agent.words_agent.response", b"not json at all")
     answer = await plain.answer(task_id)
     assert answer["error"]["details"]["code"] == "invalid_response"
     await plain.until(lambda: len(plain.dead) == 2)
-    gate.set()
+    seen.gates["echo"].set()
 
 
 @pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
@@ -194,28 +200,18 @@ async def test_a_number_that_json_lacks_is_no_answer(
     orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen, number: str
 ) -> None:
     """In memory it would be infinite and in the row null: a restart could branch another way."""
-    gate = seen.gates["echo"] = asyncio.Event()
-    await plain.overhear("words_agent")
-    task_id = await plain.send("echo", {"x": 1})
-    await seen.until_called("echo")
-    await plain.until(lambda: plain.overheard)
-    request, _ = plain.overheard[0]
+    task_id, request = await at_work(plain, seen)
     answer = {name: request[name] for name in ("task_id", "root_task_id", "attempt")}
     body = json.dumps({**answer, "agent": "words_agent", "status": "completed", "result": {"n": 0}})
     await plain.connection.publish("agent.words_agent.response", body.replace('"n": 0', f'"n": {number}').encode())
     assert (await plain.answer(task_id))["error"]["details"]["code"] == "invalid_response"
-    gate.set()
+    seen.gates["echo"].set()
 
 
 async def test_an_answer_of_an_old_attempt_changes_nothing(
     orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen
 ) -> None:
-    gate = seen.gates["echo"] = asyncio.Event()
-    await plain.overhear("words_agent")
-    task_id = await plain.send("echo", {"x": 1})
-    await seen.until_called("echo")
-    await plain.until(lambda: plain.overheard)
-    request, _ = plain.overheard[0]
+    task_id, request = await at_work(plain, seen)
     for attempt in (2, 7):
         stale = {
             "task_id": request["task_id"],
@@ -226,7 +222,7 @@ async def test_an_answer_of_an_old_attempt_changes_nothing(
             "result": {"x": "stale"},
         }
         await plain.connection.publish("agent.words_agent.response", json.dumps(stale).encode())
-    gate.set()
+    seen.gates["echo"].set()
     assert (await plain.answer(task_id))["result"] == {"x": 1}
 
 
