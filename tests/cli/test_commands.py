@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from pantheon.cli.app import main
-from tests.cli.conftest import AGENT, Mesh, Running, Shell, command, environment
+from tests.cli.conftest import AGENT, COMMAND_SECONDS, Mesh, Running, Shell, command, environment
 
 UNREACHABLE = "nats://127.0.0.1:9"
 
@@ -290,9 +291,20 @@ def test_replay_gives_up_waiting(shell: Shell) -> None:
 # -- agents, workflows, schema, versions -----------------------------------------------------------------------------
 
 
+def listed_with(shell: Shell, field: str, *command: str) -> dict[str, dict[str, Any]]:
+    """The agents by name, as soon as words_agent is listed with a field."""
+    end = time.monotonic() + COMMAND_SECONDS
+    while True:
+        rows = {row["name"]: row for row in shell(*command, "--json").json}
+        if rows["words_agent"].get(field) is not None:
+            return rows
+        assert time.monotonic() < end, rows
+
+
 def test_agents_are_listed_from_discovery(shell: Shell) -> None:
     shell("run", "uppercase", "text=x", "-q")
-    rows = {row["name"]: row for row in shell("agents", "--json").json}
+    # Whoever does not say within a moment what it has done is shown without.
+    rows = listed_with(shell, "tasks_done", "agents")
     assert set(rows) == {"orchestrator_agent", "words_agent"}
     agent = rows["words_agent"]
     assert (agent["version"], agent["status"], agent["max_concurrency"]) == ("1.2.3", "ready", 10)
@@ -305,7 +317,7 @@ def test_agents_are_listed_from_discovery(shell: Shell) -> None:
 
 
 def test_agents_tell_their_load(shell: Shell) -> None:
-    rows = {row["name"]: row for row in shell("agents", "--load", "--json").json}
+    rows = listed_with(shell, "heartbeat", "agents", "--load")
     assert rows["words_agent"]["heartbeat"]["max_concurrency"] == 10
 
 

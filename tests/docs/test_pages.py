@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator_agent import routing, standing
 from orchestrator_agent.engine.state import Role, Status
+from pantheon.cli.app import main
 from pantheon.cli.exit_codes import MEANINGS
 from tests.docs.conftest import REPOSITORY
 
@@ -75,15 +76,12 @@ def test_the_numbers_of_routing_and_circuits_are_the_codes() -> None:
     assert f"it gets nothing for {standing.OPEN_SECONDS:g} s" in page
 
 
-def test_every_documented_command_has_a_help() -> None:
+def test_every_documented_command_has_a_help(capsys: pytest.CaptureFixture[str]) -> None:
     commands = set(re.findall(r"^\| `pantheon ((?:[a-z-]+ ?)+)", OPERATIONS, re.MULTILINE))
     assert len(commands) == 29
     for command in sorted(commands):
-        done = subprocess.run(
-            [sys.executable, "-m", "pantheon", *command.split(), "--help"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"pantheon {command.strip()}" in done.stdout
+        assert main([*command.split(), "--help"]) == 0
+        assert f"pantheon {command.strip()}" in capsys.readouterr().out
 
 
 def test_every_command_is_documented() -> None:
