@@ -339,13 +339,17 @@ async def test_a_schedule_starts_once_for_each_time_with_two_orchestrators(
         "steps: {work: {task: echo, with: {n: '${input.n}'}}}\n"
     )
     folders = [tmp_path / "flows"]
-    async with orchestrator(settings, load_library(folders)), AgentProcess(words_agent(seen), settings):
+    async with orchestrator(settings, load_library(folders)):
         await until_row(settings, "select 1 from schedules where workflow = 'tick'")
-        # As if nobody had been there for two days; the next time is hours away, whenever this runs.
-        await rows(settings, "update schedules set fired_at = fired_at - interval '2 days' returning 1")
-        async with orchestrator(settings, load_library(folders)):
-            await plain.until(lambda: len(plain.responses) >= 2)
-            await asyncio.sleep(1)
+    # As if nobody had been there for two days; the next time is hours away, whenever this runs.
+    await rows(settings, "update schedules set fired_at = fired_at - interval '2 days' returning 1")
+    async with (
+        AgentProcess(words_agent(seen), settings),
+        orchestrator(settings, load_library(folders)),
+        orchestrator(settings, load_library(folders)),
+    ):
+        await plain.until(lambda: len(plain.responses) >= 2)
+        await asyncio.sleep(1)
     found = await rows(
         settings, "select task_id, requester, status from tasks where task_type = 'tick' and step is null"
     )
