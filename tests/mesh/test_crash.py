@@ -20,11 +20,10 @@ from pantheon.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import subjects
 from protocol.ids import new_id
-from tests.kit.conftest import until
 from tests.mesh.agents import Seen, orchestrator_process, rows, words_agent
 from tests.mesh.conftest import PlainClient
 from tests.servers import postgres_server
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, until
 
 STEPS = 4
 CHAIN = {

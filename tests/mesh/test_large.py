@@ -23,9 +23,9 @@ from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol import new_id
 from protocol.errors import TooLarge
-from tests.kit.conftest import until
 from tests.mesh.agents import Seen, rows, words_agent
 from tests.mesh.conftest import PlainClient
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 MIB = 1024 * 1024
