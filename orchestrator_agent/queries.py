@@ -4,7 +4,7 @@ Requests and replies are JSON objects. A reply with `error` (`code`, `message`) 
 """
 
 import json
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,14 +12,17 @@ from uuid import UUID
 import structlog
 
 from orchestrator_agent.dead_letters import DeadLetters
+from orchestrator_agent.engine.decisions import Directory
 from orchestrator_agent.engine.state import ENDED, Status
+from orchestrator_agent.runs import Runs
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of
+from orchestrator_agent.waiting import waiting_of
 from orchestrator_agent.wire import final_response
 from orchestrator_agent.workflows.library import Library
 from pantheon.bus import Bus, Delivery, Subscription
 from protocol import subjects
-from protocol.errors import InvalidRequest, PantheonError, UnknownTask
+from protocol.errors import InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
 from protocol.messages import json_bytes
 
 log = structlog.get_logger()
@@ -35,9 +38,20 @@ Answer = dict[str, Any]
 class Queries:
     """`tasks`, `task`, `response`, `workflows`, `dead_letters`."""
 
-    def __init__(self, bus: Bus, reader: Reader, library: Library, dead_letters: DeadLetters) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        reader: Reader,
+        runs: Runs,
+        directory: Directory,
+        library: Library,
+        dead_letters: DeadLetters,
+    ) -> None:
         self._bus = bus
         self._reader = reader
+        self._runs = runs
+        self._directory = directory
         self._library = library
         self._dead_letters = dead_letters
         self._subscriptions: list[Subscription] = []
@@ -99,7 +113,19 @@ class Queries:
             raise UnknownTask(f"there is no task {arguments.get('task_id')}")
         # Payloads and results of a whole tree may be more than one message carries; who draws it needs none.
         hidden = BULKY if arguments.get("brief") is True else ()
-        return {"tasks": [_shown(record, hidden) for record in records]}
+        answer: Answer = {"tasks": [_shown(record, hidden) for record in records]}
+        if arguments.get("waiting") is True:
+            answer["waiting"] = await self._waiting(records)
+        return answer
+
+    async def _waiting(self, records: Sequence[Any]) -> list[Answer]:
+        if not any(record["status"] == Status.READY for record in records):
+            return []
+        try:
+            return waiting_of(await self._runs.build(records), self._directory)
+        except InvalidWorkflow:
+            # The task will end by it.
+            return []
 
     async def _response(self, arguments: Mapping[str, Any]) -> Answer:
         task_id = _id(arguments)

@@ -201,7 +201,14 @@ class Orchestrator:
             replicas=self._settings.stream_replicas,
             uses_kv=not self._settings.uses_consul,
         )
-        queries = Queries(process.bus, reader, self._library, dead_letters)
+        queries = Queries(
+            process.bus,
+            reader=reader,
+            runs=runs,
+            directory=router,
+            library=self._library,
+            dead_letters=dead_letters,
+        )
         parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, taker, history, lock)
         return OrchestratorWorker(parts, self._stack)
 

@@ -39,6 +39,20 @@ _HEADERS: dict[str, Document] = {
     "tracestate": {"type": "string", "description": "W3C Trace Context"},
 }
 
+# Rows that are ready and wait for the same; beside the ids and the sentence, the details of `no_agent_available`.
+_WAITING: Document = {
+    "type": "object",
+    "properties": {
+        "task_ids": {"type": "array", "items": _UUID},
+        "reason": _STRING,
+        "task_type": _STRING,
+        "task": {**_STRING, "description": "what holds up the task, whatever agent it might go to"},
+        "instances": {"type": "integer", "description": "how many serve the task type"},
+        "agents": {"type": "object", "additionalProperties": _STRING, "description": "what speaks against each"},
+        "more": {"type": "integer", "description": "agents that are not in `agents`"},
+    },
+    "required": ["task_ids", "reason", "task_type", "instances", "agents"],
+}
 # Query -> (what it answers, its arguments, its reply).
 _QUERIES: dict[str, tuple[str, Document, Document]] = {
     "tasks": (
@@ -60,10 +74,17 @@ _QUERIES: dict[str, tuple[str, Document, Document]] = {
             "properties": {
                 "task_id": _UUID,
                 "brief": {"type": "boolean", "default": False, "description": "without payloads and results"},
+                "waiting": {"type": "boolean", "default": False, "description": "why rows that are ready wait"},
             },
             "required": ["task_id"],
         },
-        {"properties": {"tasks": {"type": "array", "items": {"type": "object"}}}, "required": ["tasks"]},
+        {
+            "properties": {
+                "tasks": {"type": "array", "items": {"type": "object"}},
+                "waiting": {"type": "array", "items": _WAITING},
+            },
+            "required": ["tasks"],
+        },
     ),
     "response": (
         "A root task's status, and its final response once it has ended.",

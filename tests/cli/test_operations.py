@@ -248,7 +248,10 @@ def test_a_paused_workflow_and_a_paused_agent_get_nothing_new(shell: Shell) -> N
         task_id = shell("run", "shout_all", "texts=held", "--detach").out.strip()
         rows = until(shell, task_id, lambda rows: "joined" in rows)
         assert rows["joined"]["status"] == "ready"
-        assert "no agent has a place for it yet" in shell("task", "show", task_id).out
+        text = shell("task", "show", task_id).out
+        assert "no agent has a place for it yet" in text
+        why = "words_agent: it is paused" if kind == "agents" else "the workflow 'shout_all' is paused; "
+        assert f"○ joined: {why}" in text or f"○ joined: 1 instance of 1 agent serves 'join'; {why}" in text
         assert shell(kind, "resume", name, "--json").json == [{kind[:-1]: name, "paused": False}]
         assert until_ended(shell, task_id) == "completed"
 

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskContext, TaskFailed
+from pantheon.client import result_of
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.messages import now
@@ -182,6 +183,31 @@ async def test_a_paused_agent_and_a_paused_workflow_get_nothing_new(
     assert seen.count("uppercase") == 0
     await mesh.run("mesh.resume", {"agent": "words_agent"})
     assert (await mesh.wait(task_id, timeout_seconds=15)).result == {"text": "HELD"}
+
+
+async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails(
+    words: AgentProcess, mesh: Mesh, settings: MeshSettings
+) -> None:
+    step = {"task": "uppercase", "with": {"text": "a"}, "requires": {"model": "large", "tags": ["eu"]}}
+    await mesh.pause(workflow="execute_dag")
+    task_id = await mesh.submit("execute_dag", {"steps": {"loud": step}})
+    (waiting,) = (await mesh.query("task", {"task_id": str(task_id), "waiting": True}))["waiting"]
+    why = "it names no model, 'large' is required"
+    assert waiting.pop("reason") == (
+        f"the workflow 'execute_dag' is paused; 1 instance of 1 agent serves 'uppercase'; words_agent: {why}"
+    )
+    (row,) = await until_row(settings, "select task_id from tasks where root_task_id = $1 and step = 'loud'", task_id)
+    details = {"task_type": "uppercase", "instances": 1, "agents": {"words_agent": why}}
+    assert waiting == {"task_ids": [str(row)], "task": "the workflow 'execute_dag' is paused", **details}
+    await mesh.resume(workflow="execute_dag")
+    with pytest.raises(TaskFailed) as failed:
+        result_of(await mesh.wait(task_id, timeout_seconds=20))
+    assert failed.value.code == "no_agent_available"
+    assert failed.value.message == (
+        "step 'loud': no agent took 'uppercase' within 0.6 s: 1 instance of 1 agent serves 'uppercase'; "
+        f"words_agent: {why}"
+    )
+    assert failed.value.details == details
 
 
 async def test_a_budget_is_hard_for_the_whole_tree(
