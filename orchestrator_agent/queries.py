@@ -12,9 +12,11 @@ from uuid import UUID
 import structlog
 
 from orchestrator_agent.dead_letters import DeadLetters
-from orchestrator_agent.engine.decisions import Directory
 from orchestrator_agent.engine.state import ENDED, Status
+from orchestrator_agent.flow.line import Line, Queue
+from orchestrator_agent.routing import Router
 from orchestrator_agent.runs import Runs
+from orchestrator_agent.store.pauses import COUNTED_ROWS, PauseStore
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of
 from orchestrator_agent.waiting import waiting_of
@@ -36,7 +38,7 @@ Answer = dict[str, Any]
 
 
 class Queries:
-    """`tasks`, `task`, `response`, `workflows`, `dead_letters`."""
+    """`tasks`, `task`, `response`, `workflows`, `pauses`, `dead_letters`."""
 
     def __init__(
         self,
@@ -44,16 +46,20 @@ class Queries:
         *,
         reader: Reader,
         runs: Runs,
-        directory: Directory,
+        router: Router,
         library: Library,
         dead_letters: DeadLetters,
+        pause_store: PauseStore,
+        line: Line,
     ) -> None:
         self._bus = bus
         self._reader = reader
         self._runs = runs
-        self._directory = directory
+        self._router = router
         self._library = library
         self._dead_letters = dead_letters
+        self._pause_store = pause_store
+        self._line = line
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
@@ -62,6 +68,7 @@ class Queries:
             "task": self._task,
             "response": self._response,
             "workflows": self._workflows,
+            "pauses": self._read_pauses,
             "dead_letters": self._read_dead_letters,
         }
         for name, answer in answers.items():
@@ -122,7 +129,7 @@ class Queries:
         if not any(record["status"] == Status.READY for record in records):
             return []
         try:
-            return waiting_of(await self._runs.build(records), self._directory)
+            return waiting_of(await self._runs.build(records), self._router)
         except InvalidWorkflow:
             # The task will end by it.
             return []
@@ -150,6 +157,18 @@ class Queries:
                 for plan in self._library.plans
             ]
         }
+
+    async def _read_pauses(self, arguments: Mapping[str, Any]) -> Answer:
+        pauses = [_shown(record) for record in await self._pause_store.listed(_limit(arguments))]
+        agents = [one for one in pauses if one["kind"] == "agent"]
+        if agents:
+            queues = [Queue.of(name) for name in await self._line.queues()]
+            may_go_to = {queue.name: self._router.agents(queue.task_type, queue.agent) for queue in queues}
+            lengths = await self._line.lengths(list(may_go_to), COUNTED_ROWS)
+            for one in agents:
+                waiting = sum(lengths[name] for name, names in may_go_to.items() if one["name"] in names)
+                one["waiting"] = min(waiting, COUNTED_ROWS)
+        return {"pauses": pauses}
 
     async def _read_dead_letters(self, arguments: Mapping[str, Any]) -> Answer:
         letters = await self._dead_letters.read(

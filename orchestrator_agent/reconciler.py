@@ -24,6 +24,7 @@ from orchestrator_agent.operations import Operations
 from orchestrator_agent.routing import Pauses
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
+from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import ProcessLock
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
@@ -63,6 +64,7 @@ class Reconciler:
         library: Library,
         standings: Standings,
         pauses: Pauses,
+        pause_store: PauseStore,
         operations: Operations,
         turns: Turns,
         schedules: Schedules,
@@ -82,6 +84,7 @@ class Reconciler:
         self._library = library
         self._standings = standings
         self._pauses = pauses
+        self._pause_store = pause_store
         self._operations = operations
         self._turns = turns
         self._schedules = schedules
@@ -203,10 +206,10 @@ class Reconciler:
 
     async def _learn(self) -> None:
         """What people have changed meanwhile: pauses, workflows in the database."""
-        paused = await self._reader.pauses()
-        if self._pauses.workflows - paused["workflow"] or self._pauses.agents - paused["agent"]:
+        workflows, agents = await self._pause_store.names()
+        if self._pauses.workflows - workflows or self._pauses.agents - agents:
             self.look_now()
-        self._pauses.workflows, self._pauses.agents = paused["workflow"], paused["agent"]
+        self._pauses.workflows, self._pauses.agents = workflows, agents
         for version, name, definition in await self._reader.published_workflows():
             known = self._library.newest(name)
             if self._library.from_file(name) or (known is not None and known.version == version):

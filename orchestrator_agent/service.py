@@ -31,6 +31,7 @@ from orchestrator_agent.reconciler import Reconciler
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
+from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database, ProcessLock
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
@@ -110,7 +111,7 @@ class Orchestrator:
         if self._settings.agent_orchestrator_port is not None:
             port = self._settings.agent_orchestrator_port
             await self._stack.enter_async_context(Health(process.bus, database, lock, port=port))
-        reader = Reader(database)
+        reader, pause_store = Reader(database), PauseStore(database)
         for plan in self._library.plans:
             if plan.version is not None and plan.definition is not None:
                 await reader.save_workflow(plan.version, plan.name, plan.definition)
@@ -126,7 +127,8 @@ class Orchestrator:
         limits = Limits(flow.rate_limits, registry, shared, processes=lambda: window.processes)
         registry.on_change(limits.learn)
         self._stack.push_async_callback(limits.close)
-        gate = Gate(window, Line(database), limits)
+        line = Line(database)
+        gate = Gate(window, line, limits)
         standings.on_answer = gate.window.answered
         standings.on_dispatch = gate.window.sent
         store = TaskStore(database, lock.process_id, gate, flow.history_after_seconds)
@@ -176,6 +178,7 @@ class Orchestrator:
             library=self._library,
             dead_letters=dead_letters,
             pauses=pauses,
+            pause_store=pause_store,
             perform=conductor.perform,
             post=conductor.post,
             look_now=lambda: reconciler.look_now(),
@@ -192,6 +195,7 @@ class Orchestrator:
             library=self._library,
             standings=standings,
             pauses=pauses,
+            pause_store=pause_store,
             operations=operations,
             turns=turns,
             schedules=Schedules(reader, self._library, process.publisher),
@@ -205,9 +209,11 @@ class Orchestrator:
             process.bus,
             reader=reader,
             runs=runs,
-            directory=router,
+            router=router,
             library=self._library,
             dead_letters=dead_letters,
+            pause_store=pause_store,
+            line=line,
         )
         parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, taker, history, lock)
         return OrchestratorWorker(parts, self._stack)

@@ -53,6 +53,19 @@ _WAITING: Document = {
     },
     "required": ["task_ids", "reason", "task_type", "instances", "agents"],
 }
+_PAUSED: Document = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["task", "workflow", "agent"]},
+        "name": {**_STRING, "description": "a task's is its id"},
+        "task_type": {**_STRING, "description": "of a task"},
+        "paused_at": {**_STRING, "format": "date-time"},
+        "paused_by": {**_UUID, "description": "the operation"},
+        "requester": {**_STRING, "description": "who sent the operation"},
+        "waiting": {"type": "integer", "description": "tasks that are ready and wait; counted up to 10,000"},
+    },
+    "required": ["kind", "name", "waiting"],
+}
 # Query -> (what it answers, its arguments, its reply).
 _QUERIES: dict[str, tuple[str, Document, Document]] = {
     "tasks": (
@@ -101,6 +114,11 @@ _QUERIES: dict[str, tuple[str, Document, Document]] = {
         "The workflows that the orchestrator knows.",
         {},
         {"properties": {"workflows": {"type": "array", "items": {"type": "object"}}}, "required": ["workflows"]},
+    ),
+    "pauses": (
+        "What is paused, newest first.",
+        {"properties": {"limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50}}},
+        {"properties": {"pauses": {"type": "array", "items": _PAUSED}}, "required": ["pauses"]},
     ),
     "dead_letters": (
         "Dead letters, oldest first; with `id`, one of them with its body.",

@@ -199,25 +199,6 @@ class Reader:
         )
         return [(record["version"], record["name"], json.loads(record["definition"])) for record in records]
 
-    async def pause(self, kind: str, name: str, paused_by: UUID) -> None:
-        await self._database.execute(
-            "insert into pauses (kind, name, paused_by) values ($1, $2, $3) on conflict do nothing",
-            kind,
-            name,
-            paused_by,
-        )
-
-    async def resume(self, kind: str, name: str) -> None:
-        await self._database.execute("delete from pauses where kind = $1 and name = $2", kind, name)
-
-    async def pauses(self) -> dict[str, frozenset[str]]:
-        """What is paused, by kind."""
-        records = await self._database.fetch("select kind, name from pauses")
-        return {
-            kind: frozenset(record["name"] for record in records if record["kind"] == kind)
-            for kind in ("workflow", "agent")
-        }
-
     async def schedules(self) -> dict[str, tuple[datetime, str]]:
         """When each scheduled workflow was last started for, and on which definition of its schedule."""
         records = await self._database.fetch("select workflow, fired_at, definition from schedules")

@@ -256,6 +256,26 @@ def test_a_paused_workflow_and_a_paused_agent_get_nothing_new(shell: Shell) -> N
         assert until_ended(shell, task_id) == "completed"
 
 
+def test_what_is_paused_is_listed(shell: Shell) -> None:
+    nothing = shell("pauses")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "nothing is paused\n")
+    assert shell("workflows", "pause", "shout_all").code == 0
+    task_id = shell("run", "shout_all", "texts=held", "--detach").out.strip()
+    assert shell("task", "pause", task_id).code == 0
+    assert [(one["kind"], one["name"], one["waiting"]) for one in shell("pauses", "--json").json] == [
+        ("task", task_id, 1),
+        ("workflow", "shout_all", 1),
+    ]
+    head, task, workflow = shell("pauses").out.splitlines()
+    assert head.split() == ["paused", "name", "type", "since", "by", "waiting"]
+    assert [task.split()[index] for index in (0, 1, 2, -2, -1)] == ["task", task_id, "shout_all", "cli", "1"]
+    assert workflow.split()[0:2] == ["workflow", "shout_all"]
+    assert len(shell("pauses", "-n", "1").out.splitlines()) == 2
+    assert shell("workflows", "resume", "shout_all").code == 0
+    assert shell("task", "resume", task_id).code == 0
+    assert until_ended(shell, task_id) == "completed"
+
+
 def test_what_is_not_there_may_be_paused_but_is_told(shell: Shell) -> None:
     for kind in ("workflow", "agent"):
         done = shell(f"{kind}s", "pause", "never_heard_of", "--json")

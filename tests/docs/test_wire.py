@@ -130,7 +130,10 @@ async def test_queries_are_answered_as_the_asyncapi_document_says(mesh: Document
         "task": {"task_id": str(waits), "brief": True, "waiting": True},
         "response": {"task_id": str(task_id)},
         "workflows": {},
+        "pauses": {},
     }
+    await mesh.client.pause(waits)
+    await mesh.client.pause(workflow="never_heard_of")
     broker = await nats.connect(mesh.nats_url)
     try:
         for name, arguments in asked.items():
@@ -139,8 +142,13 @@ async def test_queries_are_answered_as_the_asyncapi_document_says(mesh: Document
             assert "error" not in answer
             assert jsonschema_rs.is_valid(schema_of(f"{name}Answer"), answer)
             if name == "task":
-                assert [one["reason"] for one in answer["waiting"]] == ["nobody serves 'nobody_does_this'"]
+                assert [one["reason"] for one in answer["waiting"]] == [
+                    "the task is paused; nobody serves 'nobody_does_this'"
+                ]
+            if name == "pauses":
+                assert len(answer["pauses"]) == 2
         await mesh.client.cancel(waits)
+        await mesh.client.resume(workflow="never_heard_of")
         refusal = json.loads((await broker.request("mesh.query.task", b'{"task_id": "x"}')).data)
         assert refusal["error"]["code"] == "invalid_request"
         assert jsonschema_rs.is_valid(schema_of("taskAnswer"), refusal)

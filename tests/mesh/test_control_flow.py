@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,45 @@ async def test_a_paused_agent_and_a_paused_workflow_get_nothing_new(
     assert seen.count("uppercase") == 0
     await mesh.run("mesh.resume", {"agent": "words_agent"})
     assert (await mesh.wait(task_id, timeout_seconds=15)).result == {"text": "HELD"}
+
+
+async def test_what_is_paused_is_listed_with_who_did_it_when_and_how_much_waits(
+    words: AgentProcess, settings: MeshSettings
+) -> None:
+    steps = {"one": {"task": "sleep", "with": {"seconds": 0}}, "two": {"task": "echo", "agent": "words_agent"}}
+    async with Mesh(settings.nats_url, requester="anna") as anna, Mesh(settings.nats_url) as other:
+        assert await anna.pauses() == []
+        before = now()
+        await anna.pause(agent="words_agent")
+        held = [await other.submit("execute_dag", {"steps": steps}) for _ in range(3)]
+        for _ in range(2):
+            # The first who paused it is the one who did.
+            await anna.pause(held[0])
+            await other.pause(held[0])
+        await other.pause(workflow="execute_dag")
+        workflow, task, agent = await other.pauses()
+        assert all(before < datetime.fromisoformat(one["paused_at"]) <= now() for one in (agent, task, workflow))
+        operations = await rows(settings, "select task_id, requester from tasks where task_type = 'mesh.pause'")
+        known = {str(row["task_id"]): row["requester"] for row in operations}
+        shown = [(one["kind"], one["name"], one["waiting"]) for one in (workflow, task, agent)]
+        assert shown == [("workflow", "execute_dag", 6), ("task", str(held[0]), 2), ("agent", "words_agent", 6)]
+        assert (task["task_type"], task["requester"], agent["requester"]) == ("execute_dag", "anna", "anna")
+        assert "requester" not in workflow
+        assert [known[one["paused_by"]] for one in (workflow, task, agent)] == [None, "anna", "anna"]
+        assert await other.pauses(limit=1) == [workflow]
+        # A task that ends while it is paused is not paused any more, nor is one that goes on.
+        await other.cancel(held[0])
+        assert [one["kind"] for one in await other.pauses()] == ["workflow", "agent"]
+        await anna.pause(held[1])
+        assert [row["name"] for row in await rows(settings, "select name from pauses where kind = 'task'")] == [
+            str(held[1])
+        ]
+        await anna.resume(held[1])
+        await anna.resume(workflow="execute_dag")
+        await anna.resume(agent="words_agent")
+        assert await anna.pauses() == []
+        assert not await rows(settings, "select 1 from pauses")
+        assert (await other.wait(held[1], timeout_seconds=20)).status == "completed"
 
 
 async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails(
