@@ -165,7 +165,7 @@ class Orchestrator:
             in_broker=lambda agent: in_broker(process.bus, agent),
             paused_workflows=lambda: pauses.workflows,
         )
-        limits.on_tokens = taker.wake
+        limits.on_tokens = circuits.on_claim = taker.wake
         turns = Turns(reader, self._library, conductor.post)
         conductor.acceptance.on_turn = turns.ask
         dead_letters = DeadLetters(process.bus, process.publisher)
