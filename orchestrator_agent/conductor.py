@@ -26,6 +26,7 @@ from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
+from pantheon.background import end
 from pantheon.bus import Bus, Delivery, Publisher, Puller
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
@@ -176,9 +177,7 @@ class Conductor:
             await asyncio.wait(self._loops[:2], timeout=max(0.1, min(grace_seconds, 10)))
         for delivery in left:
             await quietly(delivery.nak())
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await end(self._loops)
         await self.outbox.close()
 
     # -- new tasks -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.workflows.files import read_workflow
 from orchestrator_agent.workflows.library import Library
+from pantheon.background import end
 from pantheon.bus import Bus
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
@@ -101,10 +102,7 @@ class Operations:
             self._post(OperationEnded(operation, result=result))
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks.values())
 
     # -- on one task --------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ The rows are the outbox, this is only the hand that delivers: what dies with thi
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
+from pantheon.background import end
 from pantheon.bus import Bus, Publisher
 from protocol import subjects
 from protocol.errors import StoreError, TooLarge
@@ -139,10 +140,7 @@ class Outbox:
             await self._bus.publish_quietly(subjects.control(agent), order)
 
     async def close(self) -> None:
-        tasks: Iterable[asyncio.Task[None]] = [*self._stops, *([self._noting] if self._noting else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([*self._stops, *([self._noting] if self._noting else [])])
         if self._answered:
             try:
                 await self._store.mark_answered(self._answered)

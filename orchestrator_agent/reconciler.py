@@ -16,7 +16,6 @@ import structlog
 from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired
 from orchestrator_agent.engine.state import ENDED, Status
-from orchestrator_agent.flow.background import end
 from orchestrator_agent.flow.circuits import Circuits
 from orchestrator_agent.flow.line import Waiting
 from orchestrator_agent.flow.taker import Taker
@@ -30,6 +29,7 @@ from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.turns import Schedules, Turns
 from orchestrator_agent.workflows.library import Library
+from pantheon.background import end
 from pantheon.bus import Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import Registry, ensure_bucket

@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
 from pantheon.agent import Agent
+from pantheon.background import end
 from pantheon.bus import Bus, Delivery, Publisher, Subscription
 from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
 from pantheon.discovery import Discovery, Registration, make_discovery
@@ -245,9 +246,7 @@ class AgentProcess:
             await self._registration.update(self.record("draining"))
         if hasattr(self, "worker"):
             await self.worker.drain(grace)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self.config.close()
         try:
             await self.agent.call_hooks("shutdown")

@@ -18,6 +18,7 @@ from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
 from pantheon.agent import Agent
+from pantheon.background import end
 from pantheon.bus import Bus, Delivery, Publisher, Puller
 from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext, sayable
@@ -169,9 +170,7 @@ class Worker:
                 running.work.cancel()
         if self._works:
             await asyncio.wait(self._works, timeout=5)
-        for loop_task in self._loops:
-            loop_task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await end(self._loops)
 
     async def _take(self) -> None:
         while not self._draining:

@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import structlog
 
-from orchestrator_agent.flow.background import end
 from orchestrator_agent.flow.shared import Shared
 from orchestrator_agent.standing import OPEN_SECONDS, CircuitState, Standings
+from pantheon.background import end
 
 log = structlog.get_logger()
 

@@ -19,6 +19,7 @@ from nats.js.api import StorageType, StreamInfo
 from nats.js.client import JetStreamContext
 from pydantic import ValidationError
 
+from pantheon.background import end
 from pantheon.discovery.interface import DiscoveryUnavailable
 from pantheon.discovery.kv_watch import REQUEST_TIMEOUT_SECONDS, BucketWatch, explain
 from pantheon.discovery.registration import KeptRegistration
@@ -129,9 +130,7 @@ class KvFollower:
     async def close(self) -> None:
         """Stop following."""
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     # BucketListener
 

@@ -1,12 +1,12 @@
 """KeptRegistration: one instance's entry, tried at once and then kept alive by a task, wherever it is written."""
 
 import asyncio
-import contextlib
 import random
 from abc import ABC, abstractmethod
 
 import structlog
 
+from pantheon.background import end
 from protocol.discovery import REFRESH_SECONDS, InstanceRecord
 from protocol.errors import DiscoveryError
 
@@ -71,9 +71,7 @@ class KeptRegistration(ABC):
         self._closed = True
         self._kept = None
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end([self._task])
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), self._busy:
                 await self._remove(self._record)
