@@ -1,4 +1,5 @@
-"""Reads of `tasks` and `workflows` beside the engine's own: what is due, who is dead, what people ask."""
+"""Reader: what is asked of the database beside the engine's own: what is due, who is dead, whose turn it is, what people
+want to know. Where the answer is to be one for all processes (who adopts, who is admitted), asking settles it."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -82,7 +83,7 @@ class DeadProcess:
 
 
 class Reader:
-    """Queries; each raises StoreError when Postgres is away."""
+    """Statements; each raises StoreError when Postgres is away."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
