@@ -33,7 +33,7 @@ from pantheon.background import end
 from pantheon.bus import Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import Registry, ensure_bucket
-from protocol.errors import BusError, PantheonError, StoreError
+from protocol.errors import BusError, InvalidWorkflow, PantheonError, StoreError
 from protocol.messages import now
 from protocol.streams import RESPONSES, TASKS
 
@@ -210,11 +210,16 @@ class Reconciler:
         if self._pauses.workflows - workflows or self._pauses.agents - agents:
             self.look_now()
         self._pauses.workflows, self._pauses.agents = workflows, agents
-        for version, name, definition in await self._reader.published_workflows():
+        for name, version in (await self._reader.published_workflows()).items():
             known = self._library.newest(name)
             if self._library.from_file(name) or (known is not None and known.version == version):
                 continue
-            self._library.remember(version, name, definition)
+            try:
+                await self._runs.learn({version})
+            except InvalidWorkflow as error:
+                # From a newer orchestrator, say. Everything else goes on.
+                log.error("workflow.unreadable", workflow=name, version=version, error=error.message)
+                continue
             self._library.add(self._library.version(version))
 
     async def _take_lock_again(self) -> None:

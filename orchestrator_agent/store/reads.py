@@ -1,5 +1,6 @@
-"""Reader: what is asked of the database beside the engine's own: what is due, who is dead, whose turn it is, what people
-want to know. Where the answer is to be one for all processes (who adopts, who is admitted), asking settles it."""
+"""Reader: what is asked of the database beside the engine's own: what is due, who is dead, whose turn it is, what
+people want to know. Where the answer is to be one for all processes (who adopts, who is admitted), asking settles it.
+"""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -192,13 +193,13 @@ class Reader:
         """Make a version the newest of its name, for all orchestrators."""
         await self._database.execute("update workflows set published_at = now() where version = $1", version)
 
-    async def published_workflows(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """The newest published version of each name: version, name, definition."""
+    async def published_workflows(self) -> dict[str, str]:
+        """The newest published version of each workflow, by name."""
         records = await self._database.fetch(
-            "select distinct on (name) version, name, definition from workflows where published_at is not null "
+            "select distinct on (name) name, version from workflows where published_at is not null "
             "order by name, published_at desc"
         )
-        return [(record["version"], record["name"], json.loads(record["definition"])) for record in records]
+        return {record["name"]: record["version"] for record in records}
 
     async def schedules(self) -> dict[str, tuple[datetime, str]]:
         """When each scheduled workflow was last started for, and on which definition of its schedule."""

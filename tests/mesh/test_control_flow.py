@@ -326,6 +326,26 @@ async def test_a_workflow_put_into_the_database_is_a_task_type_and_running_tasks
         await mesh.run("mesh.put_workflow", {"definition": {**version("x"), "name": "research_brief"}})
 
 
+async def test_a_workflow_that_cannot_be_read_keeps_no_other_from_being_learned_and_is_named_to_who_replays_it(
+    words: AgentProcess, mesh: Mesh, plain: PlainClient, settings: MeshSettings
+) -> None:
+    """Another orchestrator, of a newer version, may have put it there."""
+    put = "insert into workflows (version, name, definition, published_at) values ($1, $2, $3::json, now())"
+    await rows(settings, put, "0123", "a_newer_one", json.dumps({"steps": {"a": {"teleport": "far"}}}))
+    steps = {"a": {"task": "echo", "with": {"n": 1}}}
+    await rows(settings, put, "4567", "b_known_one", json.dumps({"name": "b_known_one", "steps": steps}))
+    names: set[str] = set()
+    async with asyncio.timeout(20):
+        while "b_known_one" not in names:
+            names = {one["name"] for one in (await mesh.query("workflows"))["workflows"]}
+    assert await mesh.run("b_known_one") == {"a": {"n": 1}}
+    held = await mesh.submit("execute_dag", {"steps": {"w": {"sleep": 60}}})
+    await rows(settings, "update tasks set workflow_version = '0123' where task_id = $1", held)
+    answer = await plain.ask("mesh.replay", {"task_id": str(held)})
+    assert answer["error"]["code"] == "invalid_workflow"
+    assert "version 0123" in answer["error"]["message"]
+
+
 KEYED = """
 name: keyed
 concurrency: {group_by: input.user, max: 1%s}
