@@ -38,9 +38,12 @@ class DeadLetters:
         self._subscription = await self._bus.subscribe(ADVISORIES, self._on_advisory, queue="orchestrators")
 
     async def read(
-        self, *, name: str | None = None, reason: str | None = None, limit: int = 100
+        self, *, letter_id: str | None = None, name: str | None = None, reason: str | None = None, limit: int
     ) -> list[tuple[int, DeadLetter]]:
-        """Letters with their sequence in the stream, oldest first. Raises BusError."""
+        """Letters with their sequence in the stream, oldest first; `letter_id`: that one, wherever it is.
+
+        Raises BusError.
+        """
         found: list[tuple[int, DeadLetter]] = []
         wanted = subjects.dead_letter(name) if name is not None else subjects.ALL_DEAD_LETTERS
         try:
@@ -56,8 +59,11 @@ class DeadLetters:
                     letter = DeadLetter.model_validate_json(message.data or b"")
                 except ValueError:
                     continue
-                if reason is None or reason in letter.reason:
-                    found.append((sequence - 1, letter))
+                if letter_id not in (None, str(letter.id)) or (reason is not None and reason not in letter.reason):
+                    continue
+                found.append((sequence - 1, letter))
+                if letter_id is not None:
+                    break
         except (NatsError, OSError, TimeoutError) as error:
             raise BusError(f"cannot read the dead letters: {error or type(error).__name__}") from error
         return found
@@ -65,9 +71,7 @@ class DeadLetters:
     async def redrive(self, *, letter_id: str | None, name: str | None, reason: str | None) -> list[str]:
         """Publish the bodies of these letters on their subjects again; returns the letters' ids. Raises BusError."""
         redriven = []
-        for sequence, letter in await self.read(name=name, reason=reason, limit=READ_LIMIT):
-            if letter_id is not None and str(letter.id) != letter_id:
-                continue
+        for sequence, letter in await self.read(letter_id=letter_id, name=name, reason=reason, limit=READ_LIMIT):
             headers = {key: value for key, value in letter.headers.items() if not key.startswith("Nats-")}
             await self._publisher.publish(
                 letter.subject,

@@ -171,14 +171,16 @@ class Queries:
         return {"pauses": pauses}
 
     async def _read_dead_letters(self, arguments: Mapping[str, Any]) -> Answer:
+        wanted = _text(arguments, "id")
         letters = await self._dead_letters.read(
-            name=_text(arguments, "name"), reason=_text(arguments, "reason"), limit=_limit(arguments)
+            letter_id=wanted,
+            name=_text(arguments, "name"),
+            reason=_text(arguments, "reason"),
+            limit=_limit(arguments),
         )
-        whole = arguments.get("id")
         shown = [
-            {"sequence": sequence, **letter.model_dump(mode="json", exclude=None if whole else {"body_base64"})}
+            {"sequence": sequence, **letter.model_dump(mode="json", exclude=None if wanted else {"body_base64"})}
             for sequence, letter in letters
-            if whole is None or str(letter.id) == whole
         ]
         return {"dead_letters": shown}
 
