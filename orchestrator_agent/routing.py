@@ -77,8 +77,6 @@ class Open:
     def passed(self, wanted: Wanted, agent: str) -> None: ...
 
 
-# More than any window holds.
-FREELY = 1_000_000
 # What an agent says of itself may be long.
 SAID_CHARS = 60
 
@@ -217,9 +215,7 @@ class Router:
 
     def candidates(self, wanted: Wanted) -> list[Candidate]:
         found = []
-        for agent in self.registry.serving(wanted.task_type):
-            if agent == ORCHESTRATOR or (wanted.pinned_agent is not None and agent != wanted.pinned_agent):
-                continue
+        for agent in self.agents(wanted.task_type, wanted.pinned_agent):
             records = [one for one in self.registry.instances(agent) if wanted.task_type in one.task_types]
             ready = [one for one in records if one.status == "ready"] or records
             candidate = Candidate(
@@ -311,14 +307,12 @@ class Router:
 
     def room(self, task_type: str, pinned_agent: str | None) -> int:
         """How many tasks of a type may find a place now."""
-        return sum(
-            max(0, min(self.gate.room(agent), 1 if self.experience.circuit(agent) == "half_open" else FREELY))
-            for agent in self.registry.serving(task_type)
-            if agent != ORCHESTRATOR
-            and pinned_agent in (None, agent)
-            and agent not in self.pauses.agents
-            and self.experience.admits(agent)
-        )
+        room = 0
+        for agent in self.agents(task_type, pinned_agent):
+            if agent not in self.pauses.agents and self.experience.admits(agent):
+                places = max(0, self.gate.room(agent))
+                room += min(1, places) if self.experience.circuit(agent) == "half_open" else places
+        return room
 
     def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]:
         """Who serves a task type now."""

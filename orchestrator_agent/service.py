@@ -1,5 +1,6 @@
 """The composition root: everything an orchestrator process is made of, wired here and nowhere else."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from pantheon.bus import ensure_streams
 from pantheon.discovery import ensure_bucket
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
-from protocol.errors import BusError, PantheonError, SettingsError
+from protocol.errors import PantheonError, SettingsError
 from protocol.ids import new_id
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
 
@@ -219,8 +220,6 @@ class Orchestrator:
         return OrchestratorWorker(parts, self._stack)
 
     async def _make_streams(self, process: AgentProcess) -> None:
-        import asyncio
-
         wait = 0.1
         while True:
             try:
@@ -228,7 +227,7 @@ class Orchestrator:
                 if not self._settings.uses_consul:
                     await ensure_bucket(process.bus.js, self._settings.stream_replicas)
                 return
-            except (BusError, PantheonError) as error:
+            except PantheonError as error:
                 log.warning("streams.waiting", error=str(error))
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2)

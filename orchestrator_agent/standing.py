@@ -82,10 +82,7 @@ class Standings:
 
     def dispatched(self, agent: str) -> None:
         self.on_dispatch(agent)
-        standing = self.of(agent)
-        standing.outstanding += 1
-        if standing.circuit.opened_at is not None:
-            self.placed(agent)
+        self.of(agent).outstanding += 1
 
     def placed(self, agent: str) -> None:
         """A task was given to it; where its circuit is half open, it is the only one."""
