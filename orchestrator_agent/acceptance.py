@@ -12,12 +12,12 @@ from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import acknowledge, patiently
+from orchestrator_agent.patience import patiently
 from orchestrator_agent.runs import Runs, bare_run
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
-from pantheon.bus import Delivery, Publisher
+from pantheon.bus import Delivery, Publisher, acknowledge
 from pantheon.worker import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids

@@ -20,14 +20,14 @@ from orchestrator_agent.engine.events import Answered, Broken, CancelRequested, 
 from orchestrator_agent.engine.state import Run
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import acknowledge, patiently, quietly
+from orchestrator_agent.patience import patiently
 from orchestrator_agent.routing import Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.background import end
-from pantheon.bus import Bus, Delivery, Publisher, Puller
+from pantheon.bus import Bus, Delivery, Publisher, Puller, acknowledge, hand_back, hold
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest
@@ -176,7 +176,7 @@ class Conductor:
         if self._loops:
             await asyncio.wait(self._loops[:2], timeout=max(0.1, min(grace_seconds, 10)))
         for delivery in left:
-            await quietly(delivery.nak())
+            await hand_back(delivery)
         await end(self._loops)
         await self.outbox.close()
 
@@ -408,7 +408,7 @@ class Conductor:
         while True:
             await asyncio.sleep(HOLD_SECONDS)
             for delivery in list(self._held.values()):
-                await quietly(delivery.in_progress())
+                await hold(delivery)
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -1,14 +1,12 @@
-"""Patience: calls of the store that wait while Postgres is away, and acks that may fail while NATS is."""
+"""Patience: calls of the store that wait while Postgres is away."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 import structlog
-from nats.errors import Error as NatsError
 
-from pantheon.bus import Delivery
-from protocol.errors import PantheonError, StoreError
+from protocol.errors import StoreError
 
 log = structlog.get_logger()
 
@@ -29,15 +27,3 @@ async def patiently(call: Callable[P, Awaitable[T]], *arguments: P.args, **named
             log.warning("store.waiting", error=str(error), wait_seconds=wait)
             await asyncio.sleep(wait)
             wait = min(wait * 2, WAIT_MAX_SECONDS)
-
-
-async def acknowledge(delivery: Delivery) -> None:
-    """Ack; one that is lost means a second delivery, which changes nothing."""
-    await quietly(delivery.ack())
-
-
-async def quietly(acknowledging: Awaitable[None]) -> None:
-    try:
-        await acknowledging
-    except (NatsError, OSError, PantheonError) as error:
-        log.debug("ack.failed", error=str(error))

@@ -12,7 +12,6 @@ from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.dead_letters import DeadLetters
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import Answered
-from orchestrator_agent.flow.broker import in_broker
 from orchestrator_agent.flow.capacity import Capacity
 from orchestrator_agent.flow.circuits import Circuits
 from orchestrator_agent.flow.gate import Gate
@@ -40,13 +39,14 @@ from orchestrator_agent.turns import Schedules, Turns
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
-from pantheon.bus import ensure_streams
+from pantheon.bus import before_consumer, ensure_streams
 from pantheon.discovery import ensure_bucket
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.errors import PantheonError, SettingsError
 from protocol.ids import new_id
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
+from protocol.streams import TASKS
 
 log = structlog.get_logger()
 
@@ -163,7 +163,7 @@ class Orchestrator:
             perform=conductor.perform,
             post=conductor.post,
             cached=runs.cached,
-            in_broker=lambda agent: in_broker(process.bus, agent),
+            in_broker=lambda agent: before_consumer(process.bus, TASKS.name, agent),
             paused_workflows=lambda: pauses.workflows,
         )
         limits.on_tokens = circuits.on_claim = taker.wake

@@ -149,10 +149,7 @@ class Mesh:
             await self._bus.close()
             return
         for subscription in self._subscriptions:
-            try:
-                await subscription.unsubscribe()
-            except Exception as error:
-                log.debug("unsubscribe", error=str(error))
+            await self._bus.unsubscribe(subscription)
 
     async def _on_answer(self, delivery: Delivery) -> None:
         try:
@@ -363,7 +360,7 @@ class Mesh:
         finally:
             ended.cancel()
             for subscription in subscriptions:
-                await subscription.unsubscribe()
+                await self._bus.unsubscribe(subscription)
 
     async def _until_ended(self, task_id: UUID) -> None:
         waiter = self._waiters.get(task_id)

@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol, Self
 
 import psutil
 import structlog
-from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
 from pantheon.agent import Agent
@@ -260,10 +259,7 @@ class AgentProcess:
         if hasattr(self, "discovery"):
             await self.discovery.close()
         if self._control is not None:
-            try:
-                await self._control.unsubscribe()
-            except NatsError as error:
-                log.debug("unsubscribe", error=str(error))
+            await self.bus.unsubscribe(self._control)
         if hasattr(self, "publisher"):
             await self.publisher.close()
         await self.bus.close()

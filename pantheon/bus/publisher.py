@@ -251,8 +251,5 @@ class Publisher:
         if self._sweeper is not None:
             await end([self._sweeper])
         if self._subscription is not None:
-            try:
-                await self._subscription.unsubscribe()
-            except NatsError as error:
-                log.debug("unsubscribe", error=str(error))
+            await self._bus.unsubscribe(self._subscription)
             self._subscription = None
