@@ -12,12 +12,12 @@ from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import patiently
+from orchestrator_agent.patience import patiently, read_object
 from orchestrator_agent.runs import Runs, bare_run
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
-from pantheon.bus import Delivery, Publisher, acknowledge
+from pantheon.bus import Delivery, Objects, Publisher, acknowledge
 from pantheon.worker import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids
@@ -35,6 +35,7 @@ class Acceptance:
     def __init__(
         self,
         publisher: Publisher,
+        objects: Objects,
         *,
         store: TaskStore,
         reader: Reader,
@@ -44,6 +45,7 @@ class Acceptance:
         post: Callable[[Happening], None],
     ) -> None:
         self._publisher = publisher
+        self._objects = objects
         self._store = store
         self._reader = reader
         self._runs = runs
@@ -74,15 +76,34 @@ class Acceptance:
                 if request.task_id in fresh:
                     again.append((request.task_id, request.reply_to))
                     continue
-                if await self._delegated(request):
-                    continue
-                run, decisions = await self._plan(request, delivery)
+                try:
+                    if request.payload_ref is not None:
+                        request = await self._whole(request)
+                except PantheonError as error:
+                    run, decisions = self._planner.unreadable(request.model_dump(), error, now())
+                else:
+                    if await self._delegated(request):
+                        continue
+                    run, decisions = await self._plan(request, delivery)
             if run.root_task_id in fresh:
                 continue
             fresh[run.root_task_id] = (run, decisions, request, delivery)
         await self._accept_runs(fresh, again)
         for delivery in deliveries:
             await acknowledge(delivery)
+
+    async def _whole(self, request: TaskRequest) -> TaskRequest:
+        """A request with the payload that its reference stands for. Raises InvalidRequest, TooLarge, ObjectMissing."""
+        assert request.payload_ref is not None
+        if request.payload:
+            raise InvalidRequest("payload: must be absent beside payload_ref", field="payload")
+        if await patiently(self._reader.known, [request.task_id]):
+            # Sent again: what it was is in its row, and its object may be gone.
+            return request
+        payload = await read_object(self._objects, request.payload_ref, "payload")
+        if not isinstance(payload, dict):
+            raise InvalidRequest("payload: must be an object", field="payload")
+        return request.model_copy(update={"payload": payload, "payload_ref": None})
 
     async def _plan(self, request: TaskRequest, delivery: Delivery) -> tuple[Run, Decisions]:
         try:
@@ -165,6 +186,7 @@ class Acceptance:
             run.version = 1
             if not run.root.ended:
                 self._runs.put(run)
+                self._runs.weigh(run, (run.root, *decisions.made))
             await self._announce(run)
             await self._outbox.deliver(run, decisions)
             if not run.root.ended and run.root.task_type in OPERATIONS:

@@ -7,7 +7,7 @@ fill: a lone message is a batch of one, and under load the next batch gathers wh
 import asyncio
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -20,17 +20,17 @@ from orchestrator_agent.engine.events import Answered, Broken, CancelRequested, 
 from orchestrator_agent.engine.state import Run
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import patiently
+from orchestrator_agent.patience import patiently, read_object
 from orchestrator_agent.routing import Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.background import end
-from pantheon.bus import Bus, Delivery, Publisher, Puller, acknowledge, hand_back, hold
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
-from protocol.errors import ErrorCode, InvalidRequest
+from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import (
     ErrorInfo,
     RunningTask,
@@ -58,6 +58,12 @@ RESPONSES_CONSUMER = ConsumerSpec(
 HOLD_SECONDS = 3.0
 # One batch is decided on while another is being written. More would only make the batches smaller.
 BATCHES_IN_FLIGHT = 2
+# Messages that name an object are a batch of their own each, so that nobody waits for their values; together these may
+# take some hundred megabytes while they are read.
+LARGE_IN_FLIGHT = 2
+
+# What a message with a large value has in it; one that has it for another reason is a batch of its own as well.
+PAYLOAD_REF, RESULT_REF = b'"payload_ref"', b'"result_ref"'
 
 # A happening, and who waits for it to be committed.
 Posted = tuple[Happening, "asyncio.Future[Any] | None"]
@@ -70,6 +76,7 @@ class Conductor:
         self,
         bus: Bus,
         publisher: Publisher,
+        objects: Objects,
         *,
         store: TaskStore,
         reader: Reader,
@@ -83,6 +90,7 @@ class Conductor:
     ) -> None:
         self._bus = bus
         self._publisher = publisher
+        self._objects = objects
         self._store = store
         self._reader = reader
         self._runs = runs
@@ -94,11 +102,13 @@ class Conductor:
         self._requests = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH)
         self._responses = Puller(bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH)
         self.acceptance = Acceptance(
-            publisher, store=store, reader=reader, runs=runs, planner=planner, outbox=outbox, post=self.post
+            publisher, objects, store=store, reader=reader, runs=runs, planner=planner, outbox=outbox, post=self.post
         )
         self.acceptance.perform = self.perform
         self._posted: deque[Posted] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._large: set[asyncio.Task[None]] = set()
+        self._large_places = asyncio.Semaphore(LARGE_IN_FLIGHT)
         self._busy: set[UUID] = set()
         self._freed = asyncio.Event()
         self._wake = asyncio.Event()
@@ -174,10 +184,10 @@ class Conductor:
         left = [*await self._requests.stop(), *await self._responses.stop()]
         self._wake.set()
         if self._loops:
-            await asyncio.wait(self._loops[:2], timeout=max(0.1, min(grace_seconds, 10)))
+            await asyncio.wait([*self._loops[:2], *self._large], timeout=max(0.1, min(grace_seconds, 10)))
         for delivery in left:
             await hand_back(delivery)
-        await end(self._loops)
+        await end([*self._loops, *self._large])
         await self.outbox.close()
 
     # -- new tasks -----------------------------------------------------------------------------------------------------
@@ -186,11 +196,29 @@ class Conductor:
         while not self._stopping:
             deliveries = await self._requests.take(INTAKE_BATCH)
             self._held.update((id(one), one) for one in deliveries)
-            try:
-                await self.acceptance.accept(deliveries)
-            finally:
-                self._let_go(deliveries)
-                self._requests.release(len(deliveries))
+            small, large = _apart(deliveries, PAYLOAD_REF)
+            for one in large:
+                self._go_beside(self._accept_whole([one]))
+            if small:
+                await self._accept_whole(small)
+
+    async def _accept_whole(self, deliveries: Sequence[Delivery]) -> None:
+        try:
+            await self.acceptance.accept(deliveries)
+        finally:
+            self._let_go(deliveries)
+            self._requests.release(len(deliveries))
+
+    def _go_beside(self, batch: Coroutine[Any, Any, None]) -> None:
+        """Work on a message with a large value beside the batches of the others."""
+
+        async def when_there_is_a_place() -> None:
+            async with self._large_places:
+                await batch
+
+        task = asyncio.create_task(self._watched(when_there_is_a_place()), name="large")
+        self._large.add(task)
+        task.add_done_callback(self._large.discard)
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
@@ -204,7 +232,11 @@ class Conductor:
                 # There may be more than a batch.
                 self._wake.set()
                 self._held.update((id(one), one) for one in deliveries)
-                await self._settle_beside(deliveries, posted)
+                small, large = _apart(deliveries, RESULT_REF)
+                for one in large:
+                    self._go_beside(self._settle_whole([one], []))
+                if small or posted:
+                    await self._settle_beside(small, posted)
             elif self._stopping:
                 if self._in_flight:
                     await asyncio.wait(self._in_flight)
@@ -283,14 +315,21 @@ class Conductor:
                 error=ErrorInfo(code=ErrorCode.INVALID_RESPONSE, message=f"not a TaskResponse: {error.message}"),
             )
         self._judge(response)
+        result, failure = response.result, response.error
+        if response.result_ref is not None and response.status == "completed":
+            try:
+                result = await read_object(self._objects, response.result_ref, "result")
+            except PantheonError as error:
+                code = ErrorCode.INVALID_RESPONSE if isinstance(error, InvalidRequest) else error.code
+                failure = ErrorInfo(code=code, message=error.message, retryable=error.retryable)
         instance = response.instance_id
         return Answered(
             root_task_id=response.root_task_id,
             task_id=response.task_id,
             attempt=response.attempt,
-            status=response.status,
-            result=response.result,
-            error=response.error,
+            status="failed" if failure is not None and response.status == "completed" else response.status,
+            result=result,
+            error=failure,
             usage=response.usage,
             instance_id=instance if instance is not None and is_instance_id(instance) else None,
         )
@@ -356,6 +395,8 @@ class Conductor:
                     ended.append(run.root_task_id)
                 if run.facts.concurrency_key is not None:
                     self.acceptance.on_turn(run.facts.concurrency_key)
+            else:
+                self._runs.weigh(run, (*decisions.made, *decisions.changed.values()))
             await self.outbox.deliver(run, decisions)
         if ended:
             await self.acceptance.end_duplicates(await patiently(self._reader.duplicates_waiting, ended))
@@ -413,3 +454,9 @@ class Conductor:
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._held.pop(id(delivery), None)
+
+
+def _apart(deliveries: Sequence[Delivery], mark: bytes) -> tuple[Sequence[Delivery], Sequence[Delivery]]:
+    """Messages without the mark of a large value, and those with it."""
+    large = [one for one in deliveries if mark in one.data]
+    return ([one for one in deliveries if mark not in one.data] if large else deliveries), large

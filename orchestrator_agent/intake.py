@@ -139,8 +139,9 @@ class Planner:
         }
         return run, Decisions(root_ended=True, events=[("task", "failed", data)])
 
-    def unreadable(self, known: Mapping[str, Any], error: InvalidRequest, now: datetime) -> tuple[Run, Decisions]:
-        """A message that is no TaskRequest, but has an id (PROTOCOL.md: answered `failed`, `invalid_request`)."""
+    def unreadable(self, known: Mapping[str, Any], error: PantheonError, now: datetime) -> tuple[Run, Decisions]:
+        """A message that is no TaskRequest, but has an id (PROTOCOL.md: answered `failed`, `invalid_request`), or whose
+        payload is not where it says."""
         root = _root(known["task_id"], known.get("task_type", ""), known.get("attempt", 1), now)
         facts = RootFacts(
             tenant=DEFAULT_TENANT,

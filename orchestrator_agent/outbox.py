@@ -4,8 +4,10 @@ The rows are the outbox, this is only the hand that delivers: what dies with thi
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -16,11 +18,11 @@ from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
 from pantheon.background import end
-from pantheon.bus import Bus, Publisher
+from pantheon.bus import Bus, Objects, Publisher
 from protocol import subjects
-from protocol.errors import StoreError, TooLarge
+from protocol.errors import BusError, StoreError, TooLarge
 from protocol.events import event
-from protocol.messages import Control, now, to_bytes
+from protocol.messages import Control, ObjectRef, now, to_bytes
 from protocol.names import ORCHESTRATOR
 
 log = structlog.get_logger()
@@ -29,18 +31,30 @@ log = structlog.get_logger()
 NOTE_EVERY_SECONDS = 0.05
 # A cancel may reach an agent before the task does, or be lost: it is said again, and is idempotent.
 STOP_AGAIN_SECONDS = (1.0, 5.0)
+# A large value that the object store does not take just now.
+PUT_AGAIN_SECONDS = 1.0
 
 
 class Outbox:
-    def __init__(self, bus: Bus, publisher: Publisher, store: TaskStore, standings: Standings, *, source: str) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        publisher: Publisher,
+        objects: Objects,
+        store: TaskStore,
+        standings: Standings,
+        *,
+        source: str,
+    ) -> None:
         self._bus = bus
         self._publisher = publisher
+        self._objects = objects
         self._store = store
         self._standings = standings
         self._source = source
         self._answered: list[UUID] = []
         self._noting: asyncio.Task[None] | None = None
-        self._stops: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
         # Told when somebody should look again; the reconciler puts itself here.
         self.on_wake_at: Callable[[datetime], None] = lambda moment: None
 
@@ -68,43 +82,84 @@ class Outbox:
         """Publish a row's current attempt; the same attempt published twice is one message."""
         if row.agent is None:
             return
+        ref = self._objects.ref(row.root_task_id, row.payload)
+        await self._behind_its_value(
+            ref,
+            row.root_task_id,
+            row.payload,
+            self._send,
+            subjects.task(row.agent),
+            task_request(run, row, ref),
+            row.task_id,
+            message_id=attempt_id(row),
+            headers=request_headers(run, row, now()),
+        )
+
+    async def _send(self, subject: str, body: bytes, task_id: UUID, **options: Any) -> None:
         try:
-            await self._publisher.send(
-                subjects.task(row.agent),
-                task_request(run, row),
-                message_id=attempt_id(row),
-                headers=request_headers(run, row, now()),
-            )
+            await self._publisher.send(subject, body, **options)
         except TooLarge as error:
-            # The engine keeps payloads below the broker's limit; only a broker that was reconfigured comes here. The
-            # attempt's time will run out and say so.
-            log.error("dispatch.too_large", task_id=str(row.task_id), error=str(error))
+            # What is large travels by reference; only a broker that was reconfigured comes here. An attempt's time will
+            # run out and say so.
+            log.error("outbox.too_large", task_id=str(task_id), error=str(error))
+
+    async def _behind_its_value(
+        self,
+        ref: ObjectRef | None,
+        root_task_id: UUID,
+        value: bytes | None,
+        send: Callable[..., Awaitable[None]],
+        *message: Any,
+        **options: Any,
+    ) -> None:
+        """Send a message; one that names an object, in the background, when the object is there."""
+        if ref is None or value is None:
+            await send(*message, **options)
+        else:
+            self._go_beside(self._put_and_send(root_task_id, value, partial(send, *message, **options)), "put-and-send")
+
+    async def _put_and_send(self, root_task_id: UUID, value: bytes, send: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await self._objects.put(root_task_id, value)
+                break
+            except TooLarge as error:
+                # A limit that was lowered since the value was taken.
+                log.error("outbox.too_large", root_task_id=str(root_task_id), error=str(error))
+                return
+            except BusError as error:
+                log.warning("object.waiting", root_task_id=str(root_task_id), error=str(error))
+                await asyncio.sleep(PUT_AGAIN_SECONDS)
+        await send()
 
     async def answer(self, run: Run, *, again: bool = False) -> None:
         """Publish a root's final response. `again`: a requester asked for it, so no message id may swallow it."""
-        body = final_response(run.root, run.facts)
-        task_id = run.root_task_id
-        try:
-            await self._publisher.send(
-                subjects.response(ORCHESTRATOR),
-                body,
-                message_id=None if again else f"{task_id}:final",
-                on_ack=lambda: self._note(task_id),
-            )
-        except TooLarge as error:
-            log.error("answer.too_large", task_id=str(task_id), error=str(error))
-        if run.facts.reply_to is not None:
-            await self._bus.publish_quietly(run.facts.reply_to, body)
+        root, task_id = run.root, run.root_task_id
+        ref = self._objects.ref(task_id, root.result)
+        await self._behind_its_value(
+            ref,
+            task_id,
+            root.result,
+            self._send_answer,
+            final_response(root, run.facts, ref),
+            task_id,
+            run.facts.reply_to,
+            message_id=None if again else f"{task_id}:final",
+            on_ack=lambda: self._note(task_id),
+        )
+
+    async def _send_answer(self, body: bytes, task_id: UUID, reply_to: str | None, **options: Any) -> None:
+        await self._send(subjects.response(ORCHESTRATOR), body, task_id, **options)
+        if reply_to is not None:
+            await self._bus.publish_quietly(reply_to, body)
 
     async def _answer_delegated(self, run: Run, row: Row) -> None:
         """Answer an agent that gave out a task. It asks again when the answer was lost, so nothing is noted."""
-        body = final_response(row, run.facts)
-        try:
-            await self._publisher.send(subjects.response(ORCHESTRATOR), body)
-        except TooLarge as error:
-            log.error("answer.too_large", task_id=str(row.task_id), error=str(error))
-        if row.reply_to is not None:
-            await self._bus.publish_quietly(row.reply_to, body)
+        ref = self._objects.ref(row.root_task_id, row.result)
+        body = final_response(row, run.facts, ref)
+        await self._behind_its_value(
+            ref, row.root_task_id, row.result, self._send_answer, body, row.task_id, row.reply_to
+        )
 
     def _note(self, task_id: UUID) -> None:
         self._answered.append(task_id)
@@ -128,9 +183,12 @@ class Outbox:
                 await asyncio.sleep(1)
 
     def _stop(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
-        task = asyncio.create_task(self._say_stop(agent, task_id, attempt, reason), name="stop-attempt")
-        self._stops.add(task)
-        task.add_done_callback(self._stops.discard)
+        self._go_beside(self._say_stop(agent, task_id, attempt, reason), "stop-attempt")
+
+    def _go_beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def _say_stop(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
         order = to_bytes(Control(command="cancel", task_id=task_id, attempt=attempt, reason=reason))
@@ -140,7 +198,7 @@ class Outbox:
             await self._bus.publish_quietly(subjects.control(agent), order)
 
     async def close(self) -> None:
-        await end([*self._stops, *([self._noting] if self._noting else [])])
+        await end([*self._beside, *([self._noting] if self._noting else [])])
         if self._answered:
             try:
                 await self._store.mark_answered(self._answered)

@@ -1,12 +1,15 @@
-"""Patience: calls of the store that wait while Postgres is away."""
+"""Patience: calls of the stores that wait while Postgres or NATS is away."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
-from protocol.errors import StoreError
+from pantheon.bus import Objects
+from protocol.errors import BusError, ObjectMissing, StoreError
+from protocol.large import parse_value
+from protocol.messages import ObjectRef
 
 log = structlog.get_logger()
 
@@ -27,3 +30,18 @@ async def patiently(call: Callable[P, Awaitable[T]], *arguments: P.args, **named
             log.warning("store.waiting", error=str(error), wait_seconds=wait)
             await asyncio.sleep(wait)
             wait = min(wait * 2, WAIT_MAX_SECONDS)
+
+
+async def read_object(objects: Objects, ref: ObjectRef, field: str) -> Any:
+    """The value of a large payload or result; a store that does not answer is waited for.
+
+    Raises ObjectMissing, TooLarge, and InvalidRequest where the object is not what the reference says.
+    """
+    while True:
+        try:
+            return parse_value(await objects.get(ref), ref, field)
+        except BusError as error:
+            if isinstance(error, ObjectMissing) or not error.retryable:
+                raise
+            log.warning("object.waiting", name=ref.name, error=str(error))
+            await asyncio.sleep(WAIT_MAX_SECONDS)

@@ -22,7 +22,7 @@ from orchestrator_agent.store.rows import facts_of, row_of
 from orchestrator_agent.waiting import waiting_of
 from orchestrator_agent.wire import final_response
 from orchestrator_agent.workflows.library import Library
-from pantheon.bus import Bus, Delivery, Subscription
+from pantheon.bus import Bus, Delivery, Objects, Subscription
 from protocol import subjects
 from protocol.errors import InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
 from protocol.messages import json_bytes
@@ -43,6 +43,7 @@ class Queries:
     def __init__(
         self,
         bus: Bus,
+        objects: Objects,
         *,
         reader: Reader,
         runs: Runs,
@@ -53,6 +54,7 @@ class Queries:
         line: Line,
     ) -> None:
         self._bus = bus
+        self._objects = objects
         self._reader = reader
         self._runs = runs
         self._router = router
@@ -142,7 +144,8 @@ class Queries:
         row = row_of(record)
         if row.status not in ENDED:
             return {"status": row.status.value, "response": None}
-        return {"status": row.status.value, "response": json.loads(final_response(row, facts_of(record)))}
+        ref = await self._objects.put_large(row.root_task_id, row.result)
+        return {"status": row.status.value, "response": json.loads(final_response(row, facts_of(record), ref))}
 
     async def _workflows(self, arguments: Mapping[str, Any]) -> Answer:
         return {

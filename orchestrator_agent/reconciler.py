@@ -235,10 +235,15 @@ class Reconciler:
             await self._say_again(unsure)
 
     async def _say_again(self, records: Any) -> None:
-        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has."""
+        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has.
+
+        A root that ended since it was found here was ended, and is answered, by a process that lives: said again, who
+        listens without the broker's memory would hear it twice.
+        """
         wanted: dict[UUID, set[UUID]] = {}
         for record in records:
-            wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
+            if record["status"] == Status.DISPATCHED or record["status"] in ENDED:
+                wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
         roots = list(wanted)
         for first in range(0, len(roots), 256):
             part = roots[first : first + 256]
@@ -276,6 +281,8 @@ class Reconciler:
         lost = False
         marks: dict[str, StreamMark] = {}
         for name in WATCHED:
+            # Before the question: while its answer is on the way, more is acknowledged than the answer knows of.
+            acknowledged = self._publisher.highest_sequence.get(name, 0)
             mark = await stream_mark(self._bus, name)
             if mark is None:
                 lost = True
@@ -284,7 +291,7 @@ class Reconciler:
             before = self._marks.get(name)
             lost = lost or (before is not None and mark.lost_since(before))
             # What this process has seen acknowledged since the last look is known better.
-            lost = lost or mark.last_sequence < self._publisher.highest_sequence.get(name, 0)
+            lost = lost or mark.last_sequence < acknowledged
         if lost:
             log.warning("broker.lost_messages", streams=list(WATCHED))
             await ensure_streams(self._bus, replicas=self._replicas)

@@ -2,21 +2,24 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of, run_of
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow, PantheonError
+from protocol.large import INLINE_MAX_BYTES
 from protocol.names import EXECUTE_DAG
 
 # A run at rest costs some kilobytes and its results; what is pushed out is read again when something happens to it.
 CACHED_RUNS = 20_000
+# Of payloads and results that are large, in bytes of JSON; as values they take some times as much.
+CACHED_LARGE_BYTES = 128 * 1024 * 1024
 
 
 _WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
@@ -30,6 +33,8 @@ class Runs:
         self._reader = reader
         self._library = library
         self._runs: OrderedDict[UUID, Run] = OrderedDict()
+        # Runs that hold something large, and how much.
+        self._large: OrderedDict[UUID, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -42,6 +47,18 @@ class Runs:
 
     def drop(self, root_task_id: UUID) -> None:
         self._runs.pop(root_task_id, None)
+        if self._large:
+            self._large.pop(root_task_id, None)
+
+    def weigh(self, run: Run, rows: Iterable[Row]) -> None:
+        """Note what rows that a run got, or that changed, weigh; beyond the bound, those that nothing happened to for
+        longest are dropped."""
+        if not any(_bytes_of(row) > INLINE_MAX_BYTES for row in rows) or run.root_task_id not in self._runs:
+            return
+        self._large[run.root_task_id] = sum(_bytes_of(row) for row in run.rows.values())
+        self._large.move_to_end(run.root_task_id)
+        while sum(self._large.values()) > CACHED_LARGE_BYTES:
+            self.drop(next(iter(self._large)))
 
     def cached(self, root_task_id: UUID) -> Run | None:
         return self._runs.get(root_task_id)
@@ -87,6 +104,10 @@ class Runs:
         if root["task_type"] == EXECUTE_DAG:
             return self._library.inline(json.loads(root["payload"] or "{}"))[0]
         return self._library.single(root["task_type"])
+
+
+def _bytes_of(row: Row) -> int:
+    return len(row.payload or b"") + len(row.result or b"")
 
 
 def bare_run(records: Sequence[Mapping[str, Any]]) -> Run:

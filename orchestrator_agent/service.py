@@ -16,6 +16,7 @@ from orchestrator_agent.flow.capacity import Capacity
 from orchestrator_agent.flow.circuits import Circuits
 from orchestrator_agent.flow.gate import Gate
 from orchestrator_agent.flow.history import History
+from orchestrator_agent.flow.leftovers import Leftovers
 from orchestrator_agent.flow.limits import Limits
 from orchestrator_agent.flow.line import Line
 from orchestrator_agent.flow.settings import FlowSettings
@@ -51,8 +52,6 @@ from protocol.streams import TASKS
 log = structlog.get_logger()
 
 VERSION = "0.1.0"
-# What the rest of a message may take beside its payload or result: ids, names, headers.
-MESSAGE_ROOM_BYTES = 16 * 1024
 ORCHESTRATOR_CONCURRENCY = 10_000
 # Above it, what can wait waits.
 BUSY_ANSWERS_PER_SECOND = 50.0
@@ -80,11 +79,11 @@ def load_library(folders: list[Path]) -> Library:
     return Library(plan for folder in (BUILTIN_FOLDER, *folders) for plan in load_folder(folder))
 
 
-def rules_of(settings: MeshSettings, max_payload_bytes: int) -> Rules:
+def rules_of(settings: MeshSettings) -> Rules:
     return Rules(
         default_max_attempts=settings.max_retries + 1,
         no_agent_wait_seconds=settings.no_agent_wait_seconds,
-        max_message_bytes=max_payload_bytes - MESSAGE_ROOM_BYTES,
+        max_payload_bytes=settings.max_payload_bytes,
     )
 
 
@@ -139,14 +138,16 @@ class Orchestrator:
             retention_days=flow.retention_days,
             busy=lambda: window.answers_per_second > BUSY_ANSWERS_PER_SECOND,
         )
+        leftovers = Leftovers(process.objects, database)
         router = Router(registry, self._library, standings, pauses, gate)
-        rules = rules_of(self._settings, process.bus.max_payload)
+        rules = rules_of(self._settings)
         runs = Runs(store, reader, self._library)
-        outbox = Outbox(process.bus, process.publisher, store, standings, source=process.source)
+        outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, source=process.source)
         planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
         conductor = Conductor(
             process.bus,
             process.publisher,
+            process.objects,
             store=store,
             reader=reader,
             runs=runs,
@@ -208,6 +209,7 @@ class Orchestrator:
         )
         queries = Queries(
             process.bus,
+            process.objects,
             reader=reader,
             runs=runs,
             router=router,
@@ -216,7 +218,7 @@ class Orchestrator:
             pause_store=pause_store,
             line=line,
         )
-        parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, taker, history, lock)
+        parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, taker, history, leftovers, lock)
         return OrchestratorWorker(parts, self._stack)
 
     async def _make_streams(self, process: AgentProcess) -> None:
@@ -251,6 +253,7 @@ class Parts:
     dead_letters: DeadLetters
     taker: Taker
     history: History
+    leftovers: Leftovers
     lock: ProcessLock
 
 
@@ -282,6 +285,7 @@ class OrchestratorWorker:
         await self.parts.conductor.start()
         self.parts.taker.start()
         self.parts.history.start()
+        self.parts.leftovers.start()
         await self.parts.reconciler.start()
         await self.parts.dead_letters.start()
         await self.parts.queries.start()
@@ -291,6 +295,7 @@ class OrchestratorWorker:
         await self.parts.dead_letters.close()
         await self.parts.taker.close()
         await self.parts.history.close()
+        await self.parts.leftovers.close()
         await self.parts.conductor.drain(grace_seconds)
         await self.parts.operations.close()
         await self.parts.turns.close()

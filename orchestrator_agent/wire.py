@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from orchestrator_agent.engine.state import RootFacts, Row, Run
-from protocol.messages import DEFAULT_PRIORITY, DEFAULT_TENANT, json_bytes
+from protocol.messages import DEFAULT_PRIORITY, DEFAULT_TENANT, ObjectRef, json_bytes
 from protocol.names import ORCHESTRATOR
 
 
@@ -11,19 +11,25 @@ def _time(value: datetime) -> str:
     return value.isoformat().replace("+00:00", "Z")
 
 
+def _value(name: str, value: bytes, ref: ObjectRef | None) -> tuple[bytes, bytes]:
+    if ref is not None:
+        name, value = f"{name}_ref", ref.model_dump_json().encode()
+    return f'"{name}":'.encode(), value
+
+
 def attempt_id(row: Row) -> str:
     """`Nats-Msg-Id` of an attempt: what stops it from being in the queue twice."""
-    return f"{row.task_id}:{row.attempt}"
+    return f"{row.text}:{row.attempt}"
 
 
-def task_request(run: Run, row: Row) -> bytes:
-    """The TaskRequest of a row's current attempt."""
+def task_request(run: Run, row: Row, payload_ref: ObjectRef | None = None) -> bytes:
+    """The TaskRequest of a row's current attempt; `payload_ref` stands for its payload, where that is large."""
     facts = run.facts
     parts = [
-        f'{{"task_id":"{row.task_id}","root_task_id":"{row.root_task_id}","parent_task_id":"{row.parent_task_id}",'
+        f'{{"task_id":"{row.text}","root_task_id":"{run.root.text}","parent_task_id":"{run.parent_text(row)}",'
         f'"task_type":"{row.task_type}","attempt":{row.attempt},"timeout_seconds":{row.timeout_seconds},'
-        f'"requester":"{ORCHESTRATOR}","payload":'.encode(),
-        row.payload or b"{}",
+        f'"requester":"{ORCHESTRATOR}",'.encode(),
+        *_value("payload", row.payload or b"{}", payload_ref),
     ]
     rest: dict[str, object] = {"metadata": {"step": run.path(row)}}
     if facts.tenant != DEFAULT_TENANT:
@@ -55,14 +61,15 @@ def request_headers(run: Run, row: Row, now: datetime) -> dict[str, str]:
     return headers
 
 
-def final_response(root: Row, facts: RootFacts) -> bytes:
-    """A root's TaskResponse. A function of its row alone, so that it is the same bytes whoever makes it, whenever."""
+def final_response(root: Row, facts: RootFacts, result_ref: ObjectRef | None = None) -> bytes:
+    """A root's TaskResponse, `result_ref` in the place of a large result. A function of its row alone, so that it is
+    the same bytes whoever makes it, whenever."""
     parts = [
         f'{{"task_id":"{root.task_id}","root_task_id":"{root.root_task_id}","task_type":"{root.task_type}",'
         f'"agent":"{ORCHESTRATOR}","attempt":{root.attempt},"status":"{root.status.value}"'.encode()
     ]
     if root.result is not None:
-        parts += [b',"result":', root.result]
+        parts += [b",", *_value("result", root.result, result_ref)]
     if root.error is not None:
         parts += [b',"error":', root.error.model_dump_json(exclude_none=True).encode()]
     if root.usage is not None:

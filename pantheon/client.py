@@ -5,6 +5,7 @@ accepted or answered; that never runs it twice (PROTOCOL.md, TaskRequest).
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,14 +16,15 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from pantheon.bus import Bus, Delivery, Publisher, Subscription
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
 from pantheon.context import TaskContext
 from pantheon.process import nats_options
 from pantheon.settings import MeshSettings
 from protocol import subjects
-from protocol.errors import BusError, NotAccepted, PantheonError, TaskCancelled, TaskFailed
+from protocol.errors import BusError, NotAccepted, ObjectMissing, PantheonError, TaskCancelled, TaskFailed
 from protocol.ids import new_id
-from protocol.messages import TaskProgress, TaskRequest, TaskResponse, Usage, to_bytes
+from protocol.large import parse_value
+from protocol.messages import TaskProgress, TaskRequest, TaskResponse, Usage, json_bytes, to_bytes
 from protocol.names import ORCHESTRATOR
 
 log = structlog.get_logger()
@@ -104,10 +106,13 @@ class Mesh:
         self._waiters: dict[UUID, _Waiter] = {}
         self._bus: Bus
         self._publisher: Publisher
+        self._objects: Objects
         self._inbox = ""
 
     @classmethod
-    async def over(cls, bus: Bus, publisher: Publisher, *, requester: str | None = None) -> Self:
+    async def over(
+        cls, bus: Bus, publisher: Publisher, objects: Objects | None = None, *, requester: str | None = None
+    ) -> Self:
         """A client over a connection that somebody else owns."""
         mesh = cls.__new__(cls)
         mesh._requester = requester
@@ -116,6 +121,7 @@ class Mesh:
         mesh._waiters = {}
         mesh._bus = bus
         mesh._publisher = publisher
+        mesh._objects = objects or Objects(bus)
         await mesh._listen()
         return mesh
 
@@ -127,6 +133,7 @@ class Mesh:
             options=nats_options(self._settings),
         )
         self._publisher = Publisher(self._bus)
+        self._objects = Objects(self._bus, max_bytes=self._settings.max_payload_bytes)
         await self._listen()
         return self
 
@@ -246,7 +253,13 @@ class Mesh:
         return request.task_id
 
     async def _send(self, request: TaskRequest, *, give_up_seconds: float) -> None:
-        await self._publisher.publish(subjects.task(ORCHESTRATOR), to_bytes(request), give_up_seconds=give_up_seconds)
+        body = to_bytes(request)
+        if self._objects.is_large(body):
+            # Each time: the store may have lost it since. One that is there is not sent again.
+            ref = await self._objects.put_large(request.task_id, json_bytes(request.payload))
+            if ref is not None:
+                body = to_bytes(request.model_copy(update={"payload": {}, "payload_ref": ref}))
+        await self._publisher.publish(subjects.task(ORCHESTRATOR), body, give_up_seconds=give_up_seconds)
 
     async def wait(self, task_id: UUID, *, timeout_seconds: float | None = None) -> TaskResponse:
         """The final response of a task that this client submitted, whatever its status.
@@ -257,18 +270,43 @@ class Mesh:
         if waiter is None:
             return await self._wait_foreign(task_id, timeout_seconds)
         async with asyncio.timeout(timeout_seconds):
-            while not waiter.answered.done():
-                generation = self._bus.generation
-                await asyncio.wait({waiter.answered}, timeout=ASK_AGAIN_SECONDS)
-                if not waiter.answered.done():
-                    log.debug("wait.again", task_id=str(task_id), reconnected=generation != self._bus.generation)
-                    try:
-                        await self._send(waiter.request, give_up_seconds=ASK_AGAIN_SECONDS)
-                    except BusError as error:
-                        log.debug("wait.unsent", error=str(error))
-            response = await waiter.answered
+            while True:
+                try:
+                    response = await self._whole(await self._answer(waiter))
+                    break
+                except BusError as error:
+                    if not error.retryable:
+                        raise
+                    # A large result that the object store has lost is put there again by whoever answers again.
+                    log.debug("wait.result_gone", task_id=str(task_id), error=str(error))
+                    waiter.answered = asyncio.get_running_loop().create_future()
+                    await self._ask_again(waiter)
         self._waiters.pop(task_id, None)
         return response
+
+    async def _answer(self, waiter: _Waiter) -> TaskResponse:
+        while not waiter.answered.done():
+            generation = self._bus.generation
+            await asyncio.wait({waiter.answered}, timeout=ASK_AGAIN_SECONDS)
+            if not waiter.answered.done():
+                reconnected = generation != self._bus.generation
+                log.debug("wait.again", task_id=str(waiter.request.task_id), reconnected=reconnected)
+                await self._ask_again(waiter)
+        return await waiter.answered
+
+    async def _ask_again(self, waiter: _Waiter) -> None:
+        try:
+            await self._send(waiter.request, give_up_seconds=ASK_AGAIN_SECONDS)
+        except BusError as error:
+            log.debug("wait.unsent", error=str(error))
+
+    async def _whole(self, response: TaskResponse) -> TaskResponse:
+        """A response with a large result in the place of its reference. Raises BusError, InvalidRequest."""
+        if response.result_ref is None:
+            return response
+        body = await self._objects.get(response.result_ref)
+        result = parse_value(body, response.result_ref, "result")
+        return response.model_copy(update={"result": result, "result_ref": None})
 
     async def _wait_foreign(self, task_id: UUID, timeout_seconds: float | None) -> TaskResponse:
         """A task of another process: its row is asked for until it has ended."""
@@ -277,7 +315,8 @@ class Mesh:
             while True:
                 answer = await self.query("response", {"task_id": str(task_id)})
                 if answer.get("response") is not None:
-                    return TaskResponse.model_validate_json(json.dumps(answer["response"]))
+                    with contextlib.suppress(ObjectMissing):
+                        return await self._whole(TaskResponse.model_validate_json(json.dumps(answer["response"])))
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.5, 2.0)
 
@@ -538,16 +577,17 @@ def result_of(response: TaskResponse) -> Any:
 class Delegation:
     """What `ctx.run` uses: a client over the agent's own connection, made at the first delegation."""
 
-    def __init__(self, bus: Bus, publisher: Publisher) -> None:
+    def __init__(self, bus: Bus, publisher: Publisher, objects: Objects) -> None:
         self._bus = bus
         self._publisher = publisher
+        self._objects = objects
         self._mesh: Mesh | None = None
         self._lock = asyncio.Lock()
 
     async def run(self, context: TaskContext, request: TaskRequest) -> Any:
         async with self._lock:
             if self._mesh is None:
-                self._mesh = await Mesh.over(self._bus, self._publisher, requester=context.agent)
+                self._mesh = await Mesh.over(self._bus, self._publisher, self._objects, requester=context.agent)
         sent = request.model_copy(update={"reply_to": f"{self._mesh._inbox}.{request.task_id.hex}"})
         await self._mesh.submit(sent)
         response = await self._mesh.wait(sent.task_id)

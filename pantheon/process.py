@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pantheon.agent import Agent
 from pantheon.background import end
-from pantheon.bus import Bus, Delivery, Publisher, Subscription
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
 from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
 from pantheon.discovery import Discovery, Registration, make_discovery
 from pantheon.logs import configure_logging, set_level
@@ -78,6 +78,7 @@ class AgentProcess:
         self._process = psutil.Process()
         self.bus: Bus
         self.publisher: Publisher
+        self.objects: Objects
         self.discovery: Discovery
         self.worker: Conductor
         self.micro: MicroService
@@ -132,6 +133,7 @@ class AgentProcess:
 
     async def _start(self) -> None:
         self.publisher = Publisher(self.bus)
+        self.objects = Objects(self.bus, max_bytes=self.settings.max_payload_bytes)
         self.discovery = make_discovery(self.settings, self.bus.client)
         self.config = self._configuration(make_live_source(self.settings, self.bus.client, self.agent.name))
         self.config.on_change(self._on_config)
@@ -161,9 +163,10 @@ class AgentProcess:
                 self.publisher,
                 instance_id=self.instance_id,
                 max_concurrency=self.max_concurrency,
+                objects=self.objects,
                 config=lambda: self.config.current,
                 observer=self.micro,
-                delegate=Delegation(self.bus, self.publisher).run,
+                delegate=Delegation(self.bus, self.publisher, self.objects).run,
             )
         await self.worker.start()
         self._control = await self.bus.subscribe(subjects.control(self.agent.name), self._on_control)

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from protocol.errors import SettingsError
+from protocol.large import DEFAULT_MAX_BYTES
 from protocol.names import INSTANCE_ID
 
 FILE_SUFFIX = "_FILE"
@@ -152,6 +153,13 @@ class MeshSettings(EnvironmentSettings):
     max_retries: int = Field(default=3, ge=0, le=1000, json_schema_extra=_allowed("a whole number, 0 to 1000"))
     no_agent_wait_seconds: float = Field(
         default=30.0, ge=0, allow_inf_nan=False, json_schema_extra=_allowed("a number of seconds, 0 or more")
+    )
+    max_payload_bytes: int = Field(
+        default=DEFAULT_MAX_BYTES,
+        ge=1024,
+        le=512 * 1024 * 1024,  # half of what one value may be in Postgres
+        json_schema_extra=_allowed("a number of bytes, 1024 to 536870912"),
+        description="of one payload or result, as JSON",
     )
     stream_replicas: Literal[1, 3, 5] = Field(default=1, json_schema_extra=_allowed("1, 3 or 5"))
 

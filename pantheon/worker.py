@@ -18,12 +18,13 @@ from pydantic import ValidationError
 
 from pantheon.agent import Agent
 from pantheon.background import end
-from pantheon.bus import Bus, Delivery, Publisher, Puller, acknowledge, hand_back, hold, times_delivered
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold, times_delivered
 from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext, sayable
 from protocol import subjects
-from protocol.errors import ErrorCode, InvalidRequest, PantheonError, TaskFailure, TooLarge
+from protocol.errors import BusError, ErrorCode, InvalidRequest, PantheonError, TaskFailure, TooLarge
 from protocol.ids import new_id
+from protocol.large import parse_value
 from protocol.messages import (
     DeadLetter,
     ErrorInfo,
@@ -31,6 +32,7 @@ from protocol.messages import (
     TaskProgress,
     TaskRequest,
     TaskResponse,
+    json_bytes,
     now,
     parse_request,
     salvage_ids,
@@ -43,6 +45,8 @@ log = structlog.get_logger()
 # Answers of attempts that were delivered again after they were given: a broker that lost an ack, a redispatch.
 REMEMBERED_ANSWERS = 1000
 REMEMBERED_ANSWER_BYTES = 64 * 1024
+# A result that the object store does not take just now is kept, and its task, until it does.
+STORE_AGAIN_SECONDS = 1.0
 # A cancel may overtake its task in the queue; it is remembered this long.
 CANCEL_MEMORY_SECONDS = 300.0
 
@@ -79,6 +83,7 @@ class Worker:
         *,
         instance_id: str,
         max_concurrency: int,
+        objects: Objects | None = None,
         config: Callable[[], AgentConfig] | None = None,
         observer: Observer | None = None,
         delegate: Callable[[TaskContext, TaskRequest], Awaitable[Any]] | None = None,
@@ -86,6 +91,7 @@ class Worker:
         self._agent = agent
         self._bus = bus
         self._publisher = publisher
+        self._objects = objects or Objects(bus)
         self._instance_id = instance_id
         self._config = config or (lambda: AgentConfig.of(agent.name, instance_id))
         self.max_concurrency = max_concurrency
@@ -219,7 +225,7 @@ class Worker:
         running = self._running[key] = _Running(delivery, current)
         try:
             response = await self._respond(request, running)
-            body = self._body(request, response)
+            body = await self._body(request, response)
             try:
                 await self._answer(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
             except TooLarge as error:
@@ -300,10 +306,12 @@ class Worker:
             limit = min(limit, (request.deadline - started_at).total_seconds())
             if limit <= 0:
                 raise TaskFailure(ErrorCode.DEADLINE_EXCEEDED, f"the deadline {request.deadline} has passed")
-        payload = handler.validate(request.payload)
         timer = asyncio.timeout(limit)
         try:
             async with timer:
+                if request.payload_ref is not None:
+                    request = context.request = await self._whole(request)
+                payload = handler.validate(request.payload)
                 if self._agent.has_hooks("before_task"):
                     await self._agent.call_hooks("before_task", context)
                 return await handler.call(payload, context)
@@ -314,6 +322,15 @@ class Worker:
             raise TaskFailure(
                 ErrorCode.TIMEOUT, f"'{request.task_type}' did not end within {limit:g} s", retryable=True
             ) from raised
+
+    async def _whole(self, request: TaskRequest) -> TaskRequest:
+        """A request with the payload that its reference stands for. Raises InvalidRequest, BusError."""
+        assert request.payload_ref is not None
+        body = await self._objects.get(request.payload_ref)
+        payload = parse_value(body, request.payload_ref, "payload")
+        if not isinstance(payload, dict):
+            raise InvalidRequest("payload: must be an object", field="payload")
+        return request.model_copy(update={"payload": payload, "payload_ref": None})
 
     def _error_of(self, request: TaskRequest, raised: Exception) -> ErrorInfo:
         if isinstance(raised, PantheonError):
@@ -363,16 +380,35 @@ class Worker:
         if request.reply_to is not None:
             await self._bus.publish_quietly(request.reply_to, body)
 
-    def _body(self, request: TaskRequest, response: TaskResponse) -> bytes:
-        """A response as JSON; what JSON cannot carry (a lone surrogate, an object in details) is an error of its own,
-        because a task that is not answered is run again and again."""
+    async def _body(self, request: TaskRequest, response: TaskResponse) -> bytes:
+        """A response as JSON, a large result by reference; what JSON cannot carry (a lone surrogate, an object in
+        details) is an error of its own, because a task that is not answered is run again and again."""
         try:
-            return to_bytes(response)
+            body = to_bytes(response)
+            if not self._objects.is_large(body):
+                return body
+            return await self._by_reference(request, response, body)
         except (ValueError, TypeError) as error:
             log.warning("task.unsayable", task_id=str(request.task_id), task_type=request.task_type, error=str(error))
             what = "result" if response.error is None else f"error {sayable(response.error.code)}"
             message = f"the {what} of '{request.task_type}' cannot be written as JSON: {sayable(error)}"
             return to_bytes(self._failed(request, PantheonError(message)))
+
+    async def _by_reference(self, request: TaskRequest, response: TaskResponse, body: bytes) -> bytes:
+        result = json_bytes(response.result)
+        while True:
+            try:
+                ref = await self._objects.put_large(response.root_task_id, result)
+            except TooLarge as error:
+                message = f"the result of '{request.task_type}': {error}"
+                return to_bytes(self._failed(request, TooLarge(message)))
+            except BusError as error:
+                log.warning("result.waiting", task_id=str(request.task_id), error=str(error))
+                await asyncio.sleep(STORE_AGAIN_SECONDS)
+            else:
+                if ref is None:
+                    return body
+                return to_bytes(response.model_copy(update={"result": None, "result_ref": ref}))
 
     def _failed(self, request: TaskRequest, error: PantheonError) -> TaskResponse:
         return TaskResponse(

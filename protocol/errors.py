@@ -11,7 +11,8 @@
     ├── UnknownTask                    unknown_task: no such task in the database
     ├── SettingsError                  a setting (environment, file) has a wrong value
     ├── BusError                       NATS cannot be reached, or refuses
-    │   └── TooLarge                   too_large: a message exceeds what the broker carries
+    │   ├── TooLarge                   too_large: a message, a payload or a result exceeds its limit
+    │   └── ObjectMissing              payload_unavailable: what a reference stands for is not in the object store
     ├── StoreError                     Postgres cannot be reached, or refuses
     ├── DiscoveryError                 Consul or the KV bucket cannot be reached, or refuses
     └── StackError                     a part of the embedded stack cannot start
@@ -39,6 +40,8 @@ class ErrorCode(StrEnum):
     TOO_LARGE = "too_large"
     POISON = "poison"
     DUPLICATE = "duplicate"
+    # A reference to a large payload or result stands for nothing: the object store has lost it.
+    PAYLOAD_UNAVAILABLE = "payload_unavailable"
     # Not in the contract's list, used by the kit for a handler that raised something of its own.
     INTERNAL_ERROR = "internal_error"
     # The conductor's word for an answer that is not a TaskResponse.
@@ -139,10 +142,16 @@ class BusError(PantheonError):
 
 
 class TooLarge(BusError):
-    """A message exceeds what the broker carries; says both numbers, in bytes."""
+    """A message exceeds what the broker carries, a payload or result what the mesh does; says both sizes in bytes."""
 
     code = ErrorCode.TOO_LARGE
     retryable = False
+
+
+class ObjectMissing(BusError):
+    """What a reference stands for is not in the object store; whoever has the value can put it there again."""
+
+    code = ErrorCode.PAYLOAD_UNAVAILABLE
 
 
 class StoreError(PantheonError):

@@ -9,6 +9,7 @@ Discovery here is NATS KV. In a mesh that uses Consul, register a Consul service
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.errors import NotFoundError
 
 NAME = "plain_agent"
 TASK_TYPES = ["count_words"]
@@ -44,18 +46,22 @@ def handle(task_type: str, payload: dict[str, Any]) -> dict[str, Any]:
     return {"words": len(text.split())}
 
 
-def response_to(request: dict[str, Any]) -> dict[str, Any]:
-    """The TaskResponse: ids and attempt as they came, and a result or an error."""
-    started = datetime.now(UTC).isoformat()
-    response: dict[str, Any] = {
+def response_base(request: dict[str, Any]) -> dict[str, Any]:
+    """What every TaskResponse says: ids and attempt as they came, and who answers."""
+    return {
         "task_id": request["task_id"],
         "root_task_id": request.get("root_task_id") or request["task_id"],
         "attempt": request.get("attempt") or 1,
         "task_type": request.get("task_type") or "",
         "agent": NAME,
         "instance_id": INSTANCE_ID,
-        "started_at": started,
+        "started_at": datetime.now(UTC).isoformat(),
     }
+
+
+def response_to(request: dict[str, Any]) -> dict[str, Any]:
+    """The TaskResponse, with a result or an error."""
+    response = response_base(request)
     try:
         if response["task_type"] not in TASK_TYPES:
             raise ValueError(f"task_type: {NAME} serves {', '.join(TASK_TYPES)}, not '{response['task_type']}'")
@@ -77,8 +83,7 @@ async def work(js: JetStreamContext, message: Msg) -> None:
             # Nothing that has an id to be answered by.
             await js.publish(f"mesh.deadletter.{NAME}", dead_letter(message, str(error)))
         else:
-            # In a thread, so that work which computes does not stop the acks.
-            response = await asyncio.to_thread(response_to, request)
+            response = await respond(js, request)
             message_id = f"{response['task_id']}:{response['attempt']}:response"
             body = json.dumps(response).encode()
             await js.publish(f"agent.{NAME}.response", body, headers={"Nats-Msg-Id": message_id})
@@ -88,6 +93,21 @@ async def work(js: JetStreamContext, message: Msg) -> None:
         log.warning("not answered: %s", error)
     finally:
         keeping.cancel()
+
+
+async def respond(js: JetStreamContext, request: dict[str, Any]) -> dict[str, Any]:
+    """The TaskResponse of a request whose payload may be an object of its own (docs/protocol.md, Large payloads)."""
+    if (ref := request.get("payload_ref")) is not None:
+        try:
+            stored = io.BytesIO()
+            await (await js.object_store("payloads")).get(ref["name"], writeinto=stored)
+            request["payload"] = json.loads(stored.getvalue())
+        except NotFoundError:
+            # The orchestrator has it, and puts it there again for the next attempt.
+            problem = {"code": "payload_unavailable", "message": f"no object {ref['name']}", "retryable": True}
+            return response_base(request) | {"status": "failed", "error": problem}
+    # In a thread, so that work which computes does not stop the acks.
+    return await asyncio.to_thread(response_to, request)
 
 
 def dead_letter(message: Msg, error: str) -> bytes:

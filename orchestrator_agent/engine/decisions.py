@@ -10,6 +10,7 @@ from uuid import UUID
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import ErrorCode, ExpressionError
+from protocol.large import DEFAULT_MAX_BYTES
 from protocol.messages import ErrorInfo, json_bytes
 from protocol.workflow import Requires
 
@@ -102,7 +103,7 @@ class Rules:
 
     default_max_attempts: int = 4
     no_agent_wait_seconds: float = 30.0
-    max_message_bytes: int = 1024 * 1024 - 16 * 1024
+    max_payload_bytes: int = DEFAULT_MAX_BYTES
 
 
 @dataclass
@@ -173,16 +174,16 @@ class Ledger:
         self.decisions.events.append((entity, name, data))
 
     def task_event(self, name: str, *, error: ErrorInfo | None = None, **more: Any) -> None:
-        data: dict[str, Any] = {"task_id": str(self.run.root_task_id), "task_type": self.run.root.task_type, **more}
+        data: dict[str, Any] = {"task_id": self.run.root.text, "task_type": self.run.root.task_type, **more}
         if error is not None:
             data["error"] = error.model_dump(mode="json", exclude_defaults=True)
         self.event("task", name, data)
 
     def step_event(self, name: str, row: Row, *, error: ErrorInfo | None = None, **more: Any) -> None:
         data: dict[str, Any] = {
-            "root_task_id": str(row.root_task_id),
-            "task_id": str(row.task_id),
-            "parent_task_id": str(row.parent_task_id),
+            "root_task_id": self.run.root.text,
+            "task_id": row.text,
+            "parent_task_id": self.run.parent_text(row),
             "step": self.run.path(row),
             "task_type": row.task_type,
             "iteration": row.iteration,
@@ -235,7 +236,7 @@ class Ledger:
     def too_large(self, row: Row, what: str, size_bytes: int) -> ErrorInfo:
         path = self.run.path(row)
         where = f"step '{path}': " if path else ""
-        limit = self.rules.max_message_bytes
+        limit = self.rules.max_payload_bytes
         return ErrorInfo(
             code=ErrorCode.TOO_LARGE,
             message=f"{where}a {what} of {size_bytes} bytes exceeds the limit of {limit} bytes",

@@ -29,7 +29,7 @@ class Endings(Steps):
                 self.scope_failed(scope, self.ledger.expression_error(scope.row, "output", error))
                 return
         result_json = json_bytes(result)
-        if len(result_json) > self.rules.max_message_bytes:
+        if len(result_json) > self.rules.max_payload_bytes:
             self.scope_failed(scope, self.ledger.too_large(scope.row, "result", len(result_json)))
         elif scope.row is not self.run.root:
             self.completed(scope.row, result, result_json)

@@ -86,6 +86,14 @@ class Row:
     expires_at: datetime | None = None
     run_after: datetime | None = None
     completed_at: datetime | None = None
+    _text: str = field(default="", init=False, repr=False, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The id as text: messages and events say it some ten times for each row."""
+        if not self._text:
+            self._text = str(self.task_id)
+        return self._text
 
     def become(self, status: Status) -> None:
         """Change the status along TRANSITIONS; anything else is a mistake of the engine's."""
@@ -188,6 +196,13 @@ class Run:
     @property
     def root_task_id(self) -> UUID:
         return self.root.task_id
+
+    def parent_text(self, row: Row) -> str:
+        """The id of the row's parent as text."""
+        parent = (
+            self.root if row.parent_task_id is self.root.task_id else self.rows.get(row.parent_task_id or row.task_id)
+        )
+        return parent.text if parent is not None else str(row.parent_task_id)
 
     def active(self) -> Iterator[Row]:
         """Rows that have not ended, the root's own excepted."""

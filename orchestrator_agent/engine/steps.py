@@ -112,7 +112,7 @@ class Steps(Waits):
     def begin_task(self, row: Row, payload: dict[str, Any]) -> None:
         """Let a new row look for an agent, within the budget."""
         row.payload = json_bytes(payload)
-        if len(row.payload) > self.rules.max_message_bytes:
+        if len(row.payload) > self.rules.max_payload_bytes:
             self.step_failed(row, self.ledger.too_large(row, "payload", len(row.payload)))
             return
         if not self.within_budget(row):
@@ -207,7 +207,7 @@ class Steps(Waits):
 
     def completed(self, row: Row, result: Any, result_json: bytes) -> None:
         """A task, a sub-workflow, a fan-out or a wait ended well."""
-        if len(result_json) > self.rules.max_message_bytes:
+        if len(result_json) > self.rules.max_payload_bytes:
             self.step_failed(row, self.ledger.too_large(row, "result", len(result_json)))
             return
         self.ledger.end(row, Status.COMPLETED)

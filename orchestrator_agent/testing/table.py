@@ -1,7 +1,6 @@
 """Table: what Postgres holds of one root, in memory: the columns that the store's statements write, and no others."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +8,7 @@ from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import ENDED, TRANSITIONS, Row, Run, Status
 from orchestrator_agent.runs import bare_run
 from orchestrator_agent.store import rows as stored
+from orchestrator_agent.store import statements
 from orchestrator_agent.store import tasks as writes
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -30,7 +30,7 @@ class Table:
 
     def accept(self, run: Run, decisions: Decisions) -> None:
         root = dict.fromkeys(COLUMNS)
-        root |= dict(zip(_names(writes._ACCEPTED), writes._accepted_values(run), strict=True))
+        root |= dict(zip(_names(statements.ACCEPTED), writes._accepted_values(run), strict=True))
         self.records[run.root_task_id] = {**root, "version": 1}
         self._make(run, decisions)
 
@@ -40,7 +40,7 @@ class Table:
         assert _reachable(Status(root["status"]), run.root.status), "a root went where no transition leads"
         values = (run.root.status.value, writes._text(run.root.result), writes._error(run.root))
         values += (writes._usage(run.root.usage), run.root.completed_at, run.facts.reply_to)  # type: ignore[assignment]
-        names = [name for name in _names(writes._ROOTS) if name not in ("root_task_id", "task_id", "known_version")]
+        names = [name for name in _names(statements.ROOTS) if name not in ("root_task_id", "task_id", "known_version")]
         root |= {**dict(zip(names, values, strict=True)), "version": run.version + 1}
         for row in decisions.changed.values():
             if row is run.root:
@@ -48,7 +48,7 @@ class Table:
             record = self.records[row.task_id]
             before = Status(record["status"])
             assert before not in ENDED, "what has ended was changed"
-            record |= dict(zip(_names(writes._CHANGED), writes._changed_values(row), strict=True))
+            record |= dict(zip(_names(statements.CHANGED), writes._changed_values(row), strict=True))
             assert _reachable(before, Status(record["status"])), "a row went where no transition leads"
         self._make(run, decisions)
         run.version += 1
@@ -59,7 +59,7 @@ class Table:
             record = dict.fromkeys(COLUMNS)
             self.records[row.task_id] = {
                 **record,
-                **dict(zip(_names(writes._MADE), writes._made_values(run, row), strict=True)),
+                **dict(zip(_names(statements.MADE), writes._made_values(run, row), strict=True)),
                 "version": 0,
             }
 
@@ -94,8 +94,8 @@ def json_of(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-def _names(columns: Sequence[tuple[str, str, str]]) -> list[str]:
-    return [name for name, _, _ in columns]
+def _names(columns: statements.Columns) -> list[str]:
+    return [column.name for column in columns]
 
 
 def _reachable(before: Status, after: Status) -> bool:

@@ -8,6 +8,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.errors import NotFoundError
 
 from pantheon.bus.connection import Bus
+from pantheon.bus.objects import ensure_objects
 from protocol.errors import BusError
 from protocol.streams import ALL_STREAMS, StreamSpec
 
@@ -33,7 +34,9 @@ def stream_config(spec: StreamSpec, replicas: int) -> StreamConfig:
 
 
 async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
-    """Make the mesh's streams, or bring them to the contract's settings; safe from several processes at once.
+    """Make the mesh's streams and its bucket of large values, or bring them to the contract's settings.
+
+    Safe from several processes at once.
 
     Raises BusError when JetStream is absent or refuses.
     """
@@ -54,6 +57,7 @@ async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
                 f"cannot make the stream {spec.name}: {error or type(error).__name__} (is JetStream on, "
                 f"and are there {replicas} servers for its {replicas} replicas?)"
             ) from error
+    await ensure_objects(bus, replicas=replicas)
 
 
 def _differs(there: StreamConfig, wanted: StreamConfig) -> bool:

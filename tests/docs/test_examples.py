@@ -87,6 +87,14 @@ async def test_an_agent_without_the_kit_does_a_step_and_says_goodbye(
     await until_registered(nats_client, "plain_agent", 0)
 
 
+async def test_an_agent_without_the_kit_takes_a_payload_that_is_an_object_of_its_own(
+    mesh: DocumentedMesh, running: Running
+) -> None:
+    async with running(python(), "-I", str(AGENTS / "plain_agent.py")):
+        payload = {"text": "word " * 300_000}
+        assert await mesh.client.run("count_words", payload, wait_seconds=WAIT_SECONDS) == {"words": 300_000}
+
+
 async def test_an_agent_without_the_kit_refuses_a_payload_and_keeps_what_has_no_id(
     mesh: DocumentedMesh, running: Running, nats_client: Client
 ) -> None:

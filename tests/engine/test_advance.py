@@ -287,7 +287,7 @@ def test_an_until_that_fails_is_an_expression_error(world: World) -> None:
 
 
 def test_what_is_too_large_says_both_sizes(world: World) -> None:
-    world.rules = Rules(max_message_bytes=1000)
+    world.rules = Rules(max_payload_bytes=1000)
     course = world.dag({"a": task(), "b": task(needs=["a"], **{"with": {"twice": "${a.text}${a.text}"}})})
     course.complete("a", {"text": "x" * 600})
     assert (course.error.code, course.error.step) == ("too_large", "b")
@@ -310,7 +310,7 @@ def test_an_agents_error_of_any_size_leaves_an_answer_that_can_be_sent(world: Wo
     course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error))
     answer = final_response(course.run.root, course.run.facts)
     assert TaskResponse.model_validate_json(answer).status == "failed"
-    assert len(answer) < world.rules.max_message_bytes
+    assert len(answer) < world.rules.max_payload_bytes
 
 
 # -- no agent -------------------------------------------------------------------------------------------------------
@@ -736,9 +736,9 @@ def test_the_database_knows_the_same_statuses() -> None:
 
 
 def test_the_store_writes_every_column_that_a_row_is_read_from() -> None:
-    from orchestrator_agent.store import rows, tasks
+    from orchestrator_agent.store import rows, statements
 
     columns = set(rows.COLUMNS.split(", "))
-    written = {name for name, _, _ in tasks._ACCEPTED} | {name for name, _, _ in tasks._CHANGED}
+    written = {column.name for column in (*statements.ACCEPTED, *statements.CHANGED)}
     assert columns - written == {"dispatched_by", "answered_at", "version"}
-    assert {name for name, _, _ in tasks._MADE} <= columns
+    assert {column.name for column in statements.MADE} <= columns

@@ -222,7 +222,7 @@ def test_a_workflow_that_fails_beside_is_undone_too_where_it_wants_to_be(world: 
 
 def test_thousands_of_compensations_may_fail_before_any_agent_is_asked(world: World) -> None:
     """Each too large: one that called the next by recursion came to the end of the stack."""
-    world.rules = Rules(max_message_bytes=20_000)
+    world.rules = Rules(max_payload_bytes=20_000)
     undo = {"task": "undo", "with": {"was": "${result}", "more": "${input.more}"}}
     steps = {"a": task(for_each=list(range(600)), concurrency=1000, compensate=undo), "b": task(needs=["a"])}
     course = world.dag(steps, {"more": "x" * 19_980})
@@ -233,7 +233,7 @@ def test_thousands_of_compensations_may_fail_before_any_agent_is_asked(world: Wo
 
 
 def test_a_sub_workflow_whose_result_is_too_large_fails_and_is_undone(world: World) -> None:
-    world.rules = Rules(max_message_bytes=200)
+    world.rules = Rules(max_payload_bytes=200)
     sub = {"steps": {"i": undoable()}, "output": ["${i}", "${i}"], "on_error": "continue"}
     course = world.dag({"a": sub})
     course.complete("a/i", "x" * 150)

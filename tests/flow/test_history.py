@@ -15,7 +15,7 @@ from orchestrator_agent.flow.history import History, is_over, month_of
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.age import surely_new
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.tasks import ACCEPT
+from orchestrator_agent.store.statements import ACCEPTED, not_in_history, whole
 from pantheon import Mesh
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
@@ -208,7 +208,7 @@ async def test_to_look_into_the_history_at_acceptance_reads_an_index_alone(datab
         "insert into tasks_history (root_task_id, task_id, task_type, status, ended_on) "
         "select u, u, 'w', 'completed', now()::date from (select gen_random_uuid() u from generate_series(1, 50000)) s"
     )
-    condition = ACCEPT[False, True].split("where", 1)[1].split("on conflict", 1)[0]
+    condition = not_in_history(whole(ACCEPTED)).split("where", 1)[1]
     plan = await database.fetch(
         "explain (analyze, format json) select u.* from unnest($1::uuid[], $1::uuid[], $2::text[], $2::text[], "
         f"$2::text[], $1::uuid[]) as u(root_task_id, task_id, tenant, requester, idempotency_key, duplicate_of) "

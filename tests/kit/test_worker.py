@@ -465,24 +465,25 @@ async def test_infinities_become_null(rig: Rig, agent: Agent) -> None:
     assert (await rig.run("test_agent", "ratio")).result == {"a": None, "b": None, "c": 0.5}
 
 
-async def test_a_result_larger_than_the_broker_carries_is_too_large(rig: Rig, agent: Agent) -> None:
+async def test_an_error_larger_than_the_broker_carries_is_too_large(rig: Rig, agent: Agent) -> None:
     """Also by a few bytes: the server counts headers in, and cuts the connection of whoever sends more."""
     disconnects = rig.bus.generation
 
     @agent.task("fill")
-    async def fill(task: dict[str, int]) -> str:
-        return "x" * task["size"]
+    async def fill(task: dict[str, int]) -> None:
+        raise TaskFailure("filled", "x" * task["size"])
 
     await rig.worker(agent)
     limit = rig.bus.max_payload
     ends = []
     for size in (limit + 10, limit - 10, limit - 400, limit - 450, limit - 500, limit - 550, limit - 600, limit - 2000):
         answer = await rig.run("test_agent", "fill", {"size": size})
-        ends.append(answer.error.code if answer.error is not None else answer.status)
-        if answer.error is not None:
+        assert answer.error is not None
+        ends.append(answer.error.code)
+        if answer.error.code == "too_large":
             assert str(limit) in answer.error.message
     assert ends[:2] == ["too_large", "too_large"]
-    assert ends[-1] == "completed"
+    assert ends[-1] == "filled"
     assert ends == sorted(ends, reverse=True)
     assert rig.bus.generation == disconnects
     await rig.until_empty()

@@ -228,10 +228,11 @@ async def test_a_wrong_address_is_one_clear_line() -> None:
     assert "\n" not in str(raised.value)
 
 
-async def test_a_payload_that_no_message_can_carry_fails_with_both_numbers(
+async def test_a_payload_that_the_mesh_does_not_carry_fails_with_both_numbers(
     settings: MeshSettings, seen: Seen, mesh: Mesh
 ) -> None:
-    async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
+    small = settings.model_copy(update={"max_payload_bytes": 1024 * 1024})
+    async with orchestrator(small, load_library([])), AgentProcess(words_agent(seen), settings):
         dag = {
             "steps": {
                 "grow": {"for_each": list(range(60)), "task": "repeat", "with": {"text": "x" * 1000, "times": 200}},

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Mesh
+from pantheon.bus import Bus, stream_mark
+from pantheon.bus.streams import StreamMark
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
+from protocol import subjects
 from protocol.ids import new_id
+from tests.kit.conftest import until
 from tests.mesh.agents import Seen, orchestrator_process, rows, words_agent
 from tests.mesh.conftest import PlainClient
 from tests.servers import postgres_server
@@ -159,6 +164,43 @@ async def test_a_broker_that_loses_its_store_in_mid_run_loses_no_task(
         await plain.collect("execute_dag", CHAIN, ids)
     assert all(json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT for task_id in ids)
     assert all(len(set(plain.responses[task_id])) == 1 for task_id in ids)
+
+
+async def test_what_is_acknowledged_while_the_broker_is_asked_is_not_taken_for_a_loss(
+    settings: MeshSettings, seen: Seen, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = seen.gates["echo"] = asyncio.Event()
+    async with orchestrator(settings, load_library([])) as process, AgentProcess(words_agent(seen), settings):
+        looks = 0
+
+        async def answered_late(bus: Bus, name: str) -> StreamMark | None:
+            nonlocal looks
+            mark = await stream_mark(bus, name)
+            # What a loaded process does: acknowledgements are read before the answer is.
+            await process.publisher.publish(subjects.task("nobody"), b"{}")
+            looks += 1
+            return mark
+
+        task_id = await plain.submit("echo", {"n": 1})
+        await seen.until_called("echo")
+        attempts = await listening(plain, "agent.words_agent.task")
+        monkeypatch.setattr("orchestrator_agent.reconciler.stream_mark", answered_late)
+        # Two streams: what the first whole look came to has been done when the third begins.
+        await until(lambda: looks > 4, "a third look")
+        gate.set()
+        assert (await plain.answer(task_id))["status"] == "completed"
+        assert attempts == []
+
+
+async def listening(plain: PlainClient, subject: str) -> list[bytes]:
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    await plain.connection.subscribe(subject, cb=hear)
+    await plain.connection.flush()
+    return heard
 
 
 async def test_a_store_wiped_while_nobody_was_there_is_noticed_at_start(

@@ -1,0 +1,297 @@
+"""The statements that write batches of `tasks`: one round trip a batch, arrays in, a row for each root out.
+
+Most batches are of steps that were made, dispatched and completed: half of their columns hold what they always hold. A
+column that does so in all rows of a batch is not sent; the statement says it itself. For each set of columns that are
+sent there is a statement of its own, prepared when it is first needed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+# Each is prepared on every connection that needs it; beyond so many sets, all columns are sent.
+MAX_VARIANTS = 24
+
+
+class Column(NamedTuple):
+    """`kind` is the type of one element, `cast` what an element is cast to; `usual` (SQL, and as a value) is what most
+    rows hold, a batch of which need not send it; without, it is always sent."""
+
+    name: str
+    kind: str
+    cast: str = ""
+    usual: tuple[str, Any] | None = None
+
+    def of(self, alias: str, sent: bool) -> str:
+        if sent or self.usual is None:
+            return f"{alias}.{self.name}{self.cast}"
+        return f"{self.usual[0]}{self.cast or f'::{self.kind}'}"
+
+
+class Columns(tuple[Column, ...]):
+    """The columns of an unnest, in the order of their arrays. One of a kind, so compared as what it is."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+NULL = ("null", None)
+
+
+def _always(name: str, kind: str) -> Column:
+    return Column(name, kind)
+
+
+def _seldom(name: str, kind: str, usual: tuple[str, Any] = NULL) -> Column:
+    return Column(name, kind, usual=usual)
+
+
+def _json(name: str) -> Column:
+    return Column(name, "text", "::json", NULL)
+
+
+# The order is the order of the arrays.
+MADE = Columns(
+    (
+        _always("root_task_id", "uuid"),
+        _always("task_id", "uuid"),
+        _seldom("parent_task_id", "uuid"),
+        _seldom("tenant", "text", ("'default'", "default")),
+        _always("step", "text"),
+        _seldom("role", "text", ("''", "")),
+        _seldom("iteration", "int", ("0", 0)),
+        _seldom("item", "int", ("-1", -1)),
+        _always("task_type", "text"),
+        _seldom("workflow_version", "text"),
+        _seldom("pinned_agent", "text"),
+        _seldom("agent", "text"),
+        _always("status", "text"),
+        _seldom("attempt", "int", ("1", 1)),
+        _seldom("failures", "int", ("0", 0)),
+        _seldom("priority", "int", ("5", 5)),
+        _json("payload"),
+        _json("result"),
+        _json("error"),
+        _json("usage"),
+        _always("timeout_seconds", "float8"),
+        _always("created_at", "timestamptz"),
+        _seldom("dispatched_at", "timestamptz"),
+        _seldom("expires_at", "timestamptz"),
+        _seldom("run_after", "timestamptz"),
+        _seldom("completed_at", "timestamptz"),
+        _seldom("reply_to", "text"),
+        _seldom("sticky", "text"),
+        _json("routing"),
+    )
+)
+CHANGED = Columns(
+    (
+        _always("root_task_id", "uuid"),
+        _always("task_id", "uuid"),
+        _seldom("agent", "text"),
+        _seldom("instance_id", "text"),
+        _always("status", "text"),
+        _seldom("attempt", "int", ("1", 1)),
+        _seldom("failures", "int", ("0", 0)),
+        _json("result"),
+        _json("error"),
+        _json("usage"),
+        _seldom("dispatched_at", "timestamptz"),
+        _seldom("expires_at", "timestamptz"),
+        _seldom("run_after", "timestamptz"),
+        _seldom("completed_at", "timestamptz"),
+        _seldom("reply_to", "text"),
+        _json("routing"),
+    )
+)
+# A root's id stands here twice. Where a statement asks for one column by both names, Postgres concludes that
+# task_id = root_task_id, which is what the partial indexes on roots say: it would then walk all roots for each batch.
+ROOTS = Columns(
+    (
+        _always("root_task_id", "uuid"),
+        _always("task_id", "uuid"),
+        _always("known_version", "bigint"),
+        _seldom("status", "text", ("'running'", "running")),
+        _json("result"),
+        _json("error"),
+        _json("usage"),
+        _seldom("completed_at", "timestamptz"),
+        _seldom("reply_to", "text"),
+    )
+)
+ACCEPTED = Columns(
+    (
+        *MADE,
+        _seldom("requester", "text"),
+        _seldom("session_id", "text"),
+        _seldom("idempotency_key", "text"),
+        _json("metadata"),
+        _seldom("traceparent", "text"),
+        _seldom("tracestate", "text"),
+        _seldom("deadline_at", "timestamptz"),
+        _seldom("duplicate_of", "uuid"),
+        _seldom("replay_of", "uuid"),
+        _seldom("concurrency_key", "text"),
+    )
+)
+# Where a row waits: only written in batches in which one does.
+PLACE = Columns(
+    (
+        _seldom("queue", "text"),
+        _seldom("flow", "bigint"),
+        _seldom("position", "bigint"),
+    )
+)
+MADE_PLACED, CHANGED_PLACED = Columns((*MADE, *PLACE)), Columns((*CHANGED, *PLACE))
+_KEYS = ("root_task_id", "task_id", "known_version")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unnest of a statement: its columns, and which of them are sent."""
+
+    columns: Columns
+    sent: tuple[bool, ...]
+
+    def unnest(self, alias: str, first: int) -> str:
+        names = [column.name for column, sent in zip(self.columns, self.sent, strict=True) if sent]
+        kinds = [column.kind for column, sent in zip(self.columns, self.sent, strict=True) if sent]
+        arrays = ", ".join(f"${first + index}::{kind}[]" for index, kind in enumerate(kinds))
+        return f"unnest({arrays}) as {alias}({', '.join(names)})"
+
+    def value(self, name: str, alias: str) -> str:
+        index = next(index for index, column in enumerate(self.columns) if column.name == name)
+        return self.columns[index].of(alias, self.sent[index])
+
+    @property
+    def names(self) -> str:
+        return ", ".join(column.name for column in self.columns)
+
+    def values(self, alias: str) -> str:
+        return ", ".join(self.value(column.name, alias) for column in self.columns)
+
+    def sets(self, alias: str, *, but: Iterable[str] = ()) -> str:
+        names = [column.name for column in self.columns if column.name not in (*_KEYS, *but)]
+        return ", ".join(f"{name} = {self.value(name, alias)}" for name in names)
+
+    @property
+    def width(self) -> int:
+        return sum(self.sent)
+
+
+def whole(columns: Columns) -> Part:
+    """All columns sent."""
+    return Part(columns, (True,) * len(columns))
+
+
+Batch = tuple[Columns, Sequence[Sequence[Any]]]
+_seen: set[tuple[tuple[bool, ...], ...]] = set()
+
+
+def needed(*batches: Batch) -> tuple[tuple[Part, ...], list[Sequence[Any]]]:
+    """Of columns and their values in a batch: what must be sent, and the arrays to send."""
+    sent = tuple(
+        tuple(
+            column.usual is None or values.count(column.usual[1]) != len(values)
+            for column, values in zip(columns, arrays, strict=True)
+        )
+        for columns, arrays in batches
+    )
+    if sent not in _seen:
+        if len(_seen) >= MAX_VARIANTS:
+            sent = tuple((True,) * len(columns) for columns, _ in batches)
+        else:
+            _seen.add(sent)
+    parts = tuple(Part(columns, flags) for (columns, _), flags in zip(batches, sent, strict=True))
+    return parts, [
+        values
+        for (_, arrays), flags in zip(batches, sent, strict=True)
+        for values, flag in zip(arrays, flags, strict=True)
+        if flag
+    ]
+
+
+@lru_cache(maxsize=4 * MAX_VARIANTS)
+def apply(roots: Part, changed: Part, made: Part) -> str:
+    """One round trip: lock the roots whose version is still the one the decisions were made on, and write only theirs.
+
+    Who lost the race to another process is told by its absence from the answer, and decides again on fresh rows.
+    A row that waits keeps the place in line that it has; any other has none.
+    """
+    place = "position = null"
+    if changed.columns is CHANGED_PLACED:
+        status, position = changed.value("status", "u"), changed.value("position", "u")
+        place = (
+            f"position = case when {status} = 'ready' and {position} is not null "
+            f"then coalesce(t.position, {position}) end, "
+            f"queue = coalesce({changed.value('queue', 'u')}, t.queue), "
+            f"flow = coalesce({changed.value('flow', 'u')}, t.flow)"
+        )
+    return f"""
+with roots as materialized (
+    select r.* from {roots.unnest("r", 2)}
+), locked as materialized (
+    select t.root_task_id from tasks t
+    where (t.root_task_id, t.task_id, t.version) in
+          (select r.root_task_id, r.task_id, r.known_version from roots r)
+    order by t.root_task_id
+    for no key update
+), root_rows as (
+    update tasks t set version = u.known_version + 1, dispatched_by = $1, {roots.sets("u")},
+        concurrency_key = case when {roots.value("completed_at", "u")} is null then t.concurrency_key end
+    from roots u
+    where u.root_task_id in (select root_task_id from locked)
+      and t.root_task_id = u.root_task_id and t.task_id = u.task_id
+), changed as (
+    update tasks t set dispatched_by = $1, {changed.sets("u", but=("queue", "flow", "position"))}, {place}
+    from {changed.unnest("u", 2 + roots.width)}
+    where u.root_task_id in (select root_task_id from locked)
+      and t.root_task_id = u.root_task_id and t.task_id = u.task_id
+      and t.status not in ('completed', 'failed', 'cancelled', 'skipped')
+), made as (
+    insert into tasks ({made.names}, dispatched_by)
+    select {made.values("u")}, $1 from {made.unnest("u", 2 + roots.width + changed.width)}
+    where u.root_task_id in (select root_task_id from locked)
+)
+select root_task_id from locked
+"""
+
+
+def not_in_history(accepted: Part) -> str:
+    """A task that has moved to the history is known as well. Sub-selects of one row: the planner can make nothing of
+    them but a look into the index for each root."""
+    key, duplicate = accepted.value("idempotency_key", "u"), accepted.value("duplicate_of", "u")
+    tenant, requester = accepted.value("tenant", "u"), accepted.value("requester", "u")
+    return f"""
+    where (select h.task_id from tasks_history h
+           where h.root_task_id = u.root_task_id and h.task_id = u.task_id limit 1) is null
+      and ({key} is null or {duplicate} is not null or
+           (select h.task_id from tasks_history h
+            where h.tenant = {tenant} and coalesce(h.requester, '') = coalesce({requester}, '')
+              and h.idempotency_key = {key} and h.idempotency_key is not null and h.duplicate_of is null
+            limit 1) is null)
+"""
+
+
+@lru_cache(maxsize=4 * MAX_VARIANTS)
+def accept(accepted: Part, made: Part, *, check: bool) -> str:
+    """A root that is known already, by its id or by its key, is not in the answer; nor are its steps made. `check`: one
+    of them may be in the history."""
+    return f"""
+with accepted as (
+    insert into tasks ({accepted.names}, dispatched_by, version)
+    select {accepted.values("u")}, $1, 1 from {accepted.unnest("u", 2)}
+    {not_in_history(accepted) if check else ""}
+    on conflict do nothing
+    returning root_task_id
+), made as (
+    insert into tasks ({made.names}, dispatched_by)
+    select {made.values("u")}, $1 from {made.unnest("u", 2 + accepted.width)}
+    where u.root_task_id in (select root_task_id from accepted)
+)
+select root_task_id from accepted
+"""
