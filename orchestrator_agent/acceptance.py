@@ -12,12 +12,12 @@ from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import acknowledge, patiently, read_object
+from orchestrator_agent.patience import patiently, read_object
 from orchestrator_agent.runs import Runs, bare_run
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
-from pantheon.bus import Delivery, Objects, Publisher
+from pantheon.bus import Delivery, Objects, Publisher, acknowledge
 from pantheon.worker import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids
@@ -109,16 +109,13 @@ class Acceptance:
         try:
             replayed = await self._replayed(request) if request.task_type in AGAIN else None
             return self._planner.plan(request, headers=delivery.headers, now=now(), replayed=replayed)
-        except InvalidRequest as error:
-            run, _ = self._planner.duplicate(request, request.task_id, headers=delivery.headers, now=now())
-            run.facts.duplicate_of = None
-            return self._planner.refuse(run, ErrorInfo.of(error), now())
+        except PantheonError as error:
+            wrong = ErrorInfo.of(error)
         except Exception as error:
             log.exception("plan.failed", task_id=str(request.task_id))
-            run, _ = self._planner.duplicate(request, request.task_id, headers=delivery.headers, now=now())
-            run.facts.duplicate_of = None
             message = f"the orchestrator could not plan this task: {type(error).__name__}: {error}"
-            return self._planner.refuse(run, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message), now())
+            wrong = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message)
+        return self._planner.refused(request, wrong, headers=delivery.headers, now=now())
 
     async def _replayed(self, request: TaskRequest) -> Replayed:
         """The old task that a `mesh.replay` or `mesh.retry` names: `{"task_id": id, "from": step, "input": {…}}`.

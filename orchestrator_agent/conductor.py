@@ -20,13 +20,14 @@ from orchestrator_agent.engine.events import Answered, Broken, CancelRequested, 
 from orchestrator_agent.engine.state import Run
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import acknowledge, patiently, quietly, read_object
+from orchestrator_agent.patience import patiently, read_object
 from orchestrator_agent.routing import Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
-from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller
+from pantheon.background import end
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
@@ -185,11 +186,8 @@ class Conductor:
         if self._loops:
             await asyncio.wait([*self._loops[:2], *self._large], timeout=max(0.1, min(grace_seconds, 10)))
         for delivery in left:
-            await quietly(delivery.nak())
-        unfinished = [*self._loops, *self._large]
-        for one in unfinished:
-            one.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
+            await hand_back(delivery)
+        await end([*self._loops, *self._large])
         await self.outbox.close()
 
     # -- new tasks -----------------------------------------------------------------------------------------------------
@@ -451,7 +449,7 @@ class Conductor:
         while True:
             await asyncio.sleep(HOLD_SECONDS)
             for delivery in list(self._held.values()):
-                await quietly(delivery.in_progress())
+                await hold(delivery)
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -6,10 +6,8 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from nats.errors import Error as NatsError
-from nats.js.errors import NotFoundError
 
-from pantheon.bus import Bus, Delivery, Publisher, Subscription
+from pantheon.bus import Bus, Delivery, Publisher, Subscription, remove_stored, stored_at, stored_from
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
 from protocol.errors import BusError, ErrorCode
@@ -38,36 +36,35 @@ class DeadLetters:
         self._subscription = await self._bus.subscribe(ADVISORIES, self._on_advisory, queue="orchestrators")
 
     async def read(
-        self, *, name: str | None = None, reason: str | None = None, limit: int = 100
+        self, *, letter_id: str | None = None, name: str | None = None, reason: str | None = None, limit: int
     ) -> list[tuple[int, DeadLetter]]:
-        """Letters with their sequence in the stream, oldest first. Raises BusError."""
+        """Letters with their sequence in the stream, oldest first; `letter_id`: that one, wherever it is.
+
+        Raises BusError.
+        """
         found: list[tuple[int, DeadLetter]] = []
         wanted = subjects.dead_letter(name) if name is not None else subjects.ALL_DEAD_LETTERS
-        try:
-            info = await self._bus.js.stream_info(DEAD_LETTERS.name)
-            sequence = info.state.first_seq
-            while sequence <= info.state.last_seq and len(found) < limit:
-                try:
-                    message = await self._bus.js.get_msg(DEAD_LETTERS.name, seq=sequence, subject=wanted, next=True)
-                except NotFoundError:
-                    break
-                sequence = (message.seq or sequence) + 1
-                try:
-                    letter = DeadLetter.model_validate_json(message.data or b"")
-                except ValueError:
-                    continue
-                if reason is None or reason in letter.reason:
-                    found.append((sequence - 1, letter))
-        except (NatsError, OSError, TimeoutError) as error:
-            raise BusError(f"cannot read the dead letters: {error or type(error).__name__}") from error
+        following = 1
+        while len(found) < limit:
+            message = await stored_from(self._bus, DEAD_LETTERS.name, following, wanted)
+            if message is None:
+                break
+            following = message.sequence + 1
+            try:
+                letter = DeadLetter.model_validate_json(message.data)
+            except ValueError:
+                continue
+            if letter_id not in (None, str(letter.id)) or (reason is not None and reason not in letter.reason):
+                continue
+            found.append((message.sequence, letter))
+            if letter_id is not None:
+                break
         return found
 
     async def redrive(self, *, letter_id: str | None, name: str | None, reason: str | None) -> list[str]:
         """Publish the bodies of these letters on their subjects again; returns the letters' ids. Raises BusError."""
         redriven = []
-        for sequence, letter in await self.read(name=name, reason=reason, limit=READ_LIMIT):
-            if letter_id is not None and str(letter.id) != letter_id:
-                continue
+        for sequence, letter in await self.read(letter_id=letter_id, name=name, reason=reason, limit=READ_LIMIT):
             headers = {key: value for key, value in letter.headers.items() if not key.startswith("Nats-")}
             await self._publisher.publish(
                 letter.subject,
@@ -76,10 +73,7 @@ class DeadLetters:
                 headers=headers,
                 give_up_seconds=10,
             )
-            try:
-                await self._bus.js.delete_msg(DEAD_LETTERS.name, sequence)
-            except (NatsError, OSError, TimeoutError) as error:
-                log.debug("deadletter.kept", id=str(letter.id), error=str(error))
+            await remove_stored(self._bus, DEAD_LETTERS.name, sequence)
             redriven.append(str(letter.id))
         return redriven
 
@@ -88,18 +82,21 @@ class DeadLetters:
         try:
             told = json.loads(delivery.data)
             sequence, deliveries = int(told["stream_seq"]), int(told["deliveries"])
-            message = await self._bus.js.get_msg(TASKS.name, seq=sequence)
-        except (ValueError, KeyError, TypeError, NatsError, OSError, TimeoutError) as error:
+            message = await stored_at(self._bus, TASKS.name, sequence)
+        except (ValueError, KeyError, TypeError, BusError) as error:
             log.warning("poison.unread", error=str(error))
             return
-        known = salvage_ids(message.data or b"")
-        agent = subjects.agent_of(message.subject or "agent.unknown.task")
+        if message is None:
+            # It has been acknowledged after all, or its time is over.
+            return
+        known = salvage_ids(message.data)
+        agent = subjects.agent_of(message.subject)
         why = f"{agent} took it {deliveries} times and never answered"
         letter = Delivery(
             _client=self._bus.client,
-            subject=message.subject or "",
-            data=message.data or b"",
-            headers=dict(message.headers or {}),
+            subject=message.subject,
+            data=message.data,
+            headers=dict(message.headers),
         )
         task_id: UUID | None = known.get("task_id")
         await publish_dead_letter(self._publisher, agent, letter, "poison", why, task_id, deliveries=deliveries)
@@ -107,14 +104,8 @@ class DeadLetters:
             root = known.get("root_task_id", task_id)
             poison = ErrorInfo(code=ErrorCode.POISON, message=why)
             self.on_poison(root, task_id, known.get("attempt", 1), poison)
-        try:
-            await self._bus.js.delete_msg(TASKS.name, sequence)
-        except (NatsError, OSError, TimeoutError) as error:
-            log.debug("poison.kept", error=str(error))
+        await remove_stored(self._bus, TASKS.name, sequence)
 
     async def close(self) -> None:
         if self._subscription is not None:
-            try:
-                await self._subscription.unsubscribe()
-            except NatsError as error:
-                log.debug("unsubscribe", error=str(error))
+            await self._bus.unsubscribe(self._subscription)

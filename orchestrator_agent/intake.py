@@ -121,6 +121,12 @@ class Planner:
                 return run, Decisions()
         return run, start(run, directory=self.directory, rules=self.rules, now=now, reused=reused)
 
+    def refused(
+        self, request: TaskRequest, error: ErrorInfo, *, headers: Mapping[str, str] | None, now: datetime
+    ) -> tuple[Run, Decisions]:
+        """A request that cannot be planned at all."""
+        return self.refuse(self._run(request, headers, now), error, now)
+
     def refuse(self, run: Run, error: ErrorInfo, now: datetime) -> tuple[Run, Decisions]:
         """The run has ended `failed` before it began."""
         run.root.status = Status.FAILED

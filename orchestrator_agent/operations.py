@@ -21,12 +21,14 @@ from orchestrator_agent.engine.events import (
     ResumeRequested,
     Signalled,
 )
-from orchestrator_agent.engine.state import Run
+from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.patience import patiently
 from orchestrator_agent.routing import Pauses
+from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.workflows.files import read_workflow
 from orchestrator_agent.workflows.library import Library
+from pantheon.background import end
 from pantheon.bus import Bus
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
@@ -48,6 +50,7 @@ class Operations:
         library: Library,
         dead_letters: DeadLetters,
         pauses: Pauses,
+        pause_store: PauseStore,
         perform: Callable[[Happening], Awaitable[Any]],
         post: Callable[[Happening], None],
         look_now: Callable[[], None],
@@ -57,6 +60,7 @@ class Operations:
         self._library = library
         self._dead_letters = dead_letters
         self._pauses = pauses
+        self._pause_store = pause_store
         self._perform = perform
         self._post = post
         self._look_now = look_now
@@ -98,10 +102,7 @@ class Operations:
             self._post(OperationEnded(operation, result=result))
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks.values())
 
     # -- on one task --------------------------------------------------------------------------------------------------
 
@@ -127,21 +128,29 @@ class Operations:
     async def _pause(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         if (target := _one_of(payload, "workflow", "agent")) is not None:
             kind, name = target
-            await patiently(self._reader.pause, kind, name, operation)
+            await patiently(self._pause_store.pause, kind, name, operation, requester)
             self._pauses.add(kind, name)
             await self._tell_agent(kind, name, "pause")
             return {kind: name, "paused": True}
-        return await self._told(PauseRequested(_task_id(payload), operation))
+        task_id = _task_id(payload)
+        told = await self._told(PauseRequested(task_id, operation))
+        if told["status"] == Status.PAUSED:
+            # Also when nothing has changed: whoever paused it may have died before it could note so.
+            await patiently(self._pause_store.pause, "task", str(task_id), operation, requester)
+        return told
 
     async def _resume(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         if (target := _one_of(payload, "workflow", "agent")) is not None:
             kind, name = target
-            await patiently(self._reader.resume, kind, name)
+            await patiently(self._pause_store.resume, kind, name)
             self._pauses.remove(kind, name)
             await self._tell_agent(kind, name, "resume")
             self._look_now()
             return {kind: name, "paused": False}
-        return await self._told(ResumeRequested(_task_id(payload), operation))
+        task_id = _task_id(payload)
+        told = await self._told(ResumeRequested(task_id, operation))
+        await patiently(self._pause_store.resume, "task", str(task_id))
+        return told
 
     async def _tell_agent(self, kind: str, name: str, command: Any) -> None:
         if kind == "agent":

@@ -4,7 +4,7 @@ The rows are the outbox, this is only the hand that delivers: what dies with thi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
+from pantheon.background import end
 from pantheon.bus import Bus, Objects, Publisher
 from protocol import subjects
 from protocol.errors import BusError, StoreError, TooLarge
@@ -197,10 +198,7 @@ class Outbox:
             await self._bus.publish_quietly(subjects.control(agent), order)
 
     async def close(self) -> None:
-        tasks: Iterable[asyncio.Task[None]] = [*self._beside, *([self._noting] if self._noting else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([*self._beside, *([self._noting] if self._noting else [])])
         if self._answered:
             try:
                 await self._store.mark_answered(self._answered)

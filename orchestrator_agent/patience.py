@@ -1,14 +1,13 @@
-"""Patience: calls of the stores that wait while Postgres or NATS is away, and acks that may fail."""
+"""Patience: calls of the stores that wait while Postgres or NATS is away."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
-from nats.errors import Error as NatsError
 
-from pantheon.bus import Delivery, Objects
-from protocol.errors import BusError, ObjectMissing, PantheonError, StoreError
+from pantheon.bus import Objects
+from protocol.errors import BusError, ObjectMissing, StoreError
 from protocol.large import parse_value
 from protocol.messages import ObjectRef
 
@@ -46,15 +45,3 @@ async def read_object(objects: Objects, ref: ObjectRef, field: str) -> Any:
                 raise
             log.warning("object.waiting", name=ref.name, error=str(error))
             await asyncio.sleep(WAIT_MAX_SECONDS)
-
-
-async def acknowledge(delivery: Delivery) -> None:
-    """Ack; one that is lost means a second delivery, which changes nothing."""
-    await quietly(delivery.ack())
-
-
-async def quietly(acknowledging: Awaitable[None]) -> None:
-    try:
-        await acknowledging
-    except (NatsError, OSError, PantheonError) as error:
-        log.debug("ack.failed", error=str(error))

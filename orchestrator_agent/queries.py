@@ -4,7 +4,7 @@ Requests and replies are JSON objects. A reply with `error` (`code`, `message`) 
 """
 
 import json
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,13 +13,18 @@ import structlog
 
 from orchestrator_agent.dead_letters import DeadLetters
 from orchestrator_agent.engine.state import ENDED, Status
+from orchestrator_agent.flow.line import Line, Queue
+from orchestrator_agent.routing import Router
+from orchestrator_agent.runs import Runs
+from orchestrator_agent.store.pauses import COUNTED_ROWS, PauseStore
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of
+from orchestrator_agent.waiting import waiting_of
 from orchestrator_agent.wire import final_response
 from orchestrator_agent.workflows.library import Library
 from pantheon.bus import Bus, Delivery, Objects, Subscription
 from protocol import subjects
-from protocol.errors import InvalidRequest, PantheonError, UnknownTask
+from protocol.errors import InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
 from protocol.messages import json_bytes
 
 log = structlog.get_logger()
@@ -33,14 +38,30 @@ Answer = dict[str, Any]
 
 
 class Queries:
-    """`tasks`, `task`, `response`, `workflows`, `dead_letters`."""
+    """`tasks`, `task`, `response`, `workflows`, `pauses`, `dead_letters`."""
 
-    def __init__(self, bus: Bus, objects: Objects, reader: Reader, library: Library, dead_letters: DeadLetters) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        objects: Objects,
+        *,
+        reader: Reader,
+        runs: Runs,
+        router: Router,
+        library: Library,
+        dead_letters: DeadLetters,
+        pause_store: PauseStore,
+        line: Line,
+    ) -> None:
         self._bus = bus
         self._objects = objects
         self._reader = reader
+        self._runs = runs
+        self._router = router
         self._library = library
         self._dead_letters = dead_letters
+        self._pause_store = pause_store
+        self._line = line
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
@@ -49,6 +70,7 @@ class Queries:
             "task": self._task,
             "response": self._response,
             "workflows": self._workflows,
+            "pauses": self._read_pauses,
             "dead_letters": self._read_dead_letters,
         }
         for name, answer in answers.items():
@@ -100,7 +122,19 @@ class Queries:
             raise UnknownTask(f"there is no task {arguments.get('task_id')}")
         # Payloads and results of a whole tree may be more than one message carries; who draws it needs none.
         hidden = BULKY if arguments.get("brief") is True else ()
-        return {"tasks": [_shown(record, hidden) for record in records]}
+        answer: Answer = {"tasks": [_shown(record, hidden) for record in records]}
+        if arguments.get("waiting") is True:
+            answer["waiting"] = await self._waiting(records)
+        return answer
+
+    async def _waiting(self, records: Sequence[Any]) -> list[Answer]:
+        if not any(record["status"] == Status.READY for record in records):
+            return []
+        try:
+            return waiting_of(await self._runs.build(records), self._router)
+        except InvalidWorkflow:
+            # The task will end by it.
+            return []
 
     async def _response(self, arguments: Mapping[str, Any]) -> Answer:
         task_id = _id(arguments)
@@ -127,15 +161,29 @@ class Queries:
             ]
         }
 
+    async def _read_pauses(self, arguments: Mapping[str, Any]) -> Answer:
+        pauses = [_shown(record) for record in await self._pause_store.listed(_limit(arguments))]
+        agents = [one for one in pauses if one["kind"] == "agent"]
+        if agents:
+            queues = [Queue.of(name) for name in await self._line.queues()]
+            may_go_to = {queue.name: self._router.agents(queue.task_type, queue.agent) for queue in queues}
+            lengths = await self._line.lengths(list(may_go_to), COUNTED_ROWS)
+            for one in agents:
+                waiting = sum(lengths[name] for name, names in may_go_to.items() if one["name"] in names)
+                one["waiting"] = min(waiting, COUNTED_ROWS)
+        return {"pauses": pauses}
+
     async def _read_dead_letters(self, arguments: Mapping[str, Any]) -> Answer:
+        wanted = _text(arguments, "id")
         letters = await self._dead_letters.read(
-            name=_text(arguments, "name"), reason=_text(arguments, "reason"), limit=_limit(arguments)
+            letter_id=wanted,
+            name=_text(arguments, "name"),
+            reason=_text(arguments, "reason"),
+            limit=_limit(arguments),
         )
-        whole = arguments.get("id")
         shown = [
-            {"sequence": sequence, **letter.model_dump(mode="json", exclude=None if whole else {"body_base64"})}
+            {"sequence": sequence, **letter.model_dump(mode="json", exclude=None if wanted else {"body_base64"})}
             for sequence, letter in letters
-            if whole is None or str(letter.id) == whole
         ]
         return {"dead_letters": shown}
 

@@ -16,7 +16,6 @@ import structlog
 from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired
 from orchestrator_agent.engine.state import ENDED, Status
-from orchestrator_agent.flow.background import end
 from orchestrator_agent.flow.circuits import Circuits
 from orchestrator_agent.flow.line import Waiting
 from orchestrator_agent.flow.taker import Taker
@@ -24,15 +23,17 @@ from orchestrator_agent.operations import Operations
 from orchestrator_agent.routing import Pauses
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
+from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import ProcessLock
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.turns import Schedules, Turns
 from orchestrator_agent.workflows.library import Library
+from pantheon.background import end
 from pantheon.bus import Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import Registry, ensure_bucket
-from protocol.errors import BusError, PantheonError, StoreError
+from protocol.errors import BusError, InvalidWorkflow, PantheonError, StoreError
 from protocol.messages import now
 from protocol.streams import RESPONSES, TASKS
 
@@ -63,6 +64,7 @@ class Reconciler:
         library: Library,
         standings: Standings,
         pauses: Pauses,
+        pause_store: PauseStore,
         operations: Operations,
         turns: Turns,
         schedules: Schedules,
@@ -82,6 +84,7 @@ class Reconciler:
         self._library = library
         self._standings = standings
         self._pauses = pauses
+        self._pause_store = pause_store
         self._operations = operations
         self._turns = turns
         self._schedules = schedules
@@ -203,15 +206,20 @@ class Reconciler:
 
     async def _learn(self) -> None:
         """What people have changed meanwhile: pauses, workflows in the database."""
-        paused = await self._reader.pauses()
-        if self._pauses.workflows - paused["workflow"] or self._pauses.agents - paused["agent"]:
+        workflows, agents = await self._pause_store.names()
+        if self._pauses.workflows - workflows or self._pauses.agents - agents:
             self.look_now()
-        self._pauses.workflows, self._pauses.agents = paused["workflow"], paused["agent"]
-        for version, name, definition in await self._reader.published_workflows():
+        self._pauses.workflows, self._pauses.agents = workflows, agents
+        for name, version in (await self._reader.published_workflows()).items():
             known = self._library.newest(name)
             if self._library.from_file(name) or (known is not None and known.version == version):
                 continue
-            self._library.remember(version, name, definition)
+            try:
+                await self._runs.learn({version})
+            except InvalidWorkflow as error:
+                # From a newer orchestrator, say. Everything else goes on.
+                log.error("workflow.unreadable", workflow=name, version=version, error=error.message)
+                continue
             self._library.add(self._library.version(version))
 
     async def _take_lock_again(self) -> None:

@@ -5,12 +5,14 @@ Scores are a function of what is known now; nothing here does I/O. Lower is bett
 """
 
 import hashlib
+import math
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import Any, Protocol
 
-from orchestrator_agent.engine.decisions import Placement, Wanted
+from orchestrator_agent.engine.decisions import Obstacles, Placement, Wanted
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol.discovery import InstanceRecord
@@ -43,6 +45,7 @@ class Experience(Protocol):
     def outstanding(self, agent: str) -> int: ...
     def admits(self, agent: str) -> bool: ...
     def circuit(self, agent: str) -> str: ...
+    def open_for(self, agent: str) -> float: ...
     def placed(self, agent: str) -> None: ...
 
 
@@ -50,7 +53,9 @@ class Admission(Protocol):
     """Flow control, as routing sees it: see `flow.gate.Gate`."""
 
     def admits(self, wanted: Wanted) -> bool: ...
+    def limited(self, wanted: Wanted) -> bool: ...
     def room(self, agent: str) -> int: ...
+    def full(self, agent: str) -> str: ...
     def passed(self, wanted: Wanted, agent: str) -> None: ...
 
 
@@ -60,19 +65,30 @@ class Open:
     def admits(self, wanted: Wanted) -> bool:
         return True
 
+    def limited(self, wanted: Wanted) -> bool:
+        return False
+
     def room(self, agent: str) -> int:
         return 1
+
+    def full(self, agent: str) -> str:
+        return ""
 
     def passed(self, wanted: Wanted, agent: str) -> None: ...
 
 
-# More than any window holds.
-FREELY = 1_000_000
-# Why an agent gets nothing now, but will take tasks again.
-PAUSED = "it is paused"
-OPEN_CIRCUIT = "its circuit is open"
-FULL = "its window is full"
-PASSING = (None, PAUSED, OPEN_CIRCUIT, FULL)
+# What an agent says of itself may be long.
+SAID_CHARS = 60
+
+
+class Bar(Enum):
+    """What keeps an agent from a task."""
+
+    UNFIT = auto()  # it does not meet what the step requires
+    # It will take such tasks again, and is waited for.
+    PAUSED = auto()
+    BROKEN = auto()  # its circuit is open
+    FULL = auto()  # its places are taken, or its rate limit is reached
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,11 @@ class Candidate:
     outstanding: int
     response_ms: float | None
     failure_rate: float
+    bar: Bar | None = None
     excluded: str | None = None
+
+    def barred(self, bar: Bar, reason: str) -> "Candidate":
+        return replace(self, bar=bar, excluded=reason)
 
     def score(self, avoid: str | None) -> float:
         load = self.outstanding / max(1, self.capacity)
@@ -112,10 +132,10 @@ def choose(candidates: Sequence[Candidate], *, avoid: str | None, sticky: str | 
     Thaler and Ravishankar 1998). `draw` in 0..1 decides among near equals."""
     if sticky is not None:
         # An agent that is only full is waited for.
-        there = [one for one in candidates if one.excluded in (None, FULL)]
+        there = [one for one in candidates if one.bar in (None, Bar.FULL)]
         chosen = max(there, key=lambda one: _weight(sticky, one.agent), default=None)
-        return chosen if chosen is not None and chosen.excluded is None else None
-    possible = [one for one in candidates if one.excluded is None]
+        return chosen if chosen is not None and chosen.bar is None else None
+    possible = [one for one in candidates if one.bar is None]
     if not possible:
         return None
     scores = [(one.score(avoid), one) for one in possible]
@@ -136,11 +156,15 @@ def _weight(sticky: str, agent: str) -> bytes:
 
 def unfit(requires: Requires, records: Collection[InstanceRecord], candidate: Candidate) -> str | None:
     """Why an agent does not meet what a step requires, or None."""
-    if requires.model is not None and not any(one.metadata.get("model") == requires.model for one in records):
-        return f"no instance has model '{requires.model}'"
+    models = {one.metadata["model"] for one in records if "model" in one.metadata}
+    if requires.model is not None and requires.model not in models:
+        has = f"its model is {_quoted(models)}" if models else "it names no model"
+        return f"{has}, '{requires.model}' is required"
     for tag in requires.tags:
         if not any(tag in _tags(one.metadata) for one in records):
-            return f"no instance has tag '{tag}'"
+            tags = {own for one in records for own in _tags(one.metadata)}
+            has = f"its tags are {_quoted(tags)}" if tags else "it has no tags"
+            return f"{has}, '{tag}' is required"
     limit = requires.max_response_ms
     if limit is not None and candidate.response_ms is not None and candidate.response_ms > limit:
         return f"it answers in {candidate.response_ms:.0f} ms, {limit:.0f} ms are required"
@@ -151,7 +175,12 @@ def unfit(requires: Requires, records: Collection[InstanceRecord], candidate: Ca
 
 
 def _tags(metadata: Mapping[str, str]) -> set[str]:
-    return {one.strip() for one in metadata.get("tags", "").split(",")}
+    return {tag for one in metadata.get("tags", "").split(",") if (tag := one.strip())}
+
+
+def _quoted(texts: Collection[str]) -> str:
+    said = ", ".join(f"'{one}'" for one in sorted(texts))
+    return said if len(said) <= SAID_CHARS else said[:SAID_CHARS] + "…"
 
 
 @dataclass
@@ -186,9 +215,7 @@ class Router:
 
     def candidates(self, wanted: Wanted) -> list[Candidate]:
         found = []
-        for agent in self.registry.serving(wanted.task_type):
-            if agent == ORCHESTRATOR or (wanted.pinned_agent is not None and agent != wanted.pinned_agent):
-                continue
+        for agent in self.agents(wanted.task_type, wanted.pinned_agent):
             records = [one for one in self.registry.instances(agent) if wanted.task_type in one.task_types]
             ready = [one for one in records if one.status == "ready"] or records
             candidate = Candidate(
@@ -198,17 +225,24 @@ class Router:
                 response_ms=self.experience.response_ms(agent, wanted.task_type),
                 failure_rate=self.experience.failure_rate(agent),
             )
-            excluded = None
-            if agent in self.pauses.agents:
-                excluded = PAUSED
-            elif not self.experience.admits(agent):
-                excluded = OPEN_CIRCUIT
-            elif wanted.requires is not None:
-                excluded = unfit(wanted.requires, ready, candidate)
-            if excluded is None and self.gate.room(agent) <= 0:
-                excluded = FULL
-            found.append(candidate if excluded is None else _excluded(candidate, excluded))
+            found.append(self._judged(wanted, candidate, ready))
         return found
+
+    def _judged(self, wanted: Wanted, candidate: Candidate, records: Collection[InstanceRecord]) -> Candidate:
+        agent = candidate.agent
+        # First what will not pass: nobody should wait for the end of a pause that would change nothing.
+        if wanted.requires is not None and (reason := unfit(wanted.requires, records, candidate)) is not None:
+            return candidate.barred(Bar.UNFIT, reason)
+        if agent in self.pauses.agents:
+            return candidate.barred(Bar.PAUSED, "it is paused")
+        if not self.experience.admits(agent):
+            if self.experience.circuit(agent) == "open":
+                seconds = math.ceil(self.experience.open_for(agent))
+                return candidate.barred(Bar.BROKEN, f"its circuit is open for {seconds} s more")
+            return candidate.barred(Bar.BROKEN, "its circuit is half open, and one task tries it")
+        if self.gate.room(agent) <= 0:
+            return candidate.barred(Bar.FULL, self.gate.full(agent))
+        return candidate
 
     def place(self, wanted: Wanted) -> Placement | None:
         if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
@@ -244,18 +278,41 @@ class Router:
         if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
             return True
         # Busy, paused and broken agents will take tasks again; those that do not fit will not.
-        return any(one.excluded in PASSING for one in self.candidates(wanted))
+        return any(one.bar is not Bar.UNFIT for one in self.candidates(wanted))
+
+    def obstacles(self, wanted: Wanted) -> Obstacles:
+        """See Directory.obstacles."""
+        serving = self.agents(wanted.task_type, None)
+        records = (one for agent in serving for one in self.registry.instances(agent))
+        instances = sum(wanted.task_type in one.task_types for one in records)
+        # Free, and not chosen: it is not this task's turn, or its text gives it to another.
+        free = "it has a place for who is next in line" if wanted.sticky is None else "the task keeps to another one"
+        reasons = {one.agent: one.excluded or free for one in self.candidates(wanted)}
+        if wanted.pinned_agent is not None:
+            named = f"the step names '{wanted.pinned_agent}'"
+            reasons |= {agent: named for agent in serving if agent != wanted.pinned_agent}
+        return Obstacles(wanted.task_type, self._holds_up(wanted, serving), instances, reasons)
+
+    def _holds_up(self, wanted: Wanted, serving: Collection[str]) -> str | None:
+        """What keeps a task from every agent."""
+        if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
+            return f"the workflow '{wanted.workflow}' is paused"
+        if self.gate.limited(wanted):
+            return "the rate limit of its requester is reached"
+        pinned = wanted.pinned_agent
+        if pinned is None or pinned in serving:
+            return None
+        there = self.registry.instances(pinned)
+        return f"'{pinned}' does not serve it" if there else f"no instance of '{pinned}' is there"
 
     def room(self, task_type: str, pinned_agent: str | None) -> int:
         """How many tasks of a type may find a place now."""
-        return sum(
-            max(0, min(self.gate.room(agent), 1 if self.experience.circuit(agent) == "half_open" else FREELY))
-            for agent in self.registry.serving(task_type)
-            if agent != ORCHESTRATOR
-            and pinned_agent in (None, agent)
-            and agent not in self.pauses.agents
-            and self.experience.admits(agent)
-        )
+        room = 0
+        for agent in self.agents(task_type, pinned_agent):
+            if agent not in self.pauses.agents and self.experience.admits(agent):
+                places = max(0, self.gate.room(agent))
+                room += min(1, places) if self.experience.circuit(agent) == "half_open" else places
+        return room
 
     def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]:
         """Who serves a task type now."""
@@ -271,14 +328,3 @@ class Router:
 
     def workflow(self, name: str) -> Plan | None:
         return self.library.newest(name)
-
-
-def _excluded(candidate: Candidate, reason: str) -> Candidate:
-    return Candidate(
-        agent=candidate.agent,
-        capacity=candidate.capacity,
-        outstanding=candidate.outstanding,
-        response_ms=candidate.response_ms,
-        failure_rate=candidate.failure_rate,
-        excluded=reason,
-    )

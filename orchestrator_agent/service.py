@@ -1,5 +1,6 @@
 """The composition root: everything an orchestrator process is made of, wired here and nowhere else."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.dead_letters import DeadLetters
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import Answered
-from orchestrator_agent.flow.broker import in_broker
 from orchestrator_agent.flow.capacity import Capacity
 from orchestrator_agent.flow.circuits import Circuits
 from orchestrator_agent.flow.gate import Gate
@@ -32,6 +32,7 @@ from orchestrator_agent.reconciler import Reconciler
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
+from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database, ProcessLock
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
@@ -39,13 +40,14 @@ from orchestrator_agent.turns import Schedules, Turns
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
-from pantheon.bus import ensure_streams
+from pantheon.bus import before_consumer, ensure_streams
 from pantheon.discovery import ensure_bucket
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
-from protocol.errors import BusError, PantheonError, SettingsError
+from protocol.errors import PantheonError, SettingsError
 from protocol.ids import new_id
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
+from protocol.streams import TASKS
 
 log = structlog.get_logger()
 
@@ -109,7 +111,7 @@ class Orchestrator:
         if self._settings.agent_orchestrator_port is not None:
             port = self._settings.agent_orchestrator_port
             await self._stack.enter_async_context(Health(process.bus, database, lock, port=port))
-        reader = Reader(database)
+        reader, pause_store = Reader(database), PauseStore(database)
         for plan in self._library.plans:
             if plan.version is not None and plan.definition is not None:
                 await reader.save_workflow(plan.version, plan.name, plan.definition)
@@ -125,7 +127,8 @@ class Orchestrator:
         limits = Limits(flow.rate_limits, registry, shared, processes=lambda: window.processes)
         registry.on_change(limits.learn)
         self._stack.push_async_callback(limits.close)
-        gate = Gate(window, Line(database), limits)
+        line = Line(database)
+        gate = Gate(window, line, limits)
         standings.on_answer = gate.window.answered
         standings.on_dispatch = gate.window.sent
         store = TaskStore(database, lock.process_id, gate, flow.history_after_seconds)
@@ -161,10 +164,10 @@ class Orchestrator:
             perform=conductor.perform,
             post=conductor.post,
             cached=runs.cached,
-            in_broker=lambda agent: in_broker(process.bus, agent),
+            in_broker=lambda agent: before_consumer(process.bus, TASKS.name, agent),
             paused_workflows=lambda: pauses.workflows,
         )
-        limits.on_tokens = taker.wake
+        limits.on_tokens = circuits.on_claim = taker.wake
         turns = Turns(reader, self._library, conductor.post)
         conductor.acceptance.on_turn = turns.ask
         dead_letters = DeadLetters(process.bus, process.publisher)
@@ -177,6 +180,7 @@ class Orchestrator:
             library=self._library,
             dead_letters=dead_letters,
             pauses=pauses,
+            pause_store=pause_store,
             perform=conductor.perform,
             post=conductor.post,
             look_now=lambda: reconciler.look_now(),
@@ -193,6 +197,7 @@ class Orchestrator:
             library=self._library,
             standings=standings,
             pauses=pauses,
+            pause_store=pause_store,
             operations=operations,
             turns=turns,
             schedules=Schedules(reader, self._library, process.publisher),
@@ -202,13 +207,21 @@ class Orchestrator:
             replicas=self._settings.stream_replicas,
             uses_kv=not self._settings.uses_consul,
         )
-        queries = Queries(process.bus, process.objects, reader, self._library, dead_letters)
+        queries = Queries(
+            process.bus,
+            process.objects,
+            reader=reader,
+            runs=runs,
+            router=router,
+            library=self._library,
+            dead_letters=dead_letters,
+            pause_store=pause_store,
+            line=line,
+        )
         parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, taker, history, leftovers, lock)
         return OrchestratorWorker(parts, self._stack)
 
     async def _make_streams(self, process: AgentProcess) -> None:
-        import asyncio
-
         wait = 0.1
         while True:
             try:
@@ -216,7 +229,7 @@ class Orchestrator:
                 if not self._settings.uses_consul:
                     await ensure_bucket(process.bus.js, self._settings.stream_replicas)
                 return
-            except (BusError, PantheonError) as error:
+            except PantheonError as error:
                 log.warning("streams.waiting", error=str(error))
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2)

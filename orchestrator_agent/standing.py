@@ -70,6 +70,9 @@ class Standings:
         self.on_answer: Callable[[str], None] = lambda agent: None
         # Told of circuits that this process opened or closed, by what it saw itself.
         self.on_circuit: Callable[[str, CircuitState], None] = lambda agent, state: None
+        # Whether this process may be the one that lets a task through a half-open circuit; told when it has.
+        self.may_probe: Callable[[str], bool] = lambda agent: True
+        self.on_probe: Callable[[str], None] = lambda agent: None
 
     def of(self, agent: str) -> Standing:
         standing = self._standings.get(agent)
@@ -79,10 +82,7 @@ class Standings:
 
     def dispatched(self, agent: str) -> None:
         self.on_dispatch(agent)
-        standing = self.of(agent)
-        standing.outstanding += 1
-        if standing.circuit.opened_at is not None:
-            self.placed(agent)
+        self.of(agent).outstanding += 1
 
     def placed(self, agent: str) -> None:
         """A task was given to it; where its circuit is half open, it is the only one."""
@@ -91,6 +91,7 @@ class Standings:
             return
         if standing.circuit.state(self._clock()) == "half_open":
             standing.circuit.probed_at = self._clock()
+            self.on_probe(agent)
 
     def answered(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
         """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload."""
@@ -127,7 +128,9 @@ class Standings:
 
     def admits(self, agent: str) -> bool:
         standing = self._standings.get(agent)
-        return standing is None or standing.circuit.admits(self._clock())
+        if standing is None or standing.circuit.opened_at is None:
+            return True
+        return standing.circuit.admits(self._clock()) and self.may_probe(agent)
 
     def circuit(self, agent: str) -> CircuitState:
         return self.of(agent).circuit.state(self._clock())

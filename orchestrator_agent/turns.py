@@ -18,6 +18,7 @@ from orchestrator_agent.patience import patiently
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
+from pantheon.background import end
 from pantheon.bus import Publisher
 from protocol import subjects
 from protocol.errors import BusError
@@ -70,10 +71,8 @@ class Turns:
             self._post(Begin(task_id))
 
     async def close(self) -> None:
-        tasks = list(self._asked.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._again.clear()
+        await end(self._asked.values())
 
 
 class Schedules:

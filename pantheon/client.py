@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, NotRequired, Self, TypedDict
 from uuid import UUID
 
 import structlog
@@ -67,6 +67,19 @@ class Signalled(TypedDict):
     task_id: str
     signal: str
     taken: bool
+
+
+class Paused(TypedDict):
+    """What is paused: a task (`name` is its id), a workflow or an agent; since when, by which operation and whose; and
+    how many tasks are ready and wait for its end, counted up to 10,000."""
+
+    kind: Literal["task", "workflow", "agent"]
+    name: str
+    waiting: int
+    task_type: NotRequired[str]
+    paused_at: NotRequired[str]
+    paused_by: NotRequired[str]
+    requester: NotRequired[str]
 
 
 class PutWorkflow(TypedDict):
@@ -143,10 +156,7 @@ class Mesh:
             await self._bus.close()
             return
         for subscription in self._subscriptions:
-            try:
-                await subscription.unsubscribe()
-            except Exception as error:
-                log.debug("unsubscribe", error=str(error))
+            await self._bus.unsubscribe(subscription)
 
     async def _on_answer(self, delivery: Delivery) -> None:
         try:
@@ -389,7 +399,7 @@ class Mesh:
         finally:
             ended.cancel()
             for subscription in subscriptions:
-                await subscription.unsubscribe()
+                await self._bus.unsubscribe(subscription)
 
     async def _until_ended(self, task_id: UUID) -> None:
         waiter = self._waiters.get(task_id)
@@ -399,7 +409,8 @@ class Mesh:
             await self._wait_foreign(task_id, None)
 
     async def query(self, what: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Ask any orchestrator to read its state (`tasks`, `task`, `response`, `workflows`, `dead_letters`).
+        """Ask any orchestrator to read its state (`tasks`, `task`, `response`, `workflows`, `pauses`,
+        `dead_letters`).
 
         Raises PantheonError with the refusal's code.
         """
@@ -439,6 +450,11 @@ class Mesh:
         """The end of a `pause` of the same. Raises TaskFailed."""
         result: dict[str, Any] = await self.run("mesh.resume", _given(task_id=task_id, workflow=workflow, agent=agent))
         return result
+
+    async def pauses(self, *, limit: int | None = None) -> list[Paused]:
+        """What is paused, the newest first, at most `limit` (50; 1000). Raises PantheonError."""
+        found: list[Paused] = (await self.query("pauses", {} if limit is None else {"limit": limit}))["pauses"]
+        return found
 
     async def signal(self, task_id: UUID, name: str, payload: Mapping[str, Any] | None = None) -> Signalled:
         """Give a root task a signal; it is kept until a step waits for it. Raises TaskFailed.

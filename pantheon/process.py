@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol, Self
 
 import psutil
 import structlog
-from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
 from pantheon.agent import Agent
+from pantheon.background import end
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
 from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
 from pantheon.discovery import Discovery, Registration, make_discovery
@@ -248,9 +248,7 @@ class AgentProcess:
             await self._registration.update(self.record("draining"))
         if hasattr(self, "worker"):
             await self.worker.drain(grace)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self.config.close()
         try:
             await self.agent.call_hooks("shutdown")
@@ -264,10 +262,7 @@ class AgentProcess:
         if hasattr(self, "discovery"):
             await self.discovery.close()
         if self._control is not None:
-            try:
-                await self._control.unsubscribe()
-            except NatsError as error:
-                log.debug("unsubscribe", error=str(error))
+            await self.bus.unsubscribe(self._control)
         if hasattr(self, "publisher"):
             await self.publisher.close()
         await self.bus.close()

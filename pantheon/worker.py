@@ -14,11 +14,11 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
-from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
 from pantheon.agent import Agent
-from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller
+from pantheon.background import end
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold, times_delivered
 from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext, sayable
 from protocol import subjects
@@ -162,7 +162,7 @@ class Worker:
         """Take no more; let what runs finish within the grace, hand the rest back to the queue."""
         self._draining = True
         for delivery in await self._puller.stop():
-            await self._nak(delivery)
+            await hand_back(delivery)
         for loop_task in self._loops[:1]:
             loop_task.cancel()
         if self._works:
@@ -175,9 +175,7 @@ class Worker:
                 running.work.cancel()
         if self._works:
             await asyncio.wait(self._works, timeout=5)
-        for loop_task in self._loops:
-            loop_task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await end(self._loops)
 
     async def _take(self) -> None:
         while not self._draining:
@@ -203,10 +201,7 @@ class Worker:
         while True:
             await asyncio.sleep(IN_PROGRESS_SECONDS)
             for delivery in [*(running.delivery for running in self._running.values()), *self._puller.waiting]:
-                try:
-                    await delivery.in_progress()
-                except (NatsError, OSError) as error:
-                    log.debug("worker.in_progress", error=str(error))
+                await hold(delivery)
 
     async def _work(self, delivery: Delivery) -> None:
         try:
@@ -219,11 +214,11 @@ class Worker:
             # The same attempt delivered again while it runs: its end serves both deliveries.
             await asyncio.wait({twin.work})
             if key in self._answers:
-                await self._ack(delivery)
+                await acknowledge(delivery)
             return
         if (answer := self._answers.get(key)) is not None:
             await self._answer(request, answer, message_id=None)
-            await self._ack(delivery)
+            await acknowledge(delivery)
             return
         current = asyncio.current_task()
         assert current is not None
@@ -237,9 +232,9 @@ class Worker:
                 body = to_bytes(self._failed(request, error))
                 await self._answer(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
             self._remember(key, body)
-            await self._ack(delivery)
+            await acknowledge(delivery)
         except _HandBack:
-            await self._nak(delivery)
+            await hand_back(delivery)
         finally:
             del self._running[key]
 
@@ -456,20 +451,7 @@ class Worker:
                 await self._bus.publish_quietly(known["reply_to"], body)
         else:
             await publish_dead_letter(self._publisher, self._agent.name, delivery, "not a TaskRequest", str(error))
-        await self._ack(delivery)
-
-    async def _ack(self, delivery: Delivery) -> None:
-        try:
-            await delivery.ack()
-        except (NatsError, OSError, BusError) as error:
-            # It will be delivered again, and answered from memory or by the row's attempt number.
-            log.debug("worker.ack", error=str(error))
-
-    async def _nak(self, delivery: Delivery) -> None:
-        try:
-            await delivery.nak()
-        except (NatsError, OSError, BusError) as error:
-            log.debug("worker.nak", error=str(error))
+        await acknowledge(delivery)
 
 
 async def publish_dead_letter(
@@ -484,10 +466,7 @@ async def publish_dead_letter(
 ) -> None:
     """Keep a message that nobody can use, whole, on `mesh.deadletter.<name>`."""
     if deliveries is None:
-        try:
-            deliveries = delivery.metadata.num_delivered
-        except NatsError:
-            deliveries = 1
+        deliveries = times_delivered(delivery)
     letter = DeadLetter(
         id=new_id(),
         subject=delivery.subject,

@@ -39,6 +39,33 @@ _HEADERS: dict[str, Document] = {
     "tracestate": {"type": "string", "description": "W3C Trace Context"},
 }
 
+# Rows that are ready and wait for the same; beside the ids and the sentence, the details of `no_agent_available`.
+_WAITING: Document = {
+    "type": "object",
+    "properties": {
+        "task_ids": {"type": "array", "items": _UUID},
+        "reason": _STRING,
+        "task_type": _STRING,
+        "task": {**_STRING, "description": "what holds up the task, whatever agent it might go to"},
+        "instances": {"type": "integer", "description": "how many serve the task type"},
+        "agents": {"type": "object", "additionalProperties": _STRING, "description": "what speaks against each"},
+        "more": {"type": "integer", "description": "agents that are not in `agents`"},
+    },
+    "required": ["task_ids", "reason", "task_type", "instances", "agents"],
+}
+_PAUSED: Document = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["task", "workflow", "agent"]},
+        "name": {**_STRING, "description": "a task's is its id"},
+        "task_type": {**_STRING, "description": "of a task"},
+        "paused_at": {**_STRING, "format": "date-time"},
+        "paused_by": {**_UUID, "description": "the operation"},
+        "requester": {**_STRING, "description": "who sent the operation"},
+        "waiting": {"type": "integer", "description": "tasks that are ready and wait; counted up to 10,000"},
+    },
+    "required": ["kind", "name", "waiting"],
+}
 # Query -> (what it answers, its arguments, its reply).
 _QUERIES: dict[str, tuple[str, Document, Document]] = {
     "tasks": (
@@ -60,10 +87,17 @@ _QUERIES: dict[str, tuple[str, Document, Document]] = {
             "properties": {
                 "task_id": _UUID,
                 "brief": {"type": "boolean", "default": False, "description": "without payloads and results"},
+                "waiting": {"type": "boolean", "default": False, "description": "why rows that are ready wait"},
             },
             "required": ["task_id"],
         },
-        {"properties": {"tasks": {"type": "array", "items": {"type": "object"}}}, "required": ["tasks"]},
+        {
+            "properties": {
+                "tasks": {"type": "array", "items": {"type": "object"}},
+                "waiting": {"type": "array", "items": _WAITING},
+            },
+            "required": ["tasks"],
+        },
     ),
     "response": (
         "A root task's status, and its final response once it has ended.",
@@ -80,6 +114,11 @@ _QUERIES: dict[str, tuple[str, Document, Document]] = {
         "The workflows that the orchestrator knows.",
         {},
         {"properties": {"workflows": {"type": "array", "items": {"type": "object"}}}, "required": ["workflows"]},
+    ),
+    "pauses": (
+        "What is paused, newest first.",
+        {"properties": {"limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50}}},
+        {"properties": {"pauses": {"type": "array", "items": _PAUSED}}, "required": ["pauses"]},
     ),
     "dead_letters": (
         "Dead letters, oldest first; with `id`, one of them with its body.",

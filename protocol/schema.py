@@ -51,7 +51,7 @@ ERROR_CODES: dict[ErrorCode, str] = {
     ErrorCode.INVALID_REQUEST: "The message, or its payload, is not what the task type takes; the field is named.",
     ErrorCode.INVALID_WORKFLOW: "The workflow cannot run: a cycle, an unknown need, an expression in error.",
     ErrorCode.UNKNOWN_TASK_TYPE: "No workflow has this name, and no agent served it within the wait.",
-    ErrorCode.NO_AGENT_AVAILABLE: "A step's task type was served by nobody within the wait.",
+    ErrorCode.NO_AGENT_AVAILABLE: "Nobody took a step within the wait; `details` says why, by agent.",
     ErrorCode.EXPRESSION_ERROR: "An expression failed when it was evaluated.",
     ErrorCode.STEP_FAILED: "A step failed for good; `step` names it, `details` is the agent's own error.",
     ErrorCode.TIMEOUT: "One attempt was not answered within its time.",

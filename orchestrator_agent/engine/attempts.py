@@ -150,10 +150,11 @@ class Attempts:
         """Nobody may serve it any more: the wait for an agent begins, or is over."""
         if not self.run.at_work or (row.expires_at is not None and row.expires_at > self.now):
             return
-        if self.directory.served(self.wanted(row)):
+        wanted = self.wanted(row)
+        if self.directory.served(wanted):
             return
         if row.expires_at is not None:
-            self.step_failed(row, self.ledger.no_agent(row))
+            self.step_failed(row, self.ledger.no_agent(row, self.directory.obstacles(wanted)))
             return
         row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
         self.ledger.change(row)

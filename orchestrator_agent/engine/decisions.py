@@ -1,7 +1,9 @@
 """Decisions: what a transition comes to, and the ledger that gathers it while the transition runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -14,6 +16,9 @@ from protocol.workflow import Requires
 
 # Of an agent's error that is passed on: its message, and all of it.
 MAX_ERROR_CHARS = 32_000
+# Of the agents that could not take a task: as many are named in a sentence, and in an error's details.
+SAID_AGENTS = 5
+SHOWN_AGENTS = 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,42 @@ class Placement:
     routing: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Obstacles:
+    """Why a task has no agent: what holds up the task whatever agent it might go to, how many instances serve its type,
+    and what speaks against each of their agents."""
+
+    task_type: str
+    task: str | None = None
+    instances: int = 0
+    agents: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One sentence, of a bounded length."""
+        said = [] if self.task is None else [self.task]
+        if not self.instances:
+            said.append(f"nobody serves '{self.task_type}'")
+        elif self.agents:
+            instances = f"{self.instances} instance{'' if self.instances == 1 else 's'}"
+            agents = f"{len(self.agents)} agent{'' if len(self.agents) == 1 else 's'}"
+            serve = "serves" if self.instances == 1 else "serve"
+            said.append(f"{instances} of {agents} {serve} '{self.task_type}'")
+        said += [f"{agent}: {reason}" for agent, reason in islice(self.agents.items(), SAID_AGENTS)]
+        if (more := len(self.agents) - SAID_AGENTS) > 0:
+            said.append(f"and {more} more")
+        return "; ".join(said)
+
+    def shown(self) -> dict[str, Any]:
+        """The same as values, for programs."""
+        told: dict[str, Any] = {"task_type": self.task_type, "instances": self.instances}
+        if self.task is not None:
+            told["task"] = self.task
+        told["agents"] = dict(islice(self.agents.items(), SHOWN_AGENTS))
+        if (more := len(self.agents) - SHOWN_AGENTS) > 0:
+            told["more"] = more
+        return told
+
+
 class Directory(Protocol):
     """What planning asks of the world: who serves a task type now, and which workflows there are."""
 
@@ -48,6 +89,9 @@ class Directory(Protocol):
 
     def served(self, wanted: Wanted) -> bool:
         """Whether anybody could take such a task, now or when there is a place again."""
+
+    def obstacles(self, wanted: Wanted) -> Obstacles:
+        """Why nobody takes such a task now."""
 
     def workflow(self, name: str) -> Plan | None:
         """The newest version of a workflow, by name."""
@@ -167,11 +211,16 @@ class Ledger:
             details=details,
         )
 
-    def no_agent(self, row: Row) -> ErrorInfo:
+    def no_agent(self, row: Row, obstacles: Obstacles) -> ErrorInfo:
         path = self.run.path(row)
         wanted = f"'{row.task_type}' of agent '{row.pinned_agent}'" if row.pinned_agent else f"'{row.task_type}'"
-        message = f"step '{path}': no agent served {wanted} within {self.rules.no_agent_wait_seconds:g} s"
-        return ErrorInfo(code=ErrorCode.NO_AGENT_AVAILABLE, message=message, step=path)
+        took = f"no agent took {wanted} within {self.rules.no_agent_wait_seconds:g} s"
+        return ErrorInfo(
+            code=ErrorCode.NO_AGENT_AVAILABLE,
+            message=f"step '{path}': {took}: {obstacles}",
+            step=path,
+            details=obstacles.shown(),
+        )
 
     def expression_error(self, above: Row, name: str, error: ExpressionError) -> ErrorInfo:
         """`above` is the row of the workflow whose step `name` (or `output`) holds the expression."""

@@ -51,12 +51,17 @@ class Gate:
     def queue(self, wanted: Wanted) -> Queue:
         return queue_of(wanted, self.tokens.limited(wanted) if self.tokens.active else "")
 
-    def admits(self, wanted: Wanted) -> bool:
-        """Whether it may be this task's turn, whatever agent it goes to."""
+    def limited(self, wanted: Wanted) -> bool:
+        """Whether its requester's rate limit is used up for now."""
         if self.tokens.active and (limited := self.tokens.limited(wanted)):
             tokens = self.tokens.of_requester(limited)
-            if tokens is not None and tokens <= 0:
-                return False
+            return tokens is not None and tokens <= 0
+        return False
+
+    def admits(self, wanted: Wanted) -> bool:
+        """Whether it may be this task's turn, whatever agent it goes to."""
+        if self.limited(wanted):
+            return False
         return not self.waiting or wanted.task_id in self.called or self.queue(wanted).name not in self.waiting
 
     def room(self, agent: str) -> int:
@@ -64,6 +69,9 @@ class Gate:
         if self.tokens.active and (tokens := self.tokens.of_agent(agent)) is not None:
             return min(room, tokens)
         return room
+
+    def full(self, agent: str) -> str:
+        return "all its places are taken" if self.window.room(agent) <= 0 else "its rate limit is reached"
 
     def passed(self, wanted: Wanted, agent: str) -> None:
         self.window.take(agent)

@@ -14,9 +14,9 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from orchestrator_agent.flow.background import end
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS
+from pantheon.background import end
 from protocol.errors import StoreError
 from protocol.messages import now
 

@@ -11,8 +11,8 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.flow.background import end
 from orchestrator_agent.store.pool import Database
+from pantheon.background import end
 from pantheon.bus import Objects
 from protocol.errors import BusError, StoreError
 from protocol.large import root_of

@@ -14,10 +14,10 @@ from typing import Protocol
 import structlog
 
 from orchestrator_agent.engine.decisions import Wanted
-from orchestrator_agent.flow.background import end
 from orchestrator_agent.flow.line import requester_text
 from orchestrator_agent.flow.settings import RateLimit, read_rate
 from orchestrator_agent.flow.shared import Shared
+from pantheon.background import end
 from protocol.discovery import InstanceRecord
 
 log = structlog.get_logger()

@@ -169,6 +169,13 @@ where t.queue = any($1::text[]) and t.position is not null and t.expires_at is n
 """
 
 
+LENGTHS = """
+select q.queue, (select count(*) from (select 1 from tasks t
+                 where t.queue = q.queue and t.position is not null limit $2) c) as rows
+from unnest($1::text[]) as q(queue)
+"""
+
+
 class Line:
     """The statements. Each raises StoreError when Postgres is away."""
 
@@ -210,6 +217,11 @@ class Line:
     async def queues(self) -> list[str]:
         """Names of the queues in which rows wait."""
         return [record["queue"] for record in await self._database.fetch(QUEUES)]
+
+    async def lengths(self, queues: Sequence[str], limit: int) -> dict[str, int]:
+        """How many rows wait in each of these queues, counted up to `limit`."""
+        records = await self._database.fetch(LENGTHS, list(queues), limit)
+        return {record["queue"]: record["rows"] for record in records}
 
     async def hopeless(self, queues: Sequence[str], limit: int) -> list[tuple[UUID, UUID]]:
         """Rows of queues that nobody serves any more, and whose wait for an agent has not begun."""

@@ -42,6 +42,9 @@ redis.call('PEXPIRE', KEYS[1], math.ceil(burst / per_ms) + 1000)
 return {given, math.ceil((1 - (tokens - math.floor(tokens))) / per_ms)}
 """
 
+# Who was slow may find that its claim has expired, and is another's by now. An expiry in no time deletes.
+KEEP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+
 
 class Shared:
     """`await shared.…` never raises: None means that there is no answer."""
@@ -63,6 +66,7 @@ class Shared:
             decode_responses=True,
         )
         self._tokens: Any = self._redis.register_script(TAKE_TOKENS)
+        self._keep: Any = self._redis.register_script(KEEP)
 
     @property
     def there(self) -> bool:
@@ -111,6 +115,22 @@ class Shared:
             return {name: (text, milliseconds / 1000) for name, text, milliseconds in found if text is not None}
 
         return await self._ask(act)
+
+    async def claim(self, name: str, owner: str, seconds: float) -> bool | None:
+        """Have a name for oneself for so many seconds; False where another has it."""
+
+        async def act(redis: Any) -> bool:
+            return bool(await redis.set(PREFIX + name, owner, nx=True, px=max(1, int(seconds * 1000))))
+
+        return await self._ask(act)
+
+    async def keep(self, name: str, owner: str, seconds: float) -> None:
+        """Have a name that one has claimed, if one still has it, for so many seconds from now; 0 gives it back."""
+
+        async def act(redis: Any) -> None:
+            await self._keep(keys=[PREFIX + name], args=[owner, int(seconds * 1000)])
+
+        await self._ask(act)
 
     async def take_tokens(self, name: str, *, per_second: float, burst: int, wanted: int) -> tuple[int, float] | None:
         """Take up to `wanted` tokens of a bucket; returns how many were given, and the seconds until there is one."""

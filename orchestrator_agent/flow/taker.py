@@ -14,10 +14,10 @@ import structlog
 
 from orchestrator_agent.engine.events import Due, Happening
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.flow.background import end
 from orchestrator_agent.flow.gate import Gate
 from orchestrator_agent.flow.line import Queue, Taken, Waiting
 from orchestrator_agent.patience import patiently
+from pantheon.background import end
 
 log = structlog.get_logger()
 

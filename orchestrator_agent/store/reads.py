@@ -1,4 +1,6 @@
-"""Reads of `tasks` and `workflows` beside the engine's own: what is due, who is dead, what people ask."""
+"""Reader: what is asked of the database beside the engine's own: what is due, who is dead, whose turn it is, what
+people want to know. Where the answer is to be one for all processes (who adopts, who is admitted), asking settles it.
+"""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -82,7 +84,7 @@ class DeadProcess:
 
 
 class Reader:
-    """Queries; each raises StoreError when Postgres is away."""
+    """Statements; each raises StoreError when Postgres is away."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -191,32 +193,13 @@ class Reader:
         """Make a version the newest of its name, for all orchestrators."""
         await self._database.execute("update workflows set published_at = now() where version = $1", version)
 
-    async def published_workflows(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """The newest published version of each name: version, name, definition."""
+    async def published_workflows(self) -> dict[str, str]:
+        """The newest published version of each workflow, by name."""
         records = await self._database.fetch(
-            "select distinct on (name) version, name, definition from workflows where published_at is not null "
+            "select distinct on (name) name, version from workflows where published_at is not null "
             "order by name, published_at desc"
         )
-        return [(record["version"], record["name"], json.loads(record["definition"])) for record in records]
-
-    async def pause(self, kind: str, name: str, paused_by: UUID) -> None:
-        await self._database.execute(
-            "insert into pauses (kind, name, paused_by) values ($1, $2, $3) on conflict do nothing",
-            kind,
-            name,
-            paused_by,
-        )
-
-    async def resume(self, kind: str, name: str) -> None:
-        await self._database.execute("delete from pauses where kind = $1 and name = $2", kind, name)
-
-    async def pauses(self) -> dict[str, frozenset[str]]:
-        """What is paused, by kind."""
-        records = await self._database.fetch("select kind, name from pauses")
-        return {
-            kind: frozenset(record["name"] for record in records if record["kind"] == kind)
-            for kind in ("workflow", "agent")
-        }
+        return {record["name"]: record["version"] for record in records}
 
     async def schedules(self) -> dict[str, tuple[datetime, str]]:
         """When each scheduled workflow was last started for, and on which definition of its schedule."""

@@ -1,4 +1,5 @@
-"""TaskStore: every write of `tasks`, set-based, one statement a batch. The SQL mirrors `engine.state.TRANSITIONS`."""
+"""TaskStore: what transitions write to `tasks`, set-based, one statement a batch. The SQL mirrors
+`engine.state.TRANSITIONS`."""
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass

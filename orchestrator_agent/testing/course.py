@@ -117,10 +117,7 @@ def _waits(plan: StepPlan, row: Row) -> str:
 
 
 def _nobody(router: Router, wanted: Wanted) -> str:
-    if wanted.workflow is not None and wanted.workflow in router.pauses.workflows:
-        return f"the workflow '{wanted.workflow}' is paused"
-    candidates = router.candidates(wanted)
-    if not candidates:
+    if not router.candidates(wanted):
         pinned = f" of agent '{wanted.pinned_agent}'" if wanted.pinned_agent else ""
         return f"none serves '{wanted.task_type}'{pinned}; there is {', '.join(sorted(router.servable())) or 'nobody'}"
-    return "; ".join(f"{one.agent}: {one.excluded or 'free'}" for one in candidates)
+    return str(router.obstacles(wanted))

@@ -42,8 +42,12 @@ class Library:
 
     def remember(self, version: str, name: str, definition: Mapping[str, Any]) -> None:
         """Put in an older version, as the database has it. Raises InvalidWorkflow."""
-        plan = compile_workflow(Workflow.model_validate(dict(definition)), name=name, versioned=True)
-        self._by_version[version] = plan
+        try:
+            workflow = Workflow.model_validate(dict(definition))
+        except ValidationError as error:
+            wrong = invalid_request(error, prefix=f"workflow {name}, version {version}")
+            raise InvalidWorkflow(wrong.message) from None
+        self._by_version[version] = compile_workflow(workflow, name=name, versioned=True)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """NATS, the one place that knows its client library: connection, pulling, publishing, streams, objects."""
 
+from pantheon.bus.acks import acknowledge, hand_back, hold, times_delivered
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import Objects, ensure_objects
 from pantheon.bus.publisher import Publisher
 from pantheon.bus.puller import Puller
+from pantheon.bus.stored import before_consumer, remove_stored, stored_at, stored_from
 from pantheon.bus.streams import ensure_streams, stream_mark
 
 __all__ = [
@@ -13,7 +15,15 @@ __all__ = [
     "Publisher",
     "Puller",
     "Subscription",
+    "acknowledge",
+    "before_consumer",
     "ensure_objects",
     "ensure_streams",
+    "hand_back",
+    "hold",
+    "remove_stored",
+    "stored_at",
+    "stored_from",
     "stream_mark",
+    "times_delivered",
 ]

@@ -194,6 +194,13 @@ class Bus:
         except (NatsError, OSError) as error:
             raise BusError(f"cannot subscribe to {subject}: {error or type(error).__name__}") from error
 
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription; without a connection it has ended already."""
+        try:
+            await subscription.unsubscribe()
+        except (NatsError, OSError) as error:
+            log.debug("nats.unsubscribe", error=str(error) or type(error).__name__)
+
     async def request(self, subject: str, body: bytes, *, timeout_seconds: float) -> Delivery:
         """Core NATS request-reply. Raises BusError when nobody answers in time."""
         try:

@@ -13,6 +13,7 @@ import structlog
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 
+from pantheon.background import end
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from protocol.errors import BusError
 
@@ -248,11 +249,7 @@ class Publisher:
             self._unhook()
             self._unhook = None
         if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+            await end([self._sweeper])
         if self._subscription is not None:
-            try:
-                await self._subscription.unsubscribe()
-            except NatsError as error:
-                log.debug("unsubscribe", error=str(error))
+            await self._bus.unsubscribe(self._subscription)
             self._subscription = None

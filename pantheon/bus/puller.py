@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
+from pantheon.background import end
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from protocol.errors import BusError
 from protocol.streams import ConsumerSpec
@@ -272,8 +273,7 @@ class Puller:
             self._asking_soon = None
         self._arrived.set()
         if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+            await end([self._loop_task])
         if self._unhook is not None:
             self._unhook()
             self._unhook = None

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from pantheon import __version__
-from pantheon.cli import again, agents, dead_letters, demo, exit_codes, operate, run, schema, tasks, up, workflows
+from pantheon.cli import (
+    again,
+    agents,
+    dead_letters,
+    demo,
+    exit_codes,
+    operate,
+    pauses,
+    run,
+    schema,
+    tasks,
+    up,
+    workflows,
+)
 from pantheon.cli.exit_codes import ExitCode, exit_code_of
 from pantheon.cli.output import print_json, print_line, problem
 from protocol.errors import PantheonError
@@ -82,6 +95,7 @@ workflows_app.command("check", help="Check workflow files; each mistake with its
 workflows_app.command("put", help="Put workflow files into the mesh's database, as the newest version.")(workflows.put)
 workflows_app.command("pause", help="Begin no new steps of these workflows' tasks.")(operate.pause_workflows)
 workflows_app.command("resume", help="Let paused workflows go on.")(operate.resume_workflows)
+app.command("pauses", help="What is paused: tasks, workflows, agents; since when, by whom, what waits.")(pauses.pauses)
 app.add_typer(letters_app, name="dead-letters")
 letters_app.command("list", help="List dead letters, oldest first.")(dead_letters.list_letters)
 letters_app.command("show", help="One dead letter, with its whole message.")(dead_letters.show)

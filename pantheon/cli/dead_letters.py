@@ -87,7 +87,7 @@ def show(
     async def run() -> dict[str, Any]:
         async with open_mesh(url) as mesh:
             wanted = await _resolve(mesh, letter_id)
-            found = await mesh.dead_letters(letter_id=wanted, limit=MOST)
+            found = await mesh.dead_letters(letter_id=wanted)
             if not found:
                 raise CommandError(f"there is no dead letter {wanted}", ExitCode.NOT_FOUND)
             return found[0]

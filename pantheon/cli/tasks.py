@@ -19,7 +19,7 @@ from pantheon.cli.task_rows import is_wait, root_of
 from pantheon.cli.tree import TaskTree
 from pantheon.cli.units import clock, duration, parse_time
 from pantheon.cli.view import draw, look_of
-from pantheon.cli.why import lines_of
+from pantheon.cli.why import lines_of, waits_of
 from pantheon.settings import one_line
 from protocol.errors import PantheonError
 
@@ -98,16 +98,16 @@ def show(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    rows, response = run_async(_show(url, task_id, full=full or as_json, result=full or out is not None))
+    rows, waiting, response = run_async(_show(url, task_id, full=full or as_json, result=full or out is not None))
     result = response.get("result") if response else None
     if out is not None and result is not None:
         result, paths = write_files(result, out)
         for path in paths:
             note(f"wrote {path}")
     if as_json:
-        print_json({"task_id": root_of(rows)["task_id"], "tasks": rows})
+        print_json({"task_id": root_of(rows)["task_id"], "tasks": rows, "waiting": waiting})
         return
-    _print_task(rows)
+    _print_task(rows, waiting)
     if why or full:
         _print_why(rows)
     if full:
@@ -118,40 +118,43 @@ def show(
 
 async def _show(
     url: str | None, task_id: str, *, full: bool, result: bool
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any] | None]:
     async with open_mesh(url) as mesh:
         full_id = await resolve(mesh, task_id)
-        rows = await _rows(mesh, full_id, brief=not full)
-        if not full and any(is_wait(row) for row in rows):
+        answer = await _tree(mesh, full_id, brief=not full)
+        if not full and any(is_wait(row) for row in answer["tasks"]):
             # What a step waits for is in its payload.
-            rows = await _rows(mesh, full_id, brief=False, quietly=True)
+            answer = await _tree(mesh, full_id, brief=False, quietly=True)
+        rows, waiting = answer["tasks"], answer.get("waiting") or []
         response = None
         if result:
-            answer = await mesh.query("response", {"task_id": root_of(rows)["task_id"]})
-            response = answer.get("response")
-        return rows, response
+            answered = await mesh.query("response", {"task_id": root_of(rows)["task_id"]})
+            response = answered.get("response")
+        return rows, waiting, response
 
 
-async def _rows(mesh: "Mesh", task_id: str, *, brief: bool, quietly: bool = False) -> list[dict[str, Any]]:
-    """All rows of a tree; without payloads and results where these are more than one message carries."""
+async def _tree(mesh: "Mesh", task_id: str, *, brief: bool, quietly: bool = False) -> dict[str, Any]:
+    """All rows of a tree, without payloads and results where these are more than one message carries; and why those
+    that are ready wait."""
     try:
-        rows: list[dict[str, Any]] = (await mesh.query("task", {"task_id": task_id, "brief": brief}))["tasks"]
+        return await mesh.query("task", {"task_id": task_id, "brief": brief, "waiting": True})
     except PantheonError as error:
         if error.code != "too_large" or brief:
             raise
         if not quietly:
             note(f"{error.message}; payloads and results are left out")
-        return await _rows(mesh, task_id, brief=True)
-    return rows
+        return await _tree(mesh, task_id, brief=True)
 
 
-def _print_task(rows: list[dict[str, Any]]) -> None:
+def _print_task(rows: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> None:
     root = root_of(rows)
     tree = TaskTree(str(root["task_id"]))
     tree.read(rows)
     console = stdout()
     now = datetime.now(UTC)
     console.print(draw(tree, now, live=False, width=console.width))
+    for line in waits_of(rows, waiting):
+        console.print(line, soft_wrap=True)
     facts = [
         ("created", clock(parse_time(root.get("created_at")), today=now)),
         ("waits for", "its turn" if _in_line(root) else ""),

@@ -1,4 +1,4 @@
-"""Why each step's agent was chosen: the routing decisions that the rows of a task carry, as lines."""
+"""Why each step's agent was chosen, by the routing decisions that rows carry, and why a step has none yet; as lines."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,6 +6,20 @@ from typing import Any
 from rich.text import Text
 
 from pantheon.cli.task_rows import paths_of
+from pantheon.settings import one_line
+
+
+def waits_of(rows: Sequence[Mapping[str, Any]], waiting: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """What the steps that are ready wait for: a line for all that wait for the same."""
+    paths = paths_of(rows)
+    for one in waiting:
+        task_ids = one.get("task_ids") or ()
+        if not task_ids:
+            continue
+        first = paths.get(str(task_ids[0])) or str(one.get("task_type"))
+        more = f" and {len(task_ids) - 1} more" if len(task_ids) > 1 else ""
+        reason = one_line(str(one.get("reason")))
+        yield Text.assemble(("○ ", "yellow"), (first + more, "bold"), ": ", (reason, "yellow"))
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[Text]:

@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 import structlog
 from pydantic import ValidationError
 
+from pantheon.background import end
 from pantheon.config.agent_config import AgentConfig
 from pantheon.config.layers import Layer, Origin, Setting, environment_layer, flat_values, merge, nest, unknown_keys
 from pantheon.config.sources import FileSource, Source
@@ -154,12 +155,8 @@ class ConfigManager(Generic[ConfigT]):
     async def close(self) -> None:
         """Stop following; `current` stays."""
         self._closed = True
-        tasks, self._tasks = set(self._tasks), []
-        while tasks:
-            # More than once: on Python 3.11 a wait_for whose inner future is done at that moment swallows a cancel.
-            for task in tasks:
-                task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=0.5)
+        tasks, self._tasks = self._tasks, []
+        await end(tasks)
         for source in self._sources:
             await source.close()
         for queue in self._queues:

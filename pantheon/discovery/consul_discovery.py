@@ -5,9 +5,7 @@ services already leaves out.
 """
 
 import asyncio
-import contextlib
 import hashlib
-import random
 import re
 from types import TracebackType
 from typing import Self
@@ -16,17 +14,15 @@ import structlog
 
 from pantheon.discovery.consul_api import ConsulAddress, ConsulApi, ConsulLost
 from pantheon.discovery.consul_watch import ConsulFollower
+from pantheon.discovery.registration import KeptRegistration
 from pantheon.discovery.registry import Registry
 from pantheon.settings import MeshSettings
-from protocol.discovery import CONSUL_TAG, CONSUL_TASK_TAG_PREFIX, REFRESH_SECONDS, InstanceRecord
-from protocol.errors import DiscoveryError
+from protocol.discovery import CONSUL_TAG, CONSUL_TASK_TAG_PREFIX, InstanceRecord
 
 log = structlog.get_logger(__name__)
 
-RETRY_FIRST_SECONDS = 1.0
 # Not longer than a refresh, so that Consul's return is met within one.
 RETRY_MAX_SECONDS = 5.0
-CLOSE_TIMEOUT_SECONDS = 2.0
 # Consul's limits of a service's metadata.
 META_KEY = re.compile(r"^[A-Za-z0-9_-]{1,128}\Z")
 META_VALUE_MAX_BYTES = 512
@@ -59,92 +55,16 @@ def digest(record: InstanceRecord) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-class ConsulRegistration:
+class ConsulRegistration(KeptRegistration):
     """One instance's service, its check passed every 5 s until closed."""
 
     def __init__(self, api: ConsulApi, record: InstanceRecord) -> None:
+        super().__init__(record, retry_max_seconds=RETRY_MAX_SECONDS)
         self._api = api
-        self._record = record
         self._registered: str | None = None
         self._in_maintenance: bool | None = None
-        self._failure: type[DiscoveryError] | None = None
-        self._delay = RETRY_FIRST_SECONDS
-        self._closed = False
-        self._busy = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
 
-    @property
-    def record(self) -> InstanceRecord:
-        return self._record
-
-    @property
-    def active(self) -> bool:
-        draining = self._record.status == "draining"
-        return self._failure is None and self._registered == digest(self._record) and self._in_maintenance is draining
-
-    async def start(self) -> None:
-        """The first try, then the task that keeps it up."""
-        await self._try_keep()
-        self._task = asyncio.create_task(self._keep_for_ever(), name=f"discovery-consul-{self._record.key}")
-
-    async def update(self, record: InstanceRecord) -> None:
-        """See Registration.update."""
-        if record.key != self._record.key:
-            raise ValueError(f"{self._record.key} cannot become {record.key}: register the other one by itself")
-        self._record = record
-        await self._try_keep()
-
-    async def close(self) -> None:
-        """Deregister, after whatever is under way."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), self._busy:
-                await self._api.deregister(self._record.consul_id)
-        except (DiscoveryError, TimeoutError) as error:
-            log.debug("the instance could not be deregistered, its TTL ends it", key=self._record.key, error=str(error))
-        self._registered = None
-
-    async def _keep_for_ever(self) -> None:
-        while True:
-            if self._failure is None:
-                # Never later than the contract's 5 s; spread, so that a thousand instances do not call in one beat.
-                await asyncio.sleep(REFRESH_SECONDS * random.uniform(0.8, 0.95))
-            else:
-                await asyncio.sleep(self._delay * random.uniform(0.75, 1.0))
-                self._delay = min(self._delay * 2, RETRY_MAX_SECONDS)
-            await self._try_keep()
-
-    async def _try_keep(self) -> None:
-        try:
-            async with self._busy:
-                await self._keep()
-        except DiscoveryError as error:
-            self._fail(error)
-        except Exception as error:
-            log.exception("keeping the instance registered failed, trying on", key=self._record.key)
-            self._fail(DiscoveryError(f"{type(error).__name__}: {error}"))
-        else:
-            self._delay = RETRY_FIRST_SECONDS
-            if self._failure is not None:
-                self._failure = None
-                log.info("the instance is registered again", key=self._record.key)
-
-    def _fail(self, error: DiscoveryError) -> None:
-        # Said once for each kind of trouble, not once for each try.
-        if self._failure is not type(error):
-            log.warning("the instance cannot be registered, trying on", key=self._record.key, reason=error.message)
-        self._failure = type(error)
-
-    async def _keep(self) -> None:
-        if self._closed:
-            return
-        record = self._record
+    async def _keep(self, record: InstanceRecord) -> None:
         if self._registered == digest(record):
             try:
                 await self._api.pass_check(record.consul_id)
@@ -164,6 +84,9 @@ class ConsulRegistration:
         if self._in_maintenance is not draining:
             await self._api.set_maintenance(record.consul_id, draining)
             self._in_maintenance = draining
+
+    async def _remove(self, record: InstanceRecord) -> None:
+        await self._api.deregister(record.consul_id)
 
 
 class ConsulDiscovery:

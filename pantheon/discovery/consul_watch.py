@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from pantheon.background import end
 from pantheon.discovery.consul_api import ConsulApi
 from pantheon.discovery.registry import Key, Registry, key_of
 from protocol.discovery import CONSUL_TASK_TAG_PREFIX, InstanceRecord
@@ -139,8 +140,7 @@ class ConsulFollower:
     async def close(self) -> None:
         """Stop following."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
 
     async def _follow(self) -> None:
         delay = RETRY_FIRST_SECONDS

@@ -7,7 +7,6 @@ just answered, so an outage of the broker never looks like the death of everybod
 
 import asyncio
 import contextlib
-import random
 import time
 from types import TracebackType
 from typing import Self
@@ -20,19 +19,20 @@ from nats.js.api import StorageType, StreamInfo
 from nats.js.client import JetStreamContext
 from pydantic import ValidationError
 
+from pantheon.background import end
 from pantheon.discovery.interface import DiscoveryUnavailable
 from pantheon.discovery.kv_watch import REQUEST_TIMEOUT_SECONDS, BucketWatch, explain
+from pantheon.discovery.registration import KeptRegistration
 from pantheon.discovery.registry import Registry
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, TTL_SECONDS, InstanceRecord
-from protocol.errors import DiscoveryError
 
 log = structlog.get_logger(__name__)
 
 # A put may be on its way for a moment when the TTL is over; who is silent for longer than both is gone.
 EXPIRY_MARGIN_SECONDS = 1.5
 EXPIRY_TICK_SECONDS = 0.5
+# An orchestrator that makes the bucket, or a connection that is back, is met within this time.
 RETRY_SECONDS = 1.0
-CLOSE_TIMEOUT_SECONDS = 2.0
 LOAD_TIMEOUT_SECONDS = 5.0
 STREAM_NAME_IN_USE = 10058
 # Each refused key is warned of once; whoever puts ever new ones must not grow this process.
@@ -76,93 +76,27 @@ async def _adjust_bucket(js: JetStreamContext, bucket: str, replicas: int, ttl_s
         raise explain(error, bucket) from error
 
 
-class KvRegistration:
+class KvRegistration(KeptRegistration):
     """One instance's key, put again every 5 s until closed."""
 
     def __init__(self, client: Client, record: InstanceRecord, bucket: str, refresh_seconds: float) -> None:
+        super().__init__(record, refresh_seconds=refresh_seconds, retry_max_seconds=RETRY_SECONDS)
         self._client = client
         self._js = client.jetstream(timeout=REQUEST_TIMEOUT_SECONDS)
         self._bucket = bucket
-        self._refresh_seconds = refresh_seconds
-        self._record = record
-        self._value = record.model_dump_json().encode()
-        self._subject = f"$KV.{bucket}.{record.key}"
-        self._active = False
-        self._failing = False
-        self._closed = False
-        self._putting = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
 
-    @property
-    def record(self) -> InstanceRecord:
-        return self._record
+    async def _keep(self, record: InstanceRecord) -> None:
+        await self._publish(record, record.model_dump_json().encode())
 
-    @property
-    def active(self) -> bool:
-        return self._active
+    async def _remove(self, record: InstanceRecord) -> None:
+        await self._publish(record, b"", {"KV-Operation": "DEL"})
 
-    async def start(self) -> None:
-        """The first put, then the task that repeats it."""
-        await self._try_put()
-        self._task = asyncio.create_task(self._keep(), name=f"discovery-kv-{self._record.key}")
-
-    async def update(self, record: InstanceRecord) -> None:
-        """See Registration.update."""
-        if record.key != self._record.key:
-            raise ValueError(f"{self._record.key} cannot become {record.key}: register the other one by itself")
-        self._record = record
-        self._value = record.model_dump_json().encode()
-        self._active = False
-        await self._try_put()
-
-    async def close(self) -> None:
-        """Delete the key, after any put that is under way."""
-        if self._closed:
-            return
-        self._closed = True
-        self._active = False
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        if not self._client.is_connected:
-            return
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), self._putting:
-                await self._js.publish(self._subject, b"", headers={"KV-Operation": "DEL"})
-        except (nats.errors.Error, TimeoutError) as error:
-            log.debug("the instance's key could not be deleted, it will age away", key=self._record.key, error=error)
-
-    async def _keep(self) -> None:
-        while True:
-            # Never later than the contract's 5 s; spread, so that a thousand instances do not put in one beat.
-            delay = self._refresh_seconds * random.uniform(0.85, 0.98) if self._active else RETRY_SECONDS
-            await asyncio.sleep(delay * random.uniform(0.9, 1.0))
-            await self._try_put()
-
-    async def _try_put(self) -> None:
-        try:
-            async with self._putting:
-                await self._put()
-        except DiscoveryError as error:
-            self._active = False
-            if not self._failing:
-                self._failing = True
-                log.warning("the instance cannot be registered, trying on", key=self._record.key, reason=error.message)
-        else:
-            self._active = True
-            if self._failing:
-                self._failing = False
-                log.info("the instance is registered again", key=self._record.key)
-
-    async def _put(self) -> None:
-        if self._closed:
-            return
+    async def _publish(self, record: InstanceRecord, value: bytes, headers: dict[str, str] | None = None) -> None:
         if not self._client.is_connected:
             # Publishing now would only fill the client's buffer with puts that are old when they arrive.
             raise DiscoveryUnavailable("NATS is not connected")
         try:
-            await self._js.publish(self._subject, self._value)
+            await self._js.publish(f"$KV.{self._bucket}.{record.key}", value, headers=headers)
         except (nats.errors.Error, TimeoutError) as error:
             raise explain(error, self._bucket) from error
 
@@ -196,9 +130,7 @@ class KvFollower:
     async def close(self) -> None:
         """Stop following."""
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     # BucketListener
 

@@ -248,9 +248,32 @@ def test_a_paused_workflow_and_a_paused_agent_get_nothing_new(shell: Shell) -> N
         task_id = shell("run", "shout_all", "texts=held", "--detach").out.strip()
         rows = until(shell, task_id, lambda rows: "joined" in rows)
         assert rows["joined"]["status"] == "ready"
-        assert "no agent has a place for it yet" in shell("task", "show", task_id).out
+        text = shell("task", "show", task_id).out
+        assert "no agent has a place for it yet" in text
+        why = "words_agent: it is paused" if kind == "agents" else "the workflow 'shout_all' is paused; "
+        assert f"○ joined: {why}" in text or f"○ joined: 1 instance of 1 agent serves 'join'; {why}" in text
         assert shell(kind, "resume", name, "--json").json == [{kind[:-1]: name, "paused": False}]
         assert until_ended(shell, task_id) == "completed"
+
+
+def test_what_is_paused_is_listed(shell: Shell) -> None:
+    nothing = shell("pauses")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "nothing is paused\n")
+    assert shell("workflows", "pause", "shout_all").code == 0
+    task_id = shell("run", "shout_all", "texts=held", "--detach").out.strip()
+    assert shell("task", "pause", task_id).code == 0
+    assert [(one["kind"], one["name"], one["waiting"]) for one in shell("pauses", "--json").json] == [
+        ("task", task_id, 1),
+        ("workflow", "shout_all", 1),
+    ]
+    head, task, workflow = shell("pauses").out.splitlines()
+    assert head.split() == ["paused", "name", "type", "since", "by", "waiting"]
+    assert [task.split()[index] for index in (0, 1, 2, -2, -1)] == ["task", task_id, "shout_all", "cli", "1"]
+    assert workflow.split()[0:2] == ["workflow", "shout_all"]
+    assert len(shell("pauses", "-n", "1").out.splitlines()) == 2
+    assert shell("workflows", "resume", "shout_all").code == 0
+    assert shell("task", "resume", task_id).code == 0
+    assert until_ended(shell, task_id) == "completed"
 
 
 def test_what_is_not_there_may_be_paused_but_is_told(shell: Shell) -> None:

@@ -78,7 +78,7 @@ def test_the_numbers_of_routing_and_circuits_are_the_codes() -> None:
 
 def test_every_documented_command_has_a_help(capsys: pytest.CaptureFixture[str]) -> None:
     commands = set(re.findall(r"^\| `pantheon ((?:[a-z-]+ ?)+)", OPERATIONS, re.MULTILINE))
-    assert len(commands) == 29
+    assert len(commands) == 30
     for command in sorted(commands):
         assert main([*command.split(), "--help"]) == 0
         assert f"pantheon {command.strip()}" in capsys.readouterr().out

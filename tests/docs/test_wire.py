@@ -124,12 +124,16 @@ async def test_every_message_of_a_run_fits_the_asyncapi_document(mesh: Documente
 async def test_queries_are_answered_as_the_asyncapi_document_says(mesh: DocumentedMesh) -> None:
     task_id = await mesh.client.submit("execute_dag", {"steps": {}})
     await mesh.client.wait(task_id, timeout_seconds=WAIT_SECONDS)
+    waits = await mesh.client.submit("execute_dag", {"steps": {"lost": {"task": "nobody_does_this"}}})
     asked: dict[str, dict[str, Any]] = {
         "tasks": {"status": "failed", "limit": 5},
-        "task": {"task_id": str(task_id)},
+        "task": {"task_id": str(waits), "brief": True, "waiting": True},
         "response": {"task_id": str(task_id)},
         "workflows": {},
+        "pauses": {},
     }
+    await mesh.client.pause(waits)
+    await mesh.client.pause(workflow="never_heard_of")
     broker = await nats.connect(mesh.nats_url)
 
     async def ask(subject: str, body: bytes) -> Any:
@@ -141,6 +145,14 @@ async def test_queries_are_answered_as_the_asyncapi_document_says(mesh: Document
             answer = await ask(f"mesh.query.{name}", json.dumps(arguments).encode())
             assert "error" not in answer
             assert jsonschema_rs.is_valid(schema_of(f"{name}Answer"), answer)
+            if name == "task":
+                assert [one["reason"] for one in answer["waiting"]] == [
+                    "the task is paused; nobody serves 'nobody_does_this'"
+                ]
+            if name == "pauses":
+                assert len(answer["pauses"]) == 2
+        await mesh.client.cancel(waits)
+        await mesh.client.resume(workflow="never_heard_of")
         refusal = await ask("mesh.query.task", b'{"task_id": "x"}')
         assert refusal["error"]["code"] == "invalid_request"
         assert jsonschema_rs.is_valid(schema_of("taskAnswer"), refusal)

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from orchestrator_agent.engine.advance import advance
-from orchestrator_agent.engine.decisions import Decisions, Placement, Rules, Wanted
+from orchestrator_agent.engine.decisions import Decisions, Obstacles, Placement, Rules, Wanted
 from orchestrator_agent.engine.events import Answered, Due, Expired, Happening
 from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
 from orchestrator_agent.intake import Planner
@@ -112,6 +112,9 @@ class World:
 
     def served(self, wanted: Wanted) -> bool:
         return self.place(wanted) is not None
+
+    def obstacles(self, wanted: Wanted) -> Obstacles:
+        return Obstacles(wanted.task_type)
 
     def workflow(self, name: str) -> Plan | None:
         return self.library.newest(name)

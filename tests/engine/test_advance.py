@@ -337,7 +337,7 @@ def test_after_the_wait_it_fails_naming_step_type_and_agent(world: World) -> Non
     course = world.dag({"a": task()})
     course.later(30)
     course.due("a")
-    assert "step 'a': no agent served 'x' within 30 s" in course.error.message
+    assert "step 'a': no agent took 'x' within 30 s: nobody serves 'x'" in course.error.message
 
 
 def test_a_request_that_is_no_workflow_and_nobody_serves_is_of_an_unknown_type(world: World) -> None:

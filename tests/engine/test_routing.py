@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from orchestrator_agent.engine.decisions import Placement, Wanted
-from orchestrator_agent.routing import Candidate, Pauses, Router, choose
+from orchestrator_agent.routing import Bar, Candidate, Pauses, Router, choose
 from orchestrator_agent.standing import OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
 from orchestrator_agent.workflows.library import Library
 from protocol import InstanceRecord
@@ -142,6 +142,69 @@ def test_what_a_step_requires_is_met_or_it_waits() -> None:
     assert agent_of(made.place(Wanted("x", requires=Requires(min_reliability=0.9)))) == "a"
 
 
+def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values() -> None:
+    clock = Clock()
+    standings = Standings(clock)
+    made = router(
+        instance("llm_agent", "x", model="a"),
+        instance("llm_agent", "x", model="a", number=1),
+        instance("other_agent", "x", model="b"),
+        instance("third_agent", "x", model="b"),
+        instance("elsewhere", "y", model="b"),
+        standings=standings,
+    )
+    made.pauses.add("agent", "third_agent")
+    # Nobody should wait for the end of a pause that would change nothing.
+    made.pauses.add("agent", "llm_agent")
+    for _ in range(OPEN_AFTER_FAILURES):
+        standings.answered("other_agent", "x", None, failed=True)
+    clock.now += 2.5
+    wanted = Wanted("x", requires=Requires(model="b"))
+    assert made.place(wanted) is None
+    assert str(made.obstacles(wanted)) == (
+        "4 instances of 3 agents serve 'x'; llm_agent: its model is 'a', 'b' is required; "
+        "other_agent: its circuit is open for 8 s more; third_agent: it is paused"
+    )
+    assert made.obstacles(wanted).shown() == {
+        "task_type": "x",
+        "instances": 4,
+        "agents": {
+            "llm_agent": "its model is 'a', 'b' is required",
+            "other_agent": "its circuit is open for 8 s more",
+            "third_agent": "it is paused",
+        },
+    }
+    clock.now += OPEN_SECONDS
+    standings.placed("other_agent")
+    assert made.obstacles(wanted).agents["other_agent"] == "its circuit is half open, and one task tries it"
+    assert str(made.obstacles(Wanted("x", "gone_agent"))) == (
+        "no instance of 'gone_agent' is there; 4 instances of 3 agents serve 'x'; "
+        "llm_agent: the step names 'gone_agent'; other_agent: the step names 'gone_agent'; "
+        "third_agent: the step names 'gone_agent'"
+    )
+    assert made.obstacles(Wanted("x", "elsewhere")).task == "'elsewhere' does not serve it"
+    made.pauses.add("workflow", "flow")
+    assert made.obstacles(Wanted("y", workflow="flow")).task == "the workflow 'flow' is paused"
+    assert str(made.obstacles(Wanted("z"))) == "nobody serves 'z'"
+
+
+def test_an_agent_that_does_not_fit_is_not_waited_for_because_it_is_paused() -> None:
+    made = router(instance("a", "x", model="small"))
+    made.pauses.add("agent", "a")
+    assert made.served(Wanted("x", requires=Requires(model="small")))
+    assert not made.served(Wanted("x", requires=Requires(model="large")))
+
+
+def test_of_a_thousand_agents_that_do_not_fit_some_are_named() -> None:
+    made = router(*(instance(f"agent_{n:04}", "x", model="long" * 200, tags="eu") for n in range(1000)))
+    obstacles = made.obstacles(Wanted("x", requires=Requires(model="b")))
+    assert str(obstacles).startswith("1000 instances of 1000 agents serve 'x'; agent_0000: its model is 'longlong")
+    assert str(obstacles).endswith("; and 995 more")
+    assert len(str(obstacles)) < 1000
+    shown = obstacles.shown()
+    assert (len(shown["agents"]), shown["more"]) == (20, 980)
+
+
 def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
     clock = Clock()
     standings = Standings(clock)
@@ -194,5 +257,5 @@ def test_a_choice_among_equals_is_a_point_on_a_line(draw: float, agent: str) -> 
 
 def test_there_is_no_choice_among_none() -> None:
     assert choose([], avoid=None, sticky=None, draw=0.5) is None
-    broken = Candidate("a", 1, 0, None, 0.0, excluded="its circuit is open")
+    broken = Candidate("a", 1, 0, None, 0.0).barred(Bar.BROKEN, "its circuit is open for 3 s more")
     assert choose([broken], avoid=None, sticky=None, draw=0.5) is None

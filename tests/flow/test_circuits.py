@@ -22,6 +22,12 @@ from tests.mesh.conftest import PlainClient
 from tests.waiting import until
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that stalls for a second, Redis is there all the same."""
+    monkeypatch.setattr("orchestrator_agent.flow.shared.ANSWER_SECONDS", 10.0)
+
+
 async def kill(server: ValkeyServer) -> None:
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
@@ -49,15 +55,28 @@ class Process:
             self.standings.answered(agent, "x", None, failed=True)
 
     async def until(self, condition: Callable[[], bool]) -> None:
+        """Sweep until it is so."""
+
         async def looked() -> bool:
             await self.circuits.look()
             return condition()
 
         await until(looked)
 
+    def half_open(self) -> None:
+        """Only this process's clock goes on: Redis would say that the circuit is open as yet, if it were asked."""
+        self.clock.now += OPEN_SECONDS
+        assert self.standings.circuit("a") == "half_open"
+
     async def close(self) -> None:
         await self.circuits.close()
         await self.shared.close()
+
+
+async def becomes(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what Redis answers has no event
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -79,8 +98,8 @@ async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_close
         assert other.standings.circuit("a") == "open"
         assert other.standings.admits("b")
         for process in (one, other):
-            process.clock.now += OPEN_SECONDS
-            assert process.standings.circuit("a") == "half_open"
+            process.half_open()
+        await becomes(lambda: one.standings.admits("a"))
         one.standings.placed("a")
         assert not one.standings.admits("a")
         one.standings.answered("a", "x", 5.0, failed=False)
@@ -88,6 +107,85 @@ async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_close
         # Closed is old news soon: who sees it fail again may open it.
         other.fail()
         await one.until(lambda: one.standings.circuit("a") == "open")
+
+
+async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_agent.flow.circuits.IN_HAND_SECONDS", 60.0)
+    with capture_logs() as logs:
+        async with processes(*[valkey.url] * 6) as made:
+            for process in made:
+                process.fail()
+                process.half_open()
+                assert not process.standings.admits("a")
+            await becomes(lambda: len([one for one in logs if one["event"] == "circuit.probe"]) == 6)
+            claimed = [one["claimed"] for one in logs if one["event"] == "circuit.probe"]
+            assert sorted(claimed) == [False] * 5 + [True]
+            (chosen,) = [process for process in made if process.standings.admits("a")]
+            chosen.standings.placed("a")
+            assert not any(process.standings.admits("a") for process in made)
+            # Whoever reads the answer tells the others.
+            reader = next(process for process in made if process is not chosen)
+            reader.standings.answered("a", "x", 5.0, failed=False)
+            for process in made:
+                await process.until(lambda process=process: process.standings.circuit("a") == "closed")  # type: ignore[misc]
+                assert process.standings.admits("a")
+
+
+async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_not(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_agent.flow.circuits.IN_HAND_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator_agent.flow.circuits.AGAIN_SECONDS", 0.02)
+    async with processes(valkey.url, valkey.url) as (one, other):
+        for process in (one, other):
+            process.fail()
+            process.half_open()
+        told = asyncio.Event()
+        one.circuits.on_claim = told.set
+        assert not one.standings.admits("a")
+        await asyncio.wait_for(told.wait(), 10)
+        await becomes(lambda: other.standings.admits("a"))
+        other.standings.placed("a")
+        assert not one.standings.admits("a")
+        # From now on it is kept as long as a probe is waited for, and not as long as it was claimed for.
+        async with asyncio.timeout(10):
+            while True:
+                noted = await other.shared.noted(["probe:a"])
+                if noted and noted["probe:a"][1] <= OPEN_SECONDS:
+                    break
+        assert not one.standings.admits("a")
+        assert not other.standings.admits("a")
+
+
+async def test_a_claim_belongs_to_who_has_it(valkey: ValkeyServer) -> None:
+    async with processes(valkey.url, valkey.url) as (one, other):
+        claimed = await asyncio.gather(*(one.shared.claim("n", str(owner), 60) for owner in range(20)))
+        assert sorted(map(bool, claimed)) == [False] * 19 + [True]
+        owner = str(claimed.index(True))
+        await other.shared.keep("n", "somebody", 0)
+        assert await other.shared.claim("n", "somebody", 60) is False
+        await one.shared.keep("n", owner, 30)
+        noted = await one.shared.noted(["n"])
+        assert noted is not None
+        assert noted["n"][0] == owner
+        assert noted["n"][1] <= 30
+        await one.shared.keep("n", owner, 0)
+        assert await other.shared.claim("n", "somebody", 60) is True
+        await kill(valkey)
+        assert await other.shared.claim("n", "somebody", 60) is None
+
+
+async def test_while_redis_is_away_each_process_probes_for_itself(valkey: ValkeyServer) -> None:
+    async with processes(valkey.url, valkey.url) as made:
+        await kill(valkey)
+        for process in made:
+            process.fail()
+            process.half_open()
+            await process.until(lambda process=process: process.standings.admits("a"))  # type: ignore[misc]
+            process.standings.placed("a")
+            assert not process.standings.admits("a")
 
 
 async def test_a_probe_of_which_nothing_is_heard_is_followed_by_another() -> None:
@@ -147,3 +245,22 @@ async def test_a_mesh_goes_on_while_its_redis_is_killed_and_comes_back(
             await asyncio.sleep(0.5)
         await valkey.start()
         assert (await plain.ask("uppercase", {"text": "e"}))["status"] == "completed"
+
+
+async def test_on_a_mesh_a_broken_agent_is_probed_with_a_claim_and_used_again(
+    settings: MeshSettings, plain: PlainClient, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_agent.standing.OPEN_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator_agent.flow.circuits.IN_HAND_SECONDS", 60.0)
+    with_redis: Any = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
+    steps = {"a": {"task": "flaky", "with": {"failures": "${input.failures}"}, "retry": {"max_attempts": 1}}}
+    with capture_logs() as logs:
+        async with orchestrator(with_redis, load_library([])), AgentProcess(words_agent(), settings):
+            for _ in range(OPEN_AFTER_FAILURES):
+                failed = await plain.ask("execute_dag", {"steps": steps, "input": {"failures": 9}})
+                assert failed["error"]["code"] == "step_failed"
+            assert not [one for one in logs if one["event"] == "circuit.probe"]
+            for _ in range(2):
+                answer = await plain.ask("execute_dag", {"steps": steps, "input": {"failures": 0}})
+                assert answer["status"] == "completed", answer
+    assert [one["claimed"] for one in logs if one["event"] == "circuit.probe"] == [True]

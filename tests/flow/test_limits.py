@@ -6,10 +6,18 @@ import time
 import pytest
 
 from orchestrator_agent.engine.decisions import Wanted
+from orchestrator_agent.flow.capacity import Capacity
+from orchestrator_agent.flow.gate import Gate
 from orchestrator_agent.flow.limits import Limits
+from orchestrator_agent.flow.line import Line
 from orchestrator_agent.flow.settings import FlowSettings, RateLimit, read_rate
 from orchestrator_agent.flow.shared import Shared
+from orchestrator_agent.flow.window import Window
+from orchestrator_agent.routing import Router
 from orchestrator_agent.service import load_library, orchestrator
+from orchestrator_agent.standing import Standings
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
@@ -120,6 +128,22 @@ async def test_an_agent_brings_its_own_limit_unless_the_settings_have_one() -> N
     assert (made.of_agent("a"), made.of_agent("b"), made.of_agent("c")) == (4, 2, None)
     assert made.active
     assert not Limits({}, Registry(), Shared(None)).active
+
+
+async def test_a_limit_that_is_reached_is_told_as_what_a_task_waits_for() -> None:
+    registry = Registry()
+    registry.apply([InstanceRecord(name=name, instance_id="i", task_types=(name,), max_concurrency=9) for name in "ab"])
+    rates = {"agents": {"a": read_rate("1/h")}, "requesters": {"alice": read_rate("1/h burst 2")}}
+    made = Limits(rates, registry, Shared(None))
+    gate = Gate(Window(Capacity(registry)), Line(Database("postgresql://nowhere/nothing")), made)
+    router = Router(registry, Library(), Standings(), gate=gate)
+    for task_type in "ab":
+        assert router.place(Wanted(task_type, requester="alice")) is not None
+        assert router.place(Wanted("a", requester="bob")) is None
+    assert router.obstacles(Wanted("a", requester="bob")).agents == {"a": "its rate limit is reached"}
+    assert router.obstacles(Wanted("b", requester="bob")).task is None
+    assert router.obstacles(Wanted("b", requester="alice")).task == "the rate limit of its requester is reached"
+    await made.close()
 
 
 async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from orchestrator_agent.flow.capacity import Capacity
 from orchestrator_agent.flow.gate import Gate, NoLimits
 from orchestrator_agent.flow.line import Line, Queue, queue_of
 from orchestrator_agent.flow.window import PERIOD_SECONDS, ROUND_TRIP_SECONDS, Window
-from orchestrator_agent.routing import FULL, Router
+from orchestrator_agent.routing import Router
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.workflows.library import Library
@@ -144,7 +144,7 @@ def test_a_full_agent_is_waited_for_and_another_one_taken() -> None:
     two, _ = router(instance("a", "x"), instance("b", "x"))
     placed = [two.place(Wanted("x")) for _ in range(5)]
     assert sorted(one.agent for one in placed if one is not None) == ["a", "a", "b", "b"]
-    assert {one.excluded for one in two.candidates(Wanted("x"))} == {FULL}
+    assert {one.excluded for one in two.candidates(Wanted("x"))} == {"all its places are taken"}
 
 
 def test_an_agent_that_does_not_fit_is_not_waited_for_because_it_is_full() -> None:

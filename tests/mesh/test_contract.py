@@ -96,6 +96,31 @@ async def test_what_has_no_id_becomes_a_dead_letter_and_the_queue_moves_on(plain
     assert letter["task_id"] is None
 
 
+async def test_one_dead_letter_is_found_and_redriven_by_its_id_however_many_are_before_it(plain: PlainClient) -> None:
+    """It was looked for among as many as a list of them has."""
+    for number in range(60):
+        await plain.connection.publish("agent.orchestrator_agent.task", f"letter {number}".encode())
+    await plain.until(lambda: len(plain.dead) == 60)
+    last = plain.dead[-1]["id"]
+
+    async def query(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        message = await plain.connection.request("mesh.query.dead_letters", json.dumps(arguments).encode(), timeout=10)
+        return list(json.loads(message.data)["dead_letters"])
+
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(20):
+        # Whoever listens hears of it a moment before the stream has it.
+        while not found:
+            found = await query({"id": last})
+    assert len(await query({})) == 50
+    (letter,) = found
+    assert base64.b64decode(letter["body_base64"]) == b"letter 59"
+    assert await query({"id": str(new_id())}) == []
+    assert (await plain.ask("mesh.redrive", {"id": last}))["result"] == {"redriven": [last]}
+    await plain.until(lambda: len(plain.dead) == 61)
+    assert await query({"id": last}) == []
+
+
 async def test_unknown_fields_and_nulls_are_ignored(plain: PlainClient) -> None:
     answer = await plain.ask(
         "uppercase", {"text": "x"}, tenant=None, priority=None, reply_to=None, colour="blue", deadline=None

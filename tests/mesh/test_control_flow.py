@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskContext, TaskFailed
+from pantheon.client import result_of
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.messages import now
@@ -187,6 +188,70 @@ async def test_a_paused_agent_and_a_paused_workflow_get_nothing_new(
     assert (await mesh.wait(task_id, timeout_seconds=PATIENCE_SECONDS)).result == {"text": "HELD"}
 
 
+async def test_what_is_paused_is_listed_with_who_did_it_when_and_how_much_waits(
+    words: AgentProcess, settings: MeshSettings
+) -> None:
+    steps = {"one": {"task": "sleep", "with": {"seconds": 0}}, "two": {"task": "echo", "agent": "words_agent"}}
+    async with Mesh(settings.nats_url, requester="anna") as anna, Mesh(settings.nats_url) as other:
+        assert await anna.pauses() == []
+        before = now()
+        await anna.pause(agent="words_agent")
+        held = [await other.submit("execute_dag", {"steps": steps}) for _ in range(3)]
+        for _ in range(2):
+            # The first who paused it is the one who did.
+            await anna.pause(held[0])
+            await other.pause(held[0])
+        await other.pause(workflow="execute_dag")
+        workflow, task, agent = await other.pauses()
+        assert all(before < datetime.fromisoformat(one["paused_at"]) <= now() for one in (agent, task, workflow))
+        operations = await rows(settings, "select task_id, requester from tasks where task_type = 'mesh.pause'")
+        known = {str(row["task_id"]): row["requester"] for row in operations}
+        shown = [(one["kind"], one["name"], one["waiting"]) for one in (workflow, task, agent)]
+        assert shown == [("workflow", "execute_dag", 6), ("task", str(held[0]), 2), ("agent", "words_agent", 6)]
+        assert (task["task_type"], task["requester"], agent["requester"]) == ("execute_dag", "anna", "anna")
+        assert "requester" not in workflow
+        assert [known[one["paused_by"]] for one in (workflow, task, agent)] == [None, "anna", "anna"]
+        assert await other.pauses(limit=1) == [workflow]
+        # A task that ends while it is paused is not paused any more, nor is one that goes on.
+        await other.cancel(held[0])
+        assert [one["kind"] for one in await other.pauses()] == ["workflow", "agent"]
+        await anna.pause(held[1])
+        assert [row["name"] for row in await rows(settings, "select name from pauses where kind = 'task'")] == [
+            str(held[1])
+        ]
+        await anna.resume(held[1])
+        await anna.resume(workflow="execute_dag")
+        await anna.resume(agent="words_agent")
+        assert await anna.pauses() == []
+        assert not await rows(settings, "select 1 from pauses")
+        assert (await other.wait(held[1], timeout_seconds=20)).status == "completed"
+
+
+async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails(
+    words: AgentProcess, mesh: Mesh, settings: MeshSettings
+) -> None:
+    step = {"task": "uppercase", "with": {"text": "a"}, "requires": {"model": "large", "tags": ["eu"]}}
+    await mesh.pause(workflow="execute_dag")
+    task_id = await mesh.submit("execute_dag", {"steps": {"loud": step}})
+    (waiting,) = (await mesh.query("task", {"task_id": str(task_id), "waiting": True}))["waiting"]
+    why = "it names no model, 'large' is required"
+    assert waiting.pop("reason") == (
+        f"the workflow 'execute_dag' is paused; 1 instance of 1 agent serves 'uppercase'; words_agent: {why}"
+    )
+    (row,) = await until_row(settings, "select task_id from tasks where root_task_id = $1 and step = 'loud'", task_id)
+    details = {"task_type": "uppercase", "instances": 1, "agents": {"words_agent": why}}
+    assert waiting == {"task_ids": [str(row)], "task": "the workflow 'execute_dag' is paused", **details}
+    await mesh.resume(workflow="execute_dag")
+    with pytest.raises(TaskFailed) as failed:
+        result_of(await mesh.wait(task_id, timeout_seconds=20))
+    assert failed.value.code == "no_agent_available"
+    assert failed.value.message == (
+        "step 'loud': no agent took 'uppercase' within 0.6 s: 1 instance of 1 agent serves 'uppercase'; "
+        f"words_agent: {why}"
+    )
+    assert failed.value.details == details
+
+
 async def test_a_budget_is_hard_for_the_whole_tree(
     settings: MeshSettings, orchestrated: AgentProcess, mesh: Mesh
 ) -> None:
@@ -268,6 +333,26 @@ async def test_a_workflow_put_into_the_database_is_a_task_type_and_running_tasks
     assert failed.value.code == "invalid_workflow"
     with pytest.raises(TaskFailed, match="comes from a file"):
         await mesh.run("mesh.put_workflow", {"definition": {**version("x"), "name": "research_brief"}})
+
+
+async def test_a_workflow_that_cannot_be_read_keeps_no_other_from_being_learned_and_is_named_to_who_replays_it(
+    words: AgentProcess, mesh: Mesh, plain: PlainClient, settings: MeshSettings
+) -> None:
+    """Another orchestrator, of a newer version, may have put it there."""
+    put = "insert into workflows (version, name, definition, published_at) values ($1, $2, $3::json, now())"
+    await rows(settings, put, "0123", "a_newer_one", json.dumps({"steps": {"a": {"teleport": "far"}}}))
+    steps = {"a": {"task": "echo", "with": {"n": 1}}}
+    await rows(settings, put, "4567", "b_known_one", json.dumps({"name": "b_known_one", "steps": steps}))
+    names: set[str] = set()
+    async with asyncio.timeout(20):
+        while "b_known_one" not in names:
+            names = {one["name"] for one in (await mesh.query("workflows"))["workflows"]}
+    assert await mesh.run("b_known_one") == {"a": {"n": 1}}
+    held = await mesh.submit("execute_dag", {"steps": {"w": {"sleep": 60}}})
+    await rows(settings, "update tasks set workflow_version = '0123' where task_id = $1", held)
+    answer = await plain.ask("mesh.replay", {"task_id": str(held)})
+    assert answer["error"]["code"] == "invalid_workflow"
+    assert "version 0123" in answer["error"]["message"]
 
 
 KEYED = """

@@ -366,6 +366,14 @@ def test_an_old_version_is_read_back_from_its_definition() -> None:
         }
 
 
+def test_a_definition_of_another_orchestrators_language_is_told_and_not_put_in() -> None:
+    library = Library()
+    definition = {"steps": {"a": {"teleport": "far"}}}
+    with pytest.raises(InvalidWorkflow, match=r"workflow w, version 0123\.steps\.a: a step has exactly one of"):
+        library.remember("0123", "w", definition)
+    assert not library.has_version("0123")
+
+
 def test_a_version_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(InvalidWorkflow, match="not in the database"):
         Library().version("0123")

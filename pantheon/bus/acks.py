@@ -1,0 +1,41 @@
+"""Acks that may be lost: a message that was not acknowledged comes again, and changes nothing the second time."""
+
+from collections.abc import Awaitable
+
+import structlog
+from nats.errors import Error as NatsError
+
+from pantheon.bus.connection import Delivery
+from protocol.errors import BusError
+
+log = structlog.get_logger()
+
+
+def times_delivered(delivery: Delivery) -> int:
+    """How often JetStream has delivered it, this time included; 1 for what came by core NATS."""
+    try:
+        return int(delivery.metadata.num_delivered)
+    except NatsError:
+        return 1
+
+
+async def acknowledge(delivery: Delivery) -> None:
+    """Done with it."""
+    await _quietly(delivery.ack())
+
+
+async def hand_back(delivery: Delivery) -> None:
+    """Not begun: another may have it now."""
+    await _quietly(delivery.nak())
+
+
+async def hold(delivery: Delivery) -> None:
+    """Still at it: nobody else may have it for another AckWait."""
+    await _quietly(delivery.in_progress())
+
+
+async def _quietly(saying: Awaitable[None]) -> None:
+    try:
+        await saying
+    except (NatsError, OSError, BusError) as error:
+        log.debug("ack.failed", error=str(error) or type(error).__name__)
