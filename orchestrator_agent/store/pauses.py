@@ -10,7 +10,8 @@ from orchestrator_agent.store.pool import Database
 # Whoever looks at pauses wants to know whether much waits; counting further would read more than it says.
 COUNTED_ROWS = 10_000
 
-# Tasks are found through the open roots (index tasks_open), like everything that is at work.
+# Tasks are found through the open roots (index tasks_open), like everything that is at work. One by one (the lateral's
+# limit): whatever the statistics say, the rows of other tasks are not read.
 LISTED = f"""
 with found as (
     select p.kind, p.name, null as task_type, p.paused_at, p.paused_by, p.requester, null::uuid as root_task_id
@@ -27,9 +28,11 @@ select f.kind, f.name, f.task_type, f.paused_at, f.paused_by, f.requester,
                (select count(*) from (select 1 from tasks t where t.root_task_id = f.root_task_id
                 and t.status = 'ready' limit {COUNTED_ROWS}) c)
            when 'workflow' then
-               (select count(*) from (select 1 from tasks r join tasks t on t.root_task_id = r.root_task_id
+               (select count(*) from (select 1 from tasks r, lateral (
+                    select 1 from tasks t where t.root_task_id = r.root_task_id and t.status = 'ready'
+                    limit {COUNTED_ROWS}) t
                 where r.task_id = r.root_task_id and r.answered_at is null and r.task_type = f.name
-                and t.status = 'ready' limit {COUNTED_ROWS}) c)
+                limit {COUNTED_ROWS}) c)
        end as waiting
 from found f order by f.paused_at desc nulls last, f.kind, f.name limit $1
 """
@@ -39,8 +42,9 @@ insert into pauses (kind, name, paused_by, requester) values ($1, $2, $3, $4) on
 """
 # A task that ended while it was paused left its note behind.
 FORGET = """
-delete from pauses p where p.kind = 'task' and not exists (
-    select 1 from tasks t where t.root_task_id = p.name::uuid and t.task_id = p.name::uuid and t.status = 'paused')
+delete from pauses p where p.kind = 'task' and (
+    select t.status from tasks t where t.root_task_id = p.name::uuid and t.task_id = p.name::uuid limit 1
+    ) is distinct from 'paused'
 """
 
 
