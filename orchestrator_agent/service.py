@@ -52,6 +52,8 @@ from protocol.streams import TASKS
 log = structlog.get_logger()
 
 VERSION = "0.1.0"
+# The migration that this version's statements need; revisions are numbers that sort.
+SCHEMA = "0004"
 ORCHESTRATOR_CONCURRENCY = 10_000
 # Above it, what can wait waits.
 BUSY_ANSWERS_PER_SECOND = 50.0
@@ -236,9 +238,16 @@ class Orchestrator:
 
     @staticmethod
     async def _check_schema(database: Database) -> None:
-        rows = await database.fetch("select to_regclass('tasks') is not null as there")
+        rows = await database.fetch("select to_regclass('alembic_version') is not null as there")
         if not rows[0]["there"]:
             raise SettingsError(f"the database at {database.shown} has no schema yet: run 'pantheon migrate'")
+        # A newer schema is that of a rolling upgrade, and serves the older version too.
+        found = (await database.fetch("select max(version_num) as revision from alembic_version"))[0]["revision"]
+        if (found or "") < SCHEMA:
+            raise SettingsError(
+                f"the database at {database.shown} has schema {found}, and this version needs {SCHEMA}: "
+                "run 'pantheon migrate'"
+            )
 
 
 @dataclass(frozen=True)
