@@ -131,7 +131,7 @@ class _Transition(Endings):
             return
         row.instance_id = answer.instance_id
         if answer.usage is not None:
-            row.usage = answer.usage if row.usage is None else row.usage + answer.usage
+            self.run.consumed(row, answer.usage)
         if answer.status == "completed":
             self.completed(row, answer.result, json_bytes(answer.result))
             return

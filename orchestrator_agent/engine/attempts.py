@@ -63,7 +63,9 @@ class Attempts:
         usage = self.run.usage()
         tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
         cost = usage.cost_usd if usage is not None else 0.0
-        tasks = sum(1 for row in self.run.rows.values() if row.role is not Role.SIGNAL) - 1
+        tasks = 0
+        if budget.tasks is not None:
+            tasks = sum(1 for row in self.run.rows.values() if row.role is not Role.SIGNAL) - 1
         checks: list[tuple[str, float, float | None, bool]] = [
             ("tokens", tokens, budget.tokens, budget.tokens is not None and tokens >= budget.tokens),
             ("cost_usd", cost, budget.cost_usd, budget.cost_usd is not None and cost >= budget.cost_usd),

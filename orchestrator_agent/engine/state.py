@@ -192,6 +192,8 @@ class Run:
     undone: dict[UUID, Undo] = field(default_factory=dict)
     signals: list[Row] = field(default_factory=list)
     delegated: dict[UUID, list[Row]] = field(default_factory=dict)
+    _usage: Usage | None = field(default=None, init=False, repr=False, compare=False)
+    _summed: bool = field(default=False, init=False, repr=False, compare=False)
 
     @property
     def root_task_id(self) -> UUID:
@@ -246,11 +248,18 @@ class Run:
 
     def usage(self) -> Usage | None:
         """What all attempts of all steps consumed."""
-        total: Usage | None = None
-        for row in self.rows.values():
-            if row.usage is not None and row is not self.root:
-                total = row.usage if total is None else total + row.usage
-        return total
+        if not self._summed:
+            self._summed = True
+            for row in self.rows.values():
+                if row.usage is not None and row is not self.root:
+                    self._usage = row.usage if self._usage is None else self._usage + row.usage
+        return self._usage
+
+    def consumed(self, row: Row, usage: Usage) -> None:
+        """Add what an attempt consumed to its row. A tree with a budget asks for the sum at every step: it is kept."""
+        total = self.usage()
+        self._usage = usage if total is None else total + usage
+        row.usage = usage if row.usage is None else row.usage + usage
 
     def path(self, row: Row) -> str:
         """A step's place in the tree, for people: `draft/review`, `notes[3]`."""
