@@ -154,12 +154,14 @@ class BucketWatch:
         """Ask the broker now: true when the bucket is the one followed and everything in it has been told."""
         if not self.attached:
             return False
+        # What arrives while the answer is on its way is newer than the answer.
+        seen = self._seen
         try:
             info = await self._stream_info()
         except DiscoveryError as error:
             self._break(error.message)
             return False
-        if info.created != self._created or info.state.last_seq < self._seen:
+        if info.created != self._created or info.state.last_seq < seen:
             self._break(f"the KV bucket {self.bucket!r} was made anew")
             return False
         waited = 0.0

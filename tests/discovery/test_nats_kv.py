@@ -11,12 +11,13 @@ import nats.js.errors
 import pytest
 import structlog.testing
 from nats.aio.client import Client
+from nats.js.api import StreamInfo
 
 from pantheon.discovery import DiscoveryDenied, DiscoveryUnavailable, NatsKvDiscovery, ensure_bucket
-from pantheon.discovery.kv_watch import explain, parse_delivery
+from pantheon.discovery.kv_watch import BucketWatch, explain, parse_delivery
 from protocol import InstanceRecord
 from protocol.errors import DiscoveryError
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 Record = Callable[..., InstanceRecord]
 
@@ -207,6 +208,46 @@ async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_anyb
         await asyncio.sleep(1)
         assert registry.serving("generate_content") == ("llm_agent",)
         assert sizes == {1}
+
+
+async def test_what_arrives_while_the_stream_is_asked_is_no_sign_of_another_bucket(client: Client) -> None:
+    """With a thousand instances there is always something newer than the broker's answer."""
+
+    class Listener:
+        def __init__(self) -> None:
+            self.keys: list[str] = []
+            self.loaded = asyncio.Event()
+
+        def value_put(self, key: str, value: bytes, sent_at_ns: int) -> None:
+            self.keys.append(key)
+
+        def value_deleted(self, key: str) -> None: ...
+
+        def watch_loaded(self) -> None:
+            self.loaded.set()
+
+        def watch_lost(self, reason: str) -> None: ...
+
+    listener = Listener()
+
+    class Overtaken(BucketWatch):
+        async def _stream_info(self) -> StreamInfo:
+            info = await super()._stream_info()
+            if listener.loaded.is_set():
+                await client.jetstream().publish("$KV.agents.llm_agent.newer", b"{}")
+                await until(lambda: bool(listener.keys), "the newer value")
+            return info
+
+    await ensure_bucket(client.jetstream())
+    watch = Overtaken(client, "agents", listener)
+    running = asyncio.create_task(watch.run())
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await listener.loaded.wait()
+        assert await watch.confirm()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_watch_that_lost_its_consumer_without_a_word_is_made_again(
