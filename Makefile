@@ -44,7 +44,7 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing (once; the next time this takes no time)"
 	@if [ ! -e $(VENV)/.installed-dev ] || [ -n "$$(find pyproject.toml constraints.txt -newer $(VENV)/.installed-dev)" ]; then \
-	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . ; \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' ; \
 	fi
 	@touch $@
 

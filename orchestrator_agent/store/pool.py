@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
+from pantheon.settings import one_host_urls
 from protocol.errors import StoreError
 
 log = structlog.get_logger()
@@ -96,8 +97,8 @@ class Database:
     @property
     def shown(self) -> str:
         """The database's address without what is secret in it."""
-        split = urlsplit(self._url)
-        return f"{split.hostname}:{split.port or 5432}{split.path}"
+        each = [urlsplit(one) for one in one_host_urls(self._url)]
+        return ",".join(f"{split.hostname}:{split.port or 5432}" for split in each) + each[0].path
 
     async def close(self) -> None:
         if self._pool is not None:
