@@ -22,6 +22,7 @@ _PASSING = (
     asyncpg.exceptions.ConnectionDoesNotExistError,
     asyncpg.exceptions.CannotConnectNowError,
     asyncpg.exceptions.AdminShutdownError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
     asyncpg.exceptions.CrashShutdownError,
     asyncpg.exceptions.TooManyConnectionsError,
     asyncpg.exceptions.SerializationError,
@@ -47,6 +48,8 @@ _SESSION = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "timezone": "UTC",
+    # A process that is frozen in the midst of a transaction must not hold its locks: they last milliseconds.
+    "idle_in_transaction_session_timeout": "15s",
     # A host that vanished must not hold its advisory lock for the two hours that TCP's defaults would.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",

