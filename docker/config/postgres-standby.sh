@@ -15,18 +15,4 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
         --pgdata="$PGDATA.copy" --wal-method=stream --checkpoint=fast --slot=standby --write-recovery-conf
     mv "$PGDATA.copy" "$PGDATA"
 fi
-exec postgres_standby pg_ctl promote
-set -eu
-umask 077
-PGPASSFILE=/tmp/pgpass
-export PGPASSFILE
-printf '*:*:*:replicator:%s\n' "$(cat /run/secrets/replication_password)" >"$PGPASSFILE"
-if [ ! -s "$PGDATA/PG_VERSION" ]; then
-    # An unfinished copy of a start that was interrupted is no use.
-    rm -rf "$PGDATA"
-    mkdir -p "$PGDATA"
-    # --write-recovery-conf: standby.signal, and where the primary is.
-    pg_basebackup --dbname='host=postgres user=replicator application_name=postgres_standby connect_timeout=10' \
-        --pgdata="$PGDATA" --wal-method=stream --checkpoint=fast --slot=standby --write-recovery-conf
-fi
 exec postgres "$@"

@@ -1,5 +1,6 @@
 """Docker and its compose as the tests use them: projects of their own names, on ports of their own, removed after."""
 
+import json
 import os
 import shutil
 import socket
@@ -51,6 +52,15 @@ def free_port() -> int:
 
 
 @dataclass(frozen=True)
+class State:
+    """Of a container: `running`, and `healthy` by its own health check."""
+
+    name: str
+    state: str
+    health: str
+
+
+@dataclass(frozen=True)
 class Project:
     """A compose project: its files, its name, its environment."""
 
@@ -78,6 +88,11 @@ class Project:
 
     def containers(self, service: str) -> list[str]:
         return self("ps", "--all", "--quiet", service).split()
+
+    def states(self) -> list["State"]:
+        """Of every container but the one that migrates and ends."""
+        rows = [json.loads(line) for line in self("ps", "--all", "--format", "json").splitlines()]
+        return [State(one["Name"], one["State"], one["Health"]) for one in rows if one["Service"] != "migrate"]
 
     def logs(self) -> str:
         return self("logs", "--no-color", "--tail", "40", check=False)

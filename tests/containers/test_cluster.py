@@ -67,7 +67,15 @@ async def away(cluster: Project, container: str, how: str) -> AsyncIterator[None
             for name, settings in networks.items():
                 aliases = [part for alias in settings["Aliases"] or () for part in ("--alias", alias)]
                 await asyncio.to_thread(docker, "network", "connect", *aliases, name, container)
-        await asyncio.to_thread(cluster, "up", "--wait", "--no-recreate")
+        await all_healthy(cluster)
+
+
+async def all_healthy(cluster: Project) -> None:
+    """Whoever was frozen has failed its health checks, and is well again at the next one."""
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while ill := [one for one in cluster.states() if one.state != "running" or one.health != "healthy"]:
+            assert not [one for one in ill if one.state == "exited"], ill
+            await asyncio.sleep(0.5)
 
 
 async def complete(outside: PlainClient, ids: list[str]) -> None:
