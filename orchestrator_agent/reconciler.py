@@ -222,7 +222,12 @@ class Reconciler:
     async def _adopt(self) -> None:
         """Take over what processes that died had at work, and publish what they may not have published."""
         for dead in await self._reader.adopt_dead(self._lock.process_id):
-            unsure = [row for row in dead.rows if row["status"] != Status.DISPATCHED or dead.may_owe(row)]
+            # A root that was at work owes no answer: whoever ends it from now on says so itself.
+            unsure = [
+                row
+                for row in dead.rows
+                if Status(row["status"]) in ENDED or (row["status"] == Status.DISPATCHED and dead.may_owe(row))
+            ]
             log.info("process.adopted", process_id=str(dead.process_id), rows=len(dead.rows), again=len(unsure))
             await self._say_again(unsure)
 
