@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from pantheon.health import Health
+from tests.containers.engine import why_no_engine
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"
@@ -67,6 +68,13 @@ def test_the_version_of_the_images_is_the_projects() -> None:
     version = PYPROJECT["project"]["version"]
     assert set(re.findall(r"^ARG VERSION=(.*)$", DOCKERFILE, re.MULTILINE)) == {version}
     assert set(re.findall(r"PANTHEON_VERSION:-([^}]*)", (DOCKER / "compose.yml").read_text())) == {version}
+
+
+def test_where_no_engine_answers_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    assert why_no_engine()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert why_no_engine() == "there is no docker program on PATH"
 
 
 # -- what an image carries ---------------------------------------------------------------------------------------------
