@@ -5,6 +5,8 @@ KEDA's own kinds have no schema in any package registry: what matters of them is
 
 import importlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,8 @@ from protocol import new_id
 
 REPOSITORY = Path(__file__).parents[2]
 CHART = REPOSITORY / "docker" / "helm"
-HELM = Path(sys.executable).parent / "helm"
+# Of the package that the tests install where there is one for the system, else of PATH.
+HELM = shutil.which("helm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 # The oldest that the chart says it is for, and the newest whose schemas there are.
 KUBERNETES = ("1.27", latest_version())
 KEDA = {"ScaledObject", "TriggerAuthentication"}
@@ -52,13 +55,16 @@ EVERYTHING = {
 
 Manifest = dict[str, Any]
 
-pytestmark = pytest.mark.skipif(not HELM.exists(), reason="Helm's package has no program for this system")
+pytestmark = pytest.mark.skipif(
+    HELM is None and not os.environ.get("CI"), reason="there is no Helm: its package is for Linux on x86-64 alone"
+)
 
 
 def helm(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+    assert HELM is not None, "there is no Helm"
     given = ["--values", "-"] if values is not None else []
     return subprocess.run(
-        [str(HELM), *arguments, str(CHART), *given],
+        [HELM, *arguments, str(CHART), *given],
         input=json.dumps(values) if values is not None else None, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
