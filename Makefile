@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## Show what there is
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The first of these that is 3.11 or newer, PYTHON first; and it must be able to make an environment with pip in it.
 $(BIN)/python:
@@ -44,7 +44,7 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing (once; the next time this takes no time)"
 	@if [ ! -e $(VENV)/.installed-dev ] || [ -n "$$(find pyproject.toml constraints.txt -newer $(VENV)/.installed-dev)" ]; then \
-	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . ; \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' ; \
 	fi
 	@touch $@
 
@@ -64,11 +64,21 @@ demo: $(VENV)/.installed ## Start a mesh, write and publish an article into out/
 test: install ## Run all tests, on servers that they start themselves (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+# Apart from `make test`: it builds the images and needs an engine that runs them.
+.PHONY: containers-test
+containers-test: install ## Build the images, run meshes of containers, kill some (needs Docker)
+	@reason=$$($(BIN)/python -c 'from tests.containers.engine import why_no_engine; print(why_no_engine())'); \
+	if [ -n "$$reason" ]; then \
+	  echo "make: NOT RUN: no container engine with compose and buildx answers ($$reason)"; \
+	else \
+	  $(BIN)/python -m pytest -m containers tests/containers $(ARGS); \
+	fi
+
 .PHONY: lint
 lint: install ## Check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy protocol pantheon orchestrator_agent agents migrations tests examples benchmarks
+	@$(BIN)/mypy protocol pantheon orchestrator_agent agents migrations tests examples benchmarks docker
 
 .PHONY: bench
 bench: install ## Measure speed beside the bare loop (ARGS="--quick", "--peers", "--growth")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -33,7 +34,12 @@ def _engine(database_url: str) -> AsyncEngine:
     scheme, _, rest = database_url.partition("://")
     if scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
         raise StoreError(f"not a Postgres URL: it begins with '{scheme}://', and must with 'postgresql://'")
-    return create_async_engine(f"postgresql+asyncpg://{rest}", poolclass=NullPool)
+    # The address is asyncpg's to read: SQLAlchemy's own form of a URL has no list of hosts.
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: asyncpg.connect(f"postgresql://{rest}"),
+        poolclass=NullPool,
+    )
 
 
 def _upgrade(connection: Connection) -> str:
@@ -50,7 +56,7 @@ async def upgrade(database_url: str) -> str:
     try:
         async with engine.begin() as connection:
             return await connection.run_sync(_upgrade)
-    except (TimeoutError, OSError, DBAPIError) as error:
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
         raise StoreError(f"cannot migrate the database: {_first_line(error)}") from error
     finally:
         await engine.dispose()
@@ -62,7 +68,7 @@ async def current(database_url: str) -> str | None:
     try:
         async with engine.connect() as connection:
             return await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
-    except (TimeoutError, OSError, DBAPIError) as error:
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
         raise StoreError(f"cannot read the database: {_first_line(error)}") from error
     finally:
         await engine.dispose()

@@ -230,20 +230,20 @@ class Reconciler:
     async def _adopt(self) -> None:
         """Take over what processes that died had at work, and publish what they may not have published."""
         for dead in await self._reader.adopt_dead(self._lock.process_id):
-            unsure = [row for row in dead.rows if row["status"] != Status.DISPATCHED or dead.may_owe(row)]
+            # A root that was at work owes no answer: whoever ends it from now on says so itself.
+            unsure = [
+                row
+                for row in dead.rows
+                if Status(row["status"]) in ENDED or (row["status"] == Status.DISPATCHED and dead.may_owe(row))
+            ]
             log.info("process.adopted", process_id=str(dead.process_id), rows=len(dead.rows), again=len(unsure))
             await self._say_again(unsure)
 
     async def _say_again(self, records: Any) -> None:
-        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has.
-
-        A root that ended since it was found here was ended, and is answered, by a process that lives: said again, who
-        listens without the broker's memory would hear it twice.
-        """
+        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has."""
         wanted: dict[UUID, set[UUID]] = {}
         for record in records:
-            if record["status"] == Status.DISPATCHED or record["status"] in ENDED:
-                wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
+            wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
         roots = list(wanted)
         for first in range(0, len(roots), 256):
             part = roots[first : first + 256]

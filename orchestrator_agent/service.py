@@ -23,7 +23,6 @@ from orchestrator_agent.flow.settings import FlowSettings
 from orchestrator_agent.flow.shared import Shared
 from orchestrator_agent.flow.taker import Taker
 from orchestrator_agent.flow.window import Window
-from orchestrator_agent.health import Health
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.operations import Operations
 from orchestrator_agent.outbox import Outbox
@@ -44,7 +43,7 @@ from pantheon.bus import before_consumer, ensure_streams
 from pantheon.discovery import ensure_bucket
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
-from protocol.errors import PantheonError, SettingsError
+from protocol.errors import PantheonError, SettingsError, StoreError
 from protocol.ids import new_id
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
 from protocol.streams import TASKS
@@ -57,6 +56,8 @@ SCHEMA = "0004"
 ORCHESTRATOR_CONCURRENCY = 10_000
 # Above it, what can wait waits.
 BUSY_ANSWERS_PER_SECOND = 50.0
+# A probe that waits longer counts as failed with whoever asks.
+ASK_POSTGRES_SECONDS = 2.0
 
 
 class OrchestratorAgent(Agent):
@@ -110,9 +111,6 @@ class Orchestrator:
         self._stack.push_async_callback(database.close)
         await self._check_schema(database)
         lock = ProcessLock(url, new_id(), process.instance_id)
-        if self._settings.agent_orchestrator_port is not None:
-            port = self._settings.agent_orchestrator_port
-            await self._stack.enter_async_context(Health(process.bus, database, lock, port=port))
         reader, pause_store = Reader(database), PauseStore(database)
         for plan in self._library.plans:
             if plan.version is not None and plan.definition is not None:
@@ -220,7 +218,9 @@ class Orchestrator:
             pause_store=pause_store,
             line=line,
         )
-        parts = Parts(conductor, reconciler, queries, operations, turns, dead_letters, taker, history, leftovers, lock)
+        parts = Parts(
+            conductor, reconciler, queries, operations, turns, dead_letters, taker, history, leftovers, lock, database
+        )
         return OrchestratorWorker(parts, self._stack)
 
     async def _make_streams(self, process: AgentProcess) -> None:
@@ -264,6 +264,7 @@ class Parts:
     history: History
     leftovers: Leftovers
     lock: ProcessLock
+    database: Database
 
 
 class OrchestratorWorker:
@@ -287,6 +288,15 @@ class OrchestratorWorker:
     @property
     def running(self) -> tuple[()]:
         return ()
+
+    async def missing(self) -> list[str]:
+        """What it lacks to settle tasks, for a probe: Postgres, or the lock that says this process lives."""
+        try:
+            async with asyncio.timeout(ASK_POSTGRES_SECONDS):
+                await self.parts.database.fetch("select 1")
+        except (StoreError, TimeoutError) as error:
+            return [f"Postgres does not answer: {error or 'in time'}"]
+        return [] if self.parts.lock.held else ["the process's lock is not held"]
 
     async def start(self) -> None:
         await self.parts.lock.take()

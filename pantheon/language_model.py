@@ -3,14 +3,24 @@
 For agents that ask a model by pydantic-ai, whose libraries are heavy: all of them are imported at the first use.
 """
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from protocol.errors import TaskFailure
+from protocol.errors import SettingsError, TaskFailure
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
 _MAX_ERROR_CHARACTERS = 500
+
+
+def require_models(variable: str) -> None:
+    """Refuse to start with a model named in `variable` where no vendor's client is installed. Raises SettingsError."""
+    if importlib.util.find_spec("pydantic_ai") is None:
+        raise SettingsError(
+            f"{variable} is set, but no model's client is installed: pip install 'pantheon-mesh[models]', "
+            "or build the image with --build-arg EXTRAS=models"
+        )
 
 
 def open_model(name: str, *, base_url: str = "", api_key: str = "") -> "Model[Any]":

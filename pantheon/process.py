@@ -1,6 +1,7 @@
 """AgentProcess: one running instance of an agent, from connecting to the last drained task."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import secrets
@@ -28,6 +29,7 @@ from protocol.discovery import InstanceRecord
 from protocol.errors import PantheonError
 from protocol.events import event
 from protocol.messages import Control, Heartbeat, RunningTask, now, to_bytes
+from protocol.names import ORCHESTRATOR
 
 log = structlog.get_logger()
 
@@ -45,6 +47,7 @@ class Conductor(Protocol):
     def running(self) -> tuple[RunningTask, ...]: ...
     async def start(self) -> None: ...
     async def wait_ready(self) -> None: ...
+    async def missing(self) -> list[str]: ...
     async def drain(self, grace_seconds: float) -> None: ...
     def cancel(self, task_id: Any, attempt: int | None, reason: str) -> None: ...
     def pause(self) -> None: ...
@@ -70,12 +73,14 @@ class AgentProcess:
         self.instance_id = settings.instance_id or new_instance_id()
         self._make_worker = make_worker
         self._stop = asyncio.Event()
+        self._closing = False
         # Defaults, file and environment now; the KV store's layer once there is a connection.
         self.config: ConfigManager[AgentConfig] = self._configuration(None)
         self._registration: Registration | None = None
         self._control: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._process = psutil.Process()
+        self._health = contextlib.AsyncExitStack()
         self.bus: Bus
         self.publisher: Publisher
         self.objects: Objects
@@ -119,17 +124,43 @@ class AgentProcess:
         )
 
     async def __aenter__(self) -> Self:
-        self.bus = await Bus.connect(
-            self.settings.nats_url,
-            name=f"{self.agent.name}/{self.instance_id}",
-            options=nats_options(self.settings),
-        )
+        # Before there is a connection: whoever waits for NATS or Postgres is alive, and says that it is not ready.
+        await self._open_health()
+        try:
+            self.bus = await Bus.connect(
+                self.settings.nats_url,
+                name=f"{self.agent.name}/{self.instance_id}",
+                options=nats_options(self.settings),
+            )
+        except BaseException:
+            await self._health.aclose()
+            raise
         try:
             await self._start()
         except BaseException:
             await self.close(grace_seconds=0)
             raise
         return self
+
+    async def _open_health(self) -> None:
+        settings = self.settings
+        port, variable = settings.health_port, "HEALTH_PORT"
+        if self.agent.name == ORCHESTRATOR and settings.agent_orchestrator_port is not None:
+            port, variable = settings.agent_orchestrator_port, "AGENT_ORCHESTRATOR_PORT"
+        if port is not None:
+            from pantheon.health import Health
+
+            await self._health.enter_async_context(Health(self.missing, port=port, variable=variable))
+
+    async def missing(self) -> list[str]:
+        """What this process lacks to take tasks, in words; nothing when it is ready."""
+        if not hasattr(self, "bus") or not self.bus.connected:
+            return ["NATS is not connected"]
+        if self._closing:
+            return ["it is ending"]
+        if self._registration is None:
+            return ["it is still starting"]
+        return await self.worker.missing()
 
     async def _start(self) -> None:
         self.publisher = Publisher(self.bus)
@@ -243,6 +274,7 @@ class AgentProcess:
 
     async def close(self, *, grace_seconds: float | None = None) -> None:
         """Leave the registry, take no more, finish or hand back, disconnect: in this order, so nobody routes here."""
+        self._closing = True
         grace = self.config.current.drain_grace_seconds if grace_seconds is None else grace_seconds
         if self._registration is not None:
             await self._registration.update(self.record("draining"))
@@ -266,6 +298,7 @@ class AgentProcess:
         if hasattr(self, "publisher"):
             await self.publisher.close()
         await self.bus.close()
+        await self._health.aclose()
         log.info("agent.stopped", agent=self.agent.name, instance_id=self.instance_id)
 
     async def __aexit__(self, *exc: object) -> None:

@@ -14,7 +14,16 @@ from types import UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -48,10 +57,25 @@ class SecretFileSource(PydanticBaseSettingsSource):
         self._environ = {name.upper(): value for name, value in environ.items()}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        variable = variable_of(self.settings_cls, field_name)
+        for variable in variables_of(self.settings_cls, field_name):
+            value = self._read(variable)
+            if value:
+                return value, self._key(field, field_name, variable), False
+            if self._environ.get(variable):
+                break  # it wins over the variables that come after it, in whichever form
+        return None, field_name, False
+
+    @staticmethod
+    def _key(field: FieldInfo, field_name: str, variable: str) -> str:
+        """What the models' validation looks a value up by: of several aliases, the one that it was given by."""
+        alias = field.validation_alias
+        names = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        return next((name for name in names if isinstance(name, str) and name.upper() == variable), field_name)
+
+    def _read(self, variable: str) -> str:
         path = self._environ.get(variable + FILE_SUFFIX, "")
         if not path:
-            return None, field_name, False
+            return ""
         if self._environ.get(variable):
             raise SettingsError(f"both {variable} and {variable}{FILE_SUFFIX} are set: keep one of them")
         try:
@@ -67,13 +91,13 @@ class SecretFileSource(PydanticBaseSettingsSource):
                 f"the file of a value has at most {MAX_SECRET_FILE_BYTES}"
             )
         try:
-            return raw.decode("utf-8").strip(), field_name, False
+            return raw.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise SettingsError(f"{variable}{FILE_SUFFIX}={path!r} is not UTF-8 text") from error
 
     def __call__(self) -> dict[str, Any]:
-        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
-        return {name: value for name, value in values.items() if value}
+        found = [self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items()]
+        return {key: value for value, key, _ in found if value}
 
 
 class EnvironmentSettings(BaseSettings):
@@ -92,7 +116,7 @@ class EnvironmentSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, SecretFileSource(settings_cls, os.environ)
+        return init_settings, SecretFileSource(settings_cls, os.environ), env_settings
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -128,7 +152,10 @@ class MeshSettings(EnvironmentSettings):
     nats_tls_key: Path | None = Field(default=None, json_schema_extra=_allowed("the path of a PEM file"))
 
     database_url: SecretStr | None = Field(
-        default=None, json_schema_extra=_allowed("postgresql://user:password@host:port/database")
+        default=None,
+        json_schema_extra=_allowed(
+            "postgresql://user:password@host:port/database, of several hosts host:port,host:port"
+        ),
     )
     redis_url: SecretStr | None = Field(default=None, json_schema_extra=_allowed("redis://host:port/0, or rediss://"))
 
@@ -144,6 +171,9 @@ class MeshSettings(EnvironmentSettings):
 
     # Not set by default: several orchestrators share a machine, and a port is one process's.
     agent_orchestrator_port: int | None = Field(
+        default=None, ge=0, le=65535, json_schema_extra=_allowed("a port, 0 to 65535 (0: any free one)")
+    )
+    health_port: int | None = Field(
         default=None, ge=0, le=65535, json_schema_extra=_allowed("a port, 0 to 65535 (0: any free one)")
     )
     max_agents: PositiveInt = Field(default=100, json_schema_extra=_allowed("a whole number, 1 or more"))
@@ -201,7 +231,7 @@ class MeshSettings(EnvironmentSettings):
     def _check_stores(cls, value: SecretStr | None, info: Any) -> SecretStr | None:
         if value is not None:
             schemes = DATABASE_SCHEMES if info.field_name == "database_url" else REDIS_SCHEMES
-            _check_url(value.get_secret_value(), schemes, host_needed=False)
+            _check_url(value.get_secret_value(), schemes, host_needed=False, several=info.field_name == "database_url")
         return value
 
     @field_validator("consul_http_addr")
@@ -229,7 +259,11 @@ class MeshSettings(EnvironmentSettings):
         return self.consul_http_addr is not None
 
 
-def _check_url(url: str, schemes: tuple[str, ...], *, host_needed: bool = True) -> str:
+def _check_url(url: str, schemes: tuple[str, ...], *, host_needed: bool = True, several: bool = False) -> str:
+    if several:
+        for one in one_host_urls(url):
+            _check_url(one, schemes, host_needed=host_needed)
+        return url
     parts = urlsplit(url)
     if parts.scheme not in schemes:
         raise ValueError(f"the scheme must be one of {', '.join(schemes)}, not {parts.scheme!r}")
@@ -241,12 +275,28 @@ def _check_url(url: str, schemes: tuple[str, ...], *, host_needed: bool = True) 
     return url
 
 
+def one_host_urls(url: str) -> list[str]:
+    """A URL of one or more hosts (`postgresql://user@one:5432,two:5432/name`) as one URL for each of them."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "," not in hosts:
+        return [url]
+    return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
+
+
+def variables_of(cls: type[BaseSettings], field_name: str) -> list[str]:
+    """The environment variables of a field, the one that wins first, without a `_FILE`."""
+    alias = cls.model_fields[field_name].validation_alias
+    if isinstance(alias, AliasChoices):
+        return [choice.upper() for choice in alias.choices if isinstance(choice, str)]
+    if isinstance(alias, str):
+        return [alias.upper()]
+    return [f"{cls.model_config.get('env_prefix') or ''}{field_name}".upper()]
+
+
 def variable_of(cls: type[BaseSettings], field_name: str) -> str:
-    """The environment variable of a field, without a `_FILE`."""
-    field = cls.model_fields[field_name]
-    if isinstance(field.validation_alias, str):
-        return field.validation_alias.upper()
-    return f"{cls.model_config.get('env_prefix') or ''}{field_name}".upper()
+    """The environment variable of a field, without a `_FILE`; of several, the first."""
+    return variables_of(cls, field_name)[0]
 
 
 def is_secret(cls: type[BaseModel], field_name: str) -> bool:
@@ -265,7 +315,12 @@ def describe(cls: type[BaseSettings], error: ValidationError, environ: Mapping[s
 def _describe_one(cls: type[BaseSettings], problem: dict[str, Any], environ: Mapping[str, str]) -> str:
     message = one_line(str(problem["msg"]).removeprefix("Value error, "))
     field_name = str(problem["loc"][0]) if problem["loc"] else ""
-    by_alias = {str(field.validation_alias): name for name, field in cls.model_fields.items()}
+    by_alias = {
+        variable: name
+        for name, field in cls.model_fields.items()
+        if field.validation_alias is not None
+        for variable in variables_of(cls, name)
+    }
     field_name = by_alias.get(field_name, field_name)
     if field_name not in cls.model_fields:
         return f"{field_name}: {message}" if field_name else message

@@ -125,6 +125,10 @@ class Worker:
         """Until the consumer exists: from then on no task can be missed."""
         await self._puller.wait_ready()
 
+    async def missing(self) -> list[str]:
+        """What it lacks to take tasks, for a probe."""
+        return [] if self._puller.ready else ["there is no stream to take tasks from yet"]
+
     def resize(self, max_concurrency: int) -> None:
         """Work on more or fewer attempts at once from now on; what runs goes on."""
         self.max_concurrency = max_concurrency

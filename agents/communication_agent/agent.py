@@ -17,7 +17,7 @@ agent = Agent(
 
 @cache
 def _settings() -> CommunicationSettings:
-    return CommunicationSettings()
+    return CommunicationSettings.load()
 
 
 @agent.on_startup

@@ -4,10 +4,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pantheon.settings import EnvironmentSettings
 
 
-class CommunicationSettings(BaseSettings):
+class CommunicationSettings(EnvironmentSettings):
     """Where each channel publishes, and as whom. Secrets come from here alone, never from a payload.
 
     SITE_DIR, SITE_URL, SITE_TITLE, SITE_DESCRIPTION, SITE_LANGUAGE; WEBHOOK_URL, WEBHOOK_SECRET,
@@ -15,8 +16,6 @@ class CommunicationSettings(BaseSettings):
     SMTP_PORT, SMTP_USER, SMTP_PASSWORD, SMTP_TLS; EMAIL_FROM, EMAIL_TO; WORDPRESS_URL, WORDPRESS_USER,
     WORDPRESS_APP_PASSWORD; STATE_DIR, CHANNEL_TIMEOUT_SECONDS.
     """
-
-    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
     site_dir: Path = Path("site")
     site_url: str = "http://localhost:8000"

@@ -23,7 +23,7 @@ _exporters: WeakKeyDictionary[asyncio.AbstractEventLoop, Exporter] = WeakKeyDict
 
 @cache
 def _settings() -> DraftingSettings:
-    return DraftingSettings()
+    return DraftingSettings.load()
 
 
 def _exporter() -> Exporter:

@@ -9,13 +9,14 @@ from agents.enhancement_agent.readability import readability
 from agents.enhancement_agent.rewriter import RewriteFailed, changed_lines, rewrite
 from agents.enhancement_agent.settings import EnhancementSettings
 from pantheon import Agent, TaskContext, TaskFailure
+from pantheon.language_model import require_models
 
 NO_MODEL_NOTE = "no model is configured (LLM_MODEL), so rules alone corrected the text"
 
 
 @cache
 def _settings() -> EnhancementSettings:
-    return EnhancementSettings()
+    return EnhancementSettings.load()
 
 
 def _metadata() -> dict[str, str]:
@@ -32,7 +33,8 @@ agent = Agent(
 
 @agent.on_startup
 async def _read_settings() -> None:
-    _settings()
+    if _settings().model:
+        require_models("LLM_MODEL")
 
 
 @agent.task("enhance_content")

@@ -1,13 +1,15 @@
 """The enhancement agent's settings, read from the environment when the process starts."""
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from pantheon.settings import EnvironmentSettings
 
 
-class EnhancementSettings(BaseSettings):
+class EnhancementSettings(EnvironmentSettings):
     """Which model helps, if any: LLM_MODEL (`openai:…`, `anthropic:…`), LLM_BASE_URL, LLM_API_KEY."""
 
-    model_config = SettingsConfigDict(env_prefix="LLM_", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="LLM_")
 
     model: str = ""
     base_url: str = ""

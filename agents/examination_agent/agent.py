@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from functools import cache
 
 from pantheon import Agent, TaskContext
+from pantheon.language_model import require_models
 
 from .examination import conclude, examine, merge
 from .language_model import Reviewer
@@ -28,7 +29,8 @@ agent = Agent(
 @agent.on_startup
 async def read_settings() -> None:
     """Refuse to start with settings that cannot be read, rather than fail at the first task."""
-    settings()
+    if settings().model:
+        require_models("EXAMINATION_MODEL")
 
 
 @cache

@@ -3,7 +3,9 @@
 from functools import cache
 
 from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from pantheon.settings import EnvironmentSettings
 
 
 def _both(name: str) -> AliasChoices:
@@ -11,13 +13,13 @@ def _both(name: str) -> AliasChoices:
     return AliasChoices(f"EXAMINATION_{name}", f"LLM_{name}")
 
 
-class ExaminationSettings(BaseSettings):
+class ExaminationSettings(EnvironmentSettings):
     """`LLM_…` variables as for the llm agent, each overridden by `EXAMINATION_…`, so that another model may review.
 
     Without a model, the rules alone decide.
     """
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(populate_by_name=True)
 
     model: str = Field(default="", validation_alias=_both("MODEL"))
     base_url: str = Field(default="", validation_alias=_both("BASE_URL"))
@@ -38,4 +40,4 @@ class ExaminationSettings(BaseSettings):
 
 @cache
 def settings() -> ExaminationSettings:
-    return ExaminationSettings()
+    return ExaminationSettings.load()

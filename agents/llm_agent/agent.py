@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from functools import cache
 
 from pantheon import Agent, TaskContext, TaskFailure
+from pantheon.language_model import require_models
 
 from . import offline
 from .answers import article_of, summary_of
@@ -35,7 +36,8 @@ agent = Agent(
 @agent.on_startup
 async def read_settings() -> None:
     """Refuse to start with settings that cannot be read, rather than fail at the first task."""
-    settings()
+    if settings().model:
+        require_models("LLM_MODEL")
 
 
 @cache

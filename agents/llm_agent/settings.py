@@ -3,10 +3,12 @@
 from functools import cache
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from pantheon.settings import EnvironmentSettings
 
 
-class LlmSettings(BaseSettings):
+class LlmSettings(EnvironmentSettings):
     """`LLM_…` variables. Without LLM_MODEL the agent works offline, from the sources alone.
 
     LLM_MODEL is `<vendor>:<model>`, as in `openai:gpt-5`, `anthropic:claude-sonnet-5` or any other vendor that
@@ -15,7 +17,7 @@ class LlmSettings(BaseSettings):
     variable (OPENAI_API_KEY, ANTHROPIC_API_KEY).
     """
 
-    model_config = SettingsConfigDict(env_prefix="LLM_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LLM_")
 
     model: str = ""
     base_url: str = ""
@@ -37,4 +39,4 @@ class LlmSettings(BaseSettings):
 
 @cache
 def settings() -> LlmSettings:
-    return LlmSettings()
+    return LlmSettings.load()

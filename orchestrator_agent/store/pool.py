@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
+from pantheon.settings import one_host_urls
 from protocol.errors import StoreError
 
 log = structlog.get_logger()
@@ -21,6 +22,7 @@ _PASSING = (
     asyncpg.exceptions.ConnectionDoesNotExistError,
     asyncpg.exceptions.CannotConnectNowError,
     asyncpg.exceptions.AdminShutdownError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
     asyncpg.exceptions.CrashShutdownError,
     asyncpg.exceptions.TooManyConnectionsError,
     asyncpg.exceptions.SerializationError,
@@ -46,12 +48,19 @@ _SESSION = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "timezone": "UTC",
+    # A process that is frozen in the midst of a transaction must not hold its locks: they last milliseconds.
+    "idle_in_transaction_session_timeout": "15s",
     # A host that vanished must not hold its advisory lock for the two hours that TCP's defaults would.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
 }
 COMMAND_TIMEOUT_SECONDS = 60.0
+# A process that is frozen keeps its connections: the kernel answers for it. So the session of its lock ends when
+# nothing was said in it for this time, as long as TCP's keepalives take with a host that vanished.
+FROZEN_SECONDS = 25.0
+# So many words in that time: a loop that is busy for a while has not lost its lock yet.
+WORDS = 5
 
 
 class Database:
@@ -96,8 +105,8 @@ class Database:
     @property
     def shown(self) -> str:
         """The database's address without what is secret in it."""
-        split = urlsplit(self._url)
-        return f"{split.hostname}:{split.port or 5432}{split.path}"
+        each = [urlsplit(one) for one in one_host_urls(self._url)]
+        return ",".join(f"{split.hostname}:{split.port or 5432}" for split in each) + each[0].path
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -163,9 +172,12 @@ def _line(error: BaseException) -> str:
 
 
 class ProcessLock:
-    """Says "this process lives" without a write: a session's advisory lock, freed by Postgres when the session ends."""
+    """Says "this process lives" without a write: a session's advisory lock, freed by Postgres when the session ends.
 
-    def __init__(self, url: str, process_id: UUID, instance_id: str) -> None:
+    The session ends when the process dies, when its host vanishes, and when it was frozen for `frozen_seconds`.
+    """
+
+    def __init__(self, url: str, process_id: UUID, instance_id: str, *, frozen_seconds: float = FROZEN_SECONDS) -> None:
         self._url = url.replace("postgresql+asyncpg://", "postgresql://")
         self.process_id = process_id
         self.instance_id = instance_id
@@ -173,6 +185,10 @@ class ProcessLock:
         self.key = process_id.int & 0x7FFFFFFFFFFFFFFF
         self._connection: asyncpg.Connection[Any] | None = None
         self._unpublished: datetime | None = None
+        self._frozen_seconds = frozen_seconds
+        # A connection carries one statement at a time.
+        self._talking = asyncio.Lock()
+        self._words: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> bool:
@@ -184,7 +200,8 @@ class ProcessLock:
         Raises StoreError.
         """
         try:
-            self._connection = await asyncpg.connect(self._url, server_settings=_SESSION, timeout=10)
+            frozen = {"idle_session_timeout": str(round(self._frozen_seconds * 1000))}
+            self._connection = await asyncpg.connect(self._url, server_settings=_SESSION | frozen, timeout=10)
             await self._connection.execute("select pg_advisory_lock($1)", self.key)
             await self._connection.execute(
                 "insert into orchestrators (process_id, instance_id, lock_key) values ($1, $2, $3) "
@@ -193,9 +210,22 @@ class ProcessLock:
                 self.instance_id,
                 self.key,
             )
+            self._words = asyncio.create_task(self._talk(self._connection), name="process-lock")
         except (*_PASSING, asyncpg.PostgresError) as error:
             await self.release()
             raise StoreError(f"cannot take the process's lock: {_line(error)}") from error
+
+    async def _talk(self, connection: "asyncpg.Connection[Any]") -> None:
+        """Say a word now and then, which is what a frozen process cannot. A session that ended is taken again by
+        whoever asks `held`."""
+        while not connection.is_closed():
+            await asyncio.sleep(self._frozen_seconds / WORDS)
+            try:
+                async with self._talking:
+                    await connection.execute("select 1", timeout=self._frozen_seconds)
+            except (*_PASSING, asyncpg.PostgresError) as error:
+                log.warning("process.lock_lost", process_id=str(self.process_id), error=_line(error))
+                connection.terminate()
 
     async def note_unpublished(self, since: datetime | None) -> None:
         """Say, for whoever adopts this process's rows, since when the broker has not acknowledged. Raises StoreError.
@@ -205,9 +235,10 @@ class ProcessLock:
         if (since is None) == (self._unpublished is None) or self._connection is None:
             return
         try:
-            await self._connection.execute(
-                "update orchestrators set unpublished_since = $2 where process_id = $1", self.process_id, since
-            )
+            async with self._talking:
+                await self._connection.execute(
+                    "update orchestrators set unpublished_since = $2 where process_id = $1", self.process_id, since
+                )
         except (*_PASSING, asyncpg.PostgresError) as error:
             raise StoreError(f"cannot note the broker's absence: {_line(error)}") from error
         self._unpublished = since
@@ -215,6 +246,10 @@ class ProcessLock:
     async def release(self, *, forget: bool = False) -> None:
         """End the session. `forget`: this process owes nothing any more, nobody need adopt it."""
         connection, self._connection = self._connection, None
+        words, self._words = self._words, None
+        if words is not None:
+            words.cancel()
+            await asyncio.gather(words, return_exceptions=True)
         if connection is None or connection.is_closed():
             return
         try:

@@ -76,6 +76,11 @@ class Puller:
         """Until the consumer exists."""
         await self._ready.wait()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the consumer has been seen."""
+        return self._ready.is_set()
+
     def set_capacity(self, capacity: int) -> None:
         self._capacity = capacity
         self._wake.set()

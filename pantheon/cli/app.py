@@ -131,6 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         problem(error.message)
         return exit_code_of(error)
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        problem(f"{error.name} is not installed, and this needs it: pip install 'pantheon-mesh[all]'")
+        return ExitCode.USAGE
     except Exception as error:
         if debug:
             raise

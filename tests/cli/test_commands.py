@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from pantheon.cli.app import main
-from tests.cli.conftest import AGENT, COMMAND_SECONDS, Mesh, Running, Shell, command, environment
+from tests.cli.conftest import AGENT, COMMAND_SECONDS, REPOSITORY, Mesh, Running, Shell, command, environment
 
 UNREACHABLE = "nats://127.0.0.1:9"
 
@@ -173,6 +174,30 @@ def test_files_in_the_result_are_written_where_asked_and_nowhere_else(shell: She
     assert (tmp_path / "again" / "escape.txt").read_text() == "content"
     assert '"note": "with a file"' in shown.out
     assert '"text": "content"' in shown.out
+
+
+def test_a_folder_for_all_results_gets_one_for_each_task(shell: Shell, tmp_path: Path) -> None:
+    done = shell("run", "file", "text=content", env={"PANTHEON_OUT": str(tmp_path)})
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == id_in(done.err)
+    assert done.json["files"][0]["path"] == str(folder / "escape.txt")
+    named = shell("run", "file", "text=x", "--out", str(tmp_path / "named"), env={"PANTHEON_OUT": str(tmp_path)})
+    assert named.json["files"][0]["path"] == str(tmp_path / "named" / "escape.txt")
+
+
+def test_a_package_that_is_not_installed_is_named(elsewhere: Shell, tmp_path: Path) -> None:
+    """The kit alone carries no orchestrator: what is missing is said, and how to have it."""
+    migrate = "main(['migrate', '--database-url', 'postgresql://x/y'])"
+    (tmp_path / "without.py").write_text(
+        f"import sys\nfrom pantheon.cli.app import main\nsys.modules['alembic'] = None\nsys.exit({migrate})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "without.py")],
+        cwd=elsewhere.folder, env=environment({"PYTHONPATH": str(REPOSITORY)}), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "pantheon: alembic is not installed, and this needs it: pip install 'pantheon-mesh[all]'\n"
 
 
 def test_a_wrong_request_is_not_sent(shell: Shell) -> None:

@@ -1,11 +1,17 @@
 """Settings from the environment: names, defaults, files of secrets, and errors that say what to do."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agents.communication_agent.settings import CommunicationSettings
+from agents.examination_agent.settings import ExaminationSettings
+from agents.llm_agent.settings import LlmSettings
+from orchestrator_agent.store.pool import Database
+from pantheon.language_model import require_models
 from pantheon.settings import EnvironmentSettings, MeshSettings, load_settings, redacted
 from protocol.errors import SettingsError
 
@@ -153,3 +159,35 @@ def test_an_agents_own_settings_have_the_same_errors(clean_environment: pytest.M
     clean_environment.setenv("SIZE_OF_IT", "2")
     assert Mine.load().size == 2
     assert load_settings(Plain).width == 3
+
+
+def test_a_database_may_have_several_hosts(clean_environment: pytest.MonkeyPatch) -> None:
+    """A primary and its standby: the driver takes the one that the URL's own options ask for."""
+    several = "postgresql://u:p@one:5432,two/d?target_session_attrs=read-write"
+    clean_environment.setenv("DATABASE_URL", several)
+    assert MeshSettings.load().database_url == SecretStr(several)
+    clean_environment.setenv("DATABASE_URL", "postgresql://u:p@one:5432,two:x/d")
+    with pytest.raises(SettingsError, match="DATABASE_URL"):
+        MeshSettings.load()
+    assert Database(several).shown == "one:5432,two:5432/d"
+
+
+def test_the_agents_secrets_may_stand_in_files(clean_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("LLM_API_KEY", "EXAMINATION_API_KEY", "WEBHOOK_SECRET"):
+        (tmp_path / name).write_text(f"{name} of a file\n")
+        clean_environment.delenv(name, raising=False)
+        clean_environment.setenv(f"{name}_FILE", str(tmp_path / name))
+    assert LlmSettings.load().api_key == SecretStr("LLM_API_KEY of a file")
+    assert CommunicationSettings.load().webhook_secret == SecretStr("WEBHOOK_SECRET of a file")
+    assert ExaminationSettings.load().api_key == SecretStr("EXAMINATION_API_KEY of a file")
+    clean_environment.delenv("EXAMINATION_API_KEY_FILE")
+    assert ExaminationSettings.load().api_key == SecretStr("LLM_API_KEY of a file")
+    clean_environment.setenv("EXAMINATION_API_KEY", "its own")
+    assert ExaminationSettings.load().api_key == SecretStr("its own")
+
+
+def test_a_model_without_its_client_is_refused_at_the_start(clean_environment: pytest.MonkeyPatch) -> None:
+    require_models("LLM_MODEL")
+    clean_environment.setitem(sys.modules, "pydantic_ai", None)
+    with pytest.raises(SettingsError, match=r"LLM_MODEL is set, .*pantheon-mesh\[models\]"):
+        require_models("LLM_MODEL")

@@ -97,6 +97,15 @@ async def test_a_review_that_says_revise_goes_back_at_most_twice(
         assert result["files"]
 
 
+async def test_a_single_source_is_enough(five_agents: Path, mesh: Mesh) -> None:
+    text = (
+        "Tea is a drink made of leaves and hot water. The leaves come from one evergreen shrub that grows in many "
+        "warm countries. Green tea is dried soon after it is picked."
+    )
+    result = await mesh.run("create_blog_post", {"topic": "Tea", "source": text, "length_words": 50}, wait_seconds=100)
+    assert "evergreen shrub" in result["markdown"]
+
+
 async def test_without_sources_and_model_the_error_says_what_would_help(five_agents: Path, mesh: Mesh) -> None:
     with pytest.raises(TaskFailed) as failed:
         await mesh.run("create_blog_post", {"topic": "Nothing"}, wait_seconds=60)

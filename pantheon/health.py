@@ -1,33 +1,34 @@
-"""Health: `/healthz` and `/readyz` over HTTP, on AGENT_ORCHESTRATOR_PORT, for probes that cannot speak NATS."""
+"""Health: `/healthz` and `/readyz` over HTTP, for probes that cannot speak NATS."""
 
-import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 import structlog
 from aiohttp import web
 
-from orchestrator_agent.store.pool import Database, ProcessLock
-from pantheon.bus import Bus
-from protocol.errors import SettingsError, StoreError
+from protocol.errors import SettingsError
 
 log = structlog.get_logger()
 
-# A probe that waits longer counts as failed with whoever asks.
-ASK_POSTGRES_SECONDS = 2.0
-
 
 class Health:
-    """Alive: the process answers. Ready: NATS and Postgres can be reached, and this process's lock is held.
+    """Alive: the process answers. Ready: `missing`, asked at each probe, has nothing to say.
 
-    Raises SettingsError from `start` when the port is taken.
+    `variable` is the setting that the port came from. Raises SettingsError from `start` when the port is taken.
     """
 
-    def __init__(self, bus: Bus, database: Database, lock: ProcessLock, *, port: int, host: str = "0.0.0.0") -> None:  # noqa: S104 - probes come from outside the container
-        self._bus = bus
-        self._database = database
-        self._lock = lock
+    def __init__(
+        self,
+        missing: Callable[[], Awaitable[list[str]]],
+        *,
+        port: int,
+        variable: str,
+        host: str = "0.0.0.0",  # noqa: S104 - probes come from outside the container
+    ) -> None:
+        self._missing = missing
         self._host = host
         self._port = port
+        self._variable = variable
         self._runner: web.AppRunner | None = None
 
     @property
@@ -46,8 +47,8 @@ class Health:
         except OSError as error:
             await self.close()
             raise SettingsError(
-                f"AGENT_ORCHESTRATOR_PORT={self._port} cannot be listened on ({error.strerror or error}): "
-                "choose another, or leave it out where several orchestrators share a machine"
+                f"{self._variable}={self._port} cannot be listened on ({error.strerror or error}): "
+                "choose another, or leave it out where several processes share a machine"
             ) from error
         log.info("health.listening", port=self.port)
 
@@ -55,23 +56,10 @@ class Health:
         return web.json_response({"status": "ok"})
 
     async def _ready(self, request: web.Request) -> web.Response:
-        missing = await self.missing()
+        missing = await self._missing()
         return web.json_response(
             {"status": "not ready" if missing else "ok", "missing": missing}, status=503 if missing else 200
         )
-
-    async def missing(self) -> list[str]:
-        """What this process lacks to take and settle tasks, in words."""
-        missing = [] if self._bus.connected else ["NATS is not connected"]
-        try:
-            async with asyncio.timeout(ASK_POSTGRES_SECONDS):
-                await self._database.fetch("select 1")
-        except (StoreError, TimeoutError) as error:
-            missing.append(f"Postgres does not answer: {error or 'in time'}")
-        else:
-            if not self._lock.held:
-                missing.append("the process's lock is not held")
-        return missing
 
     async def close(self) -> None:
         runner, self._runner = self._runner, None

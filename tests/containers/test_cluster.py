@@ -1,0 +1,132 @@
+"""The mesh of docker/compose.cluster.yml: any one container is killed, frozen or cut off, and the work goes on without
+it. Only Postgres's primary is waited for, until it is back or its standby is promoted."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import nats
+import pytest
+import pytest_asyncio
+
+from tests.containers.engine import Project, docker, free_port, running
+from tests.containers.test_compose import BLOG_POST
+from tests.mesh.conftest import PlainClient
+
+pytestmark = [
+    pytest.mark.containers,
+    pytest.mark.timeout(600),
+    # The engine's proxy takes a connection for a server that is down, and ends it: nats-py drops a half-made writer.
+    pytest.mark.filterwarnings("ignore:.*StreamWriter.__del__:pytest.PytestUnraisableExceptionWarning"),
+]
+
+SMALL = {**BLOG_POST, "formats": ["html"]}
+STREAMS = ("AGENT_TASKS", "AGENT_RESPONSES", "MESH_EVENTS", "DEAD_LETTERS")
+# An attempt that an agent held is delivered again after 30 s, a connection that answers nothing is given up after 30 s.
+WITHIN_SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def cluster(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    ports = {f"NATS_LISTEN_{number}": f"127.0.0.1:{free_port()}" for number in (2, 3)}
+    with running(["compose.cluster.yml"], tmp_path_factory.mktemp("cluster") / "secrets", **ports) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def outside(cluster: Project) -> AsyncIterator[PlainClient]:
+    connection = await nats.connect(
+        cluster.nats_urls, max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=5
+    )
+    client = PlainClient(connection)
+    await client.listen()
+    yield client
+    await connection.close()
+
+
+@asynccontextmanager
+async def away(cluster: Project, container: str, how: str) -> AsyncIterator[None]:
+    """A container that is killed, frozen or cut off from every network, and after that is there again."""
+    networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
+    if how == "kill":
+        await asyncio.to_thread(docker, "kill", container)
+    elif how == "pause":
+        await asyncio.to_thread(docker, "pause", container)
+    else:
+        for name in networks:
+            await asyncio.to_thread(docker, "network", "disconnect", name, container)
+    try:
+        yield
+    finally:
+        if how == "kill":
+            await asyncio.to_thread(docker, "start", container)
+        elif how == "pause":
+            await asyncio.to_thread(docker, "unpause", container)
+        else:
+            for name, settings in networks.items():
+                aliases = [part for alias in settings["Aliases"] or () for part in ("--alias", alias)]
+                await asyncio.to_thread(docker, "network", "connect", *aliases, name, container)
+        await all_healthy(cluster)
+
+
+async def all_healthy(cluster: Project) -> None:
+    """Whoever was frozen has failed its health checks, and is well again at the next one."""
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while ill := [one for one in cluster.states() if one.state != "running" or one.health != "healthy"]:
+            assert not [one for one in ill if one.state == "exited"], ill
+            await asyncio.sleep(0.5)
+
+
+async def complete(outside: PlainClient, ids: list[str]) -> None:
+    await outside.collect("create_blog_post", SMALL, ids, within_seconds=WITHIN_SECONDS)
+    answers = [json.loads(outside.responses[task_id][0]) for task_id in ids]
+    assert [one["status"] for one in answers] == ["completed"] * len(ids), answers
+
+
+async def stream_leader(outside: PlainClient) -> str:
+    info = json.loads((await outside.connection.request("$JS.API.STREAM.INFO.AGENT_TASKS", timeout=10)).data)
+    return str(info["cluster"]["leader"])
+
+
+async def test_every_stream_is_on_all_three_servers(outside: PlainClient) -> None:
+    for stream in STREAMS:
+        info = json.loads((await outside.connection.request(f"$JS.API.STREAM.INFO.{stream}", timeout=10)).data)
+        assert info["config"]["num_replicas"] == 3
+        assert {info["cluster"]["leader"], *(one["name"] for one in info["cluster"]["replicas"])} == {
+            "nats", "nats_2", "nats_3",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["kill", "pause", "disconnect"])
+@pytest.mark.parametrize(
+    "victim", ["the streams' leader", "orchestrator_agent", "llm_agent", "valkey", "consul", "postgres_standby"]
+)
+async def test_the_work_goes_on_without(victim: str, how: str, cluster: Project, outside: PlainClient) -> None:
+    service = await stream_leader(outside) if victim == "the streams' leader" else victim
+    before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
+    async with away(cluster, cluster.containers(service)[0], how):
+        during = [await outside.submit("create_blog_post", SMALL, within_seconds=WITHIN_SECONDS) for _ in range(3)]
+        await complete(outside, before + during)
+
+
+@pytest.mark.parametrize("how", ["kill", "pause", "disconnect"])
+async def test_it_comes_back_with_the_primary(how: str, cluster: Project, outside: PlainClient) -> None:
+    before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
+    async with away(cluster, cluster.containers("postgres")[0], how):
+        during = [await outside.send("create_blog_post", SMALL) for _ in range(3)]
+    await complete(outside, before + during)
+
+
+async def test_a_promoted_standby_takes_over(cluster: Project, outside: PlainClient) -> None:
+    """The last of these tests: the former primary is not to come back beside it."""
+    before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
+    await complete(outside, before)
+    await asyncio.to_thread(docker, "kill", cluster.containers("postgres")[0])
+    await asyncio.to_thread(cluster, "exec", "-T", "postgres_standby", "pg_ctl", "promote")
+    after = [await outside.submit("create_blog_post", SMALL, within_seconds=WITHIN_SECONDS) for _ in range(3)]
+    await complete(outside, after)
+    shown = await asyncio.to_thread(
+        cluster, "exec", "-T", "orchestrator_agent", "pantheon", "task", "show", before[0], "--json"
+    )
+    assert json.loads(shown)["tasks"][0]["status"] == "completed"
