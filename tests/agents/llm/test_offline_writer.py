@@ -232,7 +232,8 @@ def test_fifty_pages_take_seconds_at_most() -> None:
     corpus = read_sources([Source(text="\n\n".join(parts))])
     offline.write(offline.open_selection(corpus, "engine valley", "", ""), "engine valley", 5_000)
     assert corpus.words > 20_000
-    assert time.process_time() - started < 15
+    # Some seconds, and ten where coverage counts each line: a fault that grows with the square takes minutes.
+    assert time.process_time() - started < 60
 
 
 async def test_the_agent_declares_its_tasks_and_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
