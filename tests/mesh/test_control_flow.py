@@ -246,8 +246,8 @@ async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails
         result_of(await mesh.wait(task_id, timeout_seconds=20))
     assert failed.value.code == "no_agent_available"
     assert failed.value.message == (
-        "step 'loud': no agent took 'uppercase' within 0.6 s: 1 instance of 1 agent serves 'uppercase'; "
-        f"words_agent: {why}"
+        f"step 'loud': no agent took 'uppercase' within {settings.no_agent_wait_seconds:g} s: "
+        f"1 instance of 1 agent serves 'uppercase'; words_agent: {why}"
     )
     assert failed.value.details == details
 
