@@ -2,14 +2,14 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of, run_of
-from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.tasks import UNKNOWN, TaskStore
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow, PantheonError
@@ -26,9 +26,15 @@ _WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
 
 
 class Runs:
-    """A cache that need not be right: the version in the root's row decides at every write."""
+    """A cache that need not be right: the version in the root's row decides at every write.
 
-    def __init__(self, store: TaskStore, reader: Reader, library: Library) -> None:
+    `shared` says whether other processes work on the same runs.
+    """
+
+    def __init__(
+        self, store: TaskStore, reader: Reader, library: Library, *, shared: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._shared = shared
         self._store = store
         self._reader = reader
         self._library = library
@@ -67,10 +73,14 @@ class Runs:
         """The runs of these roots that have not ended, and why some could not be built whole. Ids that are no open root
         of ours are in neither. Raises StoreError."""
         found = {one: run for one in root_task_ids if (run := self._runs.get(one)) is not None}
-        missing = [one for one in root_task_ids if one not in found]
+        unsure = {one: UNKNOWN for one in root_task_ids if one not in found}
+        if self._shared():
+            # Whoever takes the answer of a step decides on the next one: what is in mind here is often not the newest.
+            # To ask first is cheaper than to decide, to be told at the write, and to decide again.
+            unsure |= {one: run.version for one, run in found.items()}
         broken: dict[UUID, PantheonError] = {}
-        if missing:
-            for root_task_id, records in (await self._store.trees(missing, open_only=True)).items():
+        if unsure:
+            for root_task_id, records in (await self._store.newer_trees(unsure)).items():
                 try:
                     found[root_task_id] = await self.build(records)
                 except PantheonError as error:

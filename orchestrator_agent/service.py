@@ -141,7 +141,7 @@ class Orchestrator:
         leftovers = Leftovers(process.objects, database)
         router = Router(registry, self._library, standings, pauses, gate)
         rules = rules_of(self._settings)
-        runs = Runs(store, reader, self._library)
+        runs = Runs(store, reader, self._library, shared=lambda: window.processes > 1)
         outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, source=process.source)
         planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
         conductor = Conductor(

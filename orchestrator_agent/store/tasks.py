@@ -1,7 +1,7 @@
 """TaskStore: what transitions write to `tasks`, set-based, one statement a batch. The SQL mirrors
 `engine.state.TRANSITIONS`."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -34,11 +34,19 @@ where t.root_task_id = u.root_task_id and t.task_id = u.task_id and t.answered_a
 """
 
 
-OPEN = """
-select t.task_id from tasks t
-where (t.root_task_id, t.task_id) in (select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b))
-  and t.status not in ('completed', 'failed', 'cancelled', 'skipped')
+# Of roots that have not ended, and that stand at another version than the one that is known. Each is looked at by its
+# key, whatever the statistics say (the lateral's limit); then its tree is read.
+NEWER = f"""
+select {", ".join(f"t.{name.strip()}" for name in COLUMNS.split(","))}
+from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as u(a, b, known),
+lateral (
+    select r.root_task_id, r.version, r.status from tasks r where r.root_task_id = u.a and r.task_id = u.b limit 1
+) r
+join tasks t on t.root_task_id = r.root_task_id
+where r.version <> u.known and r.status not in ('completed', 'failed', 'cancelled', 'skipped')
 """
+# No version is that of a root which is not known.
+UNKNOWN = -1
 
 
 def _text(value: bytes | None) -> str | None:
@@ -241,23 +249,30 @@ class TaskStore:
         """Note that final responses were acknowledged by the broker. Raises StoreError."""
         await self.database.execute(ANSWERED, list(task_ids), list(task_ids))
 
-    async def trees(self, root_task_ids: Sequence[UUID], *, open_only: bool = False) -> dict[UUID, list[Any]]:
-        """All rows of these roots; `open_only`: of those that have not ended. Raises StoreError."""
+    async def newer_trees(self, known: Mapping[UUID, int]) -> dict[UUID, list[Any]]:
+        """All rows of those of these roots that have not ended and are not at the version that is `known` (or UNKNOWN).
+
+        Raises StoreError.
+        """
+        ids = list(known)
+        return _by_root(await self.database.fetch(NEWER, ids, ids, list(known.values())))
+
+    async def trees(self, root_task_ids: Sequence[UUID]) -> dict[UUID, list[Any]]:
+        """All rows of these roots, at work or in the history. Raises StoreError."""
         wanted = list(root_task_ids)
-        if open_only:
-            # An answer that comes late, or again, must not cost the reading of a whole tree that has ended.
-            found = await self.database.fetch(OPEN, wanted, wanted)
-            wanted = [record["task_id"] for record in found]
-            if not wanted:
-                return {}
         trees: dict[UUID, list[Any]] = {}
         for table in ("tasks", "tasks_history"):
-            records = await self.database.fetch(
-                f"select {COLUMNS} from {table} where root_task_id = any($1::uuid[])", wanted
+            trees |= _by_root(
+                await self.database.fetch(f"select {COLUMNS} from {table} where root_task_id = any($1::uuid[])", wanted)
             )
-            for record in records:
-                trees.setdefault(record["root_task_id"], []).append(record)
             wanted = [one for one in wanted if one not in trees]
-            if open_only or not wanted:
+            if not wanted:
                 break
         return trees
+
+
+def _by_root(records: Iterable[Any]) -> dict[UUID, list[Any]]:
+    trees: dict[UUID, list[Any]] = {}
+    for record in records:
+        trees.setdefault(record["root_task_id"], []).append(record)
+    return trees
