@@ -70,7 +70,7 @@ class Outbox:
         for agent, task_id, attempt, reason in decisions.stopped:
             self._stop(agent, task_id, attempt, reason)
         for entity, name, data in decisions.events:
-            await self.say(entity, name, data)
+            await self._bus.publish_quietly(*event(entity, name, self._source, data, at=decisions.at))
         for moment in decisions.wake_at:
             self.on_wake_at(moment)
 
@@ -83,17 +83,13 @@ class Outbox:
         if row.agent is None:
             return
         ref = self._objects.ref(row.root_task_id, row.payload)
-        await self._behind_its_value(
-            ref,
-            row.root_task_id,
-            row.payload,
-            self._send,
-            subjects.task(row.agent),
-            task_request(run, row, ref),
-            row.task_id,
-            message_id=attempt_id(row),
-            headers=request_headers(run, row, now()),
-        )
+        message = (subjects.task(row.agent), task_request(run, row, ref), row.task_id)
+        headers = request_headers(run, row, now())
+        if ref is None:
+            await self._send(*message, message_id=attempt_id(row), headers=headers)
+        else:
+            send = partial(self._send, *message, message_id=attempt_id(row), headers=headers)
+            await self._behind_its_value(ref, row.root_task_id, row.payload, send)
 
     async def _send(self, subject: str, body: bytes, task_id: UUID, **options: Any) -> None:
         try:

@@ -25,7 +25,7 @@ from orchestrator_agent.workflows.library import Library
 from pantheon.bus import Bus, Delivery, Objects, Subscription
 from protocol import subjects
 from protocol.errors import InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
-from protocol.messages import json_bytes
+from protocol.messages import json_bytes, time_text
 
 log = structlog.get_logger()
 
@@ -217,7 +217,7 @@ def _shown(record: Any, hidden: Collection[str] = ()) -> Answer:
         if isinstance(value, UUID):
             shown[name] = str(value)
         elif isinstance(value, datetime):
-            shown[name] = value.isoformat().replace("+00:00", "Z")
+            shown[name] = time_text(value)
         elif name in ("payload", "result", "error", "usage", "metadata", "routing"):
             shown[name] = json.loads(value)
         else:

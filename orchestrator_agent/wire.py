@@ -3,12 +3,8 @@
 from datetime import datetime
 
 from orchestrator_agent.engine.state import RootFacts, Row, Run
-from protocol.messages import DEFAULT_PRIORITY, DEFAULT_TENANT, ObjectRef, json_bytes
+from protocol.messages import DEFAULT_PRIORITY, DEFAULT_TENANT, ObjectRef, json_bytes, time_text
 from protocol.names import ORCHESTRATOR
-
-
-def _time(value: datetime) -> str:
-    return value.isoformat().replace("+00:00", "Z")
 
 
 def _value(name: str, value: bytes, ref: ObjectRef | None) -> tuple[bytes, bytes]:
@@ -39,9 +35,9 @@ def task_request(run: Run, row: Row, payload_ref: ObjectRef | None = None) -> by
     if facts.session_id is not None:
         rest["session_id"] = facts.session_id
     if facts.deadline_at is not None:
-        rest["deadline"] = _time(facts.deadline_at)
+        rest["deadline"] = time_text(facts.deadline_at)
     if row.dispatched_at is not None:
-        rest["created_at"] = _time(row.dispatched_at)
+        rest["created_at"] = time_text(row.dispatched_at)
     parts += [b",", json_bytes(rest)[1:]]
     return b"".join(parts)
 
@@ -75,9 +71,9 @@ def final_response(root: Row, facts: RootFacts, result_ref: ObjectRef | None = N
     if root.usage is not None:
         parts += [b',"usage":', root.usage.model_dump_json().encode()]
     if root.created_at is not None:
-        parts.append(f',"started_at":"{_time(root.created_at)}"'.encode())
+        parts.append(f',"started_at":"{time_text(root.created_at)}"'.encode())
     if root.completed_at is not None:
-        parts.append(f',"completed_at":"{_time(root.completed_at)}"'.encode())
+        parts.append(f',"completed_at":"{time_text(root.completed_at)}"'.encode())
     if facts.duplicate_of is not None:
         parts.append(f',"duplicate_of":"{facts.duplicate_of}"'.encode())
     parts.append(b"}")

@@ -5,12 +5,13 @@ Subjects are `mesh.event.<entity>.<event>`; the CloudEvents `type` is the same w
 
 import itertools
 import time
+from datetime import datetime
 from typing import Any
 
 from pydantic import Field
 
 from protocol import subjects
-from protocol.messages import Message, Time, json_bytes, now
+from protocol.messages import Message, Time, json_bytes, now, time_text
 
 # One row an event: (entity, event) -> what it says. The AsyncAPI document is made from this table.
 EVENTS: dict[tuple[str, str], str] = {
@@ -50,8 +51,11 @@ class Event(Message):
     data: dict[str, Any]
 
 
-def event(entity: str, name: str, source: str, data: dict[str, Any]) -> tuple[str, bytes]:
-    """A subject and the bytes to publish on it. `entity` and `name` are a row of EVENTS.
+def event(
+    entity: str, name: str, source: str, data: dict[str, Any], *, at: datetime | None = None
+) -> tuple[str, bytes]:
+    """A subject and the bytes to publish on it. `entity` and `name` are a row of EVENTS; `at` is when it happened, in
+    UTC (None: now).
 
     Every attempt of every step makes some, so the bytes are spliced, not validated; a test holds them against Event.
     The id is a number: CloudEvents ask for one that is unique for its source, and a source is one process.
@@ -60,10 +64,9 @@ def event(entity: str, name: str, source: str, data: dict[str, Any]) -> tuple[st
         raise ValueError(f"no event {entity}.{name}: add it to protocol.events.EVENTS")
     about = data.get("task_id") or data.get("agent")
     subject = f'"subject":"{about}",' if about else ""
-    moment = now().isoformat().replace("+00:00", "Z")
     head = (
         f'{{"specversion":"1.0","id":"{next(_numbers)}","source":"{source}","type":"pantheon.{entity}.{name}",'
-        f'{subject}"time":"{moment}","datacontenttype":"application/json","data":'
+        f'{subject}"time":"{time_text(at or now())}","datacontenttype":"application/json","data":'
     )
     return subjects.event(entity, name), b"".join((head.encode(), json_bytes(data), b"}"))
 

@@ -47,6 +47,6 @@ def parse_value(value: bytes, ref: ObjectRef, field: str) -> Any:
         parsed = from_json(value, allow_inf_nan=False)
     except (ValueError, ValidationError) as error:
         raise InvalidRequest(f"{field}: the object is not JSON: {error}", field=field) from None
-    if has_infinity(value, parsed):
+    if has_infinity(parsed):
         raise InvalidRequest(f"{field}: holds a number that no double can hold", field=field)
     return parsed

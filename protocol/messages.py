@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
@@ -274,18 +275,16 @@ def _parsed(model: type[MessageT], body: bytes, free: str) -> MessageT:
         raise invalid_request(error) from None
     except ValueError as error:
         raise InvalidRequest(f"Invalid JSON: {error}") from None
-    if has_infinity(body, getattr(message, free)):
+    if has_infinity(getattr(message, free)):
         raise InvalidRequest(f"{free}: holds a number that no double can hold", field=free)
     return message
 
 
-# A number such as 1e999 reads as infinity, which JSON cannot say: it would come out as null at the other end.
-_LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
-
-
-def has_infinity(text: bytes, value: Any) -> bool:
-    """Whether JSON read as `value` held a number beyond what a double can hold."""
-    if _LARGE_EXPONENT.search(text) is None:
+def has_infinity(value: Any) -> bool:
+    """Whether a value read from JSON held a number beyond what a double can hold: one such as 1e999 reads as infinity,
+    which JSON cannot say, and would come out as null at the other end."""
+    # Writing it again is several times faster than any look through the text, or through the value.
+    if b"Infinity" not in to_json(value, inf_nan_mode="constants"):
         return False
     queue = [value]
     while queue:
@@ -386,6 +385,12 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+@lru_cache(maxsize=64)
+def time_text(moment: datetime) -> str:
+    """A time in UTC as RFC 3339 writes it. Remembered, because all that one batch decides happens at one moment."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
 __all__ = [
     "Control",
     "DeadLetter",
@@ -406,5 +411,6 @@ __all__ = [
     "parse_request",
     "parse_response",
     "salvage_ids",
+    "time_text",
     "to_bytes",
 ]

@@ -31,7 +31,7 @@ from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status, in_or
 from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode, InvalidRequest
 from protocol.ids import step_task_id
-from protocol.messages import ErrorInfo, json_bytes
+from protocol.messages import ErrorInfo, json_bytes, time_text
 
 
 def advance(
@@ -183,7 +183,7 @@ class _Transition(Endings):
         deadline = self.run.facts.deadline_at
         if deadline is None or deadline > self.now:
             return
-        message = f"the deadline {deadline.isoformat().replace('+00:00', 'Z')} has passed"
+        message = f"the deadline {time_text(deadline)} has passed"
         self._end(ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message))
 
     def _end(self, error: ErrorInfo) -> None:

@@ -87,6 +87,8 @@ class Row:
     run_after: datetime | None = None
     completed_at: datetime | None = None
     _text: str = field(default="", init=False, repr=False, compare=False)
+    # Its place in the tree, once somebody asked (`Run.path`).
+    path: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -263,6 +265,11 @@ class Run:
 
     def path(self, row: Row) -> str:
         """A step's place in the tree, for people: `draft/review`, `notes[3]`."""
+        if not row.path:
+            row.path = self._path(row)
+        return row.path
+
+    def _path(self, row: Row) -> str:
         parts: list[str] = []
         here: Row | None = row
         while here is not None and here.step is not None:

@@ -10,7 +10,7 @@ from orchestrator_agent.engine.state import Role, Row, Scope, Status
 from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode, ExpressionError, InvalidRequest
 from protocol.ids import step_task_id
-from protocol.messages import ErrorInfo, json_bytes
+from protocol.messages import ErrorInfo, json_bytes, time_text
 from protocol.workflow import seconds_of
 
 
@@ -76,7 +76,7 @@ class Waits(Attempts):
     def wait_over(self, row: Row, plan: StepPlan) -> None:
         """The time of a waiting step has come."""
         if plan.wait is None:
-            moment = row.run_after.isoformat().replace("+00:00", "Z") if row.run_after else None
+            moment = time_text(row.run_after) if row.run_after else None
             self.completed(row, {"at": moment}, json_bytes({"at": moment}))
         elif plan.wait.continue_on_timeout:
             self.completed(row, None, b"null")

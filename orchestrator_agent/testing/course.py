@@ -12,7 +12,7 @@ from orchestrator_agent.routing import Router
 from orchestrator_agent.testing.table import Table, json_of
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import StepPlan
-from protocol.messages import TaskRequest
+from protocol.messages import TaskRequest, time_text
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Course:
 
 
 def shown_time(moment: datetime | None) -> str:
-    return "?" if moment is None else moment.isoformat().replace("+00:00", "Z")
+    return "?" if moment is None else time_text(moment)
 
 
 def explain(course: Course, router: Router) -> list[str]:

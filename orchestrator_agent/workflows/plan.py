@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from orchestrator_agent.workflows.expression import Expression
@@ -85,12 +86,12 @@ class StepPlan:
     on_error: OnError = "fail"
     compensate: CompensationPlan | None = None
 
-    @property
+    @cached_property
     def waits(self) -> bool:
         """Whether it is no work: it ends when its time has come, or its signal."""
         return self.wait is not None or self.sleep_seconds is not None or self.until is not None
 
-    @property
+    @cached_property
     def shown_type(self) -> str:
         """What a row of this step has as its task type."""
         if self.task_type is not None or self.workflow is not None:

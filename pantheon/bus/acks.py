@@ -21,7 +21,10 @@ def times_delivered(delivery: Delivery) -> int:
 
 async def acknowledge(delivery: Delivery) -> None:
     """Done with it."""
-    await _quietly(delivery.ack())
+    try:
+        await delivery.ack()
+    except _LOST as error:
+        _note(error)
 
 
 async def hand_back(delivery: Delivery) -> None:
@@ -37,5 +40,12 @@ async def hold(delivery: Delivery) -> None:
 async def _quietly(saying: Awaitable[None]) -> None:
     try:
         await saying
-    except (NatsError, OSError, BusError) as error:
-        log.debug("ack.failed", error=str(error) or type(error).__name__)
+    except _LOST as error:
+        _note(error)
+
+
+_LOST = (NatsError, OSError, BusError)
+
+
+def _note(error: Exception) -> None:
+    log.debug("ack.failed", error=str(error) or type(error).__name__)

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 # What the rest of a message may take beside its payload or result: ids, names, headers.
 MESSAGE_ROOM_BYTES = 16 * 1024
+# Values up to this size go with their message whatever the broker carries: most are, and need not ask.
+SURELY_SMALL_BYTES = 8 * 1024
 # A transfer that is slower than this has stopped: the client library would wait for ever for a chunk that is gone.
 TRANSFER_SECONDS = 10.0
 TRANSFER_BYTES_PER_SECOND = 1024 * 1024
@@ -43,7 +45,7 @@ class Objects:
         return min(INLINE_MAX_BYTES, self._bus.max_payload - MESSAGE_ROOM_BYTES)
 
     def is_large(self, value: bytes) -> bool:
-        return len(value) > self.inline_max_bytes
+        return len(value) > SURELY_SMALL_BYTES and len(value) > self.inline_max_bytes
 
     async def put(self, root_task_id: UUID, value: bytes) -> ObjectRef:
         """Have a value of a tree in the store; one that is there already is not sent again.

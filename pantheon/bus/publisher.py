@@ -5,13 +5,13 @@ is found by a counter in its subject, and one sweep looks after everything that 
 """
 
 import asyncio
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import structlog
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
+from pydantic_core import from_json
 
 from pantheon.background import end
 from pantheon.bus.connection import Bus, Delivery, Subscription
@@ -171,7 +171,7 @@ class Publisher:
             self._again(one, "no stream keeps the subject")
             return
         try:
-            ack = json.loads(delivery.data)
+            ack = from_json(delivery.data)
             if "error" in ack:
                 self._again(one, str(ack["error"].get("description", ack["error"])))
                 return

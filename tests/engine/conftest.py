@@ -46,7 +46,7 @@ def picture(run: Run) -> dict[str, Any]:
             task_id: {
                 name: getattr(row, name)
                 for name in Row.__slots__
-                if name not in ("payload", "_text") and not (row is run.root and name == "usage")
+                if name not in ("payload", "path", "_text") and not (row is run.root and name == "usage")
             }
             | {"payload": row.payload if row.status in waits else None}
             for task_id, row in run.rows.items()
