@@ -20,7 +20,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     WithJsonSchema,
 )
@@ -86,7 +85,6 @@ TaskId = Annotated[
     UUID,
     Field(strict=False),
     BeforeValidator(_canonical_uuid),
-    PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "uuid", "pattern": UUID_SHAPE}),
 ]
 Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_text), AfterValidator(_utc)]

@@ -145,8 +145,11 @@ class Publisher:
         token = str(self._count)
         self._pending[token] = one
         one.due = asyncio.get_running_loop().time() + ACK_TIMEOUT_SECONDS
+        reply = f"{self._inbox}.{token}"
+        if self._bus.client.post(one.subject, one.body, reply=reply, headers=one.headers):
+            return
         try:
-            await self._bus.client.publish(one.subject, one.body, reply=f"{self._inbox}.{token}", headers=one.headers)
+            await self._bus.client.publish(one.subject, one.body, reply=reply, headers=one.headers)
         except MaxPayloadError:
             self._pending.pop(token, None)
             raise self._bus.too_large(one.subject, one.body) from None
