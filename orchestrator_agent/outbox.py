@@ -66,7 +66,7 @@ class Outbox:
             await self._answer_delegated(run, row)
         for row in decisions.dispatched.values():
             self._standings.dispatched(row.agent or "")
-            await self.dispatch(run, row)
+            await self.dispatch(run, row, decisions.at)
         for agent, task_id, attempt, reason in decisions.stopped:
             self._stop(agent, task_id, attempt, reason)
         for entity, name, data in decisions.events:
@@ -78,13 +78,13 @@ class Outbox:
         """Publish an event; it may be lost, it never fails."""
         await self._bus.publish_quietly(*event(entity, name, self._source, data))
 
-    async def dispatch(self, run: Run, row: Row) -> None:
-        """Publish a row's current attempt; the same attempt published twice is one message."""
+    async def dispatch(self, run: Run, row: Row, at: datetime | None = None) -> None:
+        """Publish a row's current attempt, at a moment (None: now); the same attempt published twice is one message."""
         if row.agent is None:
             return
         ref = self._objects.ref(row.root_task_id, row.payload)
         message = (subjects.task(row.agent), task_request(run, row, ref), row.task_id)
-        headers = request_headers(run, row, now())
+        headers = request_headers(run, row, at or now())
         if ref is None:
             await self._send(*message, message_id=attempt_id(row), headers=headers)
         else:

@@ -6,6 +6,7 @@ Subjects are `mesh.event.<entity>.<event>`; the CloudEvents `type` is the same w
 import itertools
 import time
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from pydantic import Field
@@ -60,15 +61,23 @@ def event(
     Every attempt of every step makes some, so the bytes are spliced, not validated; a test holds them against Event.
     The id is a number: CloudEvents ask for one that is unique for its source, and a source is one process.
     """
+    subject, head = _fixed(entity, name, source)
+    about = data.get("task_id") or data.get("agent")
+    told = f'"subject":"{about}",' if about else ""
+    text = f'{head}"id":"{next(_numbers)}",{told}"time":"{time_text(at or now())}","data":'
+    return subject, b"".join((text.encode(), json_bytes(data), b"}"))
+
+
+@lru_cache(maxsize=256)
+def _fixed(entity: str, name: str, source: str) -> tuple[str, str]:
+    """The subject, and what all events of a kind begin with."""
     if (entity, name) not in EVENTS:
         raise ValueError(f"no event {entity}.{name}: add it to protocol.events.EVENTS")
-    about = data.get("task_id") or data.get("agent")
-    subject = f'"subject":"{about}",' if about else ""
     head = (
-        f'{{"specversion":"1.0","id":"{next(_numbers)}","source":"{source}","type":"pantheon.{entity}.{name}",'
-        f'{subject}"time":"{time_text(at or now())}","datacontenttype":"application/json","data":'
+        f'{{"specversion":"1.0","source":"{source}","type":"pantheon.{entity}.{name}",'
+        '"datacontenttype":"application/json",'
     )
-    return subjects.event(entity, name), b"".join((head.encode(), json_bytes(data), b"}"))
+    return subjects.event(entity, name), head
 
 
 # Not from 1: a process that takes over another's instance id would repeat its ids.
