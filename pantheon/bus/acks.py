@@ -23,9 +23,9 @@ def times_delivered(delivery: Delivery) -> int:
 async def acknowledge(delivery: Delivery) -> None:
     """Done with it."""
     client = delivery._client
-    quick = isinstance(client, QuickClient) and delivery.reply and not delivery.is_acked
-    if quick and client.post(delivery.reply, b""):
-        delivery._ackd = True
+    if isinstance(client, QuickClient) and delivery.reply and not delivery.is_acked:
+        delivery._ackd = client.post(delivery.reply, b"")
+    if delivery.is_acked:
         return
     try:
         await delivery.ack()
