@@ -6,7 +6,6 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.errors import (
@@ -23,6 +22,7 @@ from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 
+from pantheon.bus.client import Client
 from protocol.errors import BusError, TooLarge
 
 # One message as NATS delivered it: `.subject`, `.data`, `.headers`, `.reply`, `.ack()`, `.nak()`, `.in_progress()`.
@@ -217,8 +217,8 @@ class Bus:
         """Wait until the server has seen all that was published. Raises BusError."""
         try:
             # nats-py 2.16 writes a flush's PING ahead of what is still in its own buffer; the second one comes behind.
-            await self.client.flush(timeout=timeout_seconds)  # type: ignore[arg-type]
-            await self.client.flush(timeout=timeout_seconds)  # type: ignore[arg-type]
+            await self.client.flush(timeout=timeout_seconds)
+            await self.client.flush(timeout=timeout_seconds)
         except (NatsError, OSError) as error:
             raise BusError(f"NATS did not confirm within {timeout_seconds:g} s: {error}") from error
 
