@@ -4,10 +4,13 @@ import os
 import sys
 from pathlib import Path
 
-from orchestrator_agent.service import Orchestrator, OrchestratorAgent, load_library
+from pantheon.extras import needs_extra
 from pantheon.process import run_agent
 from pantheon.settings import MeshSettings
 from protocol.errors import PantheonError
+
+with needs_extra("orchestrator_agent"):
+    from orchestrator_agent.service import Orchestrator, OrchestratorAgent, load_library
 
 
 def main() -> int:

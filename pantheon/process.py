@@ -352,7 +352,9 @@ async def serve(
 
     async def run() -> None:
         async with AgentProcess(agent, settings, make_worker=make_worker) as process:
-            await process.until_stopped()
+            # A cancellation is said once; whatever the start waited in may have taken it for its own.
+            if not stopped.is_set():
+                await process.until_stopped()
 
     # What is there now stays; the collector would walk it again and again for nothing. The thresholds are for programs
     # that make and drop many small objects without circles: by default a quarter of their time went into looking.

@@ -1,6 +1,9 @@
 """Run the drafting agent: `python -m agents.drafting_agent`."""
 
-from agents.drafting_agent.agent import agent
+from pantheon.extras import needs_extra
+
+with needs_extra("drafting_agent", "pypandoc", "typst"):
+    from agents.drafting_agent.agent import agent
 
 if __name__ == "__main__":
     agent.run()

@@ -1,6 +1,9 @@
 """Run the enhancement agent: `python -m agents.enhancement_agent`."""
 
-from agents.enhancement_agent.agent import agent
+from pantheon.extras import needs_extra
+
+with needs_extra("enhancement_agent"):
+    from agents.enhancement_agent.agent import agent
 
 if __name__ == "__main__":
     agent.run()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 import structlog
 from nats.errors import Error as NatsError
 
-from pantheon.bus.client import QuickClient
+from pantheon.bus.client import Client
 from pantheon.bus.connection import Delivery
 from protocol.errors import BusError
 
@@ -23,7 +23,7 @@ def times_delivered(delivery: Delivery) -> int:
 async def acknowledge(delivery: Delivery) -> None:
     """Done with it."""
     client = delivery._client
-    if isinstance(client, QuickClient) and delivery.reply and not delivery.is_acked:
+    if isinstance(client, Client) and delivery.reply and not delivery.is_acked:
         delivery._ackd = client.post(delivery.reply, b"")
     if delivery.is_acked:
         return

@@ -1,28 +1,67 @@
-"""QuickClient: the client library's connection, with a short way for the messages that every step has several of.
+"""Client: the client library's connection, whose waits end when the task that waits is cancelled, and with a short way
+for the messages that every step has several of.
 
-The library's own `publish` passes each message through four coroutines; a message that needs no waiting needs none of
-them. What is not plain takes the library's way.
+nats-py (2.16) takes the cancellation of its caller for its own in some places: while a publish waits for the socket,
+while a connection is closed, and, on Python 3.11, in every `asyncio.wait_for` whose answer comes in the same moment.
+The caller then goes on as if nobody had asked it to end, and is never asked again: a signal, or a cancelled task, is
+lost.
+
+Its `publish` passes each message through four coroutines. A message that needs no waiting needs none of them: `post`.
 """
 
 import asyncio
+from typing import Any
 
-from nats.aio.client import Client
+import nats.aio.client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 # More than this is a broker, or a network, that does not keep up: then whoever publishes waits.
 MUCH_PENDING_BYTES = 1024 * 1024
 
 
-class QuickClient(Client):
+class Client(nats.aio.client.Client):
+    """nats-py's client. What a call did is done; a cancellation that came meanwhile is raised when it returns."""
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        before = _cancellations()
+        await super().publish(subject, payload, reply=reply, headers=headers)
+        _raise_if_more(before)
+
+    async def request(self, *args: Any, **options: Any) -> Msg:
+        before = _cancellations()
+        answer = await super().request(*args, **options)
+        _raise_if_more(before)
+        return answer
+
+    async def subscribe(self, *args: Any, **options: Any) -> Subscription:
+        before = _cancellations()
+        subscription = await super().subscribe(*args, **options)
+        _raise_if_more(before)
+        return subscription
+
+    async def flush(self, *args: Any, **options: Any) -> None:
+        before = _cancellations()
+        await super().flush(*args, **options)
+        _raise_if_more(before)
+
+    async def close(self) -> None:
+        before = _cancellations()
+        await super().close()
+        _raise_if_more(before)
+
     def post(self, subject: str, body: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> bool:
         """Publish without waiting; False where nothing was sent, and `publish` must be awaited: there is no connection,
         much is pending, the message is too large, or a header holds more than a line.
 
-        It ends as `Client.publish` does (nats-py 2.16): in the list of what the flusher writes next.
+        It ends as `publish` does (nats-py 2.16): in the list of what the flusher writes next.
         """
         try:
             flusher, queue = self._flusher_task, self._flush_queue
             if (
-                self._status != Client.CONNECTED
+                self._status != self.CONNECTED
                 or self._pending_data_size > MUCH_PENDING_BYTES
                 or len(body) > self._max_payload
                 or flusher is None
@@ -68,3 +107,14 @@ def publication(subject: str, reply: str, headers: dict[str, str] | None, body: 
     head = f"NATS/1.0\r\n{lines}\r\n".encode()
     sizes = (len(head), len(head) + len(body))
     return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject.encode(), reply.encode(), *sizes, head, body)
+
+
+def _cancellations() -> int:
+    """How often the current task has been asked to end; `asyncio.timeout` takes its own back."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
+def _raise_if_more(before: int) -> None:
+    if _cancellations() > before:
+        raise asyncio.CancelledError

@@ -22,7 +22,7 @@ from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 
-from pantheon.bus.client import QuickClient
+from pantheon.bus.client import Client
 from protocol.errors import BusError, TooLarge
 
 # One message as NATS delivered it: `.subject`, `.data`, `.headers`, `.reply`, `.ack()`, `.nak()`, `.in_progress()`.
@@ -69,7 +69,7 @@ class Bus:
     `generation` counts the connections made: what must be said again after a reconnect compares it.
     """
 
-    def __init__(self, client: QuickClient, url: str) -> None:
+    def __init__(self, client: Client, url: str) -> None:
         self.client = client
         self.url = url
         self.js: JetStreamContext = client.jetstream(timeout=5)
@@ -112,7 +112,7 @@ class Bus:
             if made:
                 made[0]._on_reconnect()
 
-        client = QuickClient()
+        client = Client()
         connecting = client.connect(
             servers=[part if "://" in part else f"nats://{part}" for part in url.split(",")],
             name=name,
@@ -221,8 +221,8 @@ class Bus:
         """Wait until the server has seen all that was published. Raises BusError."""
         try:
             # nats-py 2.16 writes a flush's PING ahead of what is still in its own buffer; the second one comes behind.
-            await self.client.flush(timeout=timeout_seconds)  # type: ignore[arg-type]
-            await self.client.flush(timeout=timeout_seconds)  # type: ignore[arg-type]
+            await self.client.flush(timeout=timeout_seconds)
+            await self.client.flush(timeout=timeout_seconds)
         except (NatsError, OSError) as error:
             raise BusError(f"NATS did not confirm within {timeout_seconds:g} s: {error}") from error
 

@@ -204,13 +204,13 @@ class Demo:
         made = self.made
         rows = [(Path(name), "") for name in made["files"]]
         rows += [(path, _what(path, made["publications"])) for path in _pages(Path(made["site"]))]
-        width = max(len(str(path)) for path, _ in rows)
         self.console.print()
         self.console.print(Text.assemble((str(made["title"]), "bold"), f"   {_judgement(made)}"))
         for path, what in rows:
-            line = Text.assemble("  ", (f"{path!s:<{width}}", "bold cyan"), f"  {size(path.stat().st_size):>7}  ")
-            # Never folded: these lines are there to be copied.
-            line.append(what, style="bright_black").rstrip()
+            line = Text.assemble(f"  {size(path.stat().st_size):>7}  ", (str(path), "bold cyan"))
+            # Paths are there to be copied, never folded; what is said of them only where there is room for it.
+            if what and (not self.console.is_terminal or line.cell_len + 2 + len(what) <= self.console.width):
+                line.append(f"  {what}", style="bright_black")
             self.console.print(line, soft_wrap=True)
         by = f"written by {made['model']}" if not made["offline"] else (
             "written without a model, from the sources alone; with LLM_MODEL set, a model writes it"

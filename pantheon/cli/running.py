@@ -26,7 +26,9 @@ def run_async(
     on_interrupt: Callable[[], str] = lambda: "interrupted",
     on_second: Callable[[], None] = lambda: None,
 ) -> T:
-    """Run a command. The first signal cancels it, a later one calls `on_second`: it may hurry the end, not skip it.
+    """Run a command. The first signal cancels it, each later one calls `on_second` and cancels it again.
+
+    `on_second` may hurry the end, not skip it. A command whose end must not be cut short shields it.
 
     Raises Interrupted with what `on_interrupt` says.
     """
@@ -41,8 +43,8 @@ async def _run(main: Coroutine[Any, Any, T], on_interrupt: Callable[[], str], on
     def on_signal(number: signal.Signals) -> None:
         if received:
             on_second()
-        else:
-            task.cancel()
+        # Again each time: whoever presses a key twice must not depend on nobody having swallowed the first.
+        task.cancel()
         received.append(number)
 
     for number in _SIGNALS:

@@ -14,6 +14,12 @@ WAIT_SYMBOL = "◷"
 BAR_WIDTH = 34
 BAR_WORDS_WIDTH = 36
 STEP_BAR_WIDTH = 12
+PERCENT_WIDTH = len(" 100% ")
+# Less of what an agent says is not worth its place.
+MESSAGE_MIN_WIDTH = 8
+WORD_WIDTH = 9
+DURATION_WIDTH = 9
+GAP = "  "
 
 # Symbol and style of each status; what is at work gets the spinner.
 _LOOKS = {
@@ -88,17 +94,24 @@ def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int 
     names = [_name(node, lasts, frame) for node, lasts in rows]
     name_width = max(min(24, width // 3), min(max(map(len, names), default=0), width * 2 // 5))
     agent_width = min(max((len(node.agent or "") for node, _ in rows), default=0), width // 4)
+    # On a narrow terminal the symbol alone says the status: how long it takes is said nowhere else.
+    columns = name_width + agent_width + WORD_WIDTH + DURATION_WIDTH + 3 * len(GAP)
+    worded = columns <= width
+    room = width - columns - len(GAP)
     lines: list[Text] = []
     for (node, _), name in zip(rows, names, strict=True):
         seconds = node.seconds(now)
         dim = "bright_black" if node.ended else ""
         line = _fitted(name, name_width)
         line.append_text(_fitted(Text(node.agent or "", style=dim), agent_width))
-        line.append_text(_fitted(Text(_word(node), style=look_of(node.status)[1]), 9))
-        line.append(f"{duration(seconds) if seconds is not None else '':>9}  ", style=dim)
-        line.append_text(_detail(node, tree))
-        line.truncate(width, overflow="ellipsis")
+        if worded:
+            line.append_text(_fitted(Text(_word(node), style=look_of(node.status)[1]), WORD_WIDTH))
+        line.append(f"{duration(seconds) if seconds is not None else '':>{DURATION_WIDTH}}{GAP}", style=dim)
+        if room >= PERCENT_WIDTH:
+            line.append_text(_detail(node, tree, room))
+        # First what is empty at the end, or nothing would be said to be cut.
         line.rstrip()
+        line.truncate(width, overflow="ellipsis")
         lines.append(line)
     if hidden:
         lines.append(Text(f"   … {hidden} more", style="bright_black"))
@@ -118,7 +131,7 @@ def _fitted(text: Text, width: int) -> Text:
     """Exactly `width` cells and a gap."""
     text = text.copy()
     text.truncate(width, overflow="ellipsis", pad=True)
-    return text.append("  ")
+    return text.append(GAP)
 
 
 def shorten(rows: Rows, limit: int) -> tuple[Rows, int]:
@@ -148,14 +161,18 @@ def _name(node: Node, lasts: tuple[bool, ...], frame: int | None) -> Text:
     return text
 
 
-def _detail(node: Node, tree: TaskTree) -> Text:
+def _detail(node: Node, tree: TaskTree, room: int) -> Text:
+    """What is to be said of a step beside its columns; its bar is as long as `room` leaves it, never cut."""
     if node.ended:
         return Text(f"attempt {node.attempt}" if node.attempt > 1 else "", style="yellow")
     text = Text()
     if node.percent is not None and node.status == "dispatched":
-        done = round(node.percent / 100 * STEP_BAR_WIDTH)
-        text.append("━" * done, style="cyan").append("━" * (STEP_BAR_WIDTH - done), style="bright_black")
+        cells = max(0, min(STEP_BAR_WIDTH, room - PERCENT_WIDTH))
+        done = round(node.percent / 100 * cells)
+        text.append("━" * done, style="cyan").append("━" * (cells - done), style="bright_black")
         text.append(f" {node.percent:3.0f}% ")
+        if node.attempt == 1 and room - text.cell_len < MESSAGE_MIN_WIDTH:
+            return text
     if node.attempt > 1 and node.status in ("dispatched", "ready"):
         text.append(f"attempt {node.attempt} ", style="yellow")
     ended, begun = tree.items(node)

@@ -246,7 +246,7 @@ async def serve(stack: Stack, *, on_ready: Callable[[Endpoints], None] = lambda 
 
     with _signals(on_signal):
         asked = asyncio.create_task(asked_to_stop.wait(), name="wait for a signal")
-        running = asyncio.create_task(_run(stack, on_ready), name="run the stack")
+        running = asyncio.create_task(_run(stack, on_ready, asked_to_stop), name="run the stack")
         try:
             await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -258,8 +258,11 @@ async def serve(stack: Stack, *, on_ready: Callable[[Endpoints], None] = lambda 
         running.result()
 
 
-async def _run(stack: Stack, on_ready: Callable[[Endpoints], None]) -> None:
+async def _run(stack: Stack, on_ready: Callable[[Endpoints], None], asked_to_stop: asyncio.Event) -> None:
     async with stack:
+        if asked_to_stop.is_set():
+            # A cancellation is said once; whatever the start waited in may have taken it for its own.
+            return
         on_ready(stack.endpoints)
         await stack.failure
 

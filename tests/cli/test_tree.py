@@ -4,6 +4,7 @@ import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from pantheon.cli.tree import Change, Node, TaskTree
@@ -234,6 +235,24 @@ def test_the_picture_fits_narrow_terminals_and_low_ones() -> None:
     closed.see("step.completed", step("a", task_id="a"), at(1))
     closed.see("step.dispatched", step("c"), at(1))
     assert [node.path for node, _ in shorten(list(closed.walk()), 2)[0]] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        # The bar gives way first, then all beside the columns, then the status's word; never a part of a column.
+        (100, "examination_agent at work 10 s ━━━━━━━━━━━━ 39% reading"),
+        (80, "examination_agent at work 10 s ━━━━━━━ 39%"),
+        (68, "examination_agent at work 10 s"),
+        (50, "examination… 10 s"),
+    ],
+)
+def test_a_step_at_work_is_drawn_whole_at_every_width(width: int, shown: str) -> None:
+    tree = TaskTree(ROOT, "flow")
+    tree.see("step.dispatched", step("review", agent="examination_agent"), at(0))
+    tree.see("progress", {"task_id": "review", "percent": 39, "message": "reading"}, at(1))
+    line = next(line for line in drawn(tree, width=width).splitlines() if "review" in line)
+    assert " ".join(line.split()).endswith(f"review {shown}")
 
 
 def test_each_status_has_a_look_and_the_spinner_turns() -> None:

@@ -776,3 +776,17 @@ async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_i
         first.resume()
         await publisher.publish("agent.a.task", b"again")
         assert [delivery.data for delivery in await taken(first, 1)] == [b"again"]
+
+
+async def test_a_close_that_is_cancelled_ends_cancelled(broker: NatsServer) -> None:
+    # nats-py takes it for its own, and the task that was told to end goes on: a signal in this moment was lost.
+    bus = await Bus.connect(broker.url, name="test")
+    await broker.stop()
+    await until(lambda: bus.client.is_reconnecting, "it reconnects")
+    closing = asyncio.create_task(bus.close())
+    while not bus.client.is_closed:  # noqa: ASYNC110 - the library's state, which no event tells
+        await asyncio.sleep(0)
+    assert not closing.done()
+    closing.cancel()
+    await asyncio.wait((closing,), timeout=WITHIN_SECONDS)
+    assert closing.cancelled()

@@ -1,6 +1,7 @@
 """The stack as a whole, in this process and in one of its own that is signalled and killed."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -32,7 +33,7 @@ from pantheon.stack import (
 from pantheon.stack.process import process_birth
 from tests.processes import processes_of
 from tests.servers import consul_program
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 ToyAgent = Callable[..., AgentSpec]
 Launch = Callable[..., Awaitable[Any]]
@@ -256,6 +257,21 @@ async def test_a_signal_in_the_middle_of_the_start_leaves_nothing(
     again = await launch(tmp_path / "data")
     await again.endpoints()
     assert await again.end(signal.SIGTERM) == 0
+
+
+async def test_a_stop_that_the_start_swallowed_is_heard_all_the_same(tmp_path: Path) -> None:
+    # A signal in the moment of readiness was lost in a library's close, and with it every later one.
+    async def settled(endpoints: Endpoints) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    said: list[Endpoints] = []
+    stack = Stack(tmp_path / "data", orchestrators=0, agents=[], settled=settled)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await up.serve(stack, on_ready=said.append)
+    assert said == []
+    assert processes_of(tmp_path) == []
 
 
 async def test_nothing_survives_a_killed_supervisor_and_the_next_start_goes_on(tmp_path: Path, launch: Launch) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nats.aio.client import Client
+from nats.aio.client import Client as LibraryClient
 from nats.protocol.command import hpub_cmd, pub_cmd
 
 from pantheon.bus import Bus, acknowledge
-from pantheon.bus.client import MUCH_PENDING_BYTES, QuickClient, publication
+from pantheon.bus.client import MUCH_PENDING_BYTES, Client, publication
 from pantheon.stack.servers import NatsServer
 from protocol import subjects
 from protocol.streams import TASKS, task_consumer
@@ -39,7 +39,7 @@ VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["C
 @given(st.dictionaries(NAMES, VALUES, max_size=4))
 def test_headers_are_read_as_the_library_reads_them(headers: dict[str, str]) -> None:
     raw = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
-    assert QuickClient._parse_header_lines(raw) == Client._parse_header_lines(raw)
+    assert Client._parse_header_lines(raw) == LibraryClient._parse_header_lines(raw)
 
 
 ODD = (b"", b"\r\n", b"no colon\r\n", b"two words: x\r\n", b"a:b\r\n", b"a:\tb \r\n", b"\xe4: b\r\nc: \xff\r\n")
@@ -47,7 +47,7 @@ ODD = (b"", b"\r\n", b"no colon\r\n", b"two words: x\r\n", b"a:b\r\n", b"a:\tb \
 
 @pytest.mark.parametrize("raw", ODD)
 def test_odd_headers_are_read_as_the_library_reads_them(raw: bytes) -> None:
-    assert QuickClient._parse_header_lines(raw) == Client._parse_header_lines(raw)
+    assert Client._parse_header_lines(raw) == LibraryClient._parse_header_lines(raw)
 
 
 async def test_what_is_posted_arrives_in_order_with_what_is_published(bus: Bus) -> None:
