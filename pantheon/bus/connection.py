@@ -63,6 +63,15 @@ def shown(url: str) -> str:
     return ",".join(parts)
 
 
+class _Client(Client):
+    async def _process_pong(self) -> None:
+        # nats-py 2.16 tells a flush that was given up of its late PONG, and the error ends its reading, in silence: the
+        # connection hears nothing more until it is found stale.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+
 class Bus:
     """One connection. `async with await Bus.connect(...)`, or `connect` and `close`.
 
@@ -112,7 +121,7 @@ class Bus:
             if made:
                 made[0]._on_reconnect()
 
-        client = Client()
+        client = _Client()
         connecting = client.connect(
             servers=[part if "://" in part else f"nats://{part}" for part in url.split(",")],
             name=name,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -663,6 +664,31 @@ async def test_a_request_is_answered(bus: Bus) -> None:
     await bus.subscribe("echo", echo, queue="q")
     await bus.flush()
     assert (await bus.request("echo", b"hello", timeout_seconds=PATIENCE_SECONDS)).data == b"HELLO"
+
+
+async def test_a_flush_that_was_given_up_leaves_a_connection_that_hears(bus: Bus, broker: NatsServer) -> None:
+    """Its answer comes late, and nobody waits for it: the client library stopped to read, without a word."""
+
+    async def echo(message: Delivery) -> None:
+        await message.respond(message.data)
+
+    await bus.subscribe("echo", echo)
+    await bus.flush()
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(BusError, match="did not confirm"):
+            await bus.flush(0.1)
+        cancelled = asyncio.create_task(bus.flush())
+        await asyncio.sleep(0.1)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+    assert (await bus.request("echo", b"heard", timeout_seconds=PATIENCE_SECONDS)).data == b"heard"
+    await bus.flush(PATIENCE_SECONDS)
+    assert bus.generation == 1
 
 
 async def test_a_closed_bus_says_so_and_what_may_be_lost_is_lost(bus: Bus) -> None:
