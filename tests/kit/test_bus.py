@@ -781,9 +781,7 @@ async def test_marks_tell_a_lost_store(bus: Bus, broker: NatsServer) -> None:
         await stream_mark(bus, "AGENT_TASKS")
 
 
-async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_it_holds(
-    bus: Bus, publisher: Publisher
-) -> None:
+async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_it_holds(bus: Bus) -> None:
     """What a paused instance had asked for goes to another one, at once and not after its AckWait."""
     spec = task_consumer("a")
     async with Puller(bus, TASKS.name, spec, capacity=4) as first, Puller(bus, TASKS.name, spec, capacity=4) as second:
@@ -791,8 +789,7 @@ async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_i
         await second.wait_ready()
         first.pause()
         await until(lambda: first._subscription is None, "the withdrawal")
-        for number in range(4):
-            await publisher.publish("agent.a.task", str(number).encode())
+        await put(bus, 4)
         got: list[bytes] = []
         while len(got) < 4:
             got += [delivery.data for delivery in await taken(second)]
@@ -800,5 +797,5 @@ async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_i
         assert first.held == 0
         second.pause()
         first.resume()
-        await publisher.publish("agent.a.task", b"again")
+        await bus.js.publish(subjects.task("a"), b"again")
         assert [delivery.data for delivery in await taken(first, 1)] == [b"again"]
