@@ -1,6 +1,6 @@
 """Fixtures that every test may use: real servers, a database of its own for each test, a mesh in this process."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -10,7 +10,7 @@ import pytest_asyncio
 import migrations
 from pantheon.settings import MeshSettings
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer
-from tests.servers import Databases, consul_server, nats_server, postgres_server
+from tests.servers import Databases, consul_server, nats_server, pick_own_free, postgres_server
 
 # How long an example takes is the machine's business, not the property's; the rest stays as the environment has it.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -24,6 +24,14 @@ def _no_mesh_around(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mesh that the developer's shell points at is none of the tests' business."""
     for name in _ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_ports() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("server", "consul"):
+            patch.setattr(f"pantheon.stack.servers.{module}.pick_free", pick_own_free)
+        yield
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
