@@ -16,13 +16,14 @@ from tests.servers import Databases, consul_server, nats_server, pick_own_free, 
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
-_ENVIRONMENT = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "LLM_MODEL")
+_MESH = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "LLM_MODEL")
+_TERMINAL = ("TERM", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 
 
 @pytest.fixture(autouse=True)
 def _no_mesh_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mesh that the developer's shell points at is none of the tests' business."""
-    for name in _ENVIRONMENT:
+    """A mesh that the developer's shell points at is none of the tests' business, nor is the terminal around it."""
+    for name in (*_MESH, *_TERMINAL):
         monkeypatch.delenv(name, raising=False)
 
 
