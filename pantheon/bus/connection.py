@@ -71,6 +71,13 @@ class _Client(Client):
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # What waits for a connection that is gone is not sent any more. It would be written to the closed transport,
+        # for which the asyncio of Python 3.12 and 3.13.0 raises a TypeError.
+        if not self.is_connected:
+            self._pending, self._pending_data_size = [], 0
+        await super()._close(status, do_cbs)
+
 
 class Bus:
     """One connection. `async with await Bus.connect(...)`, or `connect` and `close`.

@@ -704,6 +704,14 @@ async def test_a_closed_bus_says_so_and_what_may_be_lost_is_lost(bus: Bus) -> No
     assert not bus.connected
 
 
+async def test_a_bus_is_closed_while_something_waits_for_a_broker_that_is_away(bus: Bus, broker: NatsServer) -> None:
+    await broker.stop()
+    await until(lambda: not bus.connected, "the loss")
+    await bus.publish("agent.a.heartbeat", b"{}")
+    await bus.close()
+    assert bus.client.is_closed
+
+
 async def test_too_large_on_core_nats(bus: Bus) -> None:
     with pytest.raises(TooLarge):
         await bus.publish("x", b"x" * (bus.max_payload + 1))
