@@ -1,6 +1,6 @@
 """Fixtures that every test may use: real servers, a database of its own for each test, a mesh in this process."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -10,20 +10,29 @@ import pytest_asyncio
 import migrations
 from pantheon.settings import MeshSettings
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer
-from tests.servers import Databases, consul_server, nats_server, postgres_server
+from tests.servers import Databases, consul_server, nats_server, pick_own_free, postgres_server
 
 # How long an example takes is the machine's business, not the property's; the rest stays as the environment has it.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
-_ENVIRONMENT = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "LLM_MODEL")
+_MESH = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "LLM_MODEL")
+_TERMINAL = ("TERM", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 
 
 @pytest.fixture(autouse=True)
 def _no_mesh_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mesh that the developer's shell points at is none of the tests' business."""
-    for name in _ENVIRONMENT:
+    """A mesh that the developer's shell points at is none of the tests' business, nor is the terminal around it."""
+    for name in (*_MESH, *_TERMINAL):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_ports() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("server", "consul"):
+            patch.setattr(f"pantheon.stack.servers.{module}.pick_free", pick_own_free)
+        yield
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

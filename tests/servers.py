@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from pantheon.stack import StackError, find_consul
+from pantheon.stack.ports import pick_free
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer, ValkeyServer
 
 _REPOSITORY = Path(__file__).parent.parent
@@ -31,6 +32,17 @@ _FAST_SETTINGS = {
     "autovacuum": "off",
 }
 _TEMPLATE = "template_pantheon"
+# Which test process this is, and of how many.
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
+def pick_own_free(taken: Iterable[int] = ()) -> int:
+    """Pick a free port that no other test process picks: a server that is away for a restart finds its own again."""
+    avoid = set(taken)
+    while (port := pick_free(avoid)) % _PROCESSES != _PROCESS:
+        pass
+    return port
 
 
 @asynccontextmanager
@@ -135,6 +147,7 @@ __all__ = [
     "consul_program",
     "consul_server",
     "nats_server",
+    "pick_own_free",
     "postgres_server",
     "valkey_server",
 ]

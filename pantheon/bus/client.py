@@ -81,6 +81,20 @@ class Client(nats.aio.client.Client):
             return False
         return True
 
+    async def _process_pong(self) -> None:
+        # nats-py 2.16 tells a flush that was given up of its late PONG, and the error ends its reading, in silence: the
+        # connection hears nothing more until it is found stale.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # What waits for a connection that is gone is not sent any more. It would be written to the closed transport,
+        # for which the asyncio of Python 3.12 and 3.13.0 raises a TypeError.
+        if not self.is_connected:
+            self._pending, self._pending_data_size = [], 0
+        await super()._close(status, do_cbs)
+
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         # In the library's place, which looks at each letter of a name.

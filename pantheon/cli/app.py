@@ -23,7 +23,7 @@ from pantheon.cli import (
     workflows,
 )
 from pantheon.cli.exit_codes import ExitCode, exit_code_of
-from pantheon.cli.output import print_json, print_line, problem
+from pantheon.cli.output import NobodyReads, flush_answers, print_json, print_line, problem
 from protocol.errors import PantheonError
 
 DEBUG_FLAG = "--debug"
@@ -115,10 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare(debug)
     try:
         status = app(given, prog_name="pantheon", standalone_mode=False)
-        sys.stdout.flush()
+        flush_answers()
         return status if isinstance(status, int) else ExitCode.OK
-    except BrokenPipeError:
-        # Whoever read the answer has read enough (`| head`). What is still buffered must not raise at the very end.
+    except NobodyReads:
+        # What is still buffered must not raise at the very end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except KeyboardInterrupt:

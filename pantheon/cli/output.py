@@ -13,9 +13,19 @@ from pantheon.settings import one_line
 MESSAGE_MAX_CHARS = 2_000
 
 
+class NobodyReads(Exception):
+    """Whoever read the answer has read enough (`| head`). No OSError: Typer ends the program with 1 for those."""
+
+
+class _Answers(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would end the program, with status 1.
+        raise NobodyReads
+
+
 def stdout() -> Console:
-    """The console for what a command answers; no colours where it is no terminal."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """The console for what a command answers; no colours where it is no terminal. Raises NobodyReads."""
+    return _Answers(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:
@@ -38,7 +48,7 @@ def print_json(value: Any) -> None:
 
         console.print(JSON(text), soft_wrap=True)
     else:
-        sys.stdout.write(_writable(text) + "\n")
+        print_line(text)
 
 
 def _writable(text: str) -> str:
@@ -47,8 +57,19 @@ def _writable(text: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """A line of an answer on stdout, as it is."""
-    sys.stdout.write(_writable(text) + "\n")
+    """A line of an answer on stdout, as it is. Raises NobodyReads."""
+    try:
+        sys.stdout.write(_writable(text) + "\n")
+    except BrokenPipeError:
+        raise NobodyReads from None
+
+
+def flush_answers() -> None:
+    """Have the answers that were printed so far read. Raises NobodyReads."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise NobodyReads from None
 
 
 def note(message: str) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from pantheon.cli.connection import Json, Url, find_mesh, says
 from pantheon.cli.exit_codes import CommandError, ExitCode
 from pantheon.cli.listing import Cell, Column, print_listing
-from pantheon.cli.output import is_live, print_json, print_line, stderr, stdout
+from pantheon.cli.output import flush_answers, is_live, print_json, print_line, stderr, stdout
 from pantheon.cli.stack import check_agent_count, migrate, settled, stack_environment
 from pantheon.cli.units import clock
 from pantheon.settings import MeshSettings, shown
@@ -112,7 +112,7 @@ class Reporter:
         self._up = True
         if self._as_json:
             print_json(endpoints.model_dump(mode="json", exclude_none=True))
-            sys.stdout.flush()
+            flush_answers()
             return
         console = stdout()
         print_listing(console, _COLUMNS, status_rows(endpoints))
@@ -120,7 +120,7 @@ class Reporter:
         console.print(
             Text("try: pantheon agents, pantheon workflows, pantheon tasks; Ctrl-C ends it", style="bright_black")
         )
-        sys.stdout.flush()
+        flush_answers()
 
     def close(self) -> None:
         if self._status is not None:

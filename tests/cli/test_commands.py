@@ -563,6 +563,21 @@ def test_a_reader_that_has_enough_is_no_error(elsewhere: Shell) -> None:
     assert (done.returncode, len(done.stdout), done.stderr) == (0, 10, "")
 
 
+@pytest.mark.parametrize("arguments", [("schema",), ("version",), ("schema", "task-request", "--json")])
+def test_a_reader_that_has_gone_already_is_no_error(elsewhere: Shell, arguments: tuple[str, ...]) -> None:
+    """As `| head` may have, on a busy machine."""
+    gone, answers = os.pipe()
+    os.close(gone)
+    try:
+        done = subprocess.run(
+            command(*arguments), cwd=elsewhere.folder, env=environment(), stdout=answers, stderr=subprocess.PIPE,
+            check=False,
+        )  # fmt: skip
+    finally:
+        os.close(answers)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_agent_of_these_tests_is_one(tmp_path: Path) -> None:
     from pantheon.loading import load_agent
 

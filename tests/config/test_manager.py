@@ -207,7 +207,7 @@ async def test_consuls_values_come_live_and_stay_while_consul_is_away(
     api = ConsulApi(ConsulAddress(port=own_consul_server.port))
 
     async def put(key: str, value: str) -> None:
-        async with httpx.AsyncClient(base_url=own_consul_server.url, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=own_consul_server.url, trust_env=False, timeout=PATIENCE_SECONDS) as http:
             (await http.put(f"/v1/kv/{key}", content=value)).raise_for_status()
 
     await put("config/llm_agent", '{"max_concurrency": 3, "options": {"tone": "dry"}}')

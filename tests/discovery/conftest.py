@@ -15,9 +15,9 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from pantheon.stack.ports import pick_free
 from protocol import InstanceRecord
 from tests import servers
+from tests.servers import pick_own_free
 from tests.waiting import PATIENCE_SECONDS
 
 
@@ -28,7 +28,7 @@ class NatsServer:
         self._jetstream = jetstream
         self._store = folder / "store"
         self._log = folder / "nats.log"
-        self.port = pick_free()
+        self.port = pick_own_free()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -124,9 +124,9 @@ class ConsulServer:
         self._program = program
         self._data = folder / "consul"
         self._log = folder / "consul.log"
-        self.port = pick_free()
-        rpc = pick_free({self.port})
-        gossip = pick_free({self.port, rpc})
+        self.port = pick_own_free()
+        rpc = pick_own_free({self.port})
+        gossip = pick_own_free({self.port, rpc})
         ports = {"http": self.port, "server": rpc, "serf_lan": gossip}
         config: dict[str, object] = {
             "server": True,
@@ -154,7 +154,7 @@ class ConsulServer:
             command = [str(self._program), "agent", "-config-file", str(self._config)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        with httpx.Client(base_url=self.url, trust_env=False) as http:
+        with self._client() as http:
             while not self._has_leader(http):
                 assert time.monotonic() < deadline, f"Consul does not start: {self._log.read_text()[-500:]}"
                 time.sleep(0.05)
@@ -167,11 +167,18 @@ class ConsulServer:
             return False
 
     def empty(self) -> None:
-        """Take away what an earlier test has left."""
-        with httpx.Client(base_url=self.url, trust_env=False) as http:
+        """Take away what an earlier test has left; the catalog, which registries read, hears of it a moment later."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        with self._client() as http:
             for service_id in http.get("/v1/agent/services").json():
                 http.put(f"/v1/agent/service/deregister/{service_id}").raise_for_status()
             http.delete("/v1/kv/?recurse=1").raise_for_status()
+            while set(left := http.get("/v1/catalog/services").json()) != {"consul"}:
+                assert time.monotonic() < deadline, f"Consul still has {left}"
+                time.sleep(0.05)
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE_SECONDS)
 
     def stop(self) -> None:
         if self._process is not None:

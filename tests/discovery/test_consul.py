@@ -36,7 +36,7 @@ def discovery_of(server: Server, token: str | None = None) -> ConsulDiscovery:
 
 
 def plain(server: Server) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=server.url, trust_env=False)
+    return httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=PATIENCE_SECONDS)
 
 
 def warnings_in(logs: list[Any]) -> list[Any]:
@@ -75,7 +75,10 @@ async def test_what_is_registered_is_found_as_it_was_said(consul_server: Server,
 
 async def test_the_service_in_consul_is_the_contracts(consul_server: Server, record: Record) -> None:
     async with discovery_of(consul_server) as discovery, plain(consul_server) as http:
+        registry = await discovery.registry()
         await discovery.register(record(metadata={"model": "m", "bad key": "x", "long": "é" * 600}))
+        # Its catalog hears of it a moment later.
+        await until(lambda: len(registry) == 1)
         (found,) = (await http.get("/v1/health/service/llm_agent")).json()
         assert found["Service"]["ID"] == "llm_agent-one"
         assert found["Service"]["Tags"] == ["mesh-agent", "task:generate_content"]
@@ -273,7 +276,7 @@ async def test_passed_checks_wake_nobody(consul_server: Server, record: Record) 
         index = (await http.get("/v1/health/state/any")).headers["X-Consul-Index"]
         for _ in range(5):
             await registration.update(record())
-        after = await http.get(f"/v1/health/state/any?index={index}&wait=2s", timeout=PATIENCE_SECONDS)
+        after = await http.get(f"/v1/health/state/any?index={index}&wait=2s")
         assert after.headers["X-Consul-Index"] == index
 
 

@@ -19,7 +19,7 @@ from pantheon.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from tests.mesh.agents import words_agent
 from tests.mesh.conftest import PlainClient
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +73,6 @@ class Process:
         await self.shared.close()
 
 
-async def becomes(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what Redis answers has no event
-            await asyncio.sleep(0.02)
-
-
 @asynccontextmanager
 async def processes(*urls: str | None) -> AsyncIterator[list[Process]]:
     made = [Process(url) for url in urls]
@@ -99,7 +93,7 @@ async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_close
         assert other.standings.admits("b")
         for process in (one, other):
             process.half_open()
-        await becomes(lambda: one.standings.admits("a"))
+        await until(lambda: one.standings.admits("a"))
         one.standings.placed("a")
         assert not one.standings.admits("a")
         one.standings.answered("a", "x", 5.0, failed=False)
@@ -119,7 +113,7 @@ async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit
                 process.fail()
                 process.half_open()
                 assert not process.standings.admits("a")
-            await becomes(lambda: len([one for one in logs if one["event"] == "circuit.probe"]) == 6)
+            await until(lambda: len([one for one in logs if one["event"] == "circuit.probe"]) == 6)
             claimed = [one["claimed"] for one in logs if one["event"] == "circuit.probe"]
             assert sorted(claimed) == [False] * 5 + [True]
             (chosen,) = [process for process in made if process.standings.admits("a")]
@@ -145,12 +139,12 @@ async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_no
         told = asyncio.Event()
         one.circuits.on_claim = told.set
         assert not one.standings.admits("a")
-        await asyncio.wait_for(told.wait(), 10)
-        await becomes(lambda: other.standings.admits("a"))
+        await asyncio.wait_for(told.wait(), PATIENCE_SECONDS)
+        await until(lambda: other.standings.admits("a"))
         other.standings.placed("a")
         assert not one.standings.admits("a")
         # From now on it is kept as long as a probe is waited for, and not as long as it was claimed for.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 noted = await other.shared.noted(["probe:a"])
                 if noted and noted["probe:a"][1] <= OPEN_SECONDS:

@@ -86,7 +86,7 @@ async def test_whole_trees_move_in_batches_and_what_is_young_or_not_answered_sta
 async def test_two_processes_that_move_at_once_move_each_tree_once(database: Database) -> None:
     await fill(database, 400, steps=4, age=timedelta(hours=2))
     made = [history(database) for _ in range(3)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while await count(database, "tasks"):
             await asyncio.gather(*(one.step() for one in made))
     assert await count(database, "tasks_history") == 2000
@@ -212,7 +212,8 @@ async def test_to_look_into_the_history_at_acceptance_reads_an_index_alone(datab
     await settle(history(database))
     await database.execute(
         "insert into tasks_history (root_task_id, task_id, task_type, status, ended_on) "
-        "select u, u, 'w', 'completed', now()::date from (select gen_random_uuid() u from generate_series(1, 50000)) s"
+        "select u, u, 'w', 'completed', (now() - interval '2 hours')::date "
+        "from (select gen_random_uuid() u from generate_series(1, 50000)) s"
     )
     if analysed:
         await database.execute("analyze tasks_history")

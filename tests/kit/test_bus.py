@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -665,6 +666,31 @@ async def test_a_request_is_answered(bus: Bus) -> None:
     assert (await bus.request("echo", b"hello", timeout_seconds=PATIENCE_SECONDS)).data == b"HELLO"
 
 
+async def test_a_flush_that_was_given_up_leaves_a_connection_that_hears(bus: Bus, broker: NatsServer) -> None:
+    """Its answer comes late, and nobody waits for it: the client library stopped to read, without a word."""
+
+    async def echo(message: Delivery) -> None:
+        await message.respond(message.data)
+
+    await bus.subscribe("echo", echo)
+    await bus.flush()
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(BusError, match="did not confirm"):
+            await bus.flush(0.1)
+        cancelled = asyncio.create_task(bus.flush())
+        await asyncio.sleep(0.1)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+    assert (await bus.request("echo", b"heard", timeout_seconds=PATIENCE_SECONDS)).data == b"heard"
+    await bus.flush(PATIENCE_SECONDS)
+    assert bus.generation == 1
+
+
 async def test_a_closed_bus_says_so_and_what_may_be_lost_is_lost(bus: Bus) -> None:
     await bus.close()
     await bus.close()
@@ -676,6 +702,14 @@ async def test_a_closed_bus_says_so_and_what_may_be_lost_is_lost(bus: Bus) -> No
     with pytest.raises(BusError):
         await bus.flush()
     assert not bus.connected
+
+
+async def test_a_bus_is_closed_while_something_waits_for_a_broker_that_is_away(bus: Bus, broker: NatsServer) -> None:
+    await broker.stop()
+    await until(lambda: not bus.connected, "the loss")
+    await bus.publish("agent.a.heartbeat", b"{}")
+    await bus.close()
+    assert bus.client.is_closed
 
 
 async def test_too_large_on_core_nats(bus: Bus) -> None:
@@ -755,9 +789,7 @@ async def test_marks_tell_a_lost_store(bus: Bus, broker: NatsServer) -> None:
         await stream_mark(bus, "AGENT_TASKS")
 
 
-async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_it_holds(
-    bus: Bus, publisher: Publisher
-) -> None:
+async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_it_holds(bus: Bus) -> None:
     """What a paused instance had asked for goes to another one, at once and not after its AckWait."""
     spec = task_consumer("a")
     async with Puller(bus, TASKS.name, spec, capacity=4) as first, Puller(bus, TASKS.name, spec, capacity=4) as second:
@@ -765,8 +797,7 @@ async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_i
         await second.wait_ready()
         first.pause()
         await until(lambda: first._subscription is None, "the withdrawal")
-        for number in range(4):
-            await publisher.publish("agent.a.task", str(number).encode())
+        await put(bus, 4)
         got: list[bytes] = []
         while len(got) < 4:
             got += [delivery.data for delivery in await taken(second)]
@@ -774,7 +805,7 @@ async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_i
         assert first.held == 0
         second.pause()
         first.resume()
-        await publisher.publish("agent.a.task", b"again")
+        await bus.js.publish(subjects.task("a"), b"again")
         assert [delivery.data for delivery in await taken(first, 1)] == [b"again"]
 
 

@@ -140,7 +140,9 @@ class PlainClient:
 
 
 @pytest_asyncio.fixture
-async def plain(settings: MeshSettings) -> AsyncIterator[PlainClient]:
+async def plain(settings: MeshSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PlainClient]:
+    # What a broker has not acknowledged for a while is said again. On a machine that stalls that is no second answer.
+    monkeypatch.setattr("pantheon.bus.publisher.ACK_TIMEOUT_SECONDS", PATIENCE_SECONDS)
     connection = await nats.connect(settings.nats_url)
     client = PlainClient(connection)
     await client.listen()

@@ -104,11 +104,13 @@ async def test_one_dead_letter_is_found_and_redriven_by_its_id_however_many_are_
     last = plain.dead[-1]["id"]
 
     async def query(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        message = await plain.connection.request("mesh.query.dead_letters", json.dumps(arguments).encode(), timeout=10)
+        message = await plain.connection.request(
+            "mesh.query.dead_letters", json.dumps(arguments).encode(), timeout=PATIENCE_SECONDS
+        )
         return list(json.loads(message.data)["dead_letters"])
 
     found: list[dict[str, Any]] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         # Whoever listens hears of it a moment before the stream has it.
         while not found:
             found = await query({"id": last})

@@ -29,13 +29,13 @@ async def until_row(settings: MeshSettings, query: str, *arguments: Any) -> Any:
 
 
 async def test_a_step_sleeps_and_another_waits_for_a_time(words: AgentProcess, mesh: Mesh) -> None:
-    wake = (now() + timedelta(seconds=0.5)).isoformat()
+    started = now()
+    wake = (started + timedelta(seconds=0.5)).isoformat()
     steps = {
         "nap": {"sleep": "300ms"},
         "dream": {"until": "input.wake"},
         "after": {"task": "echo", "with": {"woke": "${dream.at}"}, "needs": ["nap"]},
     }
-    started = now()
     result = await mesh.run("execute_dag", {"input": {"wake": wake}, "steps": steps, "output": "${after.woke}"})
     assert (now() - started).total_seconds() >= 0.4
     assert result[:19] == wake[:19]
@@ -177,9 +177,7 @@ async def test_a_paused_agent_and_a_paused_workflow_get_nothing_new(
     words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
 ) -> None:
     assert await mesh.run("mesh.pause", {"agent": "words_agent"}) == {"agent": "words_agent", "paused": True}
-    async with asyncio.timeout(10):
-        while not await rows(settings, "select 1 from pauses"):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    await until_row(settings, "select 1 from pauses")
     await asyncio.sleep(0.3)
     task_id = await mesh.submit("uppercase", {"text": "held"})
     await asyncio.sleep(1.2)
@@ -224,7 +222,7 @@ async def test_what_is_paused_is_listed_with_who_did_it_when_and_how_much_waits(
         await anna.resume(agent="words_agent")
         assert await anna.pauses() == []
         assert not await rows(settings, "select 1 from pauses")
-        assert (await other.wait(held[1], timeout_seconds=20)).status == "completed"
+        assert (await other.wait(held[1], timeout_seconds=PATIENCE_SECONDS)).status == "completed"
 
 
 async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails(
@@ -243,7 +241,7 @@ async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails
     assert waiting == {"task_ids": [str(row)], "task": "the workflow 'execute_dag' is paused", **details}
     await mesh.resume(workflow="execute_dag")
     with pytest.raises(TaskFailed) as failed:
-        result_of(await mesh.wait(task_id, timeout_seconds=20))
+        result_of(await mesh.wait(task_id, timeout_seconds=PATIENCE_SECONDS))
     assert failed.value.code == "no_agent_available"
     assert failed.value.message == (
         f"step 'loud': no agent took 'uppercase' within {settings.no_agent_wait_seconds:g} s: "
@@ -344,7 +342,7 @@ async def test_a_workflow_that_cannot_be_read_keeps_no_other_from_being_learned_
     steps = {"a": {"task": "echo", "with": {"n": 1}}}
     await rows(settings, put, "4567", "b_known_one", json.dumps({"name": "b_known_one", "steps": steps}))
     names: set[str] = set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while "b_known_one" not in names:
             names = {one["name"] for one in (await mesh.query("workflows"))["workflows"]}
     assert await mesh.run("b_known_one") == {"a": {"n": 1}}

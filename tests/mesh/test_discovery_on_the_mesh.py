@@ -42,7 +42,7 @@ def consul_settings(settings: MeshSettings, consul: ConsulServer) -> MeshSetting
 
 
 def _consul(consul: ConsulServer, path: str) -> Any:
-    with urllib.request.urlopen(f"{consul.url}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{consul.url}{path}", timeout=PATIENCE_SECONDS) as answer:
         return json.load(answer)
 
 
@@ -233,7 +233,7 @@ async def test_a_live_setting_in_consul_changes_an_agents_capacity(
 
     def put() -> None:
         request = urllib.request.Request(f"{consul.url}/v1/kv/config/{name}/max_concurrency", data=b"3", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=PATIENCE_SECONDS).close()
 
     async with AgentProcess(words_agent(seen, name=name), consul_settings) as process:
         assert process.max_concurrency == 20

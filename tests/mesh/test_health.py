@@ -15,11 +15,10 @@ from orchestrator_agent.service import load_library, orchestrator
 from pantheon.bus import ensure_streams
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
-from pantheon.stack.ports import pick_free
 from pantheon.stack.servers import NatsServer
 from protocol.errors import SettingsError
 from tests.mesh.agents import Seen, words_agent
-from tests.servers import postgres_server
+from tests.servers import pick_own_free, postgres_server
 from tests.waiting import PATIENCE_SECONDS, until
 
 
@@ -35,7 +34,7 @@ async def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:
 
 
 async def test_an_orchestrator_is_ready_only_with_nats_and_postgres(broker: NatsServer, tmp_path: Path) -> None:
-    port = pick_free()
+    port = pick_own_free()
     async with postgres_server(tmp_path / "postgres") as database:
         await migrations.upgrade(database.url)
         settings = MeshSettings.load(
@@ -71,7 +70,7 @@ async def test_a_taken_port_is_one_clear_line(settings: MeshSettings) -> None:
 
 async def test_an_agent_is_ready_once_it_can_take_tasks(broker: NatsServer, tmp_path: Path) -> None:
     """It waits for the streams, which the orchestrator makes; and while NATS is away it is alive, but not ready."""
-    port = pick_free()
+    port = pick_own_free()
     settings = MeshSettings.load(nats_url=broker.url, health_port=port, drain_grace_seconds=1.0)
     async with AgentProcess(words_agent(Seen()), settings) as process:
         assert await ask(port, "/healthz") == (200, {"status": "ok"})
@@ -81,7 +80,7 @@ async def test_an_agent_is_ready_once_it_can_take_tasks(broker: NatsServer, tmp_
         await process.worker.wait_ready()
         assert await ask(port, "/readyz") == (200, {"status": "ok", "missing": []})
         await broker.stop()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (await ask(port, "/readyz"))[1]["missing"] != ["NATS is not connected"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         assert await ask(port, "/healthz") == (200, {"status": "ok"})
@@ -89,11 +88,11 @@ async def test_an_agent_is_ready_once_it_can_take_tasks(broker: NatsServer, tmp_
 
 
 async def test_who_waits_for_nats_is_alive(tmp_path: Path) -> None:
-    port = pick_free()
-    settings = MeshSettings.load(nats_url=f"nats://127.0.0.1:{pick_free()}", health_port=port)
+    port = pick_own_free()
+    settings = MeshSettings.load(nats_url=f"nats://127.0.0.1:{pick_own_free()}", health_port=port)
     starting = asyncio.create_task(AgentProcess(words_agent(Seen()), settings).__aenter__())
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
                     assert await ask(port, "/healthz") == (200, {"status": "ok"})

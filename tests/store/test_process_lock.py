@@ -18,7 +18,7 @@ from uuid import UUID
 from orchestrator_agent.store.pool import ProcessLock
 
 async def main():
-    lock = ProcessLock(sys.argv[1], UUID(sys.argv[2]), "holder", frozen_seconds=2.0)
+    lock = ProcessLock(sys.argv[1], UUID(sys.argv[2]), "holder", frozen_seconds=4.0)
     await lock.take()
     while True:
         print("held" if lock.held else "lost", flush=True)
