@@ -108,6 +108,15 @@ def test_int_and_double_do_not_mix() -> None:
 def test_an_integer_beyond_64_bits_is_passed_on_but_not_reckoned_with() -> None:
     assert value("input.n", input={"n": 2**70}) == 2**70
     assert "range" in failure("input.n + 1", input={"n": 2**70}).message
+    assert "range" in failure("string(input.n)", input={"n": -(2**70)}).message
+
+
+def test_an_integer_beyond_64_bits_is_in_nobodys_way() -> None:
+    """Every expression failed while one was anywhere in what it might have read."""
+    given = {"text": "abc", "far": [{"n": 2**70}, 10**400]}
+    assert value("size(input.text)", input=given) == 3
+    assert value("[input.far[0].n, 1, b'abc']", input=given) == [2**70, 1, "YWJj"]
+    assert value("input.far", input=given) == value("{'far': input.far}.far", input=given) == given["far"]
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
