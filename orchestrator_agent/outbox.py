@@ -78,8 +78,11 @@ class Outbox:
         """Publish an event; it may be lost, it never fails."""
         await self._bus.publish_quietly(*event(entity, name, self._source, data))
 
-    async def dispatch(self, run: Run, row: Row) -> None:
-        """Publish a row's current attempt; the same attempt published twice is one message."""
+    async def dispatch(self, run: Run, row: Row, *, again: str = "") -> None:
+        """Publish a row's current attempt; the same attempt published twice is one message.
+
+        `again` (any text) makes it another one: the broker remembers the ids of messages that were purged.
+        """
         if row.agent is None:
             return
         ref = self._objects.ref(row.root_task_id, row.payload)
@@ -91,7 +94,7 @@ class Outbox:
             subjects.task(row.agent),
             task_request(run, row, ref),
             row.task_id,
-            message_id=attempt_id(row),
+            message_id=f"{attempt_id(row)}:{again}" if again else attempt_id(row),
             headers=request_headers(run, row, now()),
         )
 
