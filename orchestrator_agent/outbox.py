@@ -57,10 +57,13 @@ class Outbox:
         self._beside: set[asyncio.Task[None]] = set()
         # Told when somebody should look again; the reconciler puts itself here.
         self.on_wake_at: Callable[[datetime], None] = lambda moment: None
+        # Told of a root that ended: its task type, how many seconds it took, its error.
+        self.on_ended: Callable[[str, float, str | None], None] = lambda task_type, seconds, error: None
 
     async def deliver(self, run: Run, decisions: Decisions) -> None:
         """Everything that one committed decision owes the world, the answer first."""
         if decisions.root_ended:
+            self._count(run.root)
             await self.answer(run)
         for row in decisions.answers:
             await self._answer_delegated(run, row)
@@ -73,6 +76,11 @@ class Outbox:
             await self.say(entity, name, data)
         for moment in decisions.wake_at:
             self.on_wake_at(moment)
+
+    def _count(self, root: Row) -> None:
+        if root.created_at is not None and root.completed_at is not None:
+            seconds = (root.completed_at - root.created_at).total_seconds()
+            self.on_ended(root.task_type, seconds, root.error.message if root.error is not None else None)
 
     async def say(self, entity: str, name: str, data: dict[str, object]) -> None:
         """Publish an event; it may be lost, it never fails."""
