@@ -78,6 +78,38 @@ async def test_an_agent_that_answers_nothing_costs_one_attempt(
     assert "mute_agent" in failed.value.message
 
 
+async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with_it(
+    orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that arrived with an answer that could not be read was overtaken while that one became a dead letter."""
+    letters = asyncio.Event()
+
+    async def write_letter(*_: Any) -> None:
+        await letters.wait()
+
+    monkeypatch.setattr("orchestrator_agent.conductor.publish_dead_letter", write_letter)
+    await plain.overhear("mute_agent")
+    record = {"protocol": 1, "name": "mute_agent", "instance_id": "m1", "task_types": ["nothing"], "max_concurrency": 9}
+    bucket = await plain.connection.jetstream().key_value("agents")
+    await bucket.put("mute_agent.m1", json.dumps(record).encode())
+    ids = [await plain.send("nothing"), await plain.send("nothing")]
+    await plain.until(lambda: len(plain.overheard) == 2)
+    attempts = {one["root_task_id"]: one["task_id"] for one, _ in plain.overheard}
+
+    async def answer(root_task_id: str, **fields: Any) -> None:
+        known = {"task_id": attempts[root_task_id], "root_task_id": root_task_id, "attempt": 1, "agent": "mute_agent"}
+        body = json.dumps({**known, **fields})
+        await plain.connection.publish("agent.mute_agent.response", body.encode())
+
+    await answer(ids[0], status="nonsense")
+    await answer(ids[1], status="completed", result="first")
+    await plain.connection.flush()
+    await answer(ids[1], status="failed", error={"code": "second", "message": "not the first"})
+    assert (await plain.answer(ids[1]))["result"] == "first"
+    assert (await plain.answer(ids[0]))["error"]["details"]["code"] == "invalid_response"
+    letters.set()
+
+
 async def test_a_deadline_stops_everything_that_runs(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
     request = mesh.request("sleep", {"seconds": 300}, deadline=now() + timedelta(seconds=2))
     await mesh.submit(request)
