@@ -274,11 +274,12 @@ class Conductor:
         for delivery in deliveries:
             if delivery.subject == subjects.response(ORCHESTRATOR):
                 continue
+            answer: Answered | None
             try:
                 answer = await self._read_answer(delivery)
-            except InvalidRequest as error:
-                unread.append((delivery, error))
-                answer = _unread_answer(delivery, error)
+            except InvalidRequest as wrong:
+                unread.append((delivery, wrong))
+                answer = _unread_answer(delivery, wrong)
             if answer is not None:
                 happened.setdefault(answer.root_task_id, []).append(answer)
         for happening, _ in posted:

@@ -15,6 +15,7 @@ import structlog
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.standing import Standings
+from orchestrator_agent.stops import Stops
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
 from pantheon.background import end
@@ -22,15 +23,13 @@ from pantheon.bus import Bus, Objects, Publisher
 from protocol import subjects
 from protocol.errors import BusError, StoreError, TooLarge
 from protocol.events import event
-from protocol.messages import Control, ObjectRef, now, to_bytes
+from protocol.messages import ObjectRef, now
 from protocol.names import ORCHESTRATOR
 
 log = structlog.get_logger()
 
 # Acknowledged answers are noted together; the note only saves a publish after a crash.
 NOTE_EVERY_SECONDS = 0.05
-# A cancel may reach an agent before the task does, or be lost: it is said again, and is idempotent.
-STOP_AGAIN_SECONDS = (1.0, 5.0)
 # A large value that the object store does not take just now.
 PUT_AGAIN_SECONDS = 1.0
 
@@ -52,6 +51,7 @@ class Outbox:
         self._store = store
         self._standings = standings
         self._source = source
+        self._stops = Stops(bus)
         self._answered: list[UUID] = []
         self._noting: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
@@ -71,7 +71,7 @@ class Outbox:
             self._standings.dispatched(row.agent or "")
             await self.dispatch(run, row)
         for agent, task_id, attempt, reason in decisions.stopped:
-            self._stop(agent, task_id, attempt, reason)
+            self._go_beside(self._stops.say(agent, task_id, attempt, reason), "stop-attempt")
         for entity, name, data in decisions.events:
             await self.say(entity, name, data)
         for moment in decisions.wake_at:
@@ -193,23 +193,14 @@ class Outbox:
                 self._answered += batch
                 await asyncio.sleep(1)
 
-    def _stop(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
-        self._go_beside(self._say_stop(agent, task_id, attempt, reason), "stop-attempt")
-
     def _go_beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
-    async def _say_stop(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
-        order = to_bytes(Control(command="cancel", task_id=task_id, attempt=attempt, reason=reason))
-        await self._bus.publish_quietly(subjects.control(agent), order)
-        for wait in STOP_AGAIN_SECONDS:
-            await asyncio.sleep(wait)
-            await self._bus.publish_quietly(subjects.control(agent), order)
-
     async def close(self) -> None:
         await end([*self._beside, *([self._noting] if self._noting else [])])
+        await self._stops.close()
         if self._answered:
             try:
                 await self._store.mark_answered(self._answered)

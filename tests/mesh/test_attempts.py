@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskCancelled, TaskContext, TaskFailed
@@ -78,6 +79,14 @@ async def test_an_agent_that_answers_nothing_costs_one_attempt(
     assert "mute_agent" in failed.value.message
 
 
+async def mute_agent(plain: PlainClient) -> None:
+    """One that is registered, and does what the test does for it."""
+    await plain.overhear("mute_agent")
+    record = {"protocol": 1, "name": "mute_agent", "instance_id": "m1", "task_types": ["nothing"], "max_concurrency": 9}
+    bucket = await plain.connection.jetstream().key_value("agents")
+    await bucket.put("mute_agent.m1", json.dumps(record).encode())
+
+
 async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with_it(
     orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,10 +97,7 @@ async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with
         await letters.wait()
 
     monkeypatch.setattr("orchestrator_agent.conductor.publish_dead_letter", write_letter)
-    await plain.overhear("mute_agent")
-    record = {"protocol": 1, "name": "mute_agent", "instance_id": "m1", "task_types": ["nothing"], "max_concurrency": 9}
-    bucket = await plain.connection.jetstream().key_value("agents")
-    await bucket.put("mute_agent.m1", json.dumps(record).encode())
+    await mute_agent(plain)
     ids = [await plain.send("nothing"), await plain.send("nothing")]
     await plain.until(lambda: len(plain.overheard) == 2)
     attempts = {one["root_task_id"]: one["task_id"] for one, _ in plain.overheard}
@@ -108,6 +114,41 @@ async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with
     assert (await plain.answer(ids[1]))["result"] == "first"
     assert (await plain.answer(ids[0]))["error"]["details"]["code"] == "invalid_response"
     letters.set()
+
+
+async def test_an_order_to_stop_is_given_again_as_long_as_a_heartbeat_shows_the_attempt(
+    orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given three times within six seconds: an agent that was cut off for longer worked on."""
+    monkeypatch.setattr("orchestrator_agent.stops.AGAIN_SECONDS", ())
+    orders: list[dict[str, Any]] = []
+
+    async def hear(message: Msg) -> None:
+        orders.append(json.loads(message.data))
+
+    await plain.connection.subscribe("agent.mute_agent.control", cb=hear)
+    await mute_agent(plain)
+    task_id = await plain.send("nothing")
+    await plain.until(lambda: plain.overheard)
+    attempt = {"task_id": plain.overheard[0][0]["task_id"], "attempt": 1}
+    assert (await plain.ask("mesh.cancel", {"task_id": task_id}))["result"]["changed"] is True
+    await until(lambda: len(orders) == 1, "the order")
+
+    async def beat(*running: dict[str, Any]) -> None:
+        heartbeat = {"agent": "mute_agent", "instance_id": "m1", "active": len(running), "max_concurrency": 9}
+        body = json.dumps({**heartbeat, "running": running, "at": now().isoformat()})
+        await plain.connection.publish("agent.mute_agent.heartbeat", body.encode())
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        # The first ones may come before the orchestrator listens.
+        while len(orders) < 3:
+            await beat({**attempt, "attempt": 2}, {**attempt, "task_id": str(uuid.uuid4())})
+            await beat(attempt)
+            await asyncio.sleep(0.1)
+    assert [{name: order[name] for name in ("command", *attempt)} for order in orders] == [
+        {"command": "cancel", **attempt}
+    ] * len(orders)
+    assert {order["instance_id"] for order in orders[1:]} == {"m1"}
 
 
 async def test_a_deadline_stops_everything_that_runs(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
