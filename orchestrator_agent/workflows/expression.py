@@ -16,7 +16,8 @@ from cel_expr_python.ext import ext_math, ext_optional, ext_strings
 
 from protocol.errors import ExpressionError, InvalidWorkflow
 
-_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z", re.ASCII)
+# The four words that CEL has for nothing but themselves are no fields either, unless in backticks.
+_PATH = re.compile(r"[A-Za-z_]\w*(\.(?!(?:in|true|false|null)\b)[A-Za-z_]\w*)*\Z", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # A string literal of CEL: optional prefixes r and b, then triple or single quotes of either kind.
 _STRING = re.compile(
