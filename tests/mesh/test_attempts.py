@@ -4,6 +4,7 @@ import asyncio
 import json
 import uuid
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -242,6 +243,47 @@ async def test_a_failed_task_is_replayed_from_its_failed_step(words: AgentProces
     response = await mesh.wait(await mesh.submit("mesh.replay", {"task_id": str(old), "from": "bad"}))
     assert [name for name, _, _ in seen.calls] == ["flaky"]
     assert response.status == "failed"
+
+
+async def test_what_names_a_tree_that_takes_nothing_is_answered(
+    words: AgentProcess, plain: PlainClient, seen: Seen
+) -> None:
+    """It was dropped without a word, however often it was sent."""
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    running = await plain.submit("uppercase", {"text": "a"})
+    await seen.until_called("uppercase")
+    gate.set()
+    await plain.answer(running)
+    for root, parent in ((running, running), (running, str(uuid.uuid4()))):
+        task_id = await plain.send("echo", {}, root_task_id=root, parent_task_id=parent)
+        error = (await plain.answer(task_id))["error"]
+        assert (error["code"], error["details"]["field"]) == ("invalid_request", "parent_task_id")
+        await plain.send("echo", {}, task_id=task_id, root_task_id=root, parent_task_id=parent)
+        await plain.until(partial(_answered_twice, plain, task_id))
+        assert len(set(plain.responses[task_id])) == 1
+    assert seen.count("echo") == 0
+
+
+def _answered_twice(plain: PlainClient, task_id: str) -> bool:
+    return len(plain.responses[task_id]) == 2
+
+
+async def test_a_child_is_answered_again_when_its_tree_has_ended(
+    words: AgentProcess, plain: PlainClient, seen: Seen
+) -> None:
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    await plain.overhear("words_agent")
+    root = await plain.submit("uppercase", {"text": "a"})
+    await plain.until(lambda: plain.overheard)
+    given = {"root_task_id": root, "parent_task_id": plain.overheard[0][0]["task_id"]}
+    child = await plain.send("echo", {"n": 1}, **given)
+    assert (await plain.answer(child))["root_task_id"] == root
+    gate.set()
+    await plain.answer(root)
+    await plain.send("echo", {"n": 1}, task_id=child, **given)
+    await plain.until(partial(_answered_twice, plain, child))
+    assert len(set(plain.responses[child])) == 1
+    assert seen.count("echo") == 1
 
 
 async def test_an_agent_delegates_from_inside_a_task_and_usage_adds_up(
