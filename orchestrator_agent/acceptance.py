@@ -25,6 +25,9 @@ from protocol.names import EXECUTE_DAG, MESH_PREFIX, ORCHESTRATOR
 
 log = structlog.get_logger()
 
+# Of an agent's task: it may be given out again, and so may what it gave out.
+_BETWEEN_ATTEMPTS = (Status.READY, Status.DISPATCHED, Status.WAITING)
+
 
 class Acceptance:
     """Accepted means committed: nothing is announced, and no request acknowledged, before its row is in Postgres.
@@ -82,9 +85,14 @@ class Acceptance:
                 except PantheonError as error:
                     run, decisions = self._planner.unreadable(request.model_dump(), error, now())
                 else:
-                    if await self._delegated(request):
-                        continue
-                    run, decisions = await self._plan(request, delivery)
+                    try:
+                        if await self._delegated(request):
+                            continue
+                    except InvalidRequest as error:
+                        refusal = ErrorInfo.of(error)
+                        run, decisions = self._planner.refused(request, refusal, headers=delivery.headers, now=now())
+                    else:
+                        run, decisions = await self._plan(request, delivery)
             if run.root_task_id in fresh:
                 continue
             fresh[run.root_task_id] = (run, decisions, request, delivery)
@@ -200,7 +208,10 @@ class Acceptance:
             await self._meet_again(old, again)
 
     async def _delegated(self, request: TaskRequest) -> bool:
-        """Whether a request is a task that an agent of ours gave out, and is in its tree now."""
+        """Whether a request is a task that an agent of ours gave out, and is in its tree now, or is not wanted there.
+
+        Raises InvalidRequest where it can never be in the tree that it names.
+        """
         root, parent = request.root_task_id, request.parent_task_id
         if root is None or parent is None or root == request.task_id or request.task_type in OPERATIONS:
             return False
@@ -225,15 +236,33 @@ class Acceptance:
             )
         )
         if not taken:
-            if not await patiently(self._reader.known, [root]):
-                return False
-            # The tree is ours, and nobody in it wants this any more: the attempt that gave it out is over. As a root of
-            # its own, it could run a second time when the next attempt gives it out again.
-            log.info("delegation.dropped", task_id=str(request.task_id), root_task_id=str(root))
-            return True
+            tree = (await patiently(self._store.trees, [root])).get(root)
+            if tree is not None:
+                await self._not_taken(request, bare_run(tree))
+            return tree is not None
         data: dict[str, object] = {"task_id": str(request.task_id), "task_type": request.task_type}
         await self._outbox.say("task", "accepted", data)
         return True
+
+    async def _not_taken(self, request: TaskRequest, tree: Run) -> None:
+        """A request that the tree it names did not take."""
+        if (known := tree.rows.get(request.task_id)) is not None:
+            # It was a child there, and the tree has ended since.
+            if known.ended:
+                known.reply_to = request.reply_to or known.reply_to
+                await self._outbox.deliver(tree, Decisions(answers=[known]))
+            return
+        parent = tree.rows.get(request.parent_task_id) if request.parent_task_id is not None else None
+        if parent is not None and not tree.root.ended and parent.status in _BETWEEN_ATTEMPTS:
+            # The attempt that gave it out is over. With an outcome of its own it could be no child when the next
+            # attempt gives it out again.
+            log.info("delegation.dropped", task_id=str(request.task_id), root_task_id=str(tree.root_task_id))
+            return
+        raise InvalidRequest(
+            f"parent_task_id: task {request.parent_task_id} of the tree {tree.root_task_id} is with no agent, so it "
+            "gives out nothing: a task of its own names no root_task_id",
+            field="parent_task_id",
+        )
 
     async def _announce(self, run: Run) -> None:
         data: dict[str, object] = {"task_id": str(run.root_task_id), "task_type": run.root.task_type}

@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
@@ -109,7 +110,7 @@ class Conductor:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._large: set[asyncio.Task[None]] = set()
         self._large_places = asyncio.Semaphore(LARGE_IN_FLIGHT)
-        self._busy: set[UUID] = set()
+        self._begun: dict[object, frozenset[UUID]] = {}
         self._freed = asyncio.Event()
         self._wake = asyncio.Event()
         self._stopping = False
@@ -269,51 +270,54 @@ class Conductor:
 
     async def _settle(self, deliveries: Sequence[Delivery], posted: Sequence[Posted]) -> None:
         happened: dict[UUID, list[Happening]] = {}
+        unread: list[tuple[Delivery, InvalidRequest]] = []
         for delivery in deliveries:
             if delivery.subject == subjects.response(ORCHESTRATOR):
                 continue
-            answer = await self._read_answer(delivery)
+            answer: Answered | None
+            try:
+                answer = await self._read_answer(delivery)
+            except InvalidRequest as wrong:
+                unread.append((delivery, wrong))
+                answer = _unread_answer(delivery, wrong)
             if answer is not None:
                 happened.setdefault(answer.root_task_id, []).append(answer)
         for happening, _ in posted:
             happened.setdefault(happening.root_task_id, []).append(happening)
         outcomes: dict[UUID, Any] = {}
-        # A run is in one batch's hands at a time; what comes for it meanwhile waits, with its batch.
-        mine = frozenset(happened)
-        while self._busy & mine:
-            self._freed.clear()
-            await self._freed.wait()
-        self._busy |= mine
+        # A run is in one batch's hands at a time; what comes for it meanwhile waits, with its batch, in the order in
+        # which it came: of two answers to one attempt the first one counts.
+        mine = object()
+        self._begun[mine] = frozenset(happened)
         try:
+            while not self._next(mine):
+                self._freed.clear()
+                await self._freed.wait()
             while happened:
                 happened = await self._apply(happened, outcomes)
         finally:
-            self._busy -= mine
+            del self._begun[mine]
             self._freed.set()
         for happening, done in posted:
             if done is not None and not done.done():
                 key = happening.task_id if isinstance(happening, Delegated) else getattr(happening, "operation", None)
                 done.set_result(outcomes.get(key) if key is not None else None)
-        for delivery in deliveries:
-            await acknowledge(delivery)
-
-    async def _read_answer(self, delivery: Delivery) -> Answered | None:
-        try:
-            response = parse_response(delivery.data)
-        except InvalidRequest as error:
+        for delivery, error in unread:
             known = salvage_ids(delivery.data)
             await publish_dead_letter(
                 self._publisher, ORCHESTRATOR, delivery, "not a TaskResponse", str(error), known.get("task_id")
             )
-            if "task_id" not in known or "root_task_id" not in known:
-                return None
-            return Answered(
-                root_task_id=known["root_task_id"],
-                task_id=known["task_id"],
-                attempt=known.get("attempt", 1),
-                status="failed",
-                error=ErrorInfo(code=ErrorCode.INVALID_RESPONSE, message=f"not a TaskResponse: {error.message}"),
-            )
+        for delivery in deliveries:
+            await acknowledge(delivery)
+
+    def _next(self, batch: object) -> bool:
+        """Whether nobody who began before has one of the batch's runs."""
+        mine = self._begun[batch]
+        return not any(mine & self._begun[one] for one in takewhile(lambda one: one is not batch, self._begun))
+
+    async def _read_answer(self, delivery: Delivery) -> Answered:
+        """Raises InvalidRequest. It waits for nothing unless the result is by reference, and those come alone."""
+        response = parse_response(delivery.data)
         self._judge(response)
         result, failure = response.result, response.error
         if response.result_ref is not None and response.status == "completed":
@@ -454,6 +458,20 @@ class Conductor:
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._held.pop(id(delivery), None)
+
+
+def _unread_answer(delivery: Delivery, error: InvalidRequest) -> Answered | None:
+    """The end of an attempt whose answer cannot be read, where it can be told which."""
+    known = salvage_ids(delivery.data)
+    if "task_id" not in known or "root_task_id" not in known:
+        return None
+    return Answered(
+        root_task_id=known["root_task_id"],
+        task_id=known["task_id"],
+        attempt=known.get("attempt", 1),
+        status="failed",
+        error=ErrorInfo(code=ErrorCode.INVALID_RESPONSE, message=f"not a TaskResponse: {error.message}"),
+    )
 
 
 def _apart(deliveries: Sequence[Delivery], mark: bytes) -> tuple[Sequence[Delivery], Sequence[Delivery]]:

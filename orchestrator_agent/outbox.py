@@ -15,6 +15,7 @@ import structlog
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.standing import Standings
+from orchestrator_agent.stops import Stops
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
 from pantheon.background import end
@@ -22,15 +23,13 @@ from pantheon.bus import Bus, Objects, Publisher
 from protocol import subjects
 from protocol.errors import BusError, StoreError, TooLarge
 from protocol.events import event
-from protocol.messages import Control, ObjectRef, now, to_bytes
+from protocol.messages import ObjectRef, now
 from protocol.names import ORCHESTRATOR
 
 log = structlog.get_logger()
 
 # Acknowledged answers are noted together; the note only saves a publish after a crash.
 NOTE_EVERY_SECONDS = 0.05
-# A cancel may reach an agent before the task does, or be lost: it is said again, and is idempotent.
-STOP_AGAIN_SECONDS = (1.0, 5.0)
 # A large value that the object store does not take just now.
 PUT_AGAIN_SECONDS = 1.0
 
@@ -52,15 +51,19 @@ class Outbox:
         self._store = store
         self._standings = standings
         self._source = source
+        self._stops = Stops(bus)
         self._answered: list[UUID] = []
         self._noting: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         # Told when somebody should look again; the reconciler puts itself here.
         self.on_wake_at: Callable[[datetime], None] = lambda moment: None
+        # Told of a root that ended: its task type, how many seconds it took, its error.
+        self.on_ended: Callable[[str, float, str | None], None] = lambda task_type, seconds, error: None
 
     async def deliver(self, run: Run, decisions: Decisions) -> None:
         """Everything that one committed decision owes the world, the answer first."""
         if decisions.root_ended:
+            self._count(run.root)
             await self.answer(run)
         for row in decisions.answers:
             await self._answer_delegated(run, row)
@@ -68,27 +71,36 @@ class Outbox:
             self._standings.dispatched(row.agent or "")
             await self.dispatch(run, row, decisions.at)
         for agent, task_id, attempt, reason in decisions.stopped:
-            self._stop(agent, task_id, attempt, reason)
+            self._go_beside(self._stops.say(agent, task_id, attempt, reason), "stop-attempt")
         for entity, name, data in decisions.events:
             await self._bus.publish_quietly(*event(entity, name, self._source, data, at=decisions.at))
         for moment in decisions.wake_at:
             self.on_wake_at(moment)
 
+    def _count(self, root: Row) -> None:
+        if root.created_at is not None and root.completed_at is not None:
+            seconds = (root.completed_at - root.created_at).total_seconds()
+            self.on_ended(root.task_type, seconds, root.error.message if root.error is not None else None)
+
     async def say(self, entity: str, name: str, data: dict[str, object]) -> None:
         """Publish an event; it may be lost, it never fails."""
         await self._bus.publish_quietly(*event(entity, name, self._source, data))
 
-    async def dispatch(self, run: Run, row: Row, at: datetime | None = None) -> None:
-        """Publish a row's current attempt, at a moment (None: now); the same attempt published twice is one message."""
+    async def dispatch(self, run: Run, row: Row, at: datetime | None = None, *, again: str = "") -> None:
+        """Publish a row's current attempt, at a moment (None: now); the same attempt published twice is one message.
+
+        `again` (any text) makes it another one: the broker remembers the ids of messages that were purged.
+        """
         if row.agent is None:
             return
         ref = self._objects.ref(row.root_task_id, row.payload)
         message = (subjects.task(row.agent), task_request(run, row, ref), row.task_id)
+        message_id = f"{attempt_id(row)}:{again}" if again else attempt_id(row)
         headers = request_headers(run, row, at or now())
         if ref is None:
-            await self._send(*message, message_id=attempt_id(row), headers=headers)
+            await self._send(*message, message_id=message_id, headers=headers)
         else:
-            send = partial(self._send, *message, message_id=attempt_id(row), headers=headers)
+            send = partial(self._send, *message, message_id=message_id, headers=headers)
             await self._behind_its_value(ref, row.root_task_id, row.payload, send)
 
     async def _send(self, subject: str, body: bytes, task_id: UUID, **options: Any) -> None:
@@ -178,23 +190,14 @@ class Outbox:
                 self._answered += batch
                 await asyncio.sleep(1)
 
-    def _stop(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
-        self._go_beside(self._say_stop(agent, task_id, attempt, reason), "stop-attempt")
-
     def _go_beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
-    async def _say_stop(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
-        order = to_bytes(Control(command="cancel", task_id=task_id, attempt=attempt, reason=reason))
-        await self._bus.publish_quietly(subjects.control(agent), order)
-        for wait in STOP_AGAIN_SECONDS:
-            await asyncio.sleep(wait)
-            await self._bus.publish_quietly(subjects.control(agent), order)
-
     async def close(self) -> None:
         await end([*self._beside, *([self._noting] if self._noting else [])])
+        await self._stops.close()
         if self._answered:
             try:
                 await self._store.mark_answered(self._answered)

@@ -5,6 +5,7 @@ changed, and in a slow jittered sweep.
 """
 
 import asyncio
+import contextlib
 import heapq
 import random
 from datetime import datetime
@@ -30,9 +31,10 @@ from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.turns import Schedules, Turns
 from orchestrator_agent.workflows.library import Library
 from pantheon.background import end
-from pantheon.bus import Bus, Publisher, ensure_streams, stream_mark
+from pantheon.bus import Bus, Publisher, Purge, Subscription, ensure_streams, on_purge, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import Registry, ensure_bucket
+from protocol import subjects
 from protocol.errors import BusError, InvalidWorkflow, PantheonError, StoreError
 from protocol.messages import now
 from protocol.streams import RESPONSES, TASKS
@@ -98,11 +100,15 @@ class Reconciler:
         self._moments: list[float] = []
         self._known_moments: set[float] = set()
         self._marks: dict[str, StreamMark] = {}
+        self._purges: list[tuple[Purge, datetime]] = []
+        self._purged = asyncio.Event()
+        self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._unhook: list[Any] = []
 
     async def start(self) -> None:
         self._conductor.outbox.on_wake_at = self.wake_at
+        self._subscription = await on_purge(self._bus, self._hear_of_purge)
         self._unhook = [self._registry.on_change(self.look_now), self._bus.on_reconnect(self.look_now)]
         self._tasks = [
             asyncio.create_task(self._sweep_for_ever(), name="reconcile"),
@@ -239,8 +245,11 @@ class Reconciler:
             log.info("process.adopted", process_id=str(dead.process_id), rows=len(dead.rows), again=len(unsure))
             await self._say_again(unsure)
 
-    async def _say_again(self, records: Any) -> None:
-        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has."""
+    async def _say_again(self, records: Any, purge: Purge | None = None) -> None:
+        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has.
+
+        After a purge it has forgotten the messages, and not their ids: then attempts alone, with ids of their own.
+        """
         wanted: dict[UUID, set[UUID]] = {}
         for record in records:
             wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
@@ -261,7 +270,7 @@ class Reconciler:
                     if row is None:
                         continue
                     if row.status is Status.DISPATCHED:
-                        await self._conductor.outbox.dispatch(run, row)
+                        await self._conductor.outbox.dispatch(run, row, again=purge.id if purge is not None else "")
                     elif row is run.root and row.status in ENDED:
                         await self._conductor.outbox.answer(run)
 
@@ -275,9 +284,38 @@ class Reconciler:
                 log.debug("watch.waiting", error=str(error))
             except Exception:
                 log.exception("watch.failed")
-            await asyncio.sleep(WATCH_SECONDS * random.uniform(0.75, 1.25))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.75, 1.25)):
+                    await self._purged.wait()
+
+    def _hear_of_purge(self, purge: Purge) -> None:
+        if purge.stream in WATCHED:
+            self._purges.append((purge, now()))
+            self._purged.set()
+
+    async def _make_up_for(self, purge: Purge, heard_at: datetime) -> None:
+        """Publish what a purge took out of the queues. Who is at work already on such an attempt gets a twin of it, as
+        after the loss of a whole store; where it is the same instance, it knows it."""
+        log.warning("broker.purged", stream=purge.stream, subject=purge.subject)
+        owed = await self._reader.owed(self._lock.process_id)
+        lost = [
+            row
+            for row in owed
+            if row["status"] == Status.DISPATCHED
+            and row["dispatched_at"] < heard_at
+            and (purge.stream != TASKS.name or purge.subject in (None, subjects.task(row["agent"])))
+        ]
+        await self._say_again(lost, purge)
 
     async def _watch(self) -> None:
+        self._purged.clear()
+        while self._purges:
+            purge, heard_at = self._purges.pop(0)
+            try:
+                await self._make_up_for(purge, heard_at)
+            except (BusError, StoreError):
+                self._purges.insert(0, (purge, heard_at))
+                raise
         lost = False
         marks: dict[str, StreamMark] = {}
         for name in WATCHED:
@@ -323,4 +361,7 @@ class Reconciler:
     async def close(self) -> None:
         for unhook in self._unhook:
             unhook()
+        if self._subscription is not None:
+            await self._bus.unsubscribe(self._subscription)
+            self._subscription = None
         await end(self._tasks)

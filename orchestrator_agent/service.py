@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -46,6 +48,7 @@ from pantheon.settings import MeshSettings
 from protocol.errors import PantheonError, SettingsError, StoreError
 from protocol.ids import new_id
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
+from protocol.schema import documents
 from protocol.streams import TASKS
 
 log = structlog.get_logger()
@@ -58,6 +61,12 @@ ORCHESTRATOR_CONCURRENCY = 10_000
 BUSY_ANSWERS_PER_SECOND = 50.0
 # A probe that waits longer counts as failed with whoever asks.
 ASK_POSTGRES_SECONDS = 2.0
+
+
+@cache
+def inline_schema() -> Mapping[str, Any]:
+    """The JSON Schema of what `execute_dag` takes; made once, which takes a while."""
+    return documents()["execute-dag.schema.json"]
 
 
 class OrchestratorAgent(Agent):
@@ -75,6 +84,13 @@ class OrchestratorAgent(Agent):
     @property
     def task_types(self) -> tuple[str, ...]:
         return (EXECUTE_DAG, *self._library.names)
+
+    @property
+    def schemas(self) -> Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
+        found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]] = {EXECUTE_DAG: (inline_schema(), None)}
+        for plan in self._library.plans:
+            found[plan.name] = (plan.input_schema or {"type": "object"}, None)
+        return found
 
 
 def load_library(folders: list[Path]) -> Library:
@@ -143,6 +159,7 @@ class Orchestrator:
         rules = rules_of(self._settings)
         runs = Runs(store, reader, self._library, shared=lambda: window.processes > 1)
         outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, source=process.source)
+        outbox.on_ended = process.micro.record
         planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
         conductor = Conductor(
             process.bus,

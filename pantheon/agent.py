@@ -47,6 +47,11 @@ class Agent:
         return tuple(self.handlers)
 
     @property
+    def schemas(self) -> Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
+        """Of each task type, the JSON Schemas of its payload and of its result."""
+        return {name: (handler.input_schema, handler.output_schema) for name, handler in self.handlers.items()}
+
+    @property
     def metadata(self) -> dict[str, str]:
         made = self._metadata() if callable(self._metadata) else self._metadata or {}
         return dict(made)

@@ -6,7 +6,7 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -60,12 +60,12 @@ class Handler:
         self._result_type: Any = hints.get("return", Any)
         self._output = None if self._result_type in (Any, type(None)) else TypeAdapter(self._result_type)
 
-    @property
+    @cached_property
     def input_schema(self) -> dict[str, Any]:
         """JSON Schema of the payload (any object, where the function does not say)."""
         return self._input.json_schema() if self._input is not None else {"type": "object"}
 
-    @property
+    @cached_property
     def output_schema(self) -> dict[str, Any]:
         """JSON Schema of the result (anything, where the function does not say)."""
         return self._output.json_schema(mode="serialization") if self._output is not None else {}

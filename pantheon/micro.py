@@ -88,6 +88,15 @@ class MicroService:
     def endpoints(self) -> Mapping[str, Endpoint]:
         return self._endpoints
 
+    def describe(self, endpoints: Sequence[Endpoint]) -> None:
+        """Have these endpoints from now on; those that were there keep what was counted of them."""
+        made: dict[str, Endpoint] = {}
+        for endpoint in endpoints:
+            known = self._endpoints.get(endpoint.task_type, endpoint)
+            known.input_schema, known.output_schema = endpoint.input_schema, endpoint.output_schema
+            made[endpoint.task_type] = known
+        self._endpoints = made
+
     async def start(self) -> None:
         """Subscribe to `$SRV.<verb>`, `.<name>` and `.<name>.<id>` of each verb."""
         answers = {"PING": self.ping, "INFO": self.info, "STATS": self.stats}

@@ -123,6 +123,9 @@ class AgentProcess:
             metadata=self.agent.metadata,
         )
 
+    def _endpoints(self) -> list[Endpoint]:
+        return [Endpoint(task_type, taken, given) for task_type, (taken, given) in self.agent.schemas.items()]
+
     async def __aenter__(self) -> Self:
         # Before there is a connection: whoever waits for NATS or Postgres is alive, and says that it is not ready.
         await self._open_health()
@@ -178,10 +181,7 @@ class AgentProcess:
             version=self.agent.version,
             description=self.agent.description,
             metadata=self.agent.metadata,
-            endpoints=[
-                Endpoint(handler.task_type, handler.input_schema, handler.output_schema)
-                for handler in self.agent.handlers.values()
-            ],
+            endpoints=self._endpoints(),
         )
         if self._make_worker is not None:
             self.worker = await self._make_worker(self)
@@ -244,7 +244,16 @@ class AgentProcess:
                     )
                 ),
             )
+            await self._learn()
             await asyncio.sleep(self.config.current.heartbeat_interval_seconds)
+
+    async def _learn(self) -> None:
+        """Tell of task types that came while the process runs: an orchestrator's workflows."""
+        self.micro.describe(self._endpoints())
+        registration = self._registration
+        if registration is None or self._closing or registration.record.task_types == self.agent.task_types:
+            return
+        await registration.update(self.record())
 
     async def _on_control(self, delivery: Delivery) -> None:
         try:

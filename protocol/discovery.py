@@ -1,8 +1,9 @@
 """InstanceRecord: what one running process says of itself (PROTOCOL.md, Discovery)."""
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from protocol.names import AGENT_NAME, INSTANCE_ID, TASK_TYPE, null_means
 
@@ -18,8 +19,25 @@ InstanceId = Annotated[str, Field(pattern=INSTANCE_ID.pattern.replace(r"\Z", "$"
 TaskType = Annotated[str, Field(pattern=TASK_TYPE.pattern.replace(r"\Z", "$"), max_length=63)]
 
 
+def _texts(metadata: Any) -> Any:
+    # The contract leaves the values free, and Consul's are strings: an agent must not vanish for a number among them.
+    if not isinstance(metadata, dict):
+        return metadata
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        for key, value in metadata.items()
+        if value is not None
+    }
+
+
+Metadata = Annotated[dict[str, str], BeforeValidator(_texts), WithJsonSchema({"type": "object"})]
+
+
 class InstanceRecord(BaseModel):
-    """One instance of an agent, as the registry shows it; JSON of this is the value of the NATS KV key."""
+    """One instance of an agent, as the registry shows it; JSON of this is the value of the NATS KV key.
+
+    Values of `metadata` that are no strings are read as their JSON.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -30,7 +48,7 @@ class InstanceRecord(BaseModel):
     max_concurrency: Annotated[int, Field(ge=1), null_means(1)] = 1
     version: Annotated[str, null_means("0.0.0")] = "0.0.0"
     status: Annotated[Literal["ready", "draining"], null_means("ready")] = "ready"
-    metadata: Annotated[dict[str, str], null_means({})] = Field(default_factory=dict)
+    metadata: Annotated[Metadata, null_means({})] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:

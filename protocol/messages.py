@@ -270,12 +270,54 @@ def _parsed(model: type[MessageT], body: bytes, free: str) -> MessageT:
             from_json(body, allow_inf_nan=False)
         message = model.model_validate_json(body)
     except ValidationError as error:
-        raise invalid_request(error) from None
+        first = error.errors(include_url=False)[0]
+        if first["type"] != "json_invalid":
+            raise invalid_request(error) from None
+        raise _invalid_json(body, first["ctx"]["error"]) from None
     except ValueError as error:
-        raise InvalidRequest(f"Invalid JSON: {error}") from None
+        raise _invalid_json(body, str(error)) from None
     if has_infinity(getattr(message, free)):
         raise InvalidRequest(f"{free}: holds a number that no double can hold", field=free)
     return message
+
+
+def _invalid_json(body: bytes, reason: str) -> InvalidRequest:
+    field = _field_at(body, reason)
+    text = f"Invalid JSON: {reason}"
+    message = f"{field}: {text}" if field else text
+    return InvalidRequest(message, field=field, details={"mistakes": [{"field": field, "message": text}]})
+
+
+# Where the parser stopped: lines are counted from 1, and so are columns, in bytes.
+_PLACE = re.compile(r"at line ([0-9]+) column ([0-9]+)$")
+
+
+def _field_at(body: bytes, reason: str) -> str:
+    """The field of the outermost object that a parser's mistake is in; nothing where it is in none."""
+    place = _PLACE.search(reason)
+    if place is None:
+        return ""
+    *before, _ = body.split(b"\n", int(place[1]) - 1)
+    end = sum(len(line) + 1 for line in before) + int(place[2])
+    depth, key, last = 0, "", ""
+    # A character for each byte: what is cut off at its end may be no UTF-8, and places count bytes.
+    for match in _TOKEN.finditer(body[:end].decode("latin-1")):
+        word = match[0]
+        if word in "{[":
+            depth += 1
+        elif word in "}]":
+            depth -= 1
+        elif depth == 1 and word == ",":
+            key = ""
+        elif depth == 1 and last in ("{", ",") and word.startswith('"'):
+            key = word
+        last = word
+    try:
+        field: str = json.loads(key.encode("latin-1"))
+        field.encode()
+    except ValueError:
+        return ""
+    return _cut(field)
 
 
 def has_infinity(value: Any) -> bool:
@@ -321,9 +363,14 @@ def salvage_ids(body: bytes) -> Mapping[str, Any]:
     A message with a task_id can be answered; one without becomes a dead letter.
     """
     try:
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+    except UnicodeDecodeError:
+        # Bytes that are no text, in a string somewhere, leave the ids as readable as they were.
+        text = body.decode(errors="replace")
+    try:
         # The lenient parser on purpose: it also reads what the strict one refused (NaN, lone surrogates, numbers of
         # thousands of digits).
-        fields = json.loads(body, parse_int=lambda digits: int(digits) if len(digits) < 20 else None)
+        fields = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else None)
     except RecursionError:
         fields = _top_level_strings(body)
     except ValueError:

@@ -12,6 +12,7 @@ from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.errors import ErrorCode, ExpressionError, InvalidRequest
 from protocol.ids import step_task_id
 from protocol.messages import ErrorInfo, json_bytes
+from protocol.names import ORCHESTRATOR
 from protocol.workflow import MAX_DEPTH
 
 
@@ -97,7 +98,8 @@ class Steps(Waits):
     def _begin(self, row: Row, plan: StepPlan, payload: dict[str, Any], *, depth: int, alone: bool = False) -> None:
         """Set a new row to work: as a task of an agent, or as a sub-workflow."""
         sub = plan.sub
-        if sub is None and plan.agent is None and not alone:
+        # Workflows are what the orchestrator serves: who pins it means the workflow.
+        if sub is None and plan.agent in (None, ORCHESTRATOR) and not alone:
             sub = self.directory.workflow(row.task_type)
             row.workflow_version = sub.version if sub is not None else None
         if sub is not None:

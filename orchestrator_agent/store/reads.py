@@ -50,7 +50,7 @@ returning t.root_task_id, t.task_id, t.status, t.dispatched_at
 """
 
 OWED = """
-select t.root_task_id, t.task_id, t.status
+select t.root_task_id, t.task_id, t.status, t.agent, t.dispatched_at
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null and ($1::uuid is null or t.dispatched_by = $1)
   and (t.status = 'dispatched'

@@ -28,6 +28,7 @@ from orchestrator_agent.workflows.template import (
 )
 from protocol.errors import InvalidWorkflow
 from protocol.messages import json_bytes, now
+from protocol.names import EXECUTE_DAG
 from protocol.workflow import (
     MAX_DEPTH,
     Compensation,
@@ -112,7 +113,11 @@ def _compile(steps: Mapping[str, Step], output: Any, has_output: bool, *, name: 
     graph.dependants = {step_name: tuple(names) for step_name, names in dependants.items()}
     _refuse_cycles(graph)
     if has_output and output is not None:
-        graph.output = compile_template(output, environment)
+        try:
+            graph.output = compile_template(output, environment)
+        except InvalidWorkflow as error:
+            inner = f"step '{name}': " if depth else ""
+            raise InvalidWorkflow(f"{inner}'output': {error.message}", step=name if depth else None) from None
     return graph
 
 
@@ -129,6 +134,10 @@ class _StepCompiler:
 
     def compile(self) -> StepPlan:
         step, name = self.step, self.name
+        if step.task == EXECUTE_DAG:
+            raise InvalidWorkflow(
+                f"step '{name}': '{EXECUTE_DAG}' is sent as a task of its own: put the steps into 'steps'", step=name
+            )
         each = self._template(step.for_each) if step.for_each is not None else None
         # In a fan-out, `item` and `index` are the item at hand, whatever steps are called so.
         here = _ITEM_NAMES if each is not None else frozenset[str]()

@@ -16,7 +16,8 @@ from cel_expr_python.ext import ext_math, ext_optional, ext_strings
 
 from protocol.errors import ExpressionError, InvalidWorkflow
 
-_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z", re.ASCII)
+# The four words that CEL has for nothing but themselves are no fields either, unless in backticks.
+_PATH = re.compile(r"[A-Za-z_]\w*(\.(?!(?:in|true|false|null)\b)[A-Za-z_]\w*)*\Z", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # A string literal of CEL: optional prefixes r and b, then triple or single quotes of either kind.
 _STRING = re.compile(
@@ -207,15 +208,23 @@ class Expression:
         """The value as JSON-able Python. Raises ExpressionError that says what failed."""
         if self._path is not None:
             return self._walk(variables)
+        data = {shown: variables.get(name) for name, shown in self._renamed.items()}
+        kind, plain = self._run(data)
+        if kind == cel.Type.ERROR:
+            reason = _reason(plain)
+            if _beyond_64_bits(data):
+                # The library refuses them wherever they are, also where the expression does not look.
+                kind, plain = self._run(_sealed(data))
+            if kind == cel.Type.ERROR:
+                raise self._failed(reason)
+        return _json_able(plain)
+
+    def _run(self, data: Mapping[str, Any]) -> tuple[Any, Any]:
         try:
-            value = self._program.eval(data={shown: variables.get(name) for name, shown in self._renamed.items()})
-            kind = value.type()
-            plain = value.plain_value()
+            value = self._program.eval(data=data)
+            return value.type(), value.plain_value()
         except (RuntimeError, ValueError, OverflowError, TypeError) as error:
             raise self._failed(_reason(error)) from None
-        if kind == cel.Type.ERROR:
-            raise self._failed(_reason(plain))
-        return _json_able(plain)
 
     def condition(self, variables: Mapping[str, Any]) -> bool:
         """The value of an expression that must be true or false. Raises ExpressionError where it is neither."""
@@ -241,6 +250,32 @@ class Expression:
                 raise self._failed(f"'{shown(before)}' has no field '{shown(name)}'")
             value = value[name]
         return value
+
+
+# CEL has int for the lower half of these, and uint for what is above.
+_SMALLEST, _LARGEST = -(2**63), 2**64 - 1
+
+
+def _beyond_64_bits(value: Any) -> bool:
+    """Whether there is an integer in a JSON value that CEL has none for."""
+    if isinstance(value, dict):
+        return any(map(_beyond_64_bits, value.values()))
+    if isinstance(value, list):
+        return any(map(_beyond_64_bits, value))
+    return isinstance(value, int) and not _SMALLEST <= value <= _LARGEST
+
+
+# Of an integer that CEL has none for, in the evaluator's hands: nothing can be reckoned with it, nor is it text, but
+# what is passed on comes out as it was.
+_SEAL = b"\xffint:"
+
+
+def _sealed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sealed(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_sealed(one) for one in value]
+    return _SEAL + str(value).encode() if _beyond_64_bits(value) else value
 
 
 def _kind(value: Any) -> str:
@@ -278,6 +313,8 @@ def _json_able(value: Any) -> Any:
     if isinstance(value, timedelta):
         return f"{value.total_seconds():.9f}".rstrip("0").rstrip(".") + "s"
     if isinstance(value, bytes | bytearray):
+        if value.startswith(_SEAL):
+            return int(value.removeprefix(_SEAL))
         return base64.b64encode(bytes(value)).decode()
     return value.name() if hasattr(value, "name") else str(value)
 

@@ -6,7 +6,7 @@ from pantheon.bus.objects import Objects, ensure_objects
 from pantheon.bus.publisher import Publisher
 from pantheon.bus.puller import Puller
 from pantheon.bus.stored import before_consumer, remove_stored, stored_at, stored_from
-from pantheon.bus.streams import ensure_streams, stream_mark
+from pantheon.bus.streams import Purge, ensure_streams, on_purge, stream_mark
 
 __all__ = [
     "Bus",
@@ -14,6 +14,7 @@ __all__ = [
     "Objects",
     "Publisher",
     "Puller",
+    "Purge",
     "Subscription",
     "acknowledge",
     "before_consumer",
@@ -21,6 +22,7 @@ __all__ = [
     "ensure_streams",
     "hand_back",
     "hold",
+    "on_purge",
     "remove_stored",
     "stored_at",
     "stored_from",

@@ -1,5 +1,8 @@
 """The mesh's streams in JetStream: made by the orchestrator, compared with what is there, watched for loss."""
 
+import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -7,7 +10,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from pantheon.bus.connection import Bus
+from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import ensure_objects
 from protocol.errors import BusError
 from protocol.streams import ALL_STREAMS, StreamSpec
@@ -88,3 +91,33 @@ async def stream_mark(bus: Bus, name: str) -> StreamMark | None:
     except (TimeoutError, NatsError, OSError) as error:
         raise BusError(f"cannot read the stream {name}: {error or type(error).__name__}") from error
     return StreamMark(str(info.created), info.state.last_seq)
+
+
+# What JetStream says of every request that changed something, on core NATS; here, of a purge.
+API_ADVISORIES = "$JS.EVENT.ADVISORY.API"
+_PURGE = re.compile(r"\$JS\.(?:[^.]+\.)?API\.STREAM\.PURGE\.(.+)")
+
+
+@dataclass(frozen=True)
+class Purge:
+    """Messages of a stream that somebody removed: those of `subject`, or all. `id` is the broker's, for this one."""
+
+    stream: str
+    subject: str | None
+    id: str
+
+
+async def on_purge(bus: Bus, told: Callable[[Purge], None]) -> Subscription:
+    """Have `told` called for each purge of a stream, which neither its creation time nor its last sequence shows."""
+
+    async def heard(delivery: Delivery) -> None:
+        try:
+            advisory = json.loads(delivery.data)
+            purged = _PURGE.fullmatch(advisory["subject"])
+            if purged is not None:
+                wanted = json.loads(advisory["request"] or "{}")
+                told(Purge(purged[1], wanted.get("filter") or None, advisory["id"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.debug("advisory.unread", error=str(error))
+
+    return await bus.subscribe(API_ADVISORIES, heard)

@@ -80,6 +80,19 @@ async def test_statistics_count_requests_errors_and_time(client: Client, other_c
         assert first.last_error == "timeout: the model did not answer"
 
 
+async def test_endpoints_come_and_go_and_keep_what_was_counted(client: Client, other_client: Client) -> None:
+    async with make(client) as service:
+        service.record("generate_content", 0.5)
+        service.describe([Endpoint("generate_content", {"type": "object"}), Endpoint("translate_content")])
+        stats = ServiceStats.from_dict(await ask(other_client, "$SRV.STATS.llm_agent"))
+        assert {one.name: one.num_requests for one in stats.endpoints} == {
+            "generate_content": 1,
+            "translate_content": 0,
+        }
+        info = ServiceInfo.from_dict(await ask(other_client, "$SRV.INFO.llm_agent"))
+        assert info.endpoints[0].metadata == {"input_schema": '{"type":"object"}'}
+
+
 async def test_the_tasks_subject_is_not_listened_to(client: Client, other_client: Client) -> None:
     async with make(client):
         before = client.stats["in_msgs"]

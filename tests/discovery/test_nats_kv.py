@@ -351,6 +351,20 @@ async def test_the_minimal_value_of_a_foreign_agent_is_enough(client: Client) ->
         await until(lambda: registry.serving("uppercase") == ("uppercase_agent",))
 
 
+async def test_metadata_of_a_foreign_agent_may_be_any_object(client: Client) -> None:
+    """The contract leaves its values free; an agent with a number among them was not seen."""
+    js = client.jetstream()
+    await ensure_bucket(js)
+    async with NatsKvDiscovery(client) as discovery:
+        registry = await discovery.registry()
+        value = {"protocol": 1, "name": "any_agent", "instance_id": "a-1", "task_types": ["uppercase"]}
+        own = {"model": "small", "context": 8192, "fast": True, "languages": ["de", "en"], "owner": None}
+        await js.publish("$KV.agents.any_agent.a-1", json.dumps({**value, "metadata": own}).encode())
+        await until(lambda: registry.serving("uppercase") == ("any_agent",))
+        (found,) = registry.instances("any_agent")
+        assert found.metadata == {"model": "small", "context": "8192", "fast": "true", "languages": '["de","en"]'}
+
+
 async def test_making_the_bucket_twice_or_over_another_configuration_ends_with_the_contracts(client: Client) -> None:
     js = client.jetstream()
     await js.create_key_value(bucket="agents", ttl=600, history=5)

@@ -502,6 +502,15 @@ def test_a_step_that_pins_an_agent_is_no_workflow(world: World) -> None:
     assert course.statuses() == {"a": "dispatched"}
 
 
+def test_a_step_that_pins_the_orchestrator_is_one_of_its_workflows(world: World) -> None:
+    """The orchestrator is an agent too, and its task types are workflows; nobody was found who served it."""
+    world.add("inner", steps={"i": task()})
+    course = world.dag({"a": {"task": "inner", "agent": "orchestrator_agent"}})
+    course.restart()
+    course.complete("a/i", 1)
+    assert course.result == {"a": {"i": 1}}
+
+
 def test_a_workflow_in_a_workflow_may_repeat(world: World) -> None:
     step = {"steps": {"i": task(**{"with": {"last": "${input.last}"}})}, "with": {"last": "${a}"}, "output": "${i}"}
     course = world.dag({"a": {**step, "repeat": {"until": "a.ok", "max": 5}}})

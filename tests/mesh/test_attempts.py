@@ -4,9 +4,11 @@ import asyncio
 import json
 import uuid
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskCancelled, TaskContext, TaskFailed
@@ -76,6 +78,78 @@ async def test_an_agent_that_answers_nothing_costs_one_attempt(
         await mesh.run("execute_dag", {"steps": {"mute": step}}, wait_seconds=PATIENCE_SECONDS)
     assert failed.value.response.error.details["code"] == "timeout"
     assert "mute_agent" in failed.value.message
+
+
+async def mute_agent(plain: PlainClient) -> None:
+    """One that is registered, and does what the test does for it."""
+    await plain.overhear("mute_agent")
+    record = {"protocol": 1, "name": "mute_agent", "instance_id": "m1", "task_types": ["nothing"], "max_concurrency": 9}
+    bucket = await plain.connection.jetstream().key_value("agents")
+    await bucket.put("mute_agent.m1", json.dumps(record).encode())
+
+
+async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with_it(
+    orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that arrived with an answer that could not be read was overtaken while that one became a dead letter."""
+    letters = asyncio.Event()
+
+    async def write_letter(*_: Any) -> None:
+        await letters.wait()
+
+    monkeypatch.setattr("orchestrator_agent.conductor.publish_dead_letter", write_letter)
+    await mute_agent(plain)
+    ids = [await plain.send("nothing"), await plain.send("nothing")]
+    await plain.until(lambda: len(plain.overheard) == 2)
+    attempts = {one["root_task_id"]: one["task_id"] for one, _ in plain.overheard}
+
+    async def answer(root_task_id: str, **fields: Any) -> None:
+        known = {"task_id": attempts[root_task_id], "root_task_id": root_task_id, "attempt": 1, "agent": "mute_agent"}
+        body = json.dumps({**known, **fields})
+        await plain.connection.publish("agent.mute_agent.response", body.encode())
+
+    await answer(ids[0], status="nonsense")
+    await answer(ids[1], status="completed", result="first")
+    await plain.connection.flush()
+    await answer(ids[1], status="failed", error={"code": "second", "message": "not the first"})
+    assert (await plain.answer(ids[1]))["result"] == "first"
+    assert (await plain.answer(ids[0]))["error"]["details"]["code"] == "invalid_response"
+    letters.set()
+
+
+async def test_an_order_to_stop_is_given_again_as_long_as_a_heartbeat_shows_the_attempt(
+    orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given three times within six seconds: an agent that was cut off for longer worked on."""
+    monkeypatch.setattr("orchestrator_agent.stops.AGAIN_SECONDS", ())
+    orders: list[dict[str, Any]] = []
+
+    async def hear(message: Msg) -> None:
+        orders.append(json.loads(message.data))
+
+    await plain.connection.subscribe("agent.mute_agent.control", cb=hear)
+    await mute_agent(plain)
+    task_id = await plain.send("nothing")
+    await plain.until(lambda: plain.overheard)
+    attempt = {"task_id": plain.overheard[0][0]["task_id"], "attempt": 1}
+    assert (await plain.ask("mesh.cancel", {"task_id": task_id}))["result"]["changed"] is True
+    await until(lambda: len(orders) == 1, "the order")
+
+    async def beat(*running: dict[str, Any]) -> None:
+        heartbeat = {"agent": "mute_agent", "instance_id": "m1", "active": len(running), "max_concurrency": 9}
+        body = json.dumps({**heartbeat, "running": running, "at": now().isoformat()})
+        await plain.connection.publish("agent.mute_agent.heartbeat", body.encode())
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        # The first ones may come before the orchestrator listens.
+        while len(orders) < 3:
+            await beat({**attempt, "attempt": 2}, {**attempt, "task_id": str(uuid.uuid4())})
+            await beat(attempt)
+            await asyncio.sleep(0.1)
+    assert [{name: order[name] for name in ("command", *attempt)} for order in orders] == [
+        {"command": "cancel", **attempt}
+    ] * len(orders)
+    assert {order["instance_id"] for order in orders[1:]} == {"m1"}
 
 
 async def test_a_deadline_stops_everything_that_runs(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
@@ -169,6 +243,47 @@ async def test_a_failed_task_is_replayed_from_its_failed_step(words: AgentProces
     response = await mesh.wait(await mesh.submit("mesh.replay", {"task_id": str(old), "from": "bad"}))
     assert [name for name, _, _ in seen.calls] == ["flaky"]
     assert response.status == "failed"
+
+
+async def test_what_names_a_tree_that_takes_nothing_is_answered(
+    words: AgentProcess, plain: PlainClient, seen: Seen
+) -> None:
+    """It was dropped without a word, however often it was sent."""
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    running = await plain.submit("uppercase", {"text": "a"})
+    await seen.until_called("uppercase")
+    gate.set()
+    await plain.answer(running)
+    for root, parent in ((running, running), (running, str(uuid.uuid4()))):
+        task_id = await plain.send("echo", {}, root_task_id=root, parent_task_id=parent)
+        error = (await plain.answer(task_id))["error"]
+        assert (error["code"], error["details"]["field"]) == ("invalid_request", "parent_task_id")
+        await plain.send("echo", {}, task_id=task_id, root_task_id=root, parent_task_id=parent)
+        await plain.until(partial(_answered_twice, plain, task_id))
+        assert len(set(plain.responses[task_id])) == 1
+    assert seen.count("echo") == 0
+
+
+def _answered_twice(plain: PlainClient, task_id: str) -> bool:
+    return len(plain.responses[task_id]) == 2
+
+
+async def test_a_child_is_answered_again_when_its_tree_has_ended(
+    words: AgentProcess, plain: PlainClient, seen: Seen
+) -> None:
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    await plain.overhear("words_agent")
+    root = await plain.submit("uppercase", {"text": "a"})
+    await plain.until(lambda: plain.overheard)
+    given = {"root_task_id": root, "parent_task_id": plain.overheard[0][0]["task_id"]}
+    child = await plain.send("echo", {"n": 1}, **given)
+    assert (await plain.answer(child))["root_task_id"] == root
+    gate.set()
+    await plain.answer(root)
+    await plain.send("echo", {"n": 1}, task_id=child, **given)
+    await plain.until(partial(_answered_twice, plain, child))
+    assert len(set(plain.responses[child])) == 1
+    assert seen.count("echo") == 1
 
 
 async def test_an_agent_delegates_from_inside_a_task_and_usage_adds_up(

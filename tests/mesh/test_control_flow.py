@@ -14,9 +14,9 @@ from pantheon.client import result_of
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.messages import now
-from tests.mesh.agents import Seen, rows, words_agent
+from tests.mesh.agents import Seen, registry_of, rows, words_agent
 from tests.mesh.conftest import PlainClient
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, until
 
 QUICK = {"initial_seconds": 0.05, "max_seconds": 0.1, "max_attempts": 1}
 
@@ -331,6 +331,26 @@ async def test_a_workflow_put_into_the_database_is_a_task_type_and_running_tasks
     assert failed.value.code == "invalid_workflow"
     with pytest.raises(TaskFailed, match="comes from a file"):
         await mesh.run("mesh.put_workflow", {"definition": {**version("x"), "name": "research_brief"}})
+
+
+async def test_the_orchestrator_tells_of_the_workflows_that_it_learns_as_of_its_task_types(
+    words: AgentProcess, orchestrated: AgentProcess, mesh: Mesh, plain: PlainClient
+) -> None:
+    """A workflow that was put there later was in nobody's registry; and no workflow was in INFO."""
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    steps = {"say": {"task": "uppercase", "with": {"text": "${input.text}"}}}
+    await mesh.run("mesh.put_workflow", {"definition": {"name": "say", "input": schema, "steps": steps}})
+    await until(lambda: registry_of(orchestrated).serving("say"), "the workflow in the registry")
+    assert await mesh.run("say", {"text": "a"}) == {"say": {"text": "A"}}
+
+    async def asked(verb: str) -> dict[str, Any]:
+        message = await plain.connection.request(f"$SRV.{verb}.orchestrator_agent", timeout=PATIENCE_SECONDS)
+        return {one["name"]: one for one in json.loads(message.data)["endpoints"]}
+
+    info = await asked("INFO")
+    assert json.loads(info["say"]["metadata"]["input_schema"]) == schema
+    assert "steps" in json.loads(info["execute_dag"]["metadata"]["input_schema"])["properties"]
+    assert (await asked("STATS"))["say"]["num_requests"] == 1
 
 
 async def test_a_workflow_that_cannot_be_read_keeps_no_other_from_being_learned_and_is_named_to_who_replays_it(

@@ -20,7 +20,7 @@ from pantheon.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import subjects
 from protocol.ids import new_id
-from tests.mesh.agents import Seen, orchestrator_process, rows, words_agent
+from tests.mesh.agents import Seen, orchestrator_process, registry_of, rows, words_agent
 from tests.mesh.conftest import PlainClient
 from tests.servers import postgres_server
 from tests.waiting import PATIENCE_SECONDS, until
@@ -229,6 +229,29 @@ async def test_a_store_wiped_while_nobody_was_there_is_noticed_at_start(
         async with AgentProcess(words_agent(seen), settings):
             await plain.collect("execute_dag", CHAIN, ids)
     assert all(json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT for task_id in ids)
+
+
+@pytest.mark.parametrize("subject", [None, "agent.words_agent.task"], ids=["all", "one agent's"])
+async def test_attempts_that_somebody_purged_are_published_again(
+    settings: MeshSettings, seen: Seen, plain: PlainClient, subject: str | None
+) -> None:
+    """They waited for the end of their time: neither the age of a stream nor its last sequence shows a purge, and the
+    broker goes on dropping what has the ids of the purged messages."""
+    gate = seen.gates["uppercase"] = asyncio.Event()
+    # Three places, so that of six attempts in the broker three have not been taken.
+    agent = words_agent(seen, max_concurrency=3)
+    async with orchestrator(settings, load_library([])) as process, AgentProcess(agent, settings):
+        await until(lambda: registry_of(process).serving("uppercase"), "the agent in the registry")
+        await plain.overhear("words_agent")
+        ids = [await plain.submit("uppercase", {"text": str(number)}) for number in range(6)]
+        await seen.until_called("uppercase", 3)
+        await plain.until(lambda: len(plain.overheard) == 6)
+        await plain.connection.jetstream().purge_stream("AGENT_TASKS", subject=subject)
+        await plain.until(lambda: len(plain.overheard) == 12)
+        gate.set()
+        answers = [await plain.answer(task_id) for task_id in ids]
+    assert [answer["result"]["text"] for answer in answers] == [str(number) for number in range(6)]
+    assert {request["attempt"] for request, _ in plain.overheard} == {1}
 
 
 async def test_without_postgres_nothing_is_taken_and_nothing_is_lost(

@@ -262,6 +262,35 @@ def test_numbers_keep_being_integers_or_doubles() -> None:
     assert [type(payload[name]) for name in ("int", "fraction", "exponent")] == [int, float, float]
 
 
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ('"timeout_seconds":NaN', "timeout_seconds"),
+        ('"payload":{"priority":NaN},"priority":1', "payload"),
+        ('"metadata":{"a":"\\ud800"}', "metadata"),
+        ('"payload":\n{"é":"é",\n"x":-Infinity}', "payload"),
+        (f'"session_id":"é","payload":{{"a":{"[" * 300}{"]" * 300}}}', "payload"),
+        (f'"payload":{{"a":{"1" * 5000}}}', "payload"),
+        ('"payload":{"a":', "payload"),
+        ('"session_id":"x', "session_id"),
+        ('"x":1,"\\ud800":1', ""),
+    ],
+)
+def test_a_mistake_of_the_json_itself_names_the_field_that_it_is_in(extra: str, field: str) -> None:
+    error = refused(raw(extra))
+    assert error.field == field
+    assert error.message.startswith(f"{field}: Invalid JSON: " if field else "Invalid JSON: ")
+
+
+def test_text_that_is_not_utf_8_is_refused_in_its_field_and_answered() -> None:
+    """It became a dead letter, or an answer that nobody heard, although the id was there to be read."""
+    message = raw('"payload":{"a":"?"},"attempt":3').replace(b'"?"', b'"\xff"')
+    assert refused(message).field == "payload"
+    known = salvage_ids(message)
+    assert (known["task_id"], known["attempt"]) == (UUID(ID), 3)
+    assert salvage_ids(raw('"x":1').replace(ID.encode(), ID.encode()[:-1] + b"\xff")) == {"task_type": "summarize"}
+
+
 UNREADABLE = {
     "a lone surrogate": '"payload":{"a":"\\ud800"}',
     "a lone surrogate in a key": '"payload":{"\\udc00":1}',

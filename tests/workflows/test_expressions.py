@@ -54,6 +54,7 @@ def failure(text: str, **variables: Any) -> ExpressionError:
         ('input["n"]', 1),
         ('input.o["a-b"]', True),
         ("input.o.`a-b`", True),
+        ("{'in': 1}.`in`", 1),
         (".input.n", 1),
         ("input.n + 1", 2),
         ("input.x + 1.0", 2.5),
@@ -108,6 +109,15 @@ def test_int_and_double_do_not_mix() -> None:
 def test_an_integer_beyond_64_bits_is_passed_on_but_not_reckoned_with() -> None:
     assert value("input.n", input={"n": 2**70}) == 2**70
     assert "range" in failure("input.n + 1", input={"n": 2**70}).message
+    assert "range" in failure("string(input.n)", input={"n": -(2**70)}).message
+
+
+def test_an_integer_beyond_64_bits_is_in_nobodys_way() -> None:
+    """Every expression failed while one was anywhere in what it might have read."""
+    given = {"text": "abc", "far": [{"n": 2**70}, 10**400]}
+    assert value("size(input.text)", input=given) == 3
+    assert value("[input.far[0].n, 1, b'abc']", input=given) == [2**70, 1, "YWJj"]
+    assert value("input.far", input=given) == value("{'far': input.far}.far", input=given) == given["far"]
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
@@ -219,6 +229,8 @@ def test_an_empty_expression_is_a_mistake(text: str) -> None:
         "9" * 30,
         "if",
         "while.x + 1",
+        "input.in",
+        "input.null.a",
         "cel.bind(x, 1, x)",
         "a;b",
         "\0",

@@ -183,7 +183,15 @@ def test_an_expression_that_does_not_compile_names_its_step(step: dict[str, Any]
 
 
 def test_an_output_that_does_not_compile() -> None:
-    assert "nobody" in refused({**CONTRACT, "output": "${nobody.text}"}).message
+    assert refused({**CONTRACT, "output": "${nobody.text}"}).message.startswith("'output': expression 'nobody.text'")
+    error = refused(steps(inner={"steps": {"a": {"task": "x"}}, "output": "${nobody.text}"}))
+    assert error.message.startswith("step 'inner': 'output': ")
+    assert error.step == "inner"
+
+
+def test_a_graph_is_no_task_of_a_step() -> None:
+    """It waited for an agent that serves `execute_dag`, and there is none."""
+    assert "put the steps into 'steps'" in refused(steps(a={"task": "execute_dag"})).message
 
 
 @pytest.mark.parametrize(
