@@ -7,12 +7,13 @@ from uuid import UUID
 
 import structlog
 
+from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded, Reattached
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import patiently, read_object
+from orchestrator_agent.patience import insistently, patiently, read_object
 from orchestrator_agent.runs import Runs, bare_run
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
@@ -42,6 +43,7 @@ class Acceptance:
         runs: Runs,
         planner: Planner,
         outbox: Outbox,
+        debts: Debts,
         post: Callable[[Happening], None],
     ) -> None:
         self._publisher = publisher
@@ -51,6 +53,7 @@ class Acceptance:
         self._runs = runs
         self._planner = planner
         self._outbox = outbox
+        self._debts = debts
         self._post = post
         # Set by who puts the orchestrator together: operations, turns of concurrency keys, happenings that are
         # waited for until they are committed (the answer: their outcome, or whether the run knows the task).
@@ -169,7 +172,9 @@ class Acceptance:
         if not fresh:
             return
         try:
-            new = await patiently(self._store.accept, [(run, decisions) for run, decisions, _, _ in fresh.values()])
+            new, doubtful = await insistently(
+                self._store.accept, [(run, decisions) for run, decisions, _, _ in fresh.values()]
+            )
         except PoisonedBatch as error:
             if len(fresh) > 1:
                 for task_id, one in fresh.items():
@@ -196,6 +201,9 @@ class Acceptance:
             if key is not None:
                 self.on_turn(key)
         old = [(task_id, one) for task_id, one in fresh.items() if task_id not in new]
+        if doubtful and old:
+            # Known from before, or accepted by the try whose answer was lost: then nobody else dispatches its steps.
+            await self._debts.of_roots([task_id for task_id, _ in old])
         if old or again:
             await self._meet_again(old, again)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
+from orchestrator_agent.broker_watch import NEEDED, WATCHED
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Mesh
 from pantheon.bus import Bus, stream_mark
@@ -188,9 +189,9 @@ async def test_what_is_acknowledged_while_the_broker_is_asked_is_not_taken_for_a
         task_id = await plain.submit("echo", {"n": 1})
         await seen.until_called("echo")
         attempts = await listening(plain, "agent.words_agent.task")
-        monkeypatch.setattr("orchestrator_agent.reconciler.stream_mark", answered_late)
-        # Two streams: what the first whole look came to has been done when the third begins.
-        await until(lambda: looks > 4, "a third look")
+        monkeypatch.setattr("orchestrator_agent.broker_watch.stream_mark", answered_late)
+        # What the first whole look came to has been done when the third begins.
+        await until(lambda: looks > 2 * (len(WATCHED) + len(NEEDED) + 1), "a third look")
         gate.set()
         assert (await plain.answer(task_id))["status"] == "completed"
         assert attempts == []
@@ -274,3 +275,46 @@ async def test_a_broker_that_goes_and_comes_back_delays_and_loses_nothing(
         async with asyncio.timeout(2 * PATIENCE_SECONDS):
             results = await asyncio.gather(*running)
     assert results == [CHAIN_RESULT] * 20
+
+
+@pytest.mark.parametrize("stream", ["OBJ_payloads", "KV_agents", "DEAD_LETTERS", "MESH_EVENTS"])
+async def test_a_stream_that_somebody_deletes_is_made_again(
+    settings: MeshSettings, seen: Seen, plain: PlainClient, stream: str
+) -> None:
+    """Who publishes into one that is gone waits for it: a dead letter would hold up every request behind it."""
+    large = {"text": "x" * 600_000}
+    async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
+        await plain.ask("uppercase", {"text": "a"})
+        await plain.connection.jetstream().delete_stream(stream)
+        await plain.connection.publish(subjects.task("orchestrator_agent"), b"no request")
+        dag = {"steps": {"one": {"task": "uppercase", "with": large}, "two": {"task": "echo", "with": "${one}"}}}
+        answer = await plain.ask("execute_dag", {**dag, "output": "${two.text.size()}"})
+        assert answer["result"] == 600_000
+        # One that is repeated is heard each time.
+        await plain.until(lambda: len(plain.dead) >= 1)
+
+        async def there() -> bool:
+            return stream in [one.config.name for one in await plain.connection.jetstream().streams_info()]
+
+        await until(there, "the stream")
+
+
+async def test_what_nobody_owns_any_more_is_published_again(
+    settings: MeshSettings, seen: Seen, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was adopted while it was paused went on, dispatched, and died before it was in the list again."""
+    monkeypatch.setattr("orchestrator_agent.adoption.STRAYS_SECONDS", 0.1)
+    async with orchestrator(settings, load_library([])):
+        async with AgentProcess(words_agent(seen), settings):
+            await plain.ask("uppercase", {"text": "a"})
+        task_id = await plain.submit("execute_dag", CHAIN)
+        # Dispatched in the database, and nowhere else.
+        await rows(
+            settings,
+            "update tasks set status = 'dispatched', agent = 'words_agent', dispatched_at = now(), dispatched_by = $1, "
+            "expires_at = now() + interval '1 hour', position = null where step = 's0'",
+            new_id(),
+        )
+        await rows(settings, "update tasks set version = version + 1 where step is null")
+        async with AgentProcess(words_agent(seen), settings):
+            assert (await plain.answer(task_id))["result"] == CHAIN_RESULT
