@@ -168,7 +168,10 @@ class Acceptance:
         self,
         fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]],
         again: list[tuple[UUID, str | None]],
+        *,
+        refused: bool = False,
     ) -> None:
+        """`refused`: it is the refusal of a request that could not be stored."""
         if not fresh:
             return
         try:
@@ -180,8 +183,16 @@ class Acceptance:
                 for task_id, one in fresh.items():
                     await self._accept_runs({task_id: one}, [pair for pair in again if pair[0] == task_id])
                 return
-            run, _, _, delivery = next(iter(fresh.values()))
+            run, _, request, delivery = next(iter(fresh.values()))
             log.error("accept.poisoned", task_id=str(run.root_task_id), error=str(error))
+            if not refused:
+                # Its ids alone can be: it is answered, as whoever sent it would else send it for ever.
+                wrong = PantheonError(f"the database refused this task: {error}")
+                refusal = self._planner.unreadable(
+                    {"task_id": run.root_task_id, **salvage_ids(delivery.data)}, wrong, now()
+                )
+                await self._accept_runs({run.root_task_id: (*refusal, request, delivery)}, again, refused=True)
+                return
             await publish_dead_letter(
                 self._publisher, ORCHESTRATOR, delivery, "cannot be stored", str(error), run.root_task_id
             )
