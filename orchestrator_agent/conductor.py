@@ -460,10 +460,16 @@ class Conductor:
         return {root_task_id: [Broken(root_task_id, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message))]}
 
     async def _hold(self) -> None:
-        """In-progress acks for what waits for Postgres, so that the broker does not give it out again."""
+        """In-progress acks for what waits for Postgres, so that the broker does not give it out again, and in the end
+        takes it for poison."""
+        before: set[int] = set()
         while True:
             await asyncio.sleep(HOLD_SECONDS)
-            for delivery in list(self._held.values()):
+            waiting = [*self._requests.waiting, *self._responses.waiting]
+            # Under load there is always something that has just arrived.
+            still = [one for one in waiting if id(one) in before]
+            before = {id(one) for one in waiting}
+            for delivery in [*self._held.values(), *still]:
                 await hold(delivery)
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:

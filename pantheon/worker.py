@@ -61,11 +61,14 @@ class Observer(Protocol):
 
 @dataclass
 class _Running:
-    delivery: Delivery
+    """An attempt at work, and all deliveries of it: its end serves them all."""
+
+    deliveries: list[Delivery]
     work: "asyncio.Task[None]"
     context: TaskContext | None = None
     stop_reason: str | None = None
     answering: bool = False
+    answered: bool = False
 
 
 class _HandBack(Exception):
@@ -204,7 +207,8 @@ class Worker:
         """In-progress acks for all that runs, so that a long task is not given to another instance."""
         while True:
             await asyncio.sleep(IN_PROGRESS_SECONDS)
-            for delivery in [*(running.delivery for running in self._running.values()), *self._puller.waiting]:
+            running = [delivery for one in self._running.values() for delivery in one.deliveries]
+            for delivery in [*running, *self._puller.waiting]:
                 await hold(delivery)
 
     async def _work(self, delivery: Delivery) -> None:
@@ -215,10 +219,11 @@ class Worker:
             return
         key = (request.task_id, request.attempt)
         if (twin := self._running.get(key)) is not None:
-            # The same attempt delivered again while it runs: its end serves both deliveries.
+            # The same attempt delivered again while it runs. It may be a message of its own (said again after a loss),
+            # which nothing but its own in-progress acks keeps from being given out until it counts as poison.
+            twin.deliveries.append(delivery)
             await asyncio.wait({twin.work})
-            if key in self._answers:
-                await acknowledge(delivery)
+            await (acknowledge if twin.answered else hand_back)(delivery)
             return
         if (answer := self._answers.get(key)) is not None:
             await self._answer(request, answer, message_id=None)
@@ -226,7 +231,7 @@ class Worker:
             return
         current = asyncio.current_task()
         assert current is not None
-        running = self._running[key] = _Running(delivery, current)
+        running = self._running[key] = _Running([delivery], current)
         try:
             response = await self._respond(request, running)
             body = await self._body(request, response)
@@ -236,6 +241,7 @@ class Worker:
                 body = to_bytes(self._failed(request, error))
                 await self._answer(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
             self._remember(key, body)
+            running.answered = True
             await acknowledge(delivery)
         except _HandBack:
             await hand_back(delivery)

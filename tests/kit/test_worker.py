@@ -247,6 +247,32 @@ async def test_a_task_delivered_again_while_it_runs_runs_once(rig: Rig, agent: A
     assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq > 1
 
 
+async def test_a_task_sent_again_while_it_runs_waits_with_it(
+    rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said again after a loss of the broker's store, it is a message of its own; given out five times it was poison."""
+    monkeypatch.setattr(pantheon.worker, "IN_PROGRESS_SECONDS", 0.2)
+    await short_ack_wait(rig, seconds=4)
+    runs = 0
+
+    @agent.task("long")
+    async def long(task: dict[str, Any]) -> dict[str, str]:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(6)
+        # More than is remembered for a delivery that comes later.
+        return {"much": "x" * 100_000}
+
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "long")
+    await until(lambda: worker.active, "the first delivery")
+    await rig.send("test_agent", "long", task_id=task_id)
+    await rig.answer(task_id)
+    await rig.until_empty()
+    assert (runs, len(rig.answers)) == (1, 1)
+    assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq == 2
+
+
 async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Rig, agent: Agent) -> None:
     runs = 0
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from orchestrator_agent.broker_watch import NEEDED, WATCHED
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Mesh
-from pantheon.bus import Bus, stream_mark
+from pantheon.bus import Bus, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
@@ -257,6 +258,46 @@ async def test_without_postgres_nothing_is_taken_and_nothing_is_lost(
     for task_id in running + during:
         assert json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT
     assert seen.count("uppercase") == 20
+
+
+async def test_requests_that_wait_for_postgres_are_given_out_once(
+    broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those behind the batch that is being written as well: given out five times they were dead letters, `poison`."""
+    import migrations
+
+    monkeypatch.setattr("orchestrator_agent.conductor.HOLD_SECONDS", 0.3)
+    patience = 4.0
+    bus = await Bus.connect(broker.url, name="test")
+    async with bus, postgres_server(tmp_path / "postgres") as database:
+        await migrations.upgrade(database.url)
+        await ensure_streams(bus)
+        # As the contract's, which is more patient.
+        await bus.js.add_consumer(
+            "AGENT_TASKS",
+            ConsumerConfig(
+                durable_name="orchestrator_agent",
+                filter_subject=subjects.task("orchestrator_agent"),
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=patience,
+                max_deliver=5,
+            ),
+        )
+        settings = MeshSettings.load(nats_url=broker.url, database_url=database.url, drain_grace_seconds=1.0)
+        async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
+            await plain.ask("uppercase", {"text": "a"})
+            await database.stop()
+            ids = []
+            for _ in range(3):
+                ids.append(await plain.send("uppercase", {"text": "a"}))
+                # One is a batch of its own, so that those after it wait behind it.
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(2 * patience)
+            await database.start()
+            for task_id in ids:
+                assert (await plain.answer(task_id))["result"] == {"text": "A"}
+            info = await bus.js.consumer_info("AGENT_TASKS", "orchestrator_agent")
+            assert info.delivered.consumer_seq == 4
 
 
 async def test_a_broker_that_goes_and_comes_back_delays_and_loses_nothing(
