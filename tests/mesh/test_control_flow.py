@@ -66,6 +66,29 @@ async def test_a_signal_ends_the_wait_for_it_also_when_it_came_first(
         await mesh.run("mesh.signal", {"task_id": str(late), "signal": "go", "payload": {"n": 3}})
 
 
+async def test_a_signal_whose_operation_begins_again_after_the_tasks_end_was_given(
+    words: AgentProcess, mesh: Mesh, settings: MeshSettings
+) -> None:
+    """The process died after it had given the signal, and before it had noted so: the operation had failed."""
+    task_id = await mesh.submit("execute_dag", {"steps": {"go": {"wait_for": {"signal": "go"}}}})
+    await until_row(settings, "select 1 from tasks where root_task_id = $1 and step = 'go'", task_id)
+    operation = mesh.request("mesh.signal", {"task_id": str(task_id), "signal": "go"})
+    await mesh.submit(operation)
+    assert (await mesh.wait(operation.task_id)).status == "completed"
+    assert (await mesh.wait(task_id)).status == "completed"
+    await until_row(settings, "select 1 from tasks where task_id = $1 and answered_at is not null", operation.task_id)
+    await rows(
+        settings,
+        "update tasks set status = 'running', version = version + 1, result = null, completed_at = null, "
+        "answered_at = null where task_id = $1",
+        operation.task_id,
+    )
+    await until_row(settings, "select 1 from tasks where task_id = $1 and completed_at is not null", operation.task_id)
+    found = (await rows(settings, "select status, result from tasks where task_id = $1", operation.task_id))[0]
+    assert found["status"] == "completed"
+    assert json.loads(found["result"])["taken"]
+
+
 async def test_only_those_named_may_approve(words: AgentProcess, settings: MeshSettings) -> None:
     steps = {
         "ok": {"wait_for": {"approval": "release", "from": ["anna"]}},
