@@ -1,6 +1,7 @@
 """Database: a pool of connections whose errors are the mesh's, and the lock that says this process lives."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -71,6 +72,8 @@ class Database:
 
     async def open(self, *, wait_seconds: float | None = None) -> None:
         """Connect, trying again until `wait_seconds` have passed (None: for ever). Raises StoreError."""
+        # It tells each attempt to fill up again with a traceback; that Postgres is away is said by who waits for it.
+        logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
         loop = asyncio.get_running_loop()
         end = None if wait_seconds is None else loop.time() + wait_seconds
         wait = 0.1
