@@ -109,7 +109,7 @@ class Reconciler:
 
     async def _sweep_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
-        rest = 0.0
+        rest = before = 0.0
         while True:
             await self._sleep(rest)
             began = loop.time()
@@ -124,7 +124,9 @@ class Reconciler:
                 log.exception("sweep.failed")
                 rest = RETRY_SECONDS
             else:
-                rest = min(30.0, (loop.time() - began) * SWEEP_REST)
+                took = loop.time() - began
+                # One that took long for another reason (Postgres stood still) must not make timers late.
+                rest, before = min(30.0, min(took, before) * SWEEP_REST), took
 
     async def _sleep(self, least: float) -> None:
         """Until the next known moment, a call to look, or the slow sweep; at least `least` seconds."""

@@ -12,25 +12,27 @@ import asyncpg
 
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS
+from protocol.messages import now
 
+# By the clock of who asks, which is the one that decides: what another clock took for due would be found at every look.
 # Everything that is at work is found through the open roots (index tasks_open), never by a walk over the history.
 DUE = """
 select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_id as is_root, t.duplicate_of,
-       t.agent, t.task_type, t.requester, t.deadline_at <= now() as late,
-       t.queue, t.flow, t.priority, t.expires_at <= now() as over,
+       t.agent, t.task_type, t.requester, t.deadline_at <= $4 as late,
+       t.queue, t.flow, t.priority, t.expires_at <= $4 as over,
        case when t.task_type like 'mesh.%' then t.payload end as operation
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null
-  and ((t.status = 'dispatched' and t.expires_at <= now())
-    or (t.status = 'waiting' and (t.run_after <= now() or t.duplicate_of is not null))
+  and ((t.status = 'dispatched' and t.expires_at <= $4)
+    or (t.status = 'waiting' and (t.run_after <= $4 or t.duplicate_of is not null))
     or (t.status = 'ready' and r.status in ('running', 'compensating')
-        and (t.expires_at <= now()
+        and (t.expires_at <= $4
           or (t.position is null and t.task_type = any($2::text[]) and r.task_type <> all($3::text[]))))
     or (t.task_id = t.root_task_id and t.status = 'running' and t.task_type like 'mesh.%')
     or (t.task_id = t.root_task_id and t.status = 'running' and t.concurrency_key is not null
         and not exists (select 1 from tasks c where c.root_task_id = t.root_task_id and c.parent_task_id = t.task_id
                         and c.role <> 'signal'))
-    or (t.task_id = t.root_task_id and t.status in ('running', 'paused', 'waiting') and t.deadline_at <= now()))
+    or (t.task_id = t.root_task_id and t.status in ('running', 'paused', 'waiting') and t.deadline_at <= $4))
 limit $1
 """
 
@@ -60,7 +62,7 @@ class Reader:
         async with self._database.connection() as connection, connection.transaction():
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", SWEEP_LOCK_KEY):
                 return []
-            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused))
+            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused), now())
             return rows
 
     async def owed_of(self, root_task_ids: Collection[UUID], process_id: UUID) -> Sequence[asyncpg.Record]:
