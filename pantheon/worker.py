@@ -42,9 +42,11 @@ from protocol.streams import IN_PROGRESS_SECONDS, TASKS, task_consumer
 
 log = structlog.get_logger()
 
-# Answers of attempts that were delivered again after they were given: a broker that lost an ack, a redispatch.
-REMEMBERED_ANSWERS = 1000
+# Answers of attempts that were delivered again after they were given: a broker that lost an ack, a redispatch. That
+# comes after AckWait, in which an agent of short tasks gives thousands; bounded by bytes, as most are small.
+REMEMBERED_ANSWERS = 20_000
 REMEMBERED_ANSWER_BYTES = 64 * 1024
+REMEMBERED_BYTES = 16 * 1024 * 1024
 # A result that the object store does not take just now is kept, and its task, until it does.
 STORE_AGAIN_SECONDS = 1.0
 # A cancel may overtake its task in the queue; it is remembered this long.
@@ -104,6 +106,7 @@ class Worker:
         self._running: dict[Key, _Running] = {}
         self._works: set[asyncio.Task[None]] = set()
         self._answers: OrderedDict[Key, bytes] = OrderedDict()
+        self._answers_bytes = 0
         self._cancelled: dict[tuple[UUID, int | None], float] = {}
         self._loops: list[asyncio.Task[None]] = []
         self._place = asyncio.Event()
@@ -436,9 +439,10 @@ class Worker:
     def _remember(self, key: Key, body: bytes) -> None:
         if len(body) > REMEMBERED_ANSWER_BYTES:
             return
+        self._answers_bytes += len(body) - len(self._answers.pop(key, b""))
         self._answers[key] = body
-        if len(self._answers) > REMEMBERED_ANSWERS:
-            self._answers.popitem(last=False)
+        while len(self._answers) > REMEMBERED_ANSWERS or self._answers_bytes > REMEMBERED_BYTES:
+            self._answers_bytes -= len(self._answers.popitem(last=False)[1])
 
     async def _refuse(self, delivery: Delivery, error: InvalidRequest) -> None:
         """Answer what has an id, keep the rest as a dead letter; either way the queue moves on."""

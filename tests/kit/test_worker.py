@@ -296,6 +296,31 @@ async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Ri
     await rig.until_empty()
 
 
+async def test_answers_are_remembered_by_what_they_weigh(
+    rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pantheon.worker, "REMEMBERED_BYTES", 3000)
+    runs: list[UUID] = []
+
+    @agent.task("thousand")
+    async def thousand(task: dict[str, Any], ctx: TaskContext) -> str:
+        runs.append(ctx.task_id)
+        return "x" * 1000
+
+    await rig.worker(agent)
+    ids = []
+    for _ in range(4):
+        ids.append(await rig.send("test_agent", "thousand"))
+        await rig.answer(ids[-1])
+        await rig.until_empty()
+    for task_id in (ids[3], ids[0]):
+        count = len(rig.answers)
+        await rig.send("test_agent", "thousand", task_id=task_id)
+        await until(lambda count=count: len(rig.answers) > count, "its answer")  # type: ignore[misc]
+        await rig.until_empty()
+    assert [str(one) for one in runs] == [str(one) for one in [*ids, ids[0]]]
+
+
 async def test_another_attempt_is_another_run(rig: Rig, agent: Agent) -> None:
     seen: list[tuple[int, str]] = []
 
