@@ -74,11 +74,11 @@ class Debts:
         log.info("commit.unheard", roots=len(root_task_ids))
         await patiently(say)
 
-    async def settled(self) -> bool:
-        """Whether all that was published up to now has been acknowledged; waits for it, not for long."""
+    async def settled(self, since: int) -> bool:
+        """Whether all that was published since then has been acknowledged; waits for it, not for long."""
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
-                await self._publisher.settled()
+                await self._publisher.settled(since)
         except TimeoutError:
             return False
         return True

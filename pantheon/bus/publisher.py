@@ -207,11 +207,15 @@ class Publisher:
             self._repeating += 1
         one.repeats = min(one.repeats + 1, 16)
 
-    async def settled(self) -> None:
-        """Until all that was published before now has been acknowledged, or given up."""
+    @property
+    def published(self) -> int:
+        """How many messages there have been, for `settled`."""
+        return self._count
+
+    async def settled(self, since: int) -> None:
+        """Until all that was published between `since` and now has been acknowledged, or given up."""
         last = self._count
-        # Messages keep their place while they are repeated: the oldest is the first.
-        while self._pending and int(next(iter(self._pending))) <= last:
+        while any(since < int(token) <= last for token in self._pending):
             self._room.clear()
             await self._room.wait()
 

@@ -569,14 +569,20 @@ async def test_a_store_that_went_back_is_noticed_however_far_it_has_come_since(b
 
 async def test_what_was_published_has_settled_when_it_is_acknowledged(bus: Bus, publisher: Publisher) -> None:
     await bus.js.delete_stream("AGENT_TASKS")
+    await publisher.send("agent.a.task", b"0", message_id="0")
+    since = publisher.published
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        # What was published before does not count.
+        await publisher.settled(since)
     await publisher.send("agent.a.task", b"1", message_id="1")
-    settling = asyncio.create_task(publisher.settled())
+    settling = asyncio.create_task(publisher.settled(since))
     await until(lambda: publisher.repeating_since is not None, "a repeat")
     assert not settling.done()
     await ensure_streams(bus)
     async with asyncio.timeout(PATIENCE_SECONDS):
         await settling
-    assert await _count(bus) == 1
+        await publisher.settled(0)
+    assert await _count(bus) == 2
 
 
 async def test_a_publish_that_may_give_up_does(bus: Bus, publisher: Publisher) -> None:

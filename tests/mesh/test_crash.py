@@ -345,7 +345,10 @@ async def test_what_nobody_owns_any_more_is_published_again(
 ) -> None:
     """A process that was adopted while it was paused went on, dispatched, and died before it was in the list again."""
     monkeypatch.setattr("orchestrator_agent.adoption.STRAYS_SECONDS", 0.1)
-    async with orchestrator(settings, load_library([])):
+    async with orchestrator(settings, load_library([])) as process:
+        # One message that the broker never takes must not hold that up.
+        await process.publisher.send("no.stream.keeps.this", b"")
+        await until(lambda: process.publisher.repeating_since, "a repeat")
         async with AgentProcess(words_agent(seen), settings):
             await plain.ask("uppercase", {"text": "a"})
         task_id = await plain.submit("execute_dag", CHAIN)
