@@ -38,6 +38,8 @@ log = structlog.get_logger()
 
 SWEEP_SECONDS = 2.0
 SWEEP_LIMIT = 1000
+# Runs in mind that another process has ended: they cost memory, and count as active.
+FORGET_SECONDS = 5.0
 # A sweep over many open tasks takes its time; it never takes more than a twentieth of it.
 SWEEP_REST = 20
 # When Postgres or the broker was away.
@@ -79,6 +81,7 @@ class Reconciler:
         self._circuits = circuits
         self._poke = asyncio.Event()
         self._look = True
+        self._forget_at = 0.0
         self._moments: list[float] = []
         self._known_moments: set[float] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -181,6 +184,10 @@ class Reconciler:
         for key in await self._reader.keys_waiting():
             self._turns.ask(key)
         await self._learn()
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._forget_at:
+            self._forget_at = loop.time() + FORGET_SECONDS
+            await self._runs.forget_ended()
         if (coming := await self._schedules.look()) is not None:
             self.wake_at(coming)
 

@@ -110,6 +110,17 @@ class Reader:
         )
         return {record["task_id"]: record["version"] for record in records}
 
+    async def open_of(self, root_task_ids: Sequence[UUID]) -> set[UUID]:
+        """Those of these roots that are at work."""
+        records = await self._database.fetch(
+            "select u.a as task_id from unnest($1::uuid[], $2::uuid[]) as u(a, b), lateral ("
+            "select t.status from tasks t where t.root_task_id = u.a and t.task_id = u.b limit 1) t "
+            "where t.status not in ('completed', 'failed', 'cancelled', 'skipped')",
+            root_task_ids,
+            root_task_ids,
+        )
+        return {record["task_id"] for record in records}
+
     async def by_key(self, tenant: str, requester: str | None, key: str) -> UUID | None:
         """The first task with an idempotency key, at work or in the history."""
         for table in _BOTH:

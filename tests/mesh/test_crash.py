@@ -362,3 +362,23 @@ async def test_what_nobody_owns_any_more_is_published_again(
         await rows(settings, "update tasks set version = version + 1 where step is null")
         async with AgentProcess(words_agent(seen), settings):
             assert (await plain.answer(task_id))["result"] == CHAIN_RESULT
+
+
+async def test_what_another_orchestrator_ended_is_forgotten(
+    settings: MeshSettings, seen: Seen, plain: PlainClient
+) -> None:
+    """Whoever takes a run's last answer ends it; the one that began it kept it, and counted it as active."""
+    library = load_library([])
+    async with (
+        orchestrator(settings, library) as first,
+        orchestrator(settings, library) as second,
+        AgentProcess(words_agent(seen), settings),
+    ):
+        waiting = await plain.submit("execute_dag", {"steps": {"go": {"wait_for": {"signal": "go"}}}})
+        for _ in range(30):
+            await plain.send("execute_dag", CHAIN)
+        await plain.until(lambda: len(plain.responses) == 30)
+        await until(lambda: first.worker.active + second.worker.active == 1, "only what waits is in mind")
+        answer = await plain.ask("mesh.signal", {"task_id": waiting, "signal": "go"})
+        assert answer["status"] == "completed"
+        assert (await plain.answer(waiting))["status"] == "completed"
