@@ -7,12 +7,13 @@ from uuid import UUID
 
 import structlog
 
+from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded, Reattached
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import patiently, read_object
+from orchestrator_agent.patience import insistently, patiently, read_object
 from orchestrator_agent.runs import Runs, bare_run
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
@@ -45,6 +46,7 @@ class Acceptance:
         runs: Runs,
         planner: Planner,
         outbox: Outbox,
+        debts: Debts,
         post: Callable[[Happening], None],
     ) -> None:
         self._publisher = publisher
@@ -54,6 +56,7 @@ class Acceptance:
         self._runs = runs
         self._planner = planner
         self._outbox = outbox
+        self._debts = debts
         self._post = post
         # Set by who puts the orchestrator together: operations, turns of concurrency keys, happenings that are
         # waited for until they are committed (the answer: their outcome, or whether the run knows the task).
@@ -173,18 +176,31 @@ class Acceptance:
         self,
         fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]],
         again: list[tuple[UUID, str | None]],
+        *,
+        refused: bool = False,
     ) -> None:
+        """`refused`: it is the refusal of a request that could not be stored."""
         if not fresh:
             return
         try:
-            new = await patiently(self._store.accept, [(run, decisions) for run, decisions, _, _ in fresh.values()])
+            new, doubtful = await insistently(
+                self._store.accept, [(run, decisions) for run, decisions, _, _ in fresh.values()]
+            )
         except PoisonedBatch as error:
             if len(fresh) > 1:
                 for task_id, one in fresh.items():
                     await self._accept_runs({task_id: one}, [pair for pair in again if pair[0] == task_id])
                 return
-            run, _, _, delivery = next(iter(fresh.values()))
+            run, _, request, delivery = next(iter(fresh.values()))
             log.error("accept.poisoned", task_id=str(run.root_task_id), error=str(error))
+            if not refused:
+                # Its ids alone can be: it is answered, as whoever sent it would else send it for ever.
+                wrong = PantheonError(f"the database refused this task: {error}")
+                refusal = self._planner.unreadable(
+                    {"task_id": run.root_task_id, **salvage_ids(delivery.data)}, wrong, now()
+                )
+                await self._accept_runs({run.root_task_id: (*refusal, request, delivery)}, again, refused=True)
+                return
             await publish_dead_letter(
                 self._publisher, ORCHESTRATOR, delivery, "cannot be stored", str(error), run.root_task_id
             )
@@ -204,6 +220,9 @@ class Acceptance:
             if key is not None:
                 self.on_turn(key)
         old = [(task_id, one) for task_id, one in fresh.items() if task_id not in new]
+        if doubtful and old:
+            # Known from before, or accepted by the try whose answer was lost: then nobody else dispatches its steps.
+            await self._debts.of_roots([task_id for task_id, _ in old])
         if old or again:
             await self._meet_again(old, again)
 

@@ -15,13 +15,14 @@ from uuid import UUID
 import structlog
 
 from orchestrator_agent.acceptance import Acceptance
+from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.events import Answered, Broken, CancelRequested, Delegated, Happening
 from orchestrator_agent.engine.state import Run
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.patience import patiently, read_object
+from orchestrator_agent.patience import insistently, patiently, read_object
 from orchestrator_agent.routing import Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
@@ -86,6 +87,7 @@ class Conductor:
         standings: Standings,
         planner: Planner,
         outbox: Outbox,
+        debts: Debts,
         rules: Rules,
         max_concurrency: int,
     ) -> None:
@@ -98,12 +100,22 @@ class Conductor:
         self._router = router
         self._standings = standings
         self.outbox = outbox
+        self._debts = debts
+        debts.post = self.post
         self._rules = rules
         self.max_concurrency = max_concurrency
         self._requests = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH)
         self._responses = Puller(bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH)
         self.acceptance = Acceptance(
-            publisher, objects, store=store, reader=reader, runs=runs, planner=planner, outbox=outbox, post=self.post
+            publisher,
+            objects,
+            store=store,
+            reader=reader,
+            runs=runs,
+            planner=planner,
+            outbox=outbox,
+            debts=debts,
+            post=self.post,
         )
         self.acceptance.perform = self.perform
         self._posted: deque[Posted] = deque()
@@ -379,7 +391,7 @@ class Conductor:
         if not batch:
             return lost
         try:
-            written = await patiently(self._store.apply, batch)
+            written, doubtful = await insistently(self._store.apply, batch)
         except PoisonedBatch as error:
             for run, _ in batch:
                 self._runs.drop(run.root_task_id)
@@ -402,6 +414,9 @@ class Conductor:
             else:
                 self._runs.weigh(run, (*decisions.made, *decisions.changed.values()))
             await self.outbox.deliver(run, decisions)
+        if doubtful and (unheard := [run.root_task_id for run, _ in batch if run.root_task_id not in written]):
+            # Moved on by another process, or by the try whose answer was lost: then nobody else publishes it.
+            await self._debts.of_roots(unheard)
         if ended:
             await self.acceptance.end_duplicates(await patiently(self._reader.duplicates_waiting, ended))
         return lost
@@ -449,10 +464,16 @@ class Conductor:
         return {root_task_id: [Broken(root_task_id, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message))]}
 
     async def _hold(self) -> None:
-        """In-progress acks for what waits for Postgres, so that the broker does not give it out again."""
+        """In-progress acks for what waits for Postgres, so that the broker does not give it out again, and in the end
+        takes it for poison."""
+        before: set[int] = set()
         while True:
             await asyncio.sleep(HOLD_SECONDS)
-            for delivery in list(self._held.values()):
+            waiting = [*self._requests.waiting, *self._responses.waiting]
+            # Under load there is always something that has just arrived.
+            still = [one for one in waiting if id(one) in before]
+            before = {id(one) for one in waiting}
+            for delivery in [*self._held.values(), *still]:
                 await hold(delivery)
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:

@@ -118,6 +118,11 @@ class Operations:
         if record is None:
             raise UnknownTask(f"payload.task_id: there is no root task {task_id}")
         if isinstance(happening, Signalled):
+            for row in await patiently(self._reader.tree, task_id):
+                if row["task_id"] == happening.row_id:
+                    # It was given, and the task has come to its end, before that could be noted.
+                    taken = row["status"] == Status.COMPLETED
+                    return {"task_id": str(task_id), "signal": happening.name, "taken": taken}
             raise InvalidRequest(f"task {task_id} is {record['status']}: nothing waits for a signal")
         return {"task_id": str(task_id), "status": record["status"], "changed": False}
 

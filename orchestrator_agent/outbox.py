@@ -23,6 +23,7 @@ from pantheon.bus import Bus, Objects, Publisher
 from protocol import subjects
 from protocol.errors import BusError, StoreError, TooLarge
 from protocol.events import event
+from protocol.ids import new_id
 from protocol.messages import ObjectRef, now
 from protocol.names import ORCHESTRATOR
 
@@ -55,6 +56,8 @@ class Outbox:
         self._answered: list[UUID] = []
         self._noting: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
+        # Attempts whose large payload the object store does not take, and when they were dispatched.
+        self._waiting: dict[UUID, datetime] = {}
         # Told when somebody should look again; the reconciler puts itself here.
         self.on_wake_at: Callable[[datetime], None] = lambda moment: None
         # Told of a root that ended: its task type, how many seconds it took, its error.
@@ -101,7 +104,12 @@ class Outbox:
             await self._send(*message, message_id=message_id, headers=headers)
         else:
             send = partial(self._send, *message, message_id=message_id, headers=headers)
-            await self._behind_its_value(ref, row.root_task_id, row.payload, send)
+            await self._behind_its_value(ref, row.root_task_id, row.payload, send, dispatched_at=row.dispatched_at)
+
+    @property
+    def waiting_since(self) -> datetime | None:
+        """When the oldest attempt was dispatched that waits for the object store, for whoever adopts this process."""
+        return min(self._waiting.values(), default=None)
 
     async def _send(self, subject: str, body: bytes, task_id: UUID, **options: Any) -> None:
         try:
@@ -118,27 +126,37 @@ class Outbox:
         value: bytes | None,
         send: Callable[..., Awaitable[None]],
         *message: Any,
+        dispatched_at: datetime | None = None,
         **options: Any,
     ) -> None:
         """Send a message; one that names an object, in the background, when the object is there."""
         if ref is None or value is None:
             await send(*message, **options)
         else:
-            self._go_beside(self._put_and_send(root_task_id, value, partial(send, *message, **options)), "put-and-send")
+            sending = partial(send, *message, **options)
+            self._go_beside(self._put_and_send(root_task_id, value, sending, dispatched_at), "put-and-send")
 
-    async def _put_and_send(self, root_task_id: UUID, value: bytes, send: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                await self._objects.put(root_task_id, value)
-                break
-            except TooLarge as error:
-                # A limit that was lowered since the value was taken.
-                log.error("outbox.too_large", root_task_id=str(root_task_id), error=str(error))
-                return
-            except BusError as error:
-                log.warning("object.waiting", root_task_id=str(root_task_id), error=str(error))
-                await asyncio.sleep(PUT_AGAIN_SECONDS)
-        await send()
+    async def _put_and_send(
+        self, root_task_id: UUID, value: bytes, send: Callable[[], Awaitable[None]], dispatched_at: datetime | None
+    ) -> None:
+        waiting = new_id()
+        try:
+            while True:
+                try:
+                    await self._objects.put(root_task_id, value)
+                    break
+                except TooLarge as error:
+                    # A limit that was lowered since the value was taken.
+                    log.error("outbox.too_large", root_task_id=str(root_task_id), error=str(error))
+                    return
+                except BusError as error:
+                    log.warning("object.waiting", root_task_id=str(root_task_id), error=str(error))
+                    if dispatched_at is not None:
+                        self._waiting[waiting] = dispatched_at
+                    await asyncio.sleep(PUT_AGAIN_SECONDS)
+            await send()
+        finally:
+            self._waiting.pop(waiting, None)
 
     async def answer(self, run: Run, *, again: bool = False) -> None:
         """Publish a root's final response. `again`: a requester asked for it, so no message id may swallow it."""

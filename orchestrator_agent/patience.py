@@ -22,11 +22,19 @@ WAIT_MAX_SECONDS = 2.0
 
 async def patiently(call: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> T:
     """Call the store until it answers: without Postgres nothing is taken, nothing is dropped, all of it waits."""
+    return (await insistently(call, *arguments, **named))[0]
+
+
+async def insistently(call: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> tuple[T, bool]:
+    """As `patiently`, for a write; also whether an earlier try failed, and may have been committed all the same: a
+    connection can end between the commit and the word of it."""
     wait = WAIT_FIRST_SECONDS
+    doubtful = False
     while True:
         try:
-            return await call(*arguments, **named)
+            return await call(*arguments, **named), doubtful
         except StoreError as error:
+            doubtful = True
             log.warning("store.waiting", error=str(error), wait_seconds=wait)
             await asyncio.sleep(wait)
             wait = min(wait * 2, WAIT_MAX_SECONDS)

@@ -1,11 +1,11 @@
-"""Reconciler: what no message will wake: time that has passed, processes that died, a broker that lost its store.
+"""Reconciler: what no message will wake: time that has passed, agents that came, what people have changed.
 
+Processes that died and a broker that lost its store are looked after beside it (`adoption`, `broker_watch`).
 The same code recovers at start and all the time after; it looks when a known moment has come, when the registry
 changed, and in a slow jittered sweep.
 """
 
 import asyncio
-import contextlib
 import heapq
 import random
 from datetime import datetime
@@ -16,7 +16,7 @@ import structlog
 
 from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired
-from orchestrator_agent.engine.state import ENDED, Status
+from orchestrator_agent.engine.state import Status
 from orchestrator_agent.flow.circuits import Circuits
 from orchestrator_agent.flow.line import Waiting
 from orchestrator_agent.flow.taker import Taker
@@ -25,41 +25,33 @@ from orchestrator_agent.routing import Pauses
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.pauses import PauseStore
-from orchestrator_agent.store.pool import ProcessLock
 from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.turns import Schedules, Turns
 from orchestrator_agent.workflows.library import Library
 from pantheon.background import end
-from pantheon.bus import Bus, Publisher, Purge, Subscription, ensure_streams, on_purge, stream_mark
-from pantheon.bus.streams import StreamMark
-from pantheon.discovery import Registry, ensure_bucket
-from protocol import subjects
-from protocol.errors import BusError, InvalidWorkflow, PantheonError, StoreError
+from pantheon.bus import Bus
+from pantheon.discovery import Registry
+from protocol.errors import BusError, InvalidWorkflow, StoreError
 from protocol.messages import now
-from protocol.streams import RESPONSES, TASKS
 
 log = structlog.get_logger()
 
 SWEEP_SECONDS = 2.0
 SWEEP_LIMIT = 1000
+# Runs in mind that another process has ended: they cost memory, and count as active.
+FORGET_SECONDS = 5.0
 # A sweep over many open tasks takes its time; it never takes more than a twentieth of it.
 SWEEP_REST = 20
 # When Postgres or the broker was away.
 RETRY_SECONDS = 1.0
-WATCH_SECONDS = 2.0
-# Messages of these streams are what must be said again when the broker has lost them.
-WATCHED = (TASKS.name, RESPONSES.name)
 
 
 class Reconciler:
     def __init__(
         self,
         bus: Bus,
-        publisher: Publisher,
         *,
         conductor: Conductor,
-        store: TaskStore,
         reader: Reader,
         runs: Runs,
         registry: Registry,
@@ -72,14 +64,9 @@ class Reconciler:
         schedules: Schedules,
         taker: Taker,
         circuits: Circuits,
-        lock: ProcessLock,
-        replicas: int,
-        uses_kv: bool,
     ) -> None:
         self._bus = bus
-        self._publisher = publisher
         self._conductor = conductor
-        self._store = store
         self._reader = reader
         self._runs = runs
         self._registry = registry
@@ -92,27 +79,19 @@ class Reconciler:
         self._schedules = schedules
         self._taker = taker
         self._circuits = circuits
-        self._lock = lock
-        self._replicas = replicas
-        self._uses_kv = uses_kv
         self._poke = asyncio.Event()
         self._look = True
+        self._forget_at = 0.0
         self._moments: list[float] = []
         self._known_moments: set[float] = set()
-        self._marks: dict[str, StreamMark] = {}
-        self._purges: list[tuple[Purge, datetime]] = []
-        self._purged = asyncio.Event()
-        self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._unhook: list[Any] = []
 
     async def start(self) -> None:
         self._conductor.outbox.on_wake_at = self.wake_at
-        self._subscription = await on_purge(self._bus, self._hear_of_purge)
         self._unhook = [self._registry.on_change(self.look_now), self._bus.on_reconnect(self.look_now)]
         self._tasks = [
             asyncio.create_task(self._sweep_for_ever(), name="reconcile"),
-            asyncio.create_task(self._watch_for_ever(), name="watch-broker"),
         ]
 
     def wake_at(self, moment: datetime) -> None:
@@ -133,7 +112,7 @@ class Reconciler:
 
     async def _sweep_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
-        rest = 0.0
+        rest = before = 0.0
         while True:
             await self._sleep(rest)
             began = loop.time()
@@ -148,7 +127,9 @@ class Reconciler:
                 log.exception("sweep.failed")
                 rest = RETRY_SECONDS
             else:
-                rest = min(30.0, (loop.time() - began) * SWEEP_REST)
+                took = loop.time() - began
+                # One that took long for another reason (Postgres stood still) must not make timers late.
+                rest, before = min(30.0, min(took, before) * SWEEP_REST), took
 
     async def _sleep(self, least: float) -> None:
         """Until the next known moment, a call to look, or the slow sweep; at least `least` seconds."""
@@ -175,10 +156,6 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         """Post what is due."""
-        if not self._lock.held:
-            await self._take_lock_again()
-        await self._adopt()
-        await self._lock.note_unpublished(self._publisher.repeating_since)
         due = await self._reader.due(SWEEP_LIMIT, self._registry.task_types(), self._pauses.workflows)
         duplicates: list[UUID] = []
         back: list[tuple[UUID, UUID, Waiting]] = []
@@ -207,6 +184,10 @@ class Reconciler:
         for key in await self._reader.keys_waiting():
             self._turns.ask(key)
         await self._learn()
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._forget_at:
+            self._forget_at = loop.time() + FORGET_SECONDS
+            await self._runs.forget_ended()
         if (coming := await self._schedules.look()) is not None:
             self.wake_at(coming)
 
@@ -228,140 +209,7 @@ class Reconciler:
                 continue
             self._library.add(self._library.version(version))
 
-    async def _take_lock_again(self) -> None:
-        await self._lock.release()
-        await self._lock.take()
-        log.info("process.lock_taken", process_id=str(self._lock.process_id))
-
-    async def _adopt(self) -> None:
-        """Take over what processes that died had at work, and publish what they may not have published."""
-        for dead in await self._reader.adopt_dead(self._lock.process_id):
-            # A root that was at work owes no answer: whoever ends it from now on says so itself.
-            unsure = [
-                row
-                for row in dead.rows
-                if Status(row["status"]) in ENDED or (row["status"] == Status.DISPATCHED and dead.may_owe(row))
-            ]
-            log.info("process.adopted", process_id=str(dead.process_id), rows=len(dead.rows), again=len(unsure))
-            await self._say_again(unsure)
-
-    async def _say_again(self, records: Any, purge: Purge | None = None) -> None:
-        """Publish attempts and final responses once more; the same message ids, so the broker drops what it has.
-
-        After a purge it has forgotten the messages, and not their ids: then attempts alone, with ids of their own.
-        """
-        wanted: dict[UUID, set[UUID]] = {}
-        for record in records:
-            wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
-        roots = list(wanted)
-        for first in range(0, len(roots), 256):
-            part = roots[first : first + 256]
-            for root_task_id, tree in (await self._store.trees(part)).items():
-                try:
-                    run = await self._runs.build(tree)
-                except StoreError:
-                    raise
-                except PantheonError as error:
-                    log.error("recovery.broken", task_id=str(root_task_id), error=str(error))
-                    self._conductor.post(Due(root_task_id, root_task_id))
-                    continue
-                for task_id in wanted[root_task_id]:
-                    row = run.rows.get(task_id)
-                    if row is None:
-                        continue
-                    if row.status is Status.DISPATCHED:
-                        await self._conductor.outbox.dispatch(run, row, again=purge.id if purge is not None else "")
-                    elif row is run.root and row.status in ENDED:
-                        await self._conductor.outbox.answer(run)
-
-    # -- the broker's store --------------------------------------------------------------------------------------------
-
-    async def _watch_for_ever(self) -> None:
-        while True:
-            try:
-                await self._watch()
-            except (BusError, StoreError) as error:
-                log.debug("watch.waiting", error=str(error))
-            except Exception:
-                log.exception("watch.failed")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.75, 1.25)):
-                    await self._purged.wait()
-
-    def _hear_of_purge(self, purge: Purge) -> None:
-        if purge.stream in WATCHED:
-            self._purges.append((purge, now()))
-            self._purged.set()
-
-    async def _make_up_for(self, purge: Purge, heard_at: datetime) -> None:
-        """Publish what a purge took out of the queues. Who is at work already on such an attempt gets a twin of it, as
-        after the loss of a whole store; where it is the same instance, it knows it."""
-        log.warning("broker.purged", stream=purge.stream, subject=purge.subject)
-        owed = await self._reader.owed(self._lock.process_id)
-        lost = [
-            row
-            for row in owed
-            if row["status"] == Status.DISPATCHED
-            and row["dispatched_at"] < heard_at
-            and (purge.stream != TASKS.name or purge.subject in (None, subjects.task(row["agent"])))
-        ]
-        await self._say_again(lost, purge)
-
-    async def _watch(self) -> None:
-        self._purged.clear()
-        while self._purges:
-            purge, heard_at = self._purges.pop(0)
-            try:
-                await self._make_up_for(purge, heard_at)
-            except (BusError, StoreError):
-                self._purges.insert(0, (purge, heard_at))
-                raise
-        lost = False
-        marks: dict[str, StreamMark] = {}
-        for name in WATCHED:
-            # Before the question: while its answer is on the way, more is acknowledged than the answer knows of.
-            acknowledged = self._publisher.highest_sequence.get(name, 0)
-            mark = await stream_mark(self._bus, name)
-            if mark is None:
-                lost = True
-                continue
-            marks[name] = mark
-            before = self._marks.get(name)
-            lost = lost or (before is not None and mark.lost_since(before))
-            # What this process has seen acknowledged since the last look is known better.
-            lost = lost or mark.last_sequence < acknowledged
-        if lost:
-            log.warning("broker.lost_messages", streams=list(WATCHED))
-            await ensure_streams(self._bus, replicas=self._replicas)
-            if self._uses_kv:
-                await ensure_bucket(self._bus.js, self._replicas)
-            self._publisher.highest_sequence.clear()
-            await self._say_all_again(mine_only=True)
-            marks = {name: mark for name in WATCHED if (mark := await stream_mark(self._bus, name)) is not None}
-        if marks != self._marks:
-            await self._reader.note_streams({name: (mark.created, mark.last_sequence) for name, mark in marks.items()})
-        self._marks = marks
-
-    async def check_store(self) -> None:
-        """Before anything else at start: was the broker's store lost while no orchestrator was there to see it?"""
-        noted = await self._reader.noted_streams()
-        for name in WATCHED:
-            mark = await stream_mark(self._bus, name)
-            if name in noted and (mark is None or mark.lost_since(StreamMark(*noted[name]))):
-                log.warning("broker.lost_messages", stream=name)
-                await self._say_all_again(mine_only=False)
-                return
-
-    async def _say_all_again(self, *, mine_only: bool) -> None:
-        """Publish everything that is owed, as after a loss of the broker's store; others do theirs."""
-        owed = await self._reader.owed(self._lock.process_id if mine_only else None)
-        log.info("broker.saying_again", rows=len(owed))
-        await self._say_again(owed)
-
     async def close(self) -> None:
         for unhook in self._unhook:
             unhook()
-        if self._subscription is not None:
-            await self._bus.unsubscribe(self._subscription)
-            self._subscription = None
         await end(self._tasks)

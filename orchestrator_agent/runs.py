@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,9 @@ from protocol.names import EXECUTE_DAG
 CACHED_RUNS = 20_000
 # Of payloads and results that are large, in bytes of JSON; as values they take some times as much.
 CACHED_LARGE_BYTES = 128 * 1024 * 1024
+# One look costs a few milliseconds.
+FORGET_RUNS = 1000
+FORGET_ROUNDS = 10
 
 
 _WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
@@ -55,6 +59,27 @@ class Runs:
         self._runs.pop(root_task_id, None)
         if self._large:
             self._large.pop(root_task_id, None)
+
+    async def forget_ended(self) -> int:
+        """Drop runs that another process has ended, of which nothing tells this one; returns how many. It looks at some
+        of them, those that it has not looked at for longest. Raises StoreError."""
+        forgotten = 0
+        for _ in range(FORGET_ROUNDS):
+            looked_at = list(islice(self._runs, FORGET_RUNS))
+            if not looked_at:
+                break
+            still_open = await self._reader.open_of(looked_at)
+            for root_task_id in looked_at:
+                if root_task_id not in still_open:
+                    self.drop(root_task_id)
+                elif root_task_id in self._runs:
+                    self._runs.move_to_end(root_task_id)
+            ended = len(looked_at) - len(still_open)
+            forgotten += ended
+            # Where half of them have ended there are more such.
+            if ended < FORGET_RUNS // 2:
+                break
+        return forgotten
 
     def weigh(self, run: Run, rows: Iterable[Row]) -> None:
         """Note what rows that a run got, or that changed, weigh; beyond the bound, those that nothing happened to for

@@ -10,8 +10,11 @@ from typing import Any
 
 import structlog
 
+from orchestrator_agent.adoption import Adoption
+from orchestrator_agent.broker_watch import BrokerWatch
 from orchestrator_agent.conductor import Conductor
 from orchestrator_agent.dead_letters import DeadLetters
+from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import Answered
 from orchestrator_agent.flow.capacity import Capacity
@@ -28,6 +31,7 @@ from orchestrator_agent.flow.window import Window
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.operations import Operations
 from orchestrator_agent.outbox import Outbox
+from orchestrator_agent.purges import Purges
 from orchestrator_agent.queries import Queries
 from orchestrator_agent.reconciler import Reconciler
 from orchestrator_agent.routing import Pauses, Router
@@ -35,6 +39,7 @@ from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database, ProcessLock
+from orchestrator_agent.store.processes import Processes
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.turns import Schedules, Turns
@@ -160,6 +165,7 @@ class Orchestrator:
         runs = Runs(store, reader, self._library, shared=lambda: window.processes > 1)
         outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, source=process.source)
         outbox.on_ended = process.micro.record
+        debts = Debts(process.publisher, store=store, reader=reader, runs=runs, outbox=outbox)
         planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
         conductor = Conductor(
             process.bus,
@@ -172,6 +178,7 @@ class Orchestrator:
             standings=standings,
             planner=planner,
             outbox=outbox,
+            debts=debts,
             rules=rules,
             max_concurrency=ORCHESTRATOR_CONCURRENCY,
         )
@@ -205,9 +212,7 @@ class Orchestrator:
         conductor.acceptance.on_operation = operations.begin
         reconciler = Reconciler(
             process.bus,
-            process.publisher,
             conductor=conductor,
-            store=store,
             reader=reader,
             runs=runs,
             registry=registry,
@@ -220,10 +225,24 @@ class Orchestrator:
             schedules=Schedules(reader, self._library, process.publisher),
             taker=taker,
             circuits=circuits,
+        )
+        adoption = Adoption(
+            process.bus,
+            process.publisher,
             lock=lock,
+            processes=Processes(database),
+            debts=debts,
+            outbox=outbox,
+        )
+        watch = BrokerWatch(
+            process.bus,
+            process.publisher,
+            reader=reader,
             replicas=self._settings.stream_replicas,
             uses_kv=not self._settings.uses_consul,
+            on_lost=adoption.broker_lost,
         )
+        purges = Purges(process.bus, process_id=lock.process_id, processes=Processes(database), debts=debts)
         queries = Queries(
             process.bus,
             process.objects,
@@ -236,7 +255,20 @@ class Orchestrator:
             line=line,
         )
         parts = Parts(
-            conductor, reconciler, queries, operations, turns, dead_letters, taker, history, leftovers, lock, database
+            conductor,
+            reconciler,
+            adoption,
+            watch,
+            purges,
+            queries,
+            operations,
+            turns,
+            dead_letters,
+            taker,
+            history,
+            leftovers,
+            lock,
+            database,
         )
         return OrchestratorWorker(parts, self._stack)
 
@@ -273,6 +305,9 @@ class Parts:
 
     conductor: Conductor
     reconciler: Reconciler
+    adoption: Adoption
+    watch: BrokerWatch
+    purges: Purges
     queries: Queries
     operations: Operations
     turns: Turns
@@ -317,17 +352,23 @@ class OrchestratorWorker:
 
     async def start(self) -> None:
         await self.parts.lock.take()
-        await self.parts.reconciler.check_store()
+        await self.parts.watch.check_store()
         await self.parts.conductor.start()
         self.parts.taker.start()
         self.parts.history.start()
         self.parts.leftovers.start()
         await self.parts.reconciler.start()
+        self.parts.adoption.start()
+        self.parts.watch.start()
+        await self.parts.purges.start()
         await self.parts.dead_letters.start()
         await self.parts.queries.start()
 
     async def drain(self, grace_seconds: float) -> None:
         await self.parts.reconciler.close()
+        await self.parts.purges.close()
+        await self.parts.watch.close()
+        await self.parts.adoption.close()
         await self.parts.dead_letters.close()
         await self.parts.taker.close()
         await self.parts.history.close()

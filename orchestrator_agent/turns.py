@@ -4,8 +4,9 @@ And the clock's own tasks: workflows with a schedule, started once for each time
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -102,17 +103,28 @@ class Schedules:
             else:
                 since = known[0]
             times, following = due_times(plan, since, moment)
+            begun = await self._begun(plan, times)
             for time in times:
-                await self._start(plan, time)
-            if times:
-                await self._reader.schedule_fired(plan.name, max(times), definition)
+                if time not in begun:
+                    await self._start(plan, time)
+            # Noted when it is accepted (the next look sees that), not when it was sent: the broker may lose what it has
+            # acknowledged.
+            if noted := list(takewhile(begun.__contains__, times)):
+                await self._reader.schedule_fired(plan.name, max(noted), definition)
             coming.append(following)
         return min(coming)
+
+    async def _begun(self, plan: Plan, times: Sequence[datetime]) -> set[datetime]:
+        """Of these times, those whose task has been accepted."""
+        if not times:
+            return set()
+        known = await self._reader.known([_task_id(plan, time) for time in times])
+        return {time for time in times if _task_id(plan, time) in known}
 
     async def _start(self, plan: Plan, time: datetime) -> None:
         assert plan.schedule is not None
         request = TaskRequest(
-            task_id=step_task_id(SCHEDULES, f"{plan.name}@{time.isoformat()}", 0, -1),
+            task_id=_task_id(plan, time),
             task_type=plan.name,
             payload={**plan.schedule.input},
             requester="schedule",
@@ -124,6 +136,10 @@ class Schedules:
             log.warning("schedule.waiting", workflow=plan.name, time=time.isoformat())
             raise
         log.info("schedule.started", workflow=plan.name, time=time.isoformat(), task_id=str(request.task_id))
+
+
+def _task_id(plan: Plan, time: datetime) -> UUID:
+    return step_task_id(SCHEDULES, f"{plan.name}@{time.isoformat()}", 0, -1)
 
 
 def due_times(plan: Plan, since: datetime, moment: datetime) -> tuple[list[datetime], datetime]:

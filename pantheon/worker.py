@@ -42,9 +42,11 @@ from protocol.streams import IN_PROGRESS_SECONDS, TASKS, task_consumer
 
 log = structlog.get_logger()
 
-# Answers of attempts that were delivered again after they were given: a broker that lost an ack, a redispatch.
-REMEMBERED_ANSWERS = 1000
+# Answers of attempts that were delivered again after they were given: a broker that lost an ack, a redispatch. That
+# comes after AckWait, in which an agent of short tasks gives thousands; bounded by bytes, as most are small.
+REMEMBERED_ANSWERS = 20_000
 REMEMBERED_ANSWER_BYTES = 64 * 1024
+REMEMBERED_BYTES = 16 * 1024 * 1024
 # A result that the object store does not take just now is kept, and its task, until it does.
 STORE_AGAIN_SECONDS = 1.0
 # A cancel may overtake its task in the queue; it is remembered this long.
@@ -61,11 +63,14 @@ class Observer(Protocol):
 
 @dataclass
 class _Running:
-    delivery: Delivery
+    """An attempt at work, and all deliveries of it: its end serves them all."""
+
+    deliveries: list[Delivery]
     work: "asyncio.Task[None]"
     context: TaskContext | None = None
     stop_reason: str | None = None
     answering: bool = False
+    answered: bool = False
 
 
 class _HandBack(Exception):
@@ -101,6 +106,7 @@ class Worker:
         self._running: dict[Key, _Running] = {}
         self._works: set[asyncio.Task[None]] = set()
         self._answers: OrderedDict[Key, bytes] = OrderedDict()
+        self._answers_bytes = 0
         self._cancelled: dict[tuple[UUID, int | None], float] = {}
         self._loops: list[asyncio.Task[None]] = []
         self._place = asyncio.Event()
@@ -204,7 +210,8 @@ class Worker:
         """In-progress acks for all that runs, so that a long task is not given to another instance."""
         while True:
             await asyncio.sleep(IN_PROGRESS_SECONDS)
-            for delivery in [*(running.delivery for running in self._running.values()), *self._puller.waiting]:
+            running = [delivery for one in self._running.values() for delivery in one.deliveries]
+            for delivery in [*running, *self._puller.waiting]:
                 await hold(delivery)
 
     async def _work(self, delivery: Delivery) -> None:
@@ -215,10 +222,11 @@ class Worker:
             return
         key = (request.task_id, request.attempt)
         if (twin := self._running.get(key)) is not None:
-            # The same attempt delivered again while it runs: its end serves both deliveries.
+            # The same attempt delivered again while it runs. It may be a message of its own (said again after a loss),
+            # which nothing but its own in-progress acks keeps from being given out until it counts as poison.
+            twin.deliveries.append(delivery)
             await asyncio.wait({twin.work})
-            if key in self._answers:
-                await acknowledge(delivery)
+            await (acknowledge if twin.answered else hand_back)(delivery)
             return
         if (answer := self._answers.get(key)) is not None:
             await self._answer(request, answer, message_id=None)
@@ -226,7 +234,7 @@ class Worker:
             return
         current = asyncio.current_task()
         assert current is not None
-        running = self._running[key] = _Running(delivery, current)
+        running = self._running[key] = _Running([delivery], current)
         try:
             response = await self._respond(request, running)
             body = await self._body(request, response)
@@ -236,6 +244,7 @@ class Worker:
                 body = to_bytes(self._failed(request, error))
                 await self._answer(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
             self._remember(key, body)
+            running.answered = True
             await acknowledge(delivery)
         except _HandBack:
             await hand_back(delivery)
@@ -430,9 +439,10 @@ class Worker:
     def _remember(self, key: Key, body: bytes) -> None:
         if len(body) > REMEMBERED_ANSWER_BYTES:
             return
+        self._answers_bytes += len(body) - len(self._answers.pop(key, b""))
         self._answers[key] = body
-        if len(self._answers) > REMEMBERED_ANSWERS:
-            self._answers.popitem(last=False)
+        while len(self._answers) > REMEMBERED_ANSWERS or self._answers_bytes > REMEMBERED_BYTES:
+            self._answers_bytes -= len(self._answers.popitem(last=False)[1])
 
     async def _refuse(self, delivery: Delivery, error: InvalidRequest) -> None:
         """Answer what has an id, keep the rest as a dead letter; either way the queue moves on."""

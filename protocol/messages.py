@@ -49,7 +49,8 @@ def _canonical_uuid(value: object) -> object:
     raise ValueError("must be a UUID in the canonical lower-case form")
 
 
-def _utc(value: datetime) -> datetime:
+def utc(value: datetime) -> datetime:
+    """The same moment in UTC. Raises ValueError, saying what it must be, where that cannot be kept."""
     # A few years from either end no zone's offset can overflow, and Postgres can keep the time.
     if not 1970 <= value.year <= 9000:
         raise ValueError("must be a time between the years 1970 and 9000")
@@ -87,7 +88,7 @@ TaskId = Annotated[
     BeforeValidator(_canonical_uuid),
     WithJsonSchema({"type": "string", "format": "uuid", "pattern": UUID_SHAPE}),
 ]
-Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_text), AfterValidator(_utc)]
+Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_text), AfterValidator(utc)]
 Label = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain)]
 ReplyTo = Annotated[str, Field(max_length=256), AfterValidator(_reply_to)]
 RequestedType = Annotated[str, Field(max_length=68), AfterValidator(_task_type)]

@@ -248,7 +248,7 @@ class _Transition(Endings):
 
     def _signalled(self, signal: Signalled) -> None:
         """Keep the signal, then let a step that waits for it take it; the row's id makes giving it twice once."""
-        task_id = step_task_id(self.run.root_task_id, f"signal:{signal.name}", 0, signal.operation.int % 2**31)
+        task_id = signal.row_id
         if task_id in self.run.rows:
             self._tell_signal(signal, taken=self.run.rows[task_id].status is Status.COMPLETED)
             return

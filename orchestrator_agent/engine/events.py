@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from orchestrator_agent.workflows.plan import Plan
+from protocol.ids import step_task_id
 from protocol.messages import ErrorInfo, Usage
 
 
@@ -78,6 +79,11 @@ class Signalled:
     name: str
     payload: dict[str, Any]
     giver: str | None
+
+    @property
+    def row_id(self) -> UUID:
+        """The id of the row that it becomes (ADR 0009)."""
+        return step_task_id(self.root_task_id, f"signal:{self.name}", 0, self.operation.int % 2**31)
 
 
 @dataclass(frozen=True, slots=True)

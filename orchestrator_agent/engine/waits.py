@@ -10,7 +10,7 @@ from orchestrator_agent.engine.state import Role, Row, Scope, Status
 from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode, ExpressionError, InvalidRequest
 from protocol.ids import step_task_id
-from protocol.messages import ErrorInfo, json_bytes, time_text
+from protocol.messages import ErrorInfo, json_bytes, time_text, utc
 from protocol.workflow import seconds_of
 
 
@@ -53,7 +53,10 @@ class Waits(Attempts):
             moment = None
         if moment is None or moment.tzinfo is None:
             raise ExpressionError(f"'until' must give a time such as 2030-01-31T08:00:00Z, not {value!r}")
-        return moment
+        try:
+            return utc(moment)
+        except ValueError as error:
+            raise ExpressionError(f"'until': {value} {error}") from None
 
     def take_signal(self, row: Row, plan: StepPlan, signal: Row) -> bool:
         """End a waiting step with a signal that was given; False where the signal is not for it."""

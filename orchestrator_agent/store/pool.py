@@ -1,6 +1,7 @@
 """Database: a pool of connections whose errors are the mesh's, and the lock that says this process lives."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -16,20 +17,17 @@ from protocol.errors import StoreError
 
 log = structlog.get_logger()
 
-# What means "Postgres is away or busy, try again", beside the network's own errors.
+# What means "Postgres is away or busy, try again", beside the network's own errors. Whole classes of Postgres's error
+# codes: an administrator cancels a statement, a role has a timeout of its own, a disk fails for a while.
 _PASSING = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.exceptions.ConnectionDoesNotExistError,
-    asyncpg.exceptions.CannotConnectNowError,
-    asyncpg.exceptions.AdminShutdownError,
+    asyncpg.PostgresConnectionError,  # 08
     asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
-    asyncpg.exceptions.CrashShutdownError,
-    asyncpg.exceptions.TooManyConnectionsError,
-    asyncpg.exceptions.SerializationError,
-    asyncpg.exceptions.DeadlockDetectedError,
-    asyncpg.exceptions.OutOfMemoryError,
-    asyncpg.exceptions.DiskFullError,
     asyncpg.exceptions.ReadOnlySQLTransactionError,
+    asyncpg.exceptions.TransactionRollbackError,  # 40: deadlock, serialization
+    asyncpg.exceptions.InsufficientResourcesError,  # 53: connections, memory, disk
+    asyncpg.exceptions.LockNotAvailableError,
+    asyncpg.exceptions.OperatorInterventionError,  # 57: cancelled, shut down, starting, crashed
+    asyncpg.exceptions.PostgresSystemError,  # 58: files
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
@@ -61,6 +59,7 @@ COMMAND_TIMEOUT_SECONDS = 60.0
 FROZEN_SECONDS = 25.0
 # So many words in that time: a loop that is busy for a while has not lost its lock yet.
 WORDS = 5
+TAKE_AGAIN_SECONDS = 1.0
 
 
 class Database:
@@ -73,6 +72,8 @@ class Database:
 
     async def open(self, *, wait_seconds: float | None = None) -> None:
         """Connect, trying again until `wait_seconds` have passed (None: for ever). Raises StoreError."""
+        # It tells each attempt to fill up again with a traceback; that Postgres is away is said by who waits for it.
+        logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
         loop = asyncio.get_running_loop()
         end = None if wait_seconds is None else loop.time() + wait_seconds
         wait = 0.1
@@ -174,7 +175,8 @@ def _line(error: BaseException) -> str:
 class ProcessLock:
     """Says "this process lives" without a write: a session's advisory lock, freed by Postgres when the session ends.
 
-    The session ends when the process dies, when its host vanishes, and when it was frozen for `frozen_seconds`.
+    The session ends when the process dies, when its host vanishes, and when it was frozen for `frozen_seconds`. A
+    process that lost its session and lives takes the lock again at once.
     """
 
     def __init__(self, url: str, process_id: UUID, instance_id: str, *, frozen_seconds: float = FROZEN_SECONDS) -> None:
@@ -188,7 +190,8 @@ class ProcessLock:
         self._frozen_seconds = frozen_seconds
         # A connection carries one statement at a time.
         self._talking = asyncio.Lock()
-        self._words: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> bool:
@@ -199,57 +202,126 @@ class ProcessLock:
 
         Raises StoreError.
         """
+        await self._connect()
+        self._keeper = asyncio.create_task(self._keep(), name="process-lock")
+
+    async def _connect(self) -> None:
+        # One of each session's own: the end of the one before may be told late.
+        ended = self._ended = asyncio.Event()
+        connection: asyncpg.Connection[Any] | None = None
         try:
             frozen = {"idle_session_timeout": str(round(self._frozen_seconds * 1000))}
-            self._connection = await asyncpg.connect(self._url, server_settings=_SESSION | frozen, timeout=10)
-            await self._connection.execute("select pg_advisory_lock($1)", self.key)
-            await self._connection.execute(
+            connection = await asyncpg.connect(self._url, server_settings=_SESSION | frozen, timeout=10)
+            connection.add_termination_listener(lambda _: ended.set())
+            # A session that this one is to replace, or who adopts this process, may hold it for a while yet.
+            await connection.execute("select pg_advisory_lock($1)", self.key, timeout=2 * self._frozen_seconds)
+            await connection.execute(
                 "insert into orchestrators (process_id, instance_id, lock_key) values ($1, $2, $3) "
-                "on conflict (process_id) do nothing",
+                "on conflict (process_id) do update set unpublished_since = "
+                "case when orchestrators.unpublished_since = '-infinity' then '-infinity'::timestamptz end",
                 self.process_id,
                 self.instance_id,
                 self.key,
+                timeout=self._frozen_seconds,
             )
-            self._words = asyncio.create_task(self._talk(self._connection), name="process-lock")
         except (*_PASSING, asyncpg.PostgresError) as error:
-            await self.release()
-            raise StoreError(f"cannot take the process's lock: {_line(error)}") from error
-
-    async def _talk(self, connection: "asyncpg.Connection[Any]") -> None:
-        """Say a word now and then, which is what a frozen process cannot. A session that ended is taken again by
-        whoever asks `held`."""
-        while not connection.is_closed():
-            await asyncio.sleep(self._frozen_seconds / WORDS)
-            try:
-                async with self._talking:
-                    await connection.execute("select 1", timeout=self._frozen_seconds)
-            except (*_PASSING, asyncpg.PostgresError) as error:
-                log.warning("process.lock_lost", process_id=str(self.process_id), error=_line(error))
+            if connection is not None:
                 connection.terminate()
+            raise StoreError(f"cannot take the process's lock: {_line(error)}") from error
+        except BaseException:
+            if connection is not None:
+                connection.terminate()
+            raise
+        # What this process had noted is gone, with the row or above; what is still so is noted again.
+        self._unpublished = None
+        self._connection = connection
+
+    async def _keep(self) -> None:
+        """Say a word now and then, which is what a frozen process cannot; where the session has ended, take the lock
+        again."""
+        while True:
+            try:
+                async with asyncio.timeout(self._frozen_seconds / WORDS):
+                    await self._ended.wait()
+            except TimeoutError:
+                await self._say_a_word()
+            if not self.held:
+                log.warning("process.lock_lost", process_id=str(self.process_id))
+                await self._take_again()
+                log.info("process.lock_taken", process_id=str(self.process_id))
+
+    async def _take_again(self) -> None:
+        while True:
+            try:
+                await self._connect()
+                return
+            except StoreError as error:
+                log.warning("process.lock_waiting", error=str(error))
+                await asyncio.sleep(TAKE_AGAIN_SECONDS)
+
+    async def _say_a_word(self) -> None:
+        connection = self._connection
+        assert connection is not None
+        try:
+            async with self._talking:
+                await connection.execute("select 1", timeout=self._frozen_seconds)
+        except (*_PASSING, asyncpg.PostgresError) as error:
+            log.debug("process.silent", error=_line(error))
+            connection.terminate()
+
+    @asynccontextmanager
+    async def _speaking(self, what: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
+        """The session, for one statement. Raises StoreError."""
+        if self._connection is None or self._connection.is_closed():
+            raise StoreError(f"{what}: the process's lock is not held")
+        try:
+            async with self._talking:
+                yield self._connection
+        except (*_PASSING, asyncpg.PostgresError) as error:
+            raise StoreError(f"{what}: {_line(error)}") from error
+
+    async def try_other(self, key: int) -> bool:
+        """Take another process's lock, if that is free: the process is dead, or frozen. Freed with this session, if not
+        by `leave_other` before. Raises StoreError."""
+        async with self._speaking("cannot ask whether a process lives") as connection:
+            return bool(await connection.fetchval("select pg_try_advisory_lock($1)", key, timeout=self._frozen_seconds))
+
+    async def leave_other(self, key: int) -> None:
+        """Give another process's lock back; a session that has ended has done so."""
+        try:
+            async with self._speaking("cannot leave a lock") as connection:
+                await connection.execute("select pg_advisory_unlock($1)", key, timeout=self._frozen_seconds)
+        except StoreError as error:
+            # Else it would look alive for as long as this process does.
+            log.debug("process.lock_kept", error=str(error))
+            if self._connection is not None:
+                self._connection.terminate()
 
     async def note_unpublished(self, since: datetime | None) -> None:
         """Say, for whoever adopts this process's rows, since when the broker has not acknowledged. Raises StoreError.
 
         Written only when it changes, which is when the broker goes and when it comes back.
         """
-        if (since is None) == (self._unpublished is None) or self._connection is None:
+        if (since is None) == (self._unpublished is None) or not self.held:
             return
-        try:
-            async with self._talking:
-                await self._connection.execute(
-                    "update orchestrators set unpublished_since = $2 where process_id = $1", self.process_id, since
-                )
-        except (*_PASSING, asyncpg.PostgresError) as error:
-            raise StoreError(f"cannot note the broker's absence: {_line(error)}") from error
+        async with self._speaking("cannot note the broker's absence") as connection:
+            # That the broker has lost everything (see `store.processes`) outweighs it.
+            await connection.execute(
+                "update orchestrators set unpublished_since = $2 "
+                "where process_id = $1 and unpublished_since is distinct from '-infinity'",
+                self.process_id,
+                since,
+                timeout=self._frozen_seconds,
+            )
         self._unpublished = since
 
     async def release(self, *, forget: bool = False) -> None:
         """End the session. `forget`: this process owes nothing any more, nobody need adopt it."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
         connection, self._connection = self._connection, None
-        words, self._words = self._words, None
-        if words is not None:
-            words.cancel()
-            await asyncio.gather(words, return_exceptions=True)
         if connection is None or connection.is_closed():
             return
         try:

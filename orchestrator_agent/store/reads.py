@@ -4,8 +4,7 @@ people want to know. Where the answer is to be one for all processes (who adopts
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -13,25 +12,27 @@ import asyncpg
 
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS
+from protocol.messages import now
 
+# By the clock of who asks, which is the one that decides: what another clock took for due would be found at every look.
 # Everything that is at work is found through the open roots (index tasks_open), never by a walk over the history.
 DUE = """
 select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_id as is_root, t.duplicate_of,
-       t.agent, t.task_type, t.requester, t.deadline_at <= now() as late,
-       t.queue, t.flow, t.priority, t.expires_at <= now() as over,
+       t.agent, t.task_type, t.requester, t.deadline_at <= $4 as late,
+       t.queue, t.flow, t.priority, t.expires_at <= $4 as over,
        case when t.task_type like 'mesh.%' then t.payload end as operation
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null
-  and ((t.status = 'dispatched' and t.expires_at <= now())
-    or (t.status = 'waiting' and (t.run_after <= now() or t.duplicate_of is not null))
+  and ((t.status = 'dispatched' and t.expires_at <= $4)
+    or (t.status = 'waiting' and (t.run_after <= $4 or t.duplicate_of is not null))
     or (t.status = 'ready' and r.status in ('running', 'compensating')
-        and (t.expires_at <= now()
+        and (t.expires_at <= $4
           or (t.position is null and t.task_type = any($2::text[]) and r.task_type <> all($3::text[]))))
     or (t.task_id = t.root_task_id and t.status = 'running' and t.task_type like 'mesh.%')
     or (t.task_id = t.root_task_id and t.status = 'running' and t.concurrency_key is not null
         and not exists (select 1 from tasks c where c.root_task_id = t.root_task_id and c.parent_task_id = t.task_id
                         and c.role <> 'signal'))
-    or (t.task_id = t.root_task_id and t.status in ('running', 'paused', 'waiting') and t.deadline_at <= now()))
+    or (t.task_id = t.root_task_id and t.status in ('running', 'paused', 'waiting') and t.deadline_at <= $4))
 limit $1
 """
 
@@ -40,47 +41,13 @@ _BOTH = ("tasks", "tasks_history")
 # One process at a time looks for what is due; it is no leader, whoever comes next may be another.
 SWEEP_LOCK_KEY = 0x73776565
 
-ADOPT = """
-update tasks t set dispatched_by = $2
-from tasks r
-where r.task_id = r.root_task_id and r.answered_at is null and t.root_task_id = r.root_task_id
-  and t.dispatched_by = $1
-  and (t.status = 'dispatched' or (t.task_id = t.root_task_id and t.answered_at is null))
-returning t.root_task_id, t.task_id, t.status, t.dispatched_at
-"""
-
-OWED = """
-select t.root_task_id, t.task_id, t.status, t.agent, t.dispatched_at
-from tasks r join tasks t on t.root_task_id = r.root_task_id
-where r.task_id = r.root_task_id and r.answered_at is null and ($1::uuid is null or t.dispatched_by = $1)
+# Of some roots, what a process has to publish.
+OWED_OF = """
+select t.root_task_id, t.task_id
+from tasks t where t.root_task_id = any($1::uuid[]) and t.dispatched_by = $2 and t.answered_at is null
   and (t.status = 'dispatched'
     or (t.task_id = t.root_task_id and t.status in ('completed', 'failed', 'cancelled')))
 """
-
-
-# A publish is acknowledged within milliseconds; what a process dispatched this long before its last dispatch was.
-SURELY_PUBLISHED = timedelta(seconds=15)
-
-
-@dataclass(frozen=True)
-class DeadProcess:
-    """What was adopted of a process that died. `unpublished_since`: it had said that publishing did not work."""
-
-    process_id: UUID
-    rows: Sequence[Any]
-    unpublished_since: datetime | None
-
-    def may_owe(self, row: Any) -> bool:
-        """Whether an attempt may never have reached the broker. Saying one again that did is harmless for the two
-        minutes that the broker remembers it, but after that an agent that is long at work on it would get a twin."""
-        last = max((one["dispatched_at"] for one in self.rows if one["dispatched_at"] is not None), default=None)
-        at = row["dispatched_at"]
-        if at is None or last is None:
-            return True
-        since = last - SURELY_PUBLISHED
-        if self.unpublished_since is not None:
-            since = min(since, self.unpublished_since - SURELY_PUBLISHED)
-        return bool(at >= since)
 
 
 class Reader:
@@ -95,26 +62,12 @@ class Reader:
         async with self._database.connection() as connection, connection.transaction():
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", SWEEP_LOCK_KEY):
                 return []
-            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused))
+            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused), now())
             return rows
 
-    async def owed(self, process_id: UUID | None) -> Sequence[asyncpg.Record]:
-        """Every attempt and final response that a process (None: any) has to publish, or published in vain."""
-        return await self._database.fetch(OWED, process_id)
-
-    async def adopt_dead(self, process_id: UUID) -> list["DeadProcess"]:
-        """Take over the rows of every orchestrator process that no longer holds its lock."""
-        found: list[DeadProcess] = []
-        others = await self._database.fetch(
-            "select process_id, lock_key, unpublished_since from orchestrators where process_id <> $1", process_id
-        )
-        for other in others:
-            async with self._database.connection() as connection, connection.transaction():
-                if await connection.fetchval("select pg_try_advisory_xact_lock($1)", other["lock_key"]):
-                    rows = await connection.fetch(ADOPT, other["process_id"], process_id)
-                    await connection.execute("delete from orchestrators where process_id = $1", other["process_id"])
-                    found.append(DeadProcess(other["process_id"], rows, other["unpublished_since"]))
-        return found
+    async def owed_of(self, root_task_ids: Collection[UUID], process_id: UUID) -> Sequence[asyncpg.Record]:
+        """Every attempt and final response of these roots that a process has to publish."""
+        return await self._database.fetch(OWED_OF, list(root_task_ids), process_id)
 
     async def note_streams(self, marks: Mapping[str, tuple[str, int]]) -> None:
         """Keep where the broker's streams stand, so that a loss is seen even when nobody was there."""
@@ -156,6 +109,17 @@ class Reader:
             list(root_task_ids),
         )
         return {record["task_id"]: record["version"] for record in records}
+
+    async def open_of(self, root_task_ids: Sequence[UUID]) -> set[UUID]:
+        """Those of these roots that are at work."""
+        records = await self._database.fetch(
+            "select u.a as task_id from unnest($1::uuid[], $2::uuid[]) as u(a, b), lateral ("
+            "select t.status from tasks t where t.root_task_id = u.a and t.task_id = u.b limit 1) t "
+            "where t.status not in ('completed', 'failed', 'cancelled', 'skipped')",
+            root_task_ids,
+            root_task_ids,
+        )
+        return {record["task_id"] for record in records}
 
     async def by_key(self, tenant: str, requester: str | None, key: str) -> UUID | None:
         """The first task with an idempotency key, at work or in the history."""

@@ -19,6 +19,7 @@ from protocol.messages import ObjectRef
 
 log = structlog.get_logger()
 
+OBJECTS_STREAM = OBJ_STREAM_TEMPLATE.format(bucket=BUCKET)
 # What the rest of a message may take beside its payload or result: ids, names, headers.
 MESSAGE_ROOM_BYTES = 16 * 1024
 # Values up to this size go with their message whatever the broker carries: most are, and need not ask.
@@ -37,7 +38,7 @@ class Objects:
     def __init__(self, bus: Bus, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self._bus = bus
         self.max_bytes = max_bytes
-        self._store = ObjectStore(BUCKET, OBJ_STREAM_TEMPLATE.format(bucket=BUCKET), bus.js)
+        self._store = ObjectStore(BUCKET, OBJECTS_STREAM, bus.js)
 
     @property
     def inline_max_bytes(self) -> int:
@@ -132,7 +133,7 @@ async def ensure_objects(bus: Bus, *, replicas: int) -> None:
     """Make the bucket, or bring it to its settings; safe from several processes at once. Raises BusError."""
     try:
         try:
-            config = (await bus.js.stream_info(OBJ_STREAM_TEMPLATE.format(bucket=BUCKET))).config
+            config = (await bus.js.stream_info(OBJECTS_STREAM)).config
             if (config.num_replicas or 1, config.max_age) != (replicas, BUCKET_MAX_AGE_SECONDS):
                 await bus.js.update_stream(config.evolve(num_replicas=replicas, max_age=BUCKET_MAX_AGE_SECONDS))
                 log.info("bucket.updated", bucket=BUCKET, replicas=replicas)

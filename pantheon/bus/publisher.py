@@ -66,6 +66,9 @@ class Publisher:
         self._closed = False
         # By stream: the highest sequence that the broker has acknowledged. A broker that later stands lower lost some.
         self.highest_sequence: dict[str, int] = {}
+        # Told of a stream in which a new message was given a sequence that an older one had: the broker's store went
+        # back. Who only compares where the stream stands misses that when it has grown past that place again.
+        self.on_gone_back: Callable[[str], None] = lambda stream: None
         # Since when at least one message is being repeated, for want of an acknowledgement.
         self.repeating_since: datetime | None = None
 
@@ -178,13 +181,16 @@ class Publisher:
             if "error" in ack:
                 self._again(one, str(ack["error"].get("description", ack["error"])))
                 return
-            sequence, stream = ack["seq"], ack["stream"]
+            sequence, stream, duplicate = ack["seq"], ack["stream"], ack.get("duplicate", False)
         except (ValueError, KeyError, TypeError, AttributeError):
             self._again(one, delivery.data[:200].decode(errors="replace"))
             return
         del self._pending[token]
         if sequence > self.highest_sequence.get(stream, 0):
             self.highest_sequence[stream] = sequence
+        elif not duplicate:
+            self.highest_sequence[stream] = sequence
+            self.on_gone_back(stream)
         if one.repeats:
             self._repeating -= 1
             if self._repeating == 0:
@@ -204,10 +210,23 @@ class Publisher:
             self._repeating += 1
         one.repeats = min(one.repeats + 1, 16)
 
+    @property
+    def published(self) -> int:
+        """How many messages there have been, for `settled`."""
+        return self._count
+
+    async def settled(self, since: int) -> None:
+        """Until all that was published between `since` and now has been acknowledged, or given up."""
+        last = self._count
+        while any(since < int(token) <= last for token in self._pending):
+            self._room.clear()
+            await self._room.wait()
+
     def _forget(self, one: _Pending) -> None:
         for token, pending in list(self._pending.items()):
             if pending is one:
                 del self._pending[token]
+                self._room.set()
                 if one.repeats:
                     self._repeating -= 1
                     if self._repeating == 0:

@@ -35,6 +35,7 @@ EXPIRY_TICK_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 LOAD_TIMEOUT_SECONDS = 5.0
 STREAM_NAME_IN_USE = 10058
+BUCKET_STREAM = f"KV_{KV_BUCKET}"
 # Each refused key is warned of once; whoever puts ever new ones must not grow this process.
 REFUSED_KEYS_REMEMBERED = 1000
 

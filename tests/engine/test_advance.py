@@ -286,6 +286,13 @@ def test_an_until_that_fails_is_an_expression_error(world: World) -> None:
     assert (course.error.code, course.error.step) == ("expression_error", "a")
 
 
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00", "2030-01-31T08:00:00", "x"])
+def test_a_time_that_no_clock_will_show_is_an_expression_error(world: World, time: str) -> None:
+    course = world.dag({"a": {"until": f"'{time}'"}})
+    assert (course.error.code, course.error.step) == ("expression_error", "a")
+    assert time in course.error.message
+
+
 def test_what_is_too_large_says_both_sizes(world: World) -> None:
     world.rules = Rules(max_payload_bytes=1000)
     course = world.dag({"a": task(), "b": task(needs=["a"], **{"with": {"twice": "${a.text}${a.text}"}})})

@@ -551,6 +551,41 @@ async def test_a_publish_is_repeated_until_somebody_keeps_it(bus: Bus, publisher
     assert await _count(bus) == 2
 
 
+async def test_a_store_that_went_back_is_noticed_however_far_it_has_come_since(bus: Bus, publisher: Publisher) -> None:
+    """Others have published meanwhile: where the stream stands tells nothing, the sequence of the next message does."""
+    gone_back: list[str] = []
+    publisher.on_gone_back = gone_back.append
+    for number in range(3):
+        await publisher.publish("agent.a.task", b"{}", message_id=str(number))
+    await publisher.publish("agent.a.task", b"{}", message_id="0")
+    assert gone_back == []
+    await bus.js.delete_stream("AGENT_TASKS")
+    await ensure_streams(bus)
+    await bus.js.publish("agent.b.task", b"{}")
+    await publisher.publish("agent.a.task", b"{}", message_id="3")
+    assert gone_back == ["AGENT_TASKS"]
+    await publisher.publish("agent.a.task", b"{}", message_id="4")
+    assert gone_back == ["AGENT_TASKS"]
+
+
+async def test_what_was_published_has_settled_when_it_is_acknowledged(bus: Bus, publisher: Publisher) -> None:
+    await bus.js.delete_stream("AGENT_TASKS")
+    await publisher.send("agent.a.task", b"0", message_id="0")
+    since = publisher.published
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        # What was published before does not count.
+        await publisher.settled(since)
+    await publisher.send("agent.a.task", b"1", message_id="1")
+    settling = asyncio.create_task(publisher.settled(since))
+    await until(lambda: publisher.repeating_since is not None, "a repeat")
+    assert not settling.done()
+    await ensure_streams(bus)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await settling
+        await publisher.settled(0)
+    assert await _count(bus) == 2
+
+
 async def test_a_publish_that_may_give_up_does(bus: Bus, publisher: Publisher) -> None:
     await bus.js.delete_stream("AGENT_TASKS")
     with pytest.raises(BusError, match=r"agent\.a\.task within 0\.5 s"):

@@ -247,6 +247,32 @@ async def test_a_task_delivered_again_while_it_runs_runs_once(rig: Rig, agent: A
     assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq > 1
 
 
+async def test_a_task_sent_again_while_it_runs_waits_with_it(
+    rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said again after a loss of the broker's store, it is a message of its own; given out five times it was poison."""
+    monkeypatch.setattr(pantheon.worker, "IN_PROGRESS_SECONDS", 0.2)
+    await ack_wait(rig, 4)
+    runs = 0
+
+    @agent.task("long")
+    async def long(task: dict[str, Any]) -> dict[str, str]:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(6)
+        # More than is remembered for a delivery that comes later.
+        return {"much": "x" * 100_000}
+
+    worker = await rig.worker(agent)
+    task_id = await rig.send("test_agent", "long")
+    await until(lambda: worker.active, "the first delivery")
+    await rig.send("test_agent", "long", task_id=task_id)
+    await rig.answer(task_id)
+    await rig.until_empty()
+    assert (runs, len(rig.answers)) == (1, 1)
+    assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq == 2
+
+
 async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Rig, agent: Agent) -> None:
     runs = 0
 
@@ -268,6 +294,31 @@ async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Ri
     assert (await rig.js.stream_info("AGENT_RESPONSES")).state.messages == 2
     assert runs == 1
     await rig.until_empty()
+
+
+async def test_answers_are_remembered_by_what_they_weigh(
+    rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pantheon.worker, "REMEMBERED_BYTES", 3000)
+    runs: list[UUID] = []
+
+    @agent.task("thousand")
+    async def thousand(task: dict[str, Any], ctx: TaskContext) -> str:
+        runs.append(ctx.task_id)
+        return "x" * 1000
+
+    await rig.worker(agent)
+    ids = []
+    for _ in range(4):
+        ids.append(await rig.send("test_agent", "thousand"))
+        await rig.answer(ids[-1])
+        await rig.until_empty()
+    for task_id in (ids[3], ids[0]):
+        count = len(rig.answers)
+        await rig.send("test_agent", "thousand", task_id=task_id)
+        await until(lambda count=count: len(rig.answers) > count, "its answer")  # type: ignore[misc]
+        await rig.until_empty()
+    assert [str(one) for one in runs] == [str(one) for one in [*ids, ids[0]]]
 
 
 async def test_another_attempt_is_another_run(rig: Rig, agent: Agent) -> None:

@@ -10,6 +10,7 @@ import pytest
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
 from pantheon.process import AgentProcess
+from pantheon.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, rows
 from tests.mesh.conftest import PlainClient
@@ -348,3 +349,16 @@ async def test_text_that_databases_dislike_passes(plain: PlainClient) -> None:
     text = "null \0 and 𝄞 and \u2028 and \ud7ff"
     answer = await plain.ask("echo", {"text": text})
     assert answer["result"] == {"text": text}
+
+
+async def test_a_request_that_the_database_refuses_is_answered(
+    words: AgentProcess, plain: PlainClient, settings: MeshSettings
+) -> None:
+    """It was kept as a dead letter, and whoever sent it until it was accepted or answered sent it for ever."""
+    await rows(settings, "alter table tasks add constraint no_cats check (payload::text not like '%cat%')")
+    refused = await plain.send("uppercase", {"text": "cat"})
+    answer = await plain.answer(refused)
+    assert (answer["status"], answer["error"]["code"]) == ("failed", "internal_error")
+    assert "no_cats" in answer["error"]["message"]
+    assert (await plain.ask("uppercase", {"text": "dog"}))["result"] == {"text": "DOG"}
+    assert plain.dead == []

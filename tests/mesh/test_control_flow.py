@@ -66,6 +66,29 @@ async def test_a_signal_ends_the_wait_for_it_also_when_it_came_first(
         await mesh.run("mesh.signal", {"task_id": str(late), "signal": "go", "payload": {"n": 3}})
 
 
+async def test_a_signal_whose_operation_begins_again_after_the_tasks_end_was_given(
+    words: AgentProcess, mesh: Mesh, settings: MeshSettings
+) -> None:
+    """The process died after it had given the signal, and before it had noted so: the operation had failed."""
+    task_id = await mesh.submit("execute_dag", {"steps": {"go": {"wait_for": {"signal": "go"}}}})
+    await until_row(settings, "select 1 from tasks where root_task_id = $1 and step = 'go'", task_id)
+    operation = mesh.request("mesh.signal", {"task_id": str(task_id), "signal": "go"})
+    await mesh.submit(operation)
+    assert (await mesh.wait(operation.task_id)).status == "completed"
+    assert (await mesh.wait(task_id)).status == "completed"
+    await until_row(settings, "select 1 from tasks where task_id = $1 and answered_at is not null", operation.task_id)
+    await rows(
+        settings,
+        "update tasks set status = 'running', version = version + 1, result = null, completed_at = null, "
+        "answered_at = null where task_id = $1",
+        operation.task_id,
+    )
+    await until_row(settings, "select 1 from tasks where task_id = $1 and completed_at is not null", operation.task_id)
+    found = (await rows(settings, "select status, result from tasks where task_id = $1", operation.task_id))[0]
+    assert found["status"] == "completed"
+    assert json.loads(found["result"])["taken"]
+
+
 async def test_only_those_named_may_approve(words: AgentProcess, settings: MeshSettings) -> None:
     steps = {
         "ok": {"wait_for": {"approval": "release", "from": ["anna"]}},
@@ -464,6 +487,34 @@ async def test_a_schedule_starts_once_for_each_time_with_two_orchestrators(
     )
     assert len(times) == 2
     assert seen.count("echo") == 2
+
+
+async def test_a_scheduled_start_that_the_broker_loses_is_sent_again(
+    settings: MeshSettings, seen: Seen, tmp_path: Path, plain: PlainClient
+) -> None:
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "tick.yaml").write_text(
+        f'name: tick\nschedule: {{cron: "0 {(now().hour + 12) % 24} * * *", catch_up: all}}\n'
+        "steps: {work: {task: echo, with: {n: 1}}}\n"
+    )
+    jetstream = plain.connection.jetstream()
+
+    async def sent() -> bool:
+        return (await jetstream.stream_info("AGENT_TASKS")).state.messages > 0
+
+    async with (
+        orchestrator(settings, load_library([tmp_path / "flows"])) as process,
+        AgentProcess(words_agent(seen), settings),
+    ):
+        await until_row(settings, "select 1 from schedules where workflow = 'tick'")
+        process.worker.pause()
+        await rows(settings, "update schedules set fired_at = fired_at - interval '1 day' returning 1")
+        await until(sent, "the request in the broker")
+        # Another one may follow while it is not accepted.
+        await jetstream.purge_stream("AGENT_TASKS")
+        process.worker.resume()
+        await plain.until(lambda: len(plain.responses) == 1)
+    assert seen.count("echo") == 1
 
 
 async def test_an_agents_delegated_task_is_a_child_in_the_same_tree(

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig
 
+from orchestrator_agent.broker_watch import NEEDED, WATCHED
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Mesh
-from pantheon.bus import Bus, stream_mark
+from pantheon.bus import Bus, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
@@ -188,9 +190,9 @@ async def test_what_is_acknowledged_while_the_broker_is_asked_is_not_taken_for_a
         task_id = await plain.submit("echo", {"n": 1})
         await seen.until_called("echo")
         attempts = await listening(plain, "agent.words_agent.task")
-        monkeypatch.setattr("orchestrator_agent.reconciler.stream_mark", answered_late)
-        # Two streams: what the first whole look came to has been done when the third begins.
-        await until(lambda: looks > 4, "a third look")
+        monkeypatch.setattr("orchestrator_agent.broker_watch.stream_mark", answered_late)
+        # What the first whole look came to has been done when the third begins.
+        await until(lambda: looks > 2 * (len(WATCHED) + len(NEEDED) + 1), "a third look")
         gate.set()
         assert (await plain.answer(task_id))["status"] == "completed"
         assert attempts == []
@@ -281,6 +283,46 @@ async def test_without_postgres_nothing_is_taken_and_nothing_is_lost(
     assert seen.count("uppercase") == 20
 
 
+async def test_requests_that_wait_for_postgres_are_given_out_once(
+    broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those behind the batch that is being written as well: given out five times they were dead letters, `poison`."""
+    import migrations
+
+    monkeypatch.setattr("orchestrator_agent.conductor.HOLD_SECONDS", 0.3)
+    patience = 4.0
+    bus = await Bus.connect(broker.url, name="test")
+    async with bus, postgres_server(tmp_path / "postgres") as database:
+        await migrations.upgrade(database.url)
+        await ensure_streams(bus)
+        # As the contract's, which is more patient.
+        await bus.js.add_consumer(
+            "AGENT_TASKS",
+            ConsumerConfig(
+                durable_name="orchestrator_agent",
+                filter_subject=subjects.task("orchestrator_agent"),
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=patience,
+                max_deliver=5,
+            ),
+        )
+        settings = MeshSettings.load(nats_url=broker.url, database_url=database.url, drain_grace_seconds=1.0)
+        async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
+            await plain.ask("uppercase", {"text": "a"})
+            await database.stop()
+            ids = []
+            for _ in range(3):
+                ids.append(await plain.send("uppercase", {"text": "a"}))
+                # One is a batch of its own, so that those after it wait behind it.
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(2 * patience)
+            await database.start()
+            for task_id in ids:
+                assert (await plain.answer(task_id))["result"] == {"text": "A"}
+            info = await bus.js.consumer_info("AGENT_TASKS", "orchestrator_agent")
+            assert info.delivered.consumer_seq == 4
+
+
 async def test_a_broker_that_goes_and_comes_back_delays_and_loses_nothing(
     settings: MeshSettings, broker: NatsServer, seen: Seen
 ) -> None:
@@ -297,3 +339,69 @@ async def test_a_broker_that_goes_and_comes_back_delays_and_loses_nothing(
         async with asyncio.timeout(2 * PATIENCE_SECONDS):
             results = await asyncio.gather(*running)
     assert results == [CHAIN_RESULT] * 20
+
+
+@pytest.mark.parametrize("stream", ["OBJ_payloads", "KV_agents", "DEAD_LETTERS", "MESH_EVENTS"])
+async def test_a_stream_that_somebody_deletes_is_made_again(
+    settings: MeshSettings, seen: Seen, plain: PlainClient, stream: str
+) -> None:
+    """Who publishes into one that is gone waits for it: a dead letter would hold up every request behind it."""
+    large = {"text": "x" * 600_000}
+    async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
+        await plain.ask("uppercase", {"text": "a"})
+        await plain.connection.jetstream().delete_stream(stream)
+        await plain.connection.publish(subjects.task("orchestrator_agent"), b"no request")
+        dag = {"steps": {"one": {"task": "uppercase", "with": large}, "two": {"task": "echo", "with": "${one}"}}}
+        answer = await plain.ask("execute_dag", {**dag, "output": "${two.text.size()}"})
+        assert answer["result"] == 600_000
+        # One that is repeated is heard each time.
+        await plain.until(lambda: len(plain.dead) >= 1)
+
+        async def there() -> bool:
+            return stream in [one.config.name for one in await plain.connection.jetstream().streams_info()]
+
+        await until(there, "the stream")
+
+
+async def test_what_nobody_owns_any_more_is_published_again(
+    settings: MeshSettings, seen: Seen, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was adopted while it was paused went on, dispatched, and died before it was in the list again."""
+    monkeypatch.setattr("orchestrator_agent.adoption.STRAYS_SECONDS", 0.1)
+    async with orchestrator(settings, load_library([])) as process:
+        # One message that the broker never takes must not hold that up.
+        await process.publisher.send("no.stream.keeps.this", b"")
+        await until(lambda: process.publisher.repeating_since, "a repeat")
+        async with AgentProcess(words_agent(seen), settings):
+            await plain.ask("uppercase", {"text": "a"})
+        task_id = await plain.submit("execute_dag", CHAIN)
+        # Dispatched in the database, and nowhere else.
+        await rows(
+            settings,
+            "update tasks set status = 'dispatched', agent = 'words_agent', dispatched_at = now(), dispatched_by = $1, "
+            "expires_at = now() + interval '1 hour', position = null where step = 's0'",
+            new_id(),
+        )
+        await rows(settings, "update tasks set version = version + 1 where step is null")
+        async with AgentProcess(words_agent(seen), settings):
+            assert (await plain.answer(task_id))["result"] == CHAIN_RESULT
+
+
+async def test_what_another_orchestrator_ended_is_forgotten(
+    settings: MeshSettings, seen: Seen, plain: PlainClient
+) -> None:
+    """Whoever takes a run's last answer ends it; the one that began it kept it, and counted it as active."""
+    library = load_library([])
+    async with (
+        orchestrator(settings, library) as first,
+        orchestrator(settings, library) as second,
+        AgentProcess(words_agent(seen), settings),
+    ):
+        waiting = await plain.submit("execute_dag", {"steps": {"go": {"wait_for": {"signal": "go"}}}})
+        for _ in range(30):
+            await plain.send("execute_dag", CHAIN)
+        await plain.until(lambda: len(plain.responses) == 30)
+        await until(lambda: first.worker.active + second.worker.active == 1, "only what waits is in mind")
+        answer = await plain.ask("mesh.signal", {"task_id": waiting, "signal": "go"})
+        assert answer["status"] == "completed"
+        assert (await plain.answer(waiting))["status"] == "completed"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator_agent.store.pool import WORDS, Database, ProcessLock
 from protocol import new_id
+from tests.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
 WITHIN_SECONDS = 60
@@ -20,13 +21,8 @@ from orchestrator_agent.store.pool import ProcessLock
 async def main():
     lock = ProcessLock(sys.argv[1], UUID(sys.argv[2]), "holder", frozen_seconds=4.0)
     await lock.take()
-    while True:
-        print("held" if lock.held else "lost", flush=True)
-        if not lock.held:
-            await lock.release()
-            await lock.take()
-            print("taken again", flush=True)
-        await asyncio.sleep(0.05)
+    print("held", flush=True)
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """
@@ -53,9 +49,8 @@ async def test_a_frozen_process_loses_its_lock_and_takes_it_again(database_url: 
             while not await free(database, lock):  # noqa: ASYNC110 - Postgres is asked, it does not tell
                 await asyncio.sleep(0.05)
             holder.send_signal(signal.SIGCONT)
-            while await holder.stdout.readline() != b"taken again\n":
-                pass
-            assert not await free(database, lock)
+            while await free(database, lock):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.05)
     finally:
         holder.kill()
         await holder.wait()
@@ -80,3 +75,48 @@ async def test_a_process_that_has_nothing_to_do_keeps_its_lock(database_url: str
             assert lock.held
     finally:
         await lock.release()
+
+
+async def test_a_process_whose_session_was_ended_takes_its_lock_again_by_itself(database_url: str) -> None:
+    """An hour may pass before the next word: nothing but the session's end makes it look."""
+    lock = ProcessLock(database_url, new_id(), "cut off", frozen_seconds=3600)
+    await lock.take()
+    try:
+        async with Database(database_url) as database:
+            sessions = (
+                "select pid from pg_locks where locktype = 'advisory' and objid = ($1::bigint & 4294967295)::oid "
+                "and granted"
+            )
+            (first,) = await database.fetch(sessions, lock.key)
+            # As an adopter does.
+            await database.execute("delete from orchestrators where process_id = $1", lock.process_id)
+            await database.execute("select pg_terminate_backend($1)", first["pid"])
+
+            async def taken_again() -> bool:
+                return any(row["pid"] != first["pid"] for row in await database.fetch(sessions, lock.key))
+
+            await until(taken_again, "the lock in another session")
+            entered = "select 1 from orchestrators where process_id = $1"
+            await until(lambda: database.fetch(entered, lock.process_id), "its row")
+    finally:
+        await lock.release()
+
+
+async def test_a_dead_process_is_anothers_to_adopt_until_that_one_dies_too(database_url: str) -> None:
+    dead = ProcessLock(database_url, new_id(), "dead")
+    first, second = (ProcessLock(database_url, new_id(), name) for name in ("first", "second"))
+    for lock in (dead, first, second):
+        await lock.take()
+    try:
+        assert not await first.try_other(dead.key)
+        await dead.release()
+        await until(lambda: first.try_other(dead.key), "the free lock")
+        assert not await second.try_other(dead.key)
+        await first.release()
+        await until(lambda: second.try_other(dead.key), "the lock of who died over it")
+        await second.leave_other(dead.key)
+        await dead.take()
+        assert not await second.try_other(dead.key)
+    finally:
+        for lock in (dead, first, second):
+            await lock.release()

@@ -1,0 +1,78 @@
+"""A line to Postgres that can stop carrying answers, and be cut: what was committed, and nobody was told of."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
+from uuid import UUID
+
+_CHUNK_BYTES = 64 * 1024
+# What a client says first when it runs a statement that is prepared.
+_BIND = b"B"
+
+
+class CutLine:
+    """Carries connections to a Postgres on loopback. `mute` holds back what answers a statement, `cut` ends every
+    connection."""
+
+    def __init__(self, url: str) -> None:
+        self._split = urlsplit(url)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._about: bytes | None = None
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        user = self._split.netloc.rpartition("@")[0]
+        return self._split._replace(netloc=f"{user}@127.0.0.1:{port}" if user else f"127.0.0.1:{port}").geturl()
+
+    def mute(self, about: UUID) -> None:
+        """From now on whoever runs a statement with this id among its arguments hears nothing more."""
+        self._about = about.bytes
+
+    def cut(self) -> None:
+        """End every connection, with the answers that were held back; new ones are carried as usual."""
+        self._about = None
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection(
+            self._split.hostname or "localhost", self._split.port or 5432
+        )
+        self._writers |= {writer, to_server}
+        muted = False
+
+        async def questions() -> None:
+            nonlocal muted
+            while data := await reader.read(_CHUNK_BYTES):
+                muted = muted or (self._about is not None and data[:1] == _BIND and self._about in data)
+                to_server.write(data)
+                await to_server.drain()
+            to_server.close()
+
+        async def answers() -> None:
+            while data := await from_server.read(_CHUNK_BYTES):
+                if not muted:
+                    writer.write(data)
+                    await writer.drain()
+            writer.close()
+
+        try:
+            with suppress(OSError):
+                await asyncio.gather(questions(), answers())
+        finally:
+            for one in (writer, to_server):
+                self._writers.discard(one)
+                one.close()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["CutLine"]:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        try:
+            yield self
+        finally:
+            self._server.close()
+            self.cut()
