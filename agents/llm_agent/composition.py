@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from .article import Article, Line, Paragraph, Part
 from .corpus import OPENING, Corpus, Section, Sentence, is_usable
+from .markdown import UNDIVIDED
 from .ranking import Ranking, cosine
 from .selection import Selection, standing
 from .vocabulary import STOP_WORDS, stem, terms, words
@@ -121,7 +122,7 @@ def _bodies(selection: Selection, title: str, budget: int) -> list[tuple[Group, 
     groups = _groups(selection)
     wanted = max(1, min(_MAX_SECTIONS, round(budget / _SECTION_WORDS)))
     ordered = _ordered_by_value(selection, groups)
-    chosen, spare = ordered[:wanted], ordered[wanted:]
+    chosen, spare = ordered[:wanted], [*ordered[wanted:], *_gathered(selection)]
     # More sections where those chosen cannot hold the length.
     while spare and sum(_available(selection, group) for group in chosen) < 1.15 * budget:
         chosen.append(spare.pop(0))
@@ -213,6 +214,17 @@ def _groups(selection: Selection) -> list[Group]:
     return groups
 
 
+def _gathered(selection: Selection) -> list[Group]:
+    """For each source its sections that are too small to stand alone, together: short sources are made of them."""
+    groups: dict[int, Group] = {}
+    for section in selection.corpus.sections:
+        if section.role != "closing" and _available(selection, Group([section])) < _MIN_SECTION_WORDS:
+            groups.setdefault(section.source, Group([])).sections.append(section)
+    for group in groups.values():
+        group.vector = selection.ranking.vector([term for sentence in group.sentences for term in sentence.terms])
+    return [group for group in groups.values() if _available(selection, group) >= _MIN_SECTION_WORDS]
+
+
 def _available(selection: Selection, group: Group) -> int:
     return sum(sentence.words for sentence in group.sentences if selection.may_take(sentence))
 
@@ -265,7 +277,9 @@ def name_groups(groups: list[Group], corpus: Corpus, ranking: Ranking, title: st
     used = {title.casefold(), "conclusion", "sources", *(heading.casefold() for heading in taken)}
     for group in groups:
         first = group.sections[0]
-        candidates = [section.heading for section in group.sections if _says_something(section.heading)]
+        gathered = len(group.sections) > 1 and len({section.source for section in group.sections}) == 1
+        # No heading of one small section heads them all.
+        candidates = [s.heading for s in group.sections if _says_something(s.heading) and not gathered]
         candidates += [corpus.titles[section.source - 1] for section in group.sections if _is_short(corpus, section)]
         candidates.append(keyword_heading(ranking, group.sentences))
         free = [candidate for candidate in candidates if candidate and candidate.casefold() not in used]
@@ -288,7 +302,7 @@ def keyword_heading(ranking: Ranking, sentences: list[Sentence]) -> str:
     forms: dict[str, dict[str, int]] = {}
     for sentence in sentences:
         for word in words(sentence.text):
-            if word.casefold() not in STOP_WORDS:
+            if word.casefold() not in STOP_WORDS and not UNDIVIDED.search(word):
                 form = word if word.isupper() else word.lower()
                 seen = forms.setdefault(stem(word), {})
                 seen[form] = seen.get(form, 0) + 1
