@@ -239,17 +239,20 @@ def _ordered_by_value(selection: Selection, groups: list[Group]) -> list[Group]:
     ordered: list[Group] = []
     heard: set[int] = set()
     left = list(groups)
+    # How much each says again of what is ordered already. Kept, because a long source has hundreds of sections.
+    repeats = {id(group): 0.0 for group in groups}
     while left:
 
         def worth(group: Group) -> float:
-            repeats = max((cosine(group.vector, other.vector) for other in ordered), default=0.0)
             new = any(section.source not in heard for section in group.sections)
-            return group.value - 0.3 * repeats + (_NEW_SOURCE_BONUS if new else 0.0)
+            return group.value - 0.3 * repeats[id(group)] + (_NEW_SOURCE_BONUS if new else 0.0)
 
         best = max(left, key=lambda group: (worth(group), -group.sections[0].index))
-        left.remove(best)
+        left = [group for group in left if group is not best]
         ordered.append(best)
         heard.update(section.source for section in best.sections)
+        for group in left:
+            repeats[id(group)] = max(repeats[id(group)], cosine(group.vector, best.vector))
     return ordered
 
 

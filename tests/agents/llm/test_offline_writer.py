@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from agents.llm_agent import offline
+from agents.llm_agent import composition, offline
 from agents.llm_agent.agent import agent, generate_content, read_settings, summarize_content
 from agents.llm_agent.article import parse
 from agents.llm_agent.corpus import leans, read_sources
 from agents.llm_agent.markdown import blocks_of
 from agents.llm_agent.models import GenerateContent, Source, SummarizeContent
 from agents.llm_agent.preferences import read_preferences
+from agents.llm_agent.ranking import cosine
 from agents.llm_agent.sentences import split_sentences
 from pantheon import TaskFailure
 from pantheon.context import LocalTaskContext
@@ -325,3 +326,23 @@ async def test_a_summary_names_its_one_source() -> None:
     assert made.title == "Growing coffee"
     both = SummarizeContent(sources=[Source(text=SMALL_SECTIONS), Source(text=PRICES)])
     assert (await summarize_content(both, LocalTaskContext())).title == ""
+
+
+def test_a_source_of_many_sections_costs_no_more_than_each_pair_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every pair was compared again for each section taken: 300 KB took a minute.
+    compared = 0
+
+    def counted(one: Any, other: Any) -> float:
+        nonlocal compared
+        compared += 1
+        return cosine(one, other)
+
+    sections = 60
+    text = "\n\n".join(
+        f"## Matter {number}\n\n{BREAD}".replace("starter", f"thing{number}") for number in range(sections)
+    )
+    corpus = read_sources([Source(text=text)])
+    selection = offline.open_selection(corpus, "bread", "", "")
+    monkeypatch.setattr(composition, "cosine", counted)
+    offline.write(selection, "bread", 800)
+    assert compared <= 2 * sections**2
