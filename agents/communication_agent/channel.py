@@ -11,6 +11,10 @@ from agents.communication_agent.models import Channel, PublishContent, Published
 from agents.communication_agent.rendering import body_html
 
 MAX_SLUG_CHARACTERS = 80
+_DIGEST_CHARACTERS = 8
+_BY_SLUG = "slug:"
+_SAID_SIGNS = ((re.compile(r"\+\+"), " plus plus "), (re.compile(r"(?<=\w)#"), " sharp "), (re.compile("&"), " and "))
+"""Signs that make another word: C++ and C# are two subjects, and must not be one address."""
 
 
 class ChannelFailure(Exception):
@@ -45,15 +49,15 @@ class Post:
     def of(cls, task: PublishContent) -> "Post":
         """The post of a request; a missing slug is made from the title, so that the same title is the same post."""
         return cls(
-            title=" ".join(task.title.split()),
+            title=_line(task.title),
             markdown=task.markdown,
             given_html=task.html,
-            summary=" ".join(task.summary.split()),
+            summary=_line(task.summary),
             slug=slug_of(task.slug or task.title),
             slug_is_given=bool(task.slug),
             date=task.date,
-            author=" ".join(task.author.split()),
-            tags=tuple(dict.fromkeys(" ".join(tag.split()) for tag in task.tags if tag.strip())),
+            author=_line(task.author),
+            tags=tuple(dict.fromkeys(line for tag in task.tags if (line := _line(tag)))),
             files=tuple(task.files),
         )
 
@@ -78,9 +82,9 @@ class Post:
         """The article's date in UTC, when it is written as ISO 8601."""
         try:
             parsed = datetime.fromisoformat(self.date or "")
-        except ValueError:
+            return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             return None
-        return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
     @property
     def description(self) -> str:
@@ -92,22 +96,37 @@ class Post:
         return f"{text}\u2026" if len(words) > 40 else text
 
 
+def _line(text: str) -> str:
+    """Text as one line, without control characters: it stands in headers, titles and a feed."""
+    return " ".join("".join(" " if unicodedata.category(one) == "Cc" else one for one in text).split())
+
+
 def key_of(channel: Channel, post: Post) -> str:
     """What makes two publications one: the option `key`, else the slug.
 
     Not the task's own key: that is new in every run, and a new run of the same article must update what an earlier
     one published. Attempts of one task share the slug too, so that a retry doubles nothing.
     """
-    return channel.key or f"slug:{post.slug}"
+    return channel.key or f"{_BY_SLUG}{post.slug}"
+
+
+def is_given(key: str) -> bool:
+    """Whether somebody gave the key, which then says which post it is whatever the slug."""
+    return not key.startswith(_BY_SLUG)
 
 
 def slug_of(text: str) -> str:
     """A name fit for an address and a folder: lower case, words joined by hyphens, never a path."""
+    for sign, said in _SAID_SIGNS:
+        text = sign.sub(said, text)
     folded = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", folded.replace("'", "")).strip("-")
     letters = sum(character.isalpha() for character in text)
     if len(re.sub(r"[^a-z]", "", slug)) * 2 < letters or not slug:
         # Not written in Latin letters: keep the letters as they are, addresses carry them percent-encoded.
         slug = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", text).lower()).strip("-")
-    slug = slug[:MAX_SLUG_CHARACTERS].strip("-")
+    if len(slug) > MAX_SLUG_CHARACTERS:
+        # Long titles often differ at their end ("part 1", "part 2"), and the same address would be the same post.
+        digest = hashlib.sha256(slug.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+        slug = f"{slug[: MAX_SLUG_CHARACTERS - _DIGEST_CHARACTERS - 1].strip('-')}-{digest}"
     return slug or f"post-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

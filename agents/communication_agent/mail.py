@@ -1,7 +1,6 @@
 """Channel `email`: sends the article by SMTP as text and HTML, its files attached."""
 
 import hashlib
-import mimetypes
 from datetime import UTC, datetime
 from email.errors import HeaderParseError
 from email.headerregistry import Address
@@ -131,9 +130,9 @@ def compose(post: Post, sender: str, recipients: list[str], identifier: str, fol
     message.set_content(post.markdown)
     message.add_alternative(_page(post), subtype="html")
     for file in post.files:
-        media_type = file.media_type if "/" in file.media_type else mimetypes.guess_type(file.filename)[0]
-        main, _, sub = (media_type or "application/octet-stream").partition("/")
-        message.add_attachment(file.content, maintype=main, subtype=sub, filename=file.filename)
+        main, _, sub = file.kind.partition("/")
+        name = "".join(character if character.isprintable() else " " for character in file.filename)
+        message.add_attachment(file.content, maintype=main, subtype=sub, filename=name)
     return message
 
 

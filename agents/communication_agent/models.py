@@ -2,9 +2,13 @@
 
 import base64
 import hashlib
+import mimetypes
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+")
 
 Status = Literal["created", "updated", "unchanged"]
 
@@ -32,6 +36,14 @@ class PublishedFile(BaseModel):
     def content(self) -> bytes:
         """The file's bytes."""
         return base64.b64decode(self.content_base64)
+
+    @property
+    def kind(self) -> str:
+        """The media type as it may stand in a header: given, else by the name; never one that contains others."""
+        given = self.media_type.partition(";")[0].strip()
+        if _MEDIA_TYPE.fullmatch(given) is None:
+            given = mimetypes.guess_type(self.filename)[0] or "application/octet-stream"
+        return "application/octet-stream" if given.startswith(("multipart/", "message/")) else given
 
     @property
     def sha256(self) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agents.communication_agent.channel import ChannelFailure, Post, key_of
+from agents.communication_agent.channel import ChannelFailure, Post, is_given, key_of
 from agents.communication_agent.models import Channel, Publication, Status
 from agents.communication_agent.pages import Site, feed, index_page, post_page, post_url
 from agents.communication_agent.settings import CommunicationSettings
@@ -27,7 +27,8 @@ async def check(channel: Channel, post: Post, settings: CommunicationSettings) -
 async def publish(channel: Channel, post: Post, settings: CommunicationSettings) -> Publication:
     """Writes the post's page, its files, the index and the feed.
 
-    A post is known by its key, or by its slug when another key published that; its address never changes once it is
+    A post is known by its key, or by its slug where one of the two has no key of its own; two keys that were given
+    are two posts, and the second gets another address when the titles are the same. An address never changes once it is
     out. Whatever is written is whole at once, in the order files, page, manifest, index, feed, and everything is
     brought up to date each time: a publisher that died half-way is repaired by the next one.
     """
@@ -49,13 +50,13 @@ def _publish(key: str, post: Post, settings: CommunicationSettings) -> Publicati
 
 def _write(folder: Path, site: Site, key: str, post: Post) -> Publication:
     posts = _read_manifest(folder / MANIFEST)
-    known_key = key if key in posts else next((k for k, r in posts.items() if r["slug"] == post.slug), None)
+    known_key = key if key in posts else next((k for k in posts if _is_the_same(k, key, posts, post.slug)), None)
     known = posts.get(known_key) if known_key is not None else None
     now = datetime.now(UTC).replace(microsecond=0)
     status: Status = "created"
     if known:
         status = "unchanged" if known["digest"] == post.digest else "updated"
-    slug = known["slug"] if known else post.slug
+    slug = known["slug"] if known else _free_slug(post.slug, posts)
     record: dict[str, Any] = {
         "slug": slug,
         "title": post.title,
@@ -77,7 +78,9 @@ def _write(folder: Path, site: Site, key: str, post: Post) -> Publication:
     for name, file in zip(_names(post), post.files, strict=True):
         write_whole(place / name, file.content)
     write_whole(place / "index.html", post_page(site, record, post.html).encode())
-    if known_key is not None:
+    if known_key is not None and not is_given(key):
+        key = known_key  # a key that somebody gave holds on to its post, whoever updates that by its slug
+    elif known_key is not None:
         del posts[known_key]
     posts[key] = record
     content = {"version": 1, "posts": posts}
@@ -94,6 +97,18 @@ def _write(folder: Path, site: Site, key: str, post: Post) -> Publication:
         id=slug,
         key=key,
     )
+
+
+def _is_the_same(known_key: str, key: str, posts: Posts, slug: str) -> bool:
+    return posts[known_key]["slug"] == slug and not (is_given(known_key) and is_given(key))
+
+
+def _free_slug(slug: str, posts: Posts) -> str:
+    taken = {record["slug"] for record in posts.values()}
+    free, number = slug, 2
+    while free in taken:
+        free, number = f"{slug}-{number}", number + 1
+    return free
 
 
 def _names(post: Post) -> list[str]:

@@ -77,7 +77,8 @@ async def publish(channel: Channel, post: Post, settings: CommunicationSettings)
     """Sends the article; any 2xx answer is success.
 
     Delivery is at least once: a message is sent again when it is not known whether it arrived, and then carries the
-    same `webhook-id`, by which the specification has receivers drop it. Changed content is a new message with the same
+    same `webhook-id`, by which the specification has receivers drop it. What is known to have been taken (STATE_DIR
+    remembers it) is not sent again. Changed content is a new message with the same
     `data.key`, by which they update. Redirects are not followed: no answer can lead to a host that nobody allowed.
     """
     url, key = _target(channel, settings), key_of(channel, post)
@@ -86,6 +87,8 @@ async def publish(channel: Channel, post: Post, settings: CommunicationSettings)
     name = f"{key}\0{url}"
     async with records.take(name):
         known = records.read(name)
+        if known.get("id") == identifier:  # it was taken: not every receiver drops repetitions
+            return Publication(channel="webhook", status="unchanged", url=_shown(url), id=identifier, key=key)
         body = json.dumps(_message(key, post), ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
         timestamp = int(time.time())
         headers = {
@@ -96,7 +99,7 @@ async def publish(channel: Channel, post: Post, settings: CommunicationSettings)
             "webhook-signature": signature(settings.webhook_secret.get_secret_value(), identifier, timestamp, body),
         }
         await _send(url, body, headers, settings.channel_timeout_seconds)
-        status: Status = "unchanged" if known.get("id") == identifier else "updated" if known else "created"
+        status: Status = "updated" if known else "created"
         records.write(name, {"id": identifier})
     return Publication(channel="webhook", status=status, url=_shown(url), id=identifier, key=key)
 

@@ -1,18 +1,21 @@
 """Channel `wordpress`: posts through the REST API version 2, with an application password."""
 
 import html
-import mimetypes
+import re
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
-from agents.communication_agent.channel import ChannelFailure, Post, key_of, slug_of
+from agents.communication_agent.channel import ChannelFailure, Post, is_given, key_of, slug_of
 from agents.communication_agent.models import Channel, Publication, PublishedFile, Status
 from agents.communication_agent.settings import CommunicationSettings
 from agents.communication_agent.store import Records
 
 POST_STATUSES = ("publish", "draft", "pending", "private", "future")
+_MAX_STORED_SLUG_CHARACTERS = 190
+"""WordPress has room for 200, and needs some of it for `-2`."""
 _RETRYABLE_STATUS = frozenset((408, 425, 429))
 
 
@@ -61,7 +64,13 @@ async def publish(channel: Channel, post: Post, settings: CommunicationSettings)
         ) as client,
     ):
         api = _Api(client)
-        known = await _find(api, records.read(name).get("post_id"), post.slug)
+        slug = _wordpress_slug(post.slug)
+
+        def is_mine(post_id: int) -> bool:
+            owner = records.read(_owner_name(post_id, settings)).get("key", key)
+            return bool(owner == key or not is_given(owner) or not is_given(key))
+
+        known = await _find(api, records.read(name).get("post_id"), slug, is_mine)
         wanted: dict[str, Any] = {
             "title": post.title,
             "content": post.html + await _downloads(api, channel, post),
@@ -73,7 +82,7 @@ async def publish(channel: Channel, post: Post, settings: CommunicationSettings)
             wanted["date_gmt"] = post.when.strftime("%Y-%m-%dT%H:%M:%S")
         status: Status
         if known is None:
-            made = await api.request("POST", "wp/v2/posts", json={**wanted, "slug": post.slug})
+            made = await api.request("POST", "wp/v2/posts", json={**wanted, "slug": slug})
             status = "created"
         elif _holds(known, wanted):
             made, status = known, "unchanged"
@@ -82,16 +91,29 @@ async def publish(channel: Channel, post: Post, settings: CommunicationSettings)
         if not isinstance(made, dict) or "id" not in made:
             raise ChannelFailure("refused", "wordpress answered something that is no post", retryable=False)
         records.write(name, {"post_id": made["id"]})
+        if is_given(key):
+            records.write(_owner_name(made["id"], settings), {"key": key})
     return Publication(channel="wordpress", status=status, url=made.get("link"), id=str(made["id"]), key=key)
 
 
-async def _find(api: "_Api", post_id: Any, slug: str) -> dict[str, Any] | None:
+def _owner_name(post_id: int, settings: CommunicationSettings) -> str:
+    return f"post {post_id}\0{_base(settings)}"
+
+
+def _wordpress_slug(slug: str) -> str:
+    """As much of a slug as WordPress keeps: it stores other letters than Latin ones percent-encoded, and cuts them."""
+    while len(quote(slug)) > _MAX_STORED_SLUG_CHARACTERS:
+        slug = slug[:-1].rstrip("-")
+    return slug
+
+
+async def _find(api: "_Api", post_id: Any, slug: str, is_mine: Callable[[int], bool]) -> dict[str, Any] | None:
     if isinstance(post_id, int):
         found = await api.request("GET", f"wp/v2/posts/{post_id}", params={"context": "edit"}, missing_is_none=True)
         if isinstance(found, dict) and found.get("status") != "trash":
             return found
     listed = await api.request("GET", "wp/v2/posts", params={"slug": slug, "status": "any", "context": "edit"})
-    return next((post for post in listed or [] if post.get("slug") == slug), None)
+    return next((post for post in listed or [] if unquote(str(post.get("slug"))) == slug and is_mine(post["id"])), None)
 
 
 def _holds(known: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -112,6 +134,7 @@ def _holds(known: dict[str, Any], wanted: dict[str, Any]) -> bool:
 async def _tag(api: "_Api", name: str) -> int:
     """The id of a tag, made when it does not exist."""
     slug = slug_of(name)
+    slug = _wordpress_slug(slug)
     listed = await api.request("GET", "wp/v2/tags", params={"slug": slug})
     if listed:
         return int(listed[0]["id"])
@@ -132,17 +155,19 @@ async def _downloads(api: "_Api", channel: Channel, post: Post) -> str:
 
 async def _medium(api: "_Api", post: Post, file: PublishedFile) -> str:
     stem, _, end = file.filename.rpartition(".")
+    end = re.sub(r"[^A-Za-z0-9]+", "", end)
     slug = slug_of(f"{post.slug[:40]} {stem[:20] or end} {file.sha256[:12]}")
+    if not slug.isascii():
+        slug = f"file-{file.sha256[:24]}"  # it is a file's name in a header, where only ASCII is safe
     listed = await api.request("GET", "wp/v2/media", params={"slug": slug})
     if listed:
         return str(listed[0]["source_url"])
     name = f"{slug}.{end}" if stem else slug
-    kind = file.media_type if "/" in file.media_type else mimetypes.guess_type(name)[0] or "application/octet-stream"
     made = await api.request(
         "POST",
         "wp/v2/media",
         content=file.content,
-        headers={"content-type": kind, "content-disposition": f'attachment; filename="{name}"'},
+        headers={"content-type": file.kind, "content-disposition": f'attachment; filename="{name}"'},
     )
     return str(made["source_url"])
 

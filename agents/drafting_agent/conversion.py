@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 from contextlib import suppress
@@ -10,9 +11,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 READER = "commonmark_x+autolink_bare_uris+task_lists-raw_attribute-yaml_metadata_block"
 """CommonMark with tables, footnotes, math and the rest; raw output code of any format is not passed on."""
 MAX_STDERR_CHARACTERS = 500
+_FRONT_MATTER = re.compile(r"\A---\n(.*?\n)(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
+_FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
+_NOTE = re.compile(
+    r"^ {0,3}\[\^([^\]\s]+)\]:(.*?)(?=^ {0,3}\[\^[^\]\s]+\]:|\n[ \t]*\n(?=\S)|\Z)", re.DOTALL | re.MULTILINE
+)
+_NOTE_MARK = re.compile(r"\[\^([^\]\s]+)\]")
 
 
 class ConversionFailed(Exception):
@@ -66,11 +75,42 @@ async def _run(command: list[str], *, stdin: bytes, folder: Path, epoch: int, ti
     return output
 
 
+def refuse_aliases(front_matter: str) -> None:
+    """Raises ConversionFailed for YAML that repeats parts of itself: a few lines of that can name a billion words."""
+    try:
+        aliases = [token.value for token in yaml.scan(front_matter) if isinstance(token, yaml.AliasToken)]
+    except yaml.YAMLError:
+        return  # pandoc says what is wrong with it
+    if aliases:
+        raise ConversionFailed(f"the front matter has an alias (*{aliases[0]}): write out what it stands for")
+
+
+def refuse_note_circles(markdown: str) -> None:
+    """Raises ConversionFailed for footnotes that lead back to themselves, which pandoc follows without an end."""
+    notes: dict[str, set[str]] = {}
+    for label, text in _NOTE.findall(_FENCED.sub("", markdown)):
+        notes.setdefault(label, set(_NOTE_MARK.findall(text)))
+    ended: set[str] = set()
+    for start in notes:
+        seen: set[str] = set()
+        ahead = [start]
+        while ahead:
+            for following in notes.get(ahead.pop(), ()):
+                if following == start:
+                    raise ConversionFailed(f"the footnote [^{start}] leads back to itself: take the mark out of it")
+                if following not in seen and following not in ended:
+                    seen.add(following)
+                    ahead.append(following)
+        ended.add(start)
+
+
 async def read_markdown(markdown: str, *, folder: Path, timeout_seconds: float) -> dict[str, Any]:
     """Pandoc's syntax tree of a Markdown text; front matter is read where the text begins with it."""
     reader = READER
-    if markdown.startswith("---\n") and ("\n---\n" in markdown[3:] or "\n...\n" in markdown[3:]):
+    if front := _FRONT_MATTER.match(markdown):
+        refuse_aliases(front[1])
         reader = reader.replace("-yaml_metadata_block", "+yaml_metadata_block")
+    refuse_note_circles(markdown)
     command = [pandoc_path(), "--sandbox", "--from", reader, "--to", "json"]
     made = await _run(command, stdin=markdown.encode(), folder=folder, epoch=0, timeout_seconds=timeout_seconds)
     tree: dict[str, Any] = json.loads(made)

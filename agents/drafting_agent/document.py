@@ -5,6 +5,7 @@ import binascii
 import copy
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
@@ -15,6 +16,11 @@ SOURCES_HEADING = re.compile(r"(?i)^\W*(sources?|references|bibliography|works c
 MIN_HEADINGS_FOR_CONTENTS = 4
 MAX_NESTED_QUOTES = 8
 """Deeper ones have no room on a page, and typst has an end to nesting."""
+MAX_NESTED_LISTS = 16
+"""The items of deeper ones join those above, for the same reason."""
+_TITLE_ANCHOR = "_title"
+"""No heading's own id begins so."""
+_NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _CITATION = re.compile(r"\[(\d{1,3})\]")
 _SAFE_LINK = re.compile(r"(?i)^(?:https?:|mailto:|tel:|ftp:|#|[^:]*$|[^:]*[/?#])")
 _DATA_IMAGE = re.compile(r"(?i)^data:image/(png|jpe?g|gif);base64,([A-Za-z0-9+/=\s%]+)$")
@@ -92,7 +98,7 @@ def clean(tree: Node, *, title: str = "") -> Document:
     heading_title = _title_heading(blocks)
     if heading_title is not None and (not found_title or _same(heading_title, found_title)):
         found_title = found_title or heading_title
-        blocks = _without_first_heading(blocks)
+        blocks = _without_first_heading(blocks, cleaner.ids)
     _level_headings(blocks)
     sources = _mark_sources(blocks, cleaner.ids)
     blocks = _Linker(cleaner.ids, sources).walk(blocks)
@@ -144,17 +150,31 @@ def _title_heading(blocks: list[Node]) -> str | None:
     return plain_text(blocks[0]["c"][2]).strip() if levels.count(levels[0]) == 1 else None
 
 
-def _without_first_heading(blocks: list[Node]) -> list[Node]:
-    """The heading becomes the title; its id stays as a target on the first paragraph's place."""
+def _without_first_heading(blocks: list[Node], ids: set[str]) -> list[Node]:
+    """The heading becomes the title, and links to it lead to the first paragraph instead.
+
+    Not under the heading's own id: an EPUB gives that to the title of the chapter that the text begins with.
+    """
     identifier = blocks[0]["c"][1][0]
-    anchor: list[Node] = []
-    if identifier:
-        anchor = [{"t": "Para", "c": [{"t": "Span", "c": [[identifier, [], []], []]}]}]
     rest = copy.deepcopy(blocks[1:])
-    if anchor and rest and rest[0]["t"] in ("Para", "Plain"):
-        rest[0]["c"] = [*anchor[0]["c"], *rest[0]["c"]]
-        return rest
+    ids.discard(identifier)
+    if rest and rest[0]["t"] in ("Para", "Plain") and _redirected(rest, f"#{identifier}", f"#{_TITLE_ANCHOR}"):
+        rest[0]["c"] = [{"t": "Span", "c": [[_TITLE_ANCHOR, [], []], []]}, *rest[0]["c"]]
+        ids.add(_TITLE_ANCHOR)
     return rest
+
+
+def _redirected(value: Any, address: str, new: str) -> bool:
+    """Whether any link led to `address`; all such links lead to `new` now."""
+    if isinstance(value, list):
+        return sum(_redirected(item, address, new) for item in value) > 0
+    if not isinstance(value, dict):
+        return False
+    found = False
+    if value.get("t") == "Link" and value["c"][2][0] == address:
+        value["c"][2][0] = new
+        found = True
+    return _redirected(value.get("c"), address, new) or found
 
 
 def _level_headings(blocks: list[Node]) -> None:
@@ -189,6 +209,7 @@ class _Cleaner:
     images: dict[str, Image] = field(default_factory=dict)
     in_link: bool = False
     quotes: int = 0
+    lists: int = 0
 
     def walk(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -201,7 +222,7 @@ class _Cleaner:
                 else:
                     walked.append(self.walk(item))
             return walked
-        return value
+        return _NOT_IN_XML.sub("", value) if isinstance(value, str) else value
 
     def _attributes(self, value: list[Any]) -> list[Any]:
         identifier = re.sub(r"[^\w.-]+", "-", value[0])
@@ -229,11 +250,22 @@ class _Cleaner:
                 self.quotes -= 1
                 return [{"t": "BlockQuote", "c": quoted}] if self.quotes < MAX_NESTED_QUOTES else quoted
             case "BulletList":
-                return [{"t": "BulletList", "c": [self._list_item(item) for item in node["c"]]}]
+                return self._list(node["c"], lambda items: {"t": "BulletList", "c": items})
+            case "OrderedList":
+                return self._list(node["c"][1], lambda items: {"t": "OrderedList", "c": [node["c"][0], items]})
+            case "Header" if not plain_text(node["c"][2]).strip():
+                words = self.walk(node["c"][2])  # it has nothing that a table of contents could show
+                return [{"t": "Para", "c": words}] if words else []
             case _ if "c" in node:
                 return [{**node, "c": self.walk(node["c"])}]
             case _:
                 return [node]
+
+    def _list(self, items: list[list[Node]], made: Callable[[list[list[Node]]], Node]) -> list[Node]:
+        self.lists += 1
+        walked = [self._list_item(item) for item in items]
+        self.lists -= 1
+        return [made(walked)] if self.lists < MAX_NESTED_LISTS else [block for item in walked for block in item]
 
     def _list_item(self, item: list[Node]) -> list[Node]:
         walked: list[Node] = self.walk(item)
@@ -264,6 +296,8 @@ class _Cleaner:
                 content = base64.b64decode(re.sub(r"\s|%0A|%0D", "", data[2]), validate=True)
             except binascii.Error:
                 return words
+            if not _is_picture(content):
+                return words  # one broken picture must not cost the whole document
             kind = data[1].lower().replace("jpeg", "jpg")
             self.images[address] = Image(f"image-{hashlib.sha256(content).hexdigest()[:16]}.{kind}", content)
             return [{"t": "Image", "c": [self.walk(attributes), words, [address, caption]]}]
@@ -319,6 +353,15 @@ class _Linker:
                 position = match.end()
         rest = text[position:]
         return [*nodes, {"t": "Str", "c": rest}] if rest or not nodes else nodes
+
+
+def _is_picture(content: bytes) -> bool:
+    """Whether the bytes begin and end as a PNG, a JPEG or a GIF does."""
+    return (
+        (content.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND" in content[-16:])
+        or (content.startswith(b"\xff\xd8\xff") and b"\xff\xd9" in content[-64:])
+        or (content.startswith((b"GIF87a", b"GIF89a")) and content.rstrip(b"\0").endswith(b";"))
+    )
 
 
 def _is_attributes(value: list[Any]) -> bool:

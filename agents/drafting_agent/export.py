@@ -45,7 +45,7 @@ class Exporter:
     async def export(self, task: ExportDocument, report: Report) -> ExportedDocument:
         """The finished files; raises UnknownFormat, ConversionFailed or ConversionTimedOut."""
         formats = wanted_formats(task.formats)
-        markdown = task.markdown.replace("\r\n", "\n").replace("\0", "\ufffd").lstrip("\ufeff")
+        markdown = task.markdown.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd").lstrip("\ufeff")
         with tempfile.TemporaryDirectory(prefix="pantheon-export-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             async with self._places:

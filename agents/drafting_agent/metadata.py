@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 
 from agents.drafting_agent.document import Document
-from agents.drafting_agent.models import ExportDocument
+from agents.drafting_agent.models import LANGUAGE_TAG, ExportDocument
 
 UNDATED_EPOCH_SECONDS = 946_684_800
 """2000-01-01: the time inside the files of a document without a date, so that the same input gives the same bytes."""
@@ -97,12 +97,14 @@ class Metadata:
 def metadata_of(task: ExportDocument, document: Document) -> Metadata:
     """The request's words, and where they are empty the document's own."""
     found = document.fields
-    keywords = [" ".join(keyword.split()) for keyword in task.keywords] or document.keywords
+    keywords = [_line(keyword) for keyword in task.keywords] or document.keywords
+    # Front matter is anybody's text: what is no language tag there says nothing.
+    own = found.get("lang", "") if "language" not in task.model_fields_set else ""
     return Metadata(
         title=_line(document.title) or "Untitled",
         author=_line(task.author or found.get("author", "")),
         date=_line(task.date or found.get("date", "")),
-        language=found.get("lang", task.language) if "language" not in task.model_fields_set else task.language,
+        language=own if LANGUAGE_TAG.fullmatch(own) else task.language,
         description=_line(task.description or found.get("description", "") or found.get("abstract", "")),
         keywords=tuple(keyword for keyword in keywords if keyword),
     )

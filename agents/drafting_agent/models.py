@@ -1,11 +1,14 @@
 """The payload and the result of `export_document`."""
 
+import re
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_MARKDOWN_CHARACTERS = 2_000_000
 """About 600 pages; beyond it a conversion takes minutes and its files no longer fit a message."""
+
+LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
 Format = Literal["html", "docx", "pdf", "epub"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -31,7 +34,7 @@ class ExportDocument(BaseModel):
     title: str = Field(default="", max_length=1_000)
     author: str = Field(default="", max_length=1_000)
     date: str | None = Field(default=None, max_length=100)
-    language: str = Field(default="en", pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$")
+    language: str = Field(default="en", pattern=f"^{LANGUAGE_TAG.pattern}$")
     description: str = Field(default="", max_length=5_000)
     keywords: list[str] = Field(default=[], max_length=100)
     formats: list[str] = Field(default=["html"], min_length=1, max_length=20)

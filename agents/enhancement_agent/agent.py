@@ -4,14 +4,17 @@ import asyncio
 from functools import cache
 
 from agents.enhancement_agent.corrector import correct
+from agents.enhancement_agent.language import UNKNOWN, language_of
 from agents.enhancement_agent.models import Change, EnhanceContent, EnhancedContent, Readability
-from agents.enhancement_agent.readability import readability
+from agents.enhancement_agent.readability import prose_text, readability
 from agents.enhancement_agent.rewriter import RewriteFailed, changed_lines, rewrite
 from agents.enhancement_agent.settings import EnhancementSettings
 from pantheon import Agent, TaskContext, TaskFailure
 from pantheon.language_model import require_models
 
 NO_MODEL_NOTE = "no model is configured (LLM_MODEL), so rules alone corrected the text"
+
+NOT_ENGLISH_NOTE = "the text does not look like English, so only white space was corrected by rules: name its language"
 
 
 @cache
@@ -48,7 +51,8 @@ async def enhance(task: EnhanceContent, ctx: TaskContext) -> EnhancedContent:
         raise TaskFailure("empty_document", "markdown is empty: send the document to correct", retryable=False)
     settings = _settings()
     await ctx.progress(5, "measuring readability")
-    before = await asyncio.to_thread(readability, task.markdown, task.language)
+    language = task.language or await asyncio.to_thread(lambda: language_of(prose_text(task.markdown)))
+    before = await asyncio.to_thread(readability, task.markdown, language)
     text, model, note = task.markdown, None, NO_MODEL_NOTE
     changes: list[Change] = []
     if settings.model:
@@ -57,9 +61,11 @@ async def enhance(task: EnhanceContent, ctx: TaskContext) -> EnhancedContent:
         model = settings.model if not note else None
         changes = changed_lines(task.markdown, text)
     await ctx.progress(60, "applying rules of spelling and style")
-    corrected = await asyncio.to_thread(correct, text, style_wanted=task.style, language=task.language)
+    corrected = await asyncio.to_thread(correct, text, style_wanted=task.style, language=language)
     await ctx.progress(90, "measuring readability again")
-    after = await asyncio.to_thread(readability, corrected.markdown, task.language)
+    after = await asyncio.to_thread(readability, corrected.markdown, language)
+    if language == UNKNOWN:
+        note = f"{note}; {NOT_ENGLISH_NOTE}" if note else NOT_ENGLISH_NOTE
     await ctx.progress(100, f"{len(changes) + len(corrected.changes)} corrections")
     return EnhancedContent(
         markdown=corrected.markdown,

@@ -28,7 +28,7 @@ businesses: buisnesses | capabilities: capabilites | capability: capabilty | cat
 category: catagory | certain: certian | certainly: certianly | changeable: changable | character: charactor
 characteristic: charateristic | characters: charachters | choose: chosse | chosen: choosen
 circumstance: circumstanse | collaborate: colaborate | collaboration: colaboration | colleague: collegue
-colleagues: collegues | column: colum | combination: combinaton | coming: comming | commission: comission commision
+colleagues: collegues | combination: combinaton | coming: comming | commission: comission commision
 commit: committ comit | commitment: committment | committed: commited comitted | committee: commitee comittee
 communicate: comunicate | communication: comunication communciation | community: comunity | companies: companys
 comparison: comparision | compatibility: compatability | compatible: compatable | competition: compitition
@@ -64,7 +64,7 @@ existing: exisiting | expect: expct | expensive: expencive | experience: experia
 experienced: experianced | experiment: experiement | explanation: explaination | expression: expresion
 extension: extention | extensions: extentions | extremely: extremly | facilitate: faciliate | familiar: familar
 fascinating: facinating | feasible: feasable | february: febuary | finally: finaly | flexible: flexable
-following: follwing folowing foreign: foriegn formatting: formating forty: fourty forward: foward
+following: follwing folowing | foreign: foriegn | formatting: formating | forty: fourty | forward: foward
 frequency: frequancy | friend: freind | friends: freinds | fulfill: fullfill | function: funtion fucntion
 functionality: functionalty funtionality | functions: funtions fucntions | fundamental: fundemental
 further: furthur | gauge: guage | generally: generaly | generate: genrate | generated: genrated

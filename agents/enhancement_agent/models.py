@@ -11,13 +11,17 @@ ChangeKind = Literal["spelling", "style", "punctuation", "whitespace", "capitali
 
 
 class EnhanceContent(BaseModel):
-    """A document to correct, the style it should have, and its language (a BCP 47 tag; rules for English only)."""
+    """A document to correct, the style it should have, and its language.
+
+    The language is a BCP 47 tag. Without one, the document is looked at: English gets all rules, everything else only
+    those of white space.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     markdown: str = Field(max_length=MAX_MARKDOWN_CHARACTERS)
     style: str = Field(default="", max_length=10_000)
-    language: str = Field(default="en", pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$")
+    language: str = Field(default="", pattern=r"^(?:[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*)?$")
 
 
 class Change(BaseModel):

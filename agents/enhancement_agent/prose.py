@@ -14,8 +14,12 @@ MASK = "\ue000"
 BlockKind = Literal["paragraph", "heading", "list_item"]
 
 _LINE_END = re.compile(r"\r\n?|\n")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n.*?^(?:---|\.\.\.)[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
-_SOURCES_HEADING = re.compile(r"(?i)^\W*(sources?|references|bibliography|works cited|further reading)\W*$")
+_FRONT_MATTER = re.compile(
+    r"\A(?:---[ \t]*\r?\n.*?^(?:---|\.\.\.)|\+\+\+[ \t]*\r?\n.*?^\+\+\+)[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE
+)
+_SOURCES_HEADING = re.compile(
+    r"(?i)^\W*(sources?|references|bibliography|works cited|further reading|quellen|literatur|fuentes|bronnen)\W*$"
+)
 _HTML_INLINE = re.compile(
     r"<!--.*?-->|<\?.*?\?>|<!\[CDATA\[.*?\]\]>|</?[A-Za-z][A-Za-z0-9-]*(?:\s[^<>]*)?/?>|<[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>]*>"
     r"|<[^\s<>@]+@[^\s<>@]+>",

@@ -44,7 +44,7 @@ async def rewrite(markdown: str, *, style: str, language: str, settings: Enhance
     from pydantic_ai import Agent
     from pydantic_ai.exceptions import AgentRunError, UserError
 
-    wanted = f"Language: {language}." + (f" Style: {style}." if style else "")
+    wanted = f"Language: {language or 'that of the document'}." + (f" Style: {style}." if style else "")
     try:
         model = open_model(
             # A bare name is one of OpenAI's.

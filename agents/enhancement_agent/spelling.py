@@ -11,6 +11,9 @@ from agents.enhancement_agent.misspellings import corrections
 from agents.enhancement_agent.prose import Block
 
 _WORD = re.compile(r"(?<![\w'\u2019.\-\ue000$@#])[A-Za-z]+(?:['\u2019][a-z]+)?(?![\w\-\ue000]|['\u2019.]\w)")
+_SENTENCE_START = re.compile(r"(?:^|[.!?\u2026:]\)?\s)[\s*_~(]*$")
+_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Sra|Mme|Fr)\.\s+$")
+_NAME_GOES_ON = re.compile(r"\s+(?:(?:de|la|van|von|der|of|&)\s+)?[A-Z]")
 _ANY_WORD = re.compile(r"[a-z]+(?:['\u2019][a-z]+)?")
 
 SHORTEST_GUESSED_WORD = 6
@@ -110,6 +113,10 @@ def guess(word: str) -> str | None:
     return best if same_ends and _is_slip(word, best) else None
 
 
+_VOWELS_MISTAKEN = frozenset("ae ea ei ie ai ia io oi iu ui ou uo".split())
+"""Vowels that sound alike or are neighbours on the keyboard; others make another word ("smushed", not "smashed")."""
+
+
 def _common_prefix_length(one: str, other: str) -> int:
     return next(
         (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
@@ -124,18 +131,30 @@ def _is_slip(word: str, best: str) -> bool:
     if {typed, meant} & {"re", "er"} or (typed == "u" and word[head - 1] == "o"):
         return False  # centre, colour
     if len(typed) == len(meant) == 1:
-        return typed in "aeiou" and meant in "aeiou"
+        return f"{typed}{meant}" in _VOWELS_MISTAKEN
+    if meant == "" and typed not in word[max(0, head - 2) : head] + word[head + len(typed) : head + len(typed) + 2]:
+        return False  # a letter of its own makes another word ("terroir"); fingers stutter ("chararcters")
     doubled = typed != "" and meant == "" and typed == word[head - 1]
     return not (doubled and re.match(r"(?:ed|ing|ers?|ation)$", word[head + 1 :])) and word[0] != word[1]
+
+
+def _begins(block: Block, match: re.Match[str]) -> bool:
+    """Whether a word with a capital has it because it begins a sentence, and not because it begins a name."""
+    before = block.masked[: match.start()]
+    if _SENTENCE_START.search(before) is None or _TITLE.search(before):
+        return False
+    return _NAME_GOES_ON.match(block.masked, match.end()) is None
 
 
 def misspelled(blocks: list[Block], document: str) -> list[list[Edit]]:
     """The spelling corrections of each block.
 
     A word is guessed only where it occurs once in the whole `document`, code, links and quotations included: what
-    stands there too is an identifier or a name.
+    stands there too is an identifier or a name. One with a capital is corrected only where a sentence begins, or
+    where the document has the same slip in lower case too: elsewhere it is somebody's name.
     """
     occurrences = Counter(_ANY_WORD.findall(document.lower()))
+    in_lower_case = {match[0] for block in blocks for match in _WORD.finditer(block.masked) if match[0].islower()}
     titled = {word.lower() for word in re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", document)}
     found = []
     for block in blocks:
@@ -144,6 +163,8 @@ def misspelled(blocks: list[Block], document: str) -> list[list[Edit]]:
             word = match[0].replace("\u2019", "'")
             lower = word.lower()
             if word != lower and word != lower.capitalize():
+                continue
+            if word != lower and lower not in in_lower_case and not _begins(block, match):
                 continue
             right = _corrections().get(lower)
             if right is None and word == lower and occurrences[lower] == 1 and lower not in titled:

@@ -29,6 +29,7 @@ _WORDY_PHRASE = re.compile(
     + "|".join(re.escape(phrase) for phrase in sorted(WORDY, key=len, reverse=True))
     + r")(?![\w\ue000'\u2019\-])"
 )
+_SENTENCE_BEGINS = re.compile(r"(?:^|[.!?\u2026:]\)?\s)[\s*_~(]*$")
 _DOUBLED = re.compile(
     rf"(?i)(?<![\w\ue000'\u2019\-])({'|'.join(sorted(NEVER_TWICE))})"
     r"(?P<gap>[ \n]+)(?P<again>\1)(?![\w\ue000'\u2019\-])"
@@ -100,6 +101,9 @@ def wordy_phrases(block: Block) -> Iterator[Edit]:
         phrase = match["phrase"]
         if phrase.isupper() or any(word[:1].isupper() for word in phrase.split()[1:]):
             continue
+        named = phrase[0].isupper() and not match["article"]
+        if named and not _SENTENCE_BEGINS.search(block.masked[: match.start()]):
+            continue  # "the Utilize platform"
         after = WORDY[phrase.lower()]
         article = match["article"]
         if article:

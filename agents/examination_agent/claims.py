@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .document import Document, Sentence
-from .language import all_numbers, folded, names, numbers, plain, quotations, split_sentences, stem, terms
+from .language import (
+    all_numbers,
+    folded,
+    has_capital_nouns,
+    names,
+    numbers,
+    plain,
+    quotations,
+    split_sentences,
+    stem,
+    terms,
+)
 from .models import Issue, Severity
 
 _MIN_CLAIM_TERMS = 4
@@ -15,6 +26,50 @@ UNSUPPORTED_BELOW = 0.35
 DOUBTFUL_BELOW = 0.5
 """Shares of a sentence's weight that its best passage covers: a paraphrase keeps well above, an invention below."""
 _EXCERPT_CHARACTERS = 240
+OPPOSED_FROM = 0.6
+"""Share of a sentence's other terms that a passage must have to be about the same when it says the opposite."""
+_MIN_OPPOSED_TERMS = 2
+
+
+_CONTRARIES = (
+    (
+        "rise rises rose risen increase increased grew grow grown climbed",
+        "fall falls fell fallen decrease decreased dropped declined shrank shrunk",
+    ),
+    ("raise raised", "lower lowered reduce reduced"),
+    ("higher", "lower"),
+    ("better best", "worse worst"),
+    ("uphill upward upwards", "downhill downward downwards"),
+    ("faster", "slower"),
+    ("larger bigger", "smaller"),
+    ("cheaper", "dearer costlier"),
+    ("stronger", "weaker"),
+    ("warmer hotter", "colder cooler"),
+    ("safe", "unsafe dangerous"),
+    ("possible", "impossible"),
+    ("legal", "illegal"),
+    ("accepted", "rejected refused"),
+    ("allowed permitted", "forbidden prohibited banned"),
+    ("synchronous", "asynchronous"),
+    ("mutable", "immutable"),
+)
+
+
+def _opposites() -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for pair in _CONTRARIES:
+        left, right = (set(map(stem, words.split())) for words in pair)
+        for word in left:
+            found[word] |= right - left
+        for word in right:
+            found[word] |= left - right
+    return {word: frozenset(others) for word, others in found.items() if others}
+
+
+_SHOWN = {stem(word): word for pair in reversed(_CONTRARIES) for words in pair for word in reversed(words.split())}
+"""What a reader is shown of a stem."""
+OPPOSITES = _opposites()
+"""Words by their stems, and those that say the contrary."""
 
 
 class SourceText(Protocol):
@@ -52,6 +107,7 @@ class Evidence:
                 self.passages.append(Passage(number, own | following))
                 counts.update(own)
         total = max(1, len(self.passages))
+        self.capital_nouns = has_capital_nouns(" ".join(self.texts))
         self.rarity = {term: math.log(1 + total / count) for term, count in counts.items()}
         # A word no source has is as telling as the rarest, not more: paraphrases bring new words.
         self.unknown_rarity = max(self.rarity.values(), default=1.0)
@@ -69,6 +125,30 @@ class Evidence:
             return 0.0, None
         best = min(covered, key=lambda passage: (-covered[passage], passage))
         return covered[best] / whole, self.passages[best].source
+
+    def opposed(self, sentence: str) -> tuple[str, str] | None:
+        """A word of the sentence, and its opposite in the passage that says the same otherwise; None where all agree.
+
+        Only where no passage that comes as near has the word itself: sources may tell of a rise and of a fall.
+        """
+        own = set(terms(sentence))
+        for term in sorted(own & OPPOSITES.keys()):
+            others = OPPOSITES[term]
+            rest = own - {term}
+            if others & own or len(rest) < _MIN_OPPOSED_TERMS:
+                continue
+            against, most = None, 0.0
+            agrees = 0.0
+            for passage in {passage for one in rest for passage in self.holders.get(one, ())}:
+                held = self.passages[passage].terms
+                share = len(rest & held) / len(rest)
+                if term in held:
+                    agrees = max(agrees, share)
+                elif others & held and share > most:
+                    against, most = min(others & held), share
+            if against is not None and most >= OPPOSED_FROM and agrees < most:
+                return term, against
+        return None
 
     def with_number(self, number: str) -> list[int]:
         return [source for source, held in enumerate(self.numbers, start=1) if number in held]
@@ -126,7 +206,7 @@ def _check(sentence: Sentence, bare: str, evidence: Evidence, given: str) -> Iss
             look(f"the number {number}", evidence.with_number(number), "high")
     for quotation in quotations(bare):
         look(f'the quotation "{quotation}"', evidence.with_wording(quotation), "high")
-    for name in names(bare):
+    for name in [] if evidence.capital_nouns else names(bare):
         if f" {folded(name)} " not in given:
             look(f'the name "{name}"', evidence.with_name(name), "high" if " " in name else "medium")
     excerpt = sentence.text[:_EXCERPT_CHARACTERS]
@@ -138,6 +218,15 @@ def _check(sentence: Sentence, bare: str, evidence: Evidence, given: str) -> Iss
             excerpt=excerpt,
             message=f"no source contains {_listed(missing)}",
             suggestion="Take it out, or say what a source says.",
+        )
+    if opposed := evidence.opposed(bare):
+        return Issue(
+            kind="unsupported_claim",
+            severity="medium",
+            line=sentence.line,
+            excerpt=excerpt,
+            message=f"this says '{_SHOWN[opposed[0]]}' where the source says '{_SHOWN[opposed[1]]}'",
+            suggestion="Say what the source says.",
         )
     share, best = evidence.support(bare)
     if share < UNSUPPORTED_BELOW:

@@ -12,9 +12,19 @@ from markdown_it.token import Token
 from .language import count_words, plain, sentence_spans
 
 _MARK = re.compile(r"\s*\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\](?![(:])")
-_SOURCES = re.compile(r"^(?:sources|references|bibliography|citations|works cited)$", re.IGNORECASE)
+_SOURCES = re.compile(
+    r"^(?:sources|references|bibliography|citations|works cited|quellen|literatur(?:verzeichnis)?|fuentes|referencias|"
+    r"r\u00e9f\u00e9rences|fonti|bronnen|\u0438\u0441\u0442\u043e\u0447\u043d\u0438\u043a\u0438|"
+    r"\u043b\u0438\u0442\u0435\u0440\u0430\u0442\u0443\u0440\u0430|\u53c2\u8003\u6587\u732e|\u51fa\u5178)$",
+    re.IGNORECASE,
+)
+_NOTE = re.compile(r"^ {0,3}\[\^([^\]\s]+)\]:[ \t]*(.*(?:\n(?: {2,}|\t).*\S.*)*)", re.MULTILINE)
+_NOTE_MARK = re.compile(r"\[\^([^\]\s]+)\](?!:)")
+_FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(r"`+[^`]*`+")
 _ENTRY = re.compile(r"^\s*(?:[-*+]\s+)?(?:\[(\d{1,3})\]:?|(\d{1,3})[.)])\s+(\S.*?)\s*$")
 _UNPARSED_LINK = re.compile(r"\[([^\]\n]+)\]\(([^)\n]*)\)")
+_UNDEFINED_REFERENCE = re.compile(r"(?<![\w\]])\[([^\[\]^]+)\]\[((?!\d+\])[^\[\]^]+)\]")
 _BARE_ADDRESS = re.compile(
     r"(?<![\w/(<\[\"'])(?:https?|ftp|htp|htps|hxxps?|http)(?::/{0,3}|/{2})[^\s<>)\]\"']*", re.IGNORECASE
 )
@@ -82,6 +92,10 @@ class Document:
     links: list[Link] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+    """The footnotes, and the line of each."""
+    note_marks: dict[str, Mark] = field(default_factory=dict)
+    """Where each footnote is first referred to; the numbers of these marks are the footnotes' places."""
     anchors: set[str] = field(default_factory=set)
     other_blocks: dict[int, int] = field(default_factory=dict)
     """How many blocks of code, tables and so on each section holds."""
@@ -115,6 +129,7 @@ def read_document(markdown: str) -> Document:
         markdown = "\n" * front.group().count("\n") + markdown[front.end() :]
     document = Document()
     rows = markdown.splitlines()
+    markdown = _without_notes(document, markdown)
     tokens = _parser().parse(markdown)
     in_sources, quoted, items, tables = False, 0, 0, 0
     for index, token in enumerate(tokens):
@@ -138,6 +153,7 @@ def read_document(markdown: str) -> Document:
                     document.links += _links(token, line)
             case "inline":
                 document.links += _links(token, line)
+                _note_marks(document, token.content, line)
                 if in_sources or tables:
                     continue
                 kind: Literal["paragraph", "item", "quotation"] = (
@@ -152,6 +168,29 @@ def read_document(markdown: str) -> Document:
     document.entries = _entries(document, rows)
     document.anchors |= {heading.slug for heading in document.headings}
     return document
+
+
+def _without_notes(document: Document, markdown: str) -> str:
+    """The text with blank lines where its footnotes stood, so that every line number stays true."""
+    code = [match.span() for match in _FENCED.finditer(markdown)]
+
+    def taken_out(match: re.Match[str]) -> str:
+        if any(start <= match.start() < end for start, end in code):
+            return match.group()
+        line = markdown.count("\n", 0, match.start()) + 1
+        document.notes.setdefault(match.group(1), line)
+        for token in _parser().parseInline(match.group(2)):
+            document.links += _links(token, line)
+        return "\n" * match.group().count("\n")
+
+    return _NOTE.sub(taken_out, markdown)
+
+
+def _note_marks(document: Document, content: str, line: int) -> None:
+    for match in _NOTE_MARK.finditer(_CODE.sub(lambda code: " " * len(code.group()), content)):
+        at = line + content.count("\n", 0, match.start())
+        excerpt = content[content.rfind("\n", 0, match.start()) + 1 : match.end()]
+        document.note_marks.setdefault(match.group(1), Mark(len(document.note_marks) + 1, at, excerpt))
 
 
 def _count_other(document: Document, token: Token, *, wanted: str) -> None:
@@ -171,7 +210,11 @@ def _paragraph(
     content: str, line: int, section: int, kind: Literal["paragraph", "item", "quotation"]
 ) -> tuple[Paragraph, list[Mark]]:
     # Code is no prose: what looks like a mark in it is an index.
-    masked = re.sub(r"`+[^`]*`+", lambda match: re.sub(r"[\[\]]", "x", match.group()), content)
+    masked = _CODE.sub(lambda match: re.sub(r"[\[\]]", "x", match.group()), content)
+    for mark in reversed(list(_NOTE_MARK.finditer(masked))):
+        gap = " " * len(mark.group())
+        masked = masked[: mark.start()] + gap + masked[mark.end() :]
+        content = content[: mark.start()] + gap + content[mark.end() :]
     marks: list[Mark] = []
     sentences: list[Sentence] = []
     for start, end in sentence_spans(masked):
@@ -224,6 +267,8 @@ def _links(token: Token, line: int) -> list[Link]:
             unparsed = _UNPARSED_LINK.finditer(child.content)
             found += [Link(match.group(2), match.group(1), at, parsed=False) for match in unparsed]
             rest = _UNPARSED_LINK.sub("", child.content)
+            undefined = _UNDEFINED_REFERENCE.finditer(rest)
+            found += [Link(f"[{match.group(2)}]", match.group(1), at, parsed=False) for match in undefined]
             found += [Link(match.group().rstrip(".,;:!?"), "", at) for match in _BARE_ADDRESS.finditer(rest)]
     return found
 

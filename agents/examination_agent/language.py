@@ -49,8 +49,27 @@ def plain(text: str) -> str:
 _WORD = re.compile(r"[^\W_]+(?:['\u2019.\-/][^\W_]+)*")
 
 
+_UNDIVIDED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")
+"""Characters of scripts that put no space between words: Chinese, Japanese, Thai."""
+
+
 def count_words(text: str) -> int:
-    return len(_WORD.findall(plain(text)))
+    """Two characters of a script without spaces count as a word, which is what translators reckon with."""
+    bare = plain(text)
+    undivided = len(_UNDIVIDED.findall(bare))
+    if undivided:
+        bare = _UNDIVIDED.sub(" ", bare)
+    return len(_WORD.findall(bare)) + (undivided + 1) // 2
+
+
+_GERMAN = frozenset("der die das und nicht ist ein eine einen mit von den dem auf zu sich wird f\u00fcr".split())
+_GERMAN_SHARE = 0.1
+
+
+def has_capital_nouns(text: str) -> bool:
+    """Whether it is German, where every noun has a capital, so that capitals tell no names."""
+    found = re.findall(r"[^\W\d_]+", text.casefold())
+    return sum(word in _GERMAN for word in found) > _GERMAN_SHARE * max(1, len(found))
 
 
 STOP_WORDS = frozenset(
@@ -90,6 +109,10 @@ def terms(text: str) -> list[str]:
     """The comparable terms of a text, without stop words."""
     found = []
     for word in _WORD.findall(plain(text)):
+        if _UNDIVIDED.search(word):
+            # No space tells where its words end; pairs of characters find the same matter well enough.
+            found += [word[at : at + 2] for at in range(max(1, len(word) - 1))]
+            continue
         lower = word.casefold().replace("\u2019", "'").removesuffix("'s")
         pieces = re.split(r"[-/']", lower)
         found += [stem(piece) for piece in pieces if len(piece) > 1 and piece not in STOP_WORDS]
@@ -101,7 +124,10 @@ def folded(text: str) -> str:
     return " ".join(re.findall(r"\w+", plain(text).casefold()))
 
 
-_NUMBER = re.compile(r"(?<![\w.])v?[$\u20ac\u00a3]?(\d{1,3}(?:[,\u202f\u00a0]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)*)(?=\D|$)")
+# A letter of a script without spaces may stand before a number: only Latin ones make it a part of a name.
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.])v?[$\u20ac\u00a3]?(\d{1,3}(?:[,\u202f\u00a0]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)*)(?=\D|$)"
+)
 _NUMBER_WORDS = {
     word: str(value)
     for value, word in enumerate(

@@ -43,7 +43,18 @@ def check_citations(document: Document, source_count: int) -> list[Issue]:
         for entry in document.entries
         if entry.number not in cited
     ]
-    if source_count and not document.marks and document.words:
+    for label, note in document.note_marks.items():
+        if label not in document.notes:
+            said = f"[^{label}] has no footnote"
+            issues.append(
+                _citation("high", note.line, note.excerpt[-240:], said, f"Write the note `[^{label}]: \u2026`.")
+            )
+    issues += [
+        _citation("low", line, f"[^{label}]", f"nothing refers to the footnote [^{label}]", "Refer to it, or drop it.")
+        for label, line in document.notes.items()
+        if label not in document.note_marks
+    ]
+    if source_count and not document.marks and not document.note_marks and document.words:
         issues.append(
             _citation("medium", None, "", "nothing is cited, though there are sources", "Cite them as [1], [2].")
         )
@@ -62,6 +73,8 @@ def check_links(document: Document) -> list[Issue]:
         if fault := fault_of(link, document.anchors, slugs):
             severity, message, suggestion = fault
             excerpt = f"{'!' if link.image else ''}[{link.text}]({link.target})" if link.text else link.target
+            if link.target.startswith("["):
+                excerpt = f"[{link.text}]{link.target}"
             issues.append(
                 Issue(
                     kind="link",
@@ -86,6 +99,8 @@ def fault_of(link: Link, anchors: set[str], slugs: Counter[str]) -> tuple[Severi
         if slugs[anchor] > 1:
             return "low", f"{slugs[anchor]} headings share the anchor {target}", "Give the headings different names."
         return None
+    if not link.parsed and target.startswith("["):
+        return "medium", f"no line defines the reference {target}", f"Add `{target}: https://\u2026`, or take it out."
     if not link.parsed or re.search(r"\s", target):
         return "medium", "the link is malformed: its address holds a space or is not closed", "Write %20 for a space."
     if target.startswith(("mailto:", "tel:")):

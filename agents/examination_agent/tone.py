@@ -183,7 +183,8 @@ def _check_words(text: str, line: int, rules: Rules) -> list[Issue]:
         issues.append(_issue("medium", line, text, said, "Use a plain word, or none."))
     hype = [phrase for phrase in HYPE if _has(phrase, lower) and phrase not in avoided]
     if hype:
-        said = f"{', '.join(repr(phrase) for phrase in hype)} praises instead of saying"
+        verb = "praises" if len(hype) == 1 else "praise"
+        said = f"{', '.join(repr(phrase) for phrase in hype)} {verb} instead of saying"
         issues.append(_issue("low", line, text, said, "Say what it does."))
     if _SHOUTING.search(bare):
         issues.append(_issue("medium", line, text, "words in capitals shout", "Write them in small letters."))

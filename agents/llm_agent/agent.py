@@ -87,7 +87,9 @@ async def _generate_offline(task: GenerateContent, ctx: TaskContext) -> Generate
             note = f"Revised offline: {revision.report()}."
         else:
             await ctx.progress(60, f"composing about {task.length_words} words")
-            written = await asyncio.to_thread(offline.write, selection, task.topic, task.length_words)
+            written = await asyncio.to_thread(
+                offline.write, selection, task.topic, task.length_words, task.style, task.guidelines
+            )
     except offline.NothingToWriteFrom as error:
         raise TaskFailure(
             "nothing_to_write_from",
@@ -96,6 +98,10 @@ async def _generate_offline(task: GenerateContent, ctx: TaskContext) -> Generate
         ) from error
     if written.shortfall:
         note += f" The sources reach for {written.article.words} of the {task.length_words} words asked for."
+    for one, two in await asyncio.to_thread(offline.disagreements, selection):
+        note += (
+            f" Sources [{one.source}] and [{two.source}] may disagree: \u201c{one.text}\u201d, \u201c{two.text}\u201d."
+        )
     for block in written.markdown.splitlines(keepends=True):
         await ctx.stream(block)
     await ctx.progress(100, f"{written.article.words} words written")
@@ -154,7 +160,12 @@ async def summarize_content(task: SummarizeContent, ctx: TaskContext) -> Summari
         if not summary:
             raise TaskFailure("model_answer_unusable", f"{answer.model} answered without a summary", retryable=True)
         result = SummarizedContent(
-            summary=summary, key_points=points, word_count=count_words(summary), offline=False, model=answer.model
+            summary=summary,
+            key_points=points,
+            word_count=count_words(summary),
+            title=corpus.titles[0] if len(corpus.titles) == 1 else "",
+            offline=False,
+            model=answer.model,
         )
     else:
         await ctx.progress(10, f"reading {_counted(len(sources), 'source')}")
@@ -170,6 +181,7 @@ async def summarize_content(task: SummarizeContent, ctx: TaskContext) -> Summari
         result = SummarizedContent(
             summary=made.summary,
             key_points=made.key_points,
+            title=made.title,
             word_count=count_words(made.summary),
             offline=True,
             model=None,

@@ -9,7 +9,7 @@ from .sentences import split_sentences
 
 SOURCES_HEADING = "Sources"
 _MARK = re.compile(r"\s*\[(\d{1,3})\](?!\()")
-_CLOSE = re.compile(r"^(.*?)([.!?\u2026]+)$", re.DOTALL)
+_CLOSE = re.compile(r"^(.*?)([.!?\u2026\u3002\uff01\uff1f]+)$", re.DOTALL)
 _SOURCES = re.compile(r"^(?:sources|references|bibliography|citations)$", re.IGNORECASE)
 _ENTRY = re.compile(r"^\s*(?:[-*]\s+)?(?:\[(\d{1,3})\]|(\d{1,3})[.)])\s+(.*\S)\s*$")
 _ENTRY_LINK = re.compile(r"^\[([^\]]*)\]\(([^)\s]*)\)\s*$")

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from .article import Article, Line, Paragraph, Part
 from .corpus import OPENING, Corpus, Section, Sentence, is_usable
+from .markdown import UNDIVIDED
 from .ranking import Ranking, cosine
 from .selection import Selection, standing
 from .vocabulary import STOP_WORDS, stem, terms, words
@@ -121,7 +122,7 @@ def _bodies(selection: Selection, title: str, budget: int) -> list[tuple[Group, 
     groups = _groups(selection)
     wanted = max(1, min(_MAX_SECTIONS, round(budget / _SECTION_WORDS)))
     ordered = _ordered_by_value(selection, groups)
-    chosen, spare = ordered[:wanted], ordered[wanted:]
+    chosen, spare = ordered[:wanted], [*ordered[wanted:], *_gathered(selection)]
     # More sections where those chosen cannot hold the length.
     while spare and sum(_available(selection, group) for group in chosen) < 1.15 * budget:
         chosen.append(spare.pop(0))
@@ -213,6 +214,17 @@ def _groups(selection: Selection) -> list[Group]:
     return groups
 
 
+def _gathered(selection: Selection) -> list[Group]:
+    """For each source its sections that are too small to stand alone, together: short sources are made of them."""
+    groups: dict[int, Group] = {}
+    for section in selection.corpus.sections:
+        if section.role != "closing" and _available(selection, Group([section])) < _MIN_SECTION_WORDS:
+            groups.setdefault(section.source, Group([])).sections.append(section)
+    for group in groups.values():
+        group.vector = selection.ranking.vector([term for sentence in group.sentences for term in sentence.terms])
+    return [group for group in groups.values() if _available(selection, group) >= _MIN_SECTION_WORDS]
+
+
 def _available(selection: Selection, group: Group) -> int:
     return sum(sentence.words for sentence in group.sentences if selection.may_take(sentence))
 
@@ -227,17 +239,20 @@ def _ordered_by_value(selection: Selection, groups: list[Group]) -> list[Group]:
     ordered: list[Group] = []
     heard: set[int] = set()
     left = list(groups)
+    # How much each says again of what is ordered already. Kept, because a long source has hundreds of sections.
+    repeats = {id(group): 0.0 for group in groups}
     while left:
 
         def worth(group: Group) -> float:
-            repeats = max((cosine(group.vector, other.vector) for other in ordered), default=0.0)
             new = any(section.source not in heard for section in group.sections)
-            return group.value - 0.3 * repeats + (_NEW_SOURCE_BONUS if new else 0.0)
+            return group.value - 0.3 * repeats[id(group)] + (_NEW_SOURCE_BONUS if new else 0.0)
 
         best = max(left, key=lambda group: (worth(group), -group.sections[0].index))
-        left.remove(best)
+        left = [group for group in left if group is not best]
         ordered.append(best)
         heard.update(section.source for section in best.sections)
+        for group in left:
+            repeats[id(group)] = max(repeats[id(group)], cosine(group.vector, best.vector))
     return ordered
 
 
@@ -265,7 +280,9 @@ def name_groups(groups: list[Group], corpus: Corpus, ranking: Ranking, title: st
     used = {title.casefold(), "conclusion", "sources", *(heading.casefold() for heading in taken)}
     for group in groups:
         first = group.sections[0]
-        candidates = [section.heading for section in group.sections if _says_something(section.heading)]
+        gathered = len(group.sections) > 1 and len({section.source for section in group.sections}) == 1
+        # No heading of one small section heads them all.
+        candidates = [s.heading for s in group.sections if _says_something(s.heading) and not gathered]
         candidates += [corpus.titles[section.source - 1] for section in group.sections if _is_short(corpus, section)]
         candidates.append(keyword_heading(ranking, group.sentences))
         free = [candidate for candidate in candidates if candidate and candidate.casefold() not in used]
@@ -288,7 +305,7 @@ def keyword_heading(ranking: Ranking, sentences: list[Sentence]) -> str:
     forms: dict[str, dict[str, int]] = {}
     for sentence in sentences:
         for word in words(sentence.text):
-            if word.casefold() not in STOP_WORDS:
+            if word.casefold() not in STOP_WORDS and not UNDIVIDED.search(word):
                 form = word if word.isupper() else word.lower()
                 seen = forms.setdefault(stem(word), {})
                 seen[form] = seen.get(form, 0) + 1

@@ -32,8 +32,11 @@ OPENING = re.compile(r"^(?:introduction|intro|overview|abstract|background|prefa
 _LEANING = re.compile(
     r"^(?:this|these|those|that|it|its|they|their|them|he|she|his|her|such|both|neither|either|another|others|here|"
     r"each of (?:these|them)|(?:one|some|all|none|most|many|several|few) of (?:these|them|those)|"
-    r"the (?:former|latter|same|other|others|first|second|third|last|two|three|result|answer|reason|difference|"
-    r"alternative|difficulty|remedy|cure|price|rest|exception|effect|consequence|lesson|point|trick|catch)|"
+    r"the (?:former|latter|same|other|others|two|three)|"
+    # "The price is time" leans, "The price of coffee rose" does not; "the first is" does, "the first shop" does not.
+    r"the (?:result|answer|reason|difference|alternative|difficulty|remedy|cure|price|rest|exception|effect|"
+    r"consequence|lesson|point|trick|catch)(?! (?:of|for|in|between|to|at|on|why) (?!(?:this|that|it|these|those)\b))|"
+    r"the (?:first|second|third|last)(?:,| (?:is|are|was|were|has|had|does|did|can|one|ones|two|of (?:these|them)))|"
     r"for example|for instance|or|then|otherwise|in other words|that is|even so|even then|if so|if not|"
     r"in (?:this|that|such|both|either|these|those) \w+|at (?:this|that) \w+|"
     r"(?:first|second|third|next|last|finally|similarly|likewise)(?:ly)?,|likewise|what is more|the more|"

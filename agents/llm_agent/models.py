@@ -105,9 +105,12 @@ class SummarizeContent(Payload):
 
 
 class SummarizedContent(Payload):
+    """A summary. `title` is the source's, where there was one: given, or found in its text."""
+
     summary: str
     key_points: list[str]
     word_count: int
+    title: str = ""
     offline: bool
     model: str | None
 

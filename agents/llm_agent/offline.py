@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .article import Article, Entry, Line, render
+from .article import Article, Entry, Line, Paragraph, render
 from .composition import compose
-from .corpus import Corpus, SourceText, leans, read_sources, strip_connective
+from .corpus import Corpus, Sentence, SourceText, leans, read_sources, strip_connective
 from .markdown import plain
 from .preferences import read_preferences
 from .ranking import Ranking
@@ -14,6 +14,10 @@ from .selection import Selection
 
 _SUMMARY_WORDS = 60
 _END_BONUS = 0.5
+_FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
+_SAME_MATTER = 0.5
+"""Share of two sentences' terms, figures left out, that both have: above it they speak of one thing."""
+_DISAGREEMENTS_MAX = 3
 _KEY_POINTS_MAX = 6
 _WORDS_PER_KEY_POINT = 40
 _ORDER_TO_WRITE = re.compile(
@@ -44,6 +48,7 @@ class Written:
 class Summarized:
     summary: str
     key_points: list[str]
+    title: str = ""
 
 
 def title_of(topic: str) -> str:
@@ -64,7 +69,7 @@ def entries_of(corpus: Corpus) -> list[Entry]:
     return [Entry(number, title, url) for number, (title, url) in enumerate(pairs, start=1)]
 
 
-def write(selection: Selection, topic: str, length_words: int) -> Written:
+def write(selection: Selection, topic: str, length_words: int, style: str = "", guidelines: str = "") -> Written:
     """An article from the sources alone.
 
     Raises NothingToWriteFrom when no sentence of the sources can be used.
@@ -72,6 +77,8 @@ def write(selection: Selection, topic: str, length_words: int) -> Written:
     article = compose(selection, title_of(topic), length_words)
     if not article.words:
         raise NothingToWriteFrom("the sources hold no whole sentences")
+    if read_preferences(style, guidelines).bullets:
+        as_bullets(article)
     return finish(article, selection, entries_of(selection.corpus), length_words)
 
 
@@ -83,6 +90,48 @@ def finish(article: Article, selection: Selection, entries: list[Entry], length_
         entries=[entry for entry in entries if entry.number in set(article.cited())],
         shortfall=article.words < 0.85 * length_words,
     )
+
+
+def as_bullets(article: Article) -> None:
+    """Every sentence of the sections an item of its own, with those that lean on it."""
+    for part in article.parts[1:] or article.parts:
+        items: list[Paragraph] = []
+        for paragraph in part.paragraphs:
+            for position, line in enumerate(paragraph.lines):
+                if position and (leans(line.text) or strip_connective(line.text) != line.text):
+                    items[-1].lines.append(line)
+                else:
+                    items.append(Paragraph([line], bullet=True))
+        part.paragraphs = items
+
+
+def disagreements(selection: Selection) -> list[tuple[Sentence, Sentence]]:
+    """Pairs of sentences of two sources that say the same with other figures, of which the article has one at least.
+
+    Nobody here can tell who is right: the reader must be told that there is a question.
+    """
+    sentences = selection.corpus.sentences
+    figures = {sentence.index: set(_FIGURE.findall(plain(sentence.text))) for sentence in sentences if sentence.usable}
+    found: list[tuple[float, Sentence, Sentence]] = []
+    for index, mine in figures.items():
+        for other, likeness in selection.ranking.likeness[index].items():
+            theirs = figures.get(other, set())
+            if (
+                other > index
+                and _same_matter(sentences[index], sentences[other])
+                and sentences[index].source != sentences[other].source
+                and mine - theirs
+                and theirs - mine
+                and {index, other} & selection.taken
+            ):
+                found.append((likeness, sentences[index], sentences[other]))
+    found.sort(key=lambda pair: (-pair[0], pair[1].index, pair[2].index))
+    return [(one, two) for _, one, two in found[:_DISAGREEMENTS_MAX]]
+
+
+def _same_matter(one: Sentence, two: Sentence) -> bool:
+    mine, theirs = ({term for term in sentence.terms if not term[0].isdigit()} for sentence in (one, two))
+    return len(mine & theirs) >= _SAME_MATTER * len(mine | theirs)
 
 
 def lead_summary(article: Article, selection: Selection, max_words: int = _SUMMARY_WORDS) -> str:
@@ -128,7 +177,8 @@ def summarize(sources: Sequence[SourceText], topic: str, max_words: int, style: 
     for position, sentence in enumerate(chosen):
         tied = position > 0 and chosen[position - 1].index == sentence.index - 1
         texts.append(sentence.text if tied else strip_connective(sentence.text))
-    return Summarized(" ".join(texts), _key_points(selection, max_words))
+    title = corpus.titles[0] if len(corpus.titles) == 1 else ""
+    return Summarized(" ".join(texts), _key_points(selection, max_words), title)
 
 
 def _key_points(selection: Selection, max_words: int) -> list[str]:

@@ -29,6 +29,7 @@ class Preferences:
     no_first_person: bool = False
     concise: bool = False
     technical: bool = False
+    bullets: bool = False
 
     def bias(self, sentences: Iterable[Sentence]) -> dict[int, float]:
         """How much more or less each sentence is wanted."""
@@ -68,6 +69,8 @@ def read_preferences(style: str, guidelines: str) -> Preferences:
         no_first_person=formal
         or re.search(r"\bno first person\b|\bthird person\b|avoid(?: the)? first person", lower) is not None,
         concise=re.search(r"\b(?:concise|brief|terse|plain|short sentences)\b", lower) is not None,
+        bullets=re.search(r"\bbullet(?:s|ed| points?| lists?)?\b", lower) is not None
+        and re.search(r"\b(?:no|avoid|without) bullet", lower) is None,
         technical=re.search(r"\b(?:technical|developers?|engineers?|programmers?)\b", lower) is not None,
     )
 

@@ -2,7 +2,7 @@
 
 import re
 
-from .markdown import plain
+from .markdown import UNDIVIDED, plain
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019\-][^\W_]+)*")
 STOP_WORDS = frozenset(
@@ -51,6 +51,10 @@ def terms(text: str) -> list[str]:
     """The comparable terms of a text, in order, repeated as they are."""
     found: list[str] = []
     for word in words(text):
+        if UNDIVIDED.search(word):
+            # No space tells where its words end; pairs of characters find the same matter well enough.
+            found += [word[at : at + 2] for at in range(max(1, len(word) - 1))]
+            continue
         lower = word.lower().replace("\u2019", "'")
         if lower in STOP_WORDS or (len(lower) < 2 and not lower.isdigit()):
             continue

@@ -124,8 +124,13 @@ async def test_a_brief_draws_several_sources_together(
     five_agents: Path, mesh: Mesh, request_payload: dict[str, Any], settings: MeshSettings
 ) -> None:
     payload = {"topic": request_payload["topic"], "sources": request_payload["sources"], "length_words": 400}
+    titles = [one["title"] for one in payload["sources"]]
+    payload["sources"][0]["url"] = "https://example.com/first"
+    payload["sources"][-1] = f"# {titles[-1]}\n\n{payload['sources'][-1]['text']}"
     result = await mesh.run("research_brief", payload, wait_seconds=100)
-    assert [note["title"] for note in result["notes"]] == [one["title"] for one in payload["sources"]]
+    # A source that is a text alone is called what its heading says; addresses reach the list of sources.
+    assert [note["title"] for note in result["notes"]] == titles
+    assert f"[{titles[0]}](https://example.com/first)" in result["markdown"]
     assert all(note["text"] for note in result["notes"])
     assert result["markdown"].startswith("# ")
     assert result["files"][0]["format"] == "html"

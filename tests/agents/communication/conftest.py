@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope
@@ -50,6 +50,11 @@ class Receiver:
         return self.status, b"", self.headers
 
 
+def _stored(slug: str) -> str:
+    """As `sanitize_title` leaves it: other letters than Latin ones percent-encoded in lower case, 200 characters."""
+    return quote(unquote(slug)).lower()[:200]
+
+
 class WordPress:
     """As much of WordPress's REST API v2 as a publisher meets: posts, tags and media, with application passwords."""
 
@@ -87,7 +92,7 @@ class WordPress:
             if found[2]:
                 post = table.get(int(found[2]))
                 return (200, post, {}) if post else (404, {"code": "rest_post_invalid_id"}, {})
-            listed = [row for row in table.values() if row["slug"] == query.get("slug")]
+            listed = [row for row in table.values() if row["slug"] == _stored(query.get("slug", ""))]
             if found[1] == "posts" and query.get("status") != "any":
                 listed = [row for row in listed if row["status"] == "publish"]
             if found[1] == "posts":
@@ -106,7 +111,7 @@ class WordPress:
             row = self.posts[int(found[2])]
         else:
             slugs = {row["slug"] for row in self.posts.values()}
-            slug = sent["slug"] if sent["slug"] not in slugs else f"{sent['slug']}-2"
+            slug = _stored(sent["slug"]) if _stored(sent["slug"]) not in slugs else f"{_stored(sent['slug'])}-2"
             row = self._add(self.posts, {"slug": slug, "link": f"{self.url}/{slug}/"})
         for name in ("title", "content", "excerpt"):
             row[name] = {"raw": sent[name], "rendered": sent[name]}

@@ -180,3 +180,14 @@ def test_servers_are_read_from_address_or_parts() -> None:
     assert server(smtp_url="h.example:2525") == ("h.example", 2525, "", "auto")
     assert server(smtp_host="h.example", smtp_port=465) == ("h.example", 465, "", "tls")
     assert server() is None
+
+
+@pytest.mark.parametrize("media_type", ["bad type/\r\nX-Evil: 1", "multipart/mixed", "message/rfc822", "", "/"])
+async def test_names_and_types_of_files_cannot_break_a_message(
+    configured: CommunicationSettings, mail_server: MailServer, media_type: str
+) -> None:
+    file = attached(filename="a\r\nX-Evil: 1.bin", content=b"x", media_type=media_type)
+    await _publish(configured, files=[file])
+    (part,) = _parsed(mail_server).iter_attachments()
+    assert part.get_content_type() == "application/octet-stream"
+    assert part["X-Evil"] is None

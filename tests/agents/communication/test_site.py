@@ -11,6 +11,7 @@ from typing import Any
 import html5lib
 import pytest
 
+from agents.communication_agent.channel import MAX_SLUG_CHARACTERS, slug_of
 from agents.communication_agent.models import Publication
 from agents.communication_agent.publisher import NotPublished, publish
 from agents.communication_agent.settings import CommunicationSettings
@@ -195,3 +196,33 @@ def test_publishers_in_several_processes_lose_no_post(settings: CommunicationSet
         process.join(60)
         assert process.exitcode == 0
     assert (settings.site_dir / "feed.xml").read_text().count("<item>") == 3
+
+
+async def test_two_keys_with_one_title_are_two_posts(settings: CommunicationSettings) -> None:
+    one, two = ({"type": "site", "key": key} for key in ("one", "two"))
+    first, second = await _publish(settings, channel=one), await _publish(settings, channel=two)
+    assert (first.status, second.status) == ("created", "created")
+    assert (first.id, second.id) == ("the-mesh-that-remembers", "the-mesh-that-remembers-2")
+    again = await _publish(settings, channel=two, title="A better title")
+    assert (again.status, again.id) == ("updated", second.id)
+
+
+async def test_a_key_keeps_its_post_when_somebody_updates_that_by_its_slug(settings: CommunicationSettings) -> None:
+    keyed = {"type": "site", "key": "article-7"}
+    first = await _publish(settings, channel=keyed)
+    assert (await _publish(settings, summary="Without a key")).key == "article-7"
+    renamed = await _publish(settings, channel=keyed, title="A better title")
+    assert (renamed.status, renamed.id) == ("updated", first.id)
+
+
+def test_titles_that_differ_have_addresses_that_differ() -> None:
+    titles = ["C tips", "C++ tips", "C# tips", "R tips", "R&D tips", "word " * 30 + "part 1", "word " * 30 + "part 2"]
+    slugs = [slug_of(title) for title in titles]
+    assert len(set(slugs)) == len(titles)
+    assert all(len(slug) <= MAX_SLUG_CHARACTERS for slug in slugs)
+
+
+async def test_a_date_at_the_edge_of_time_and_control_characters_are_published(settings: CommunicationSettings) -> None:
+    made = await _publish(settings, date="0001-01-01T00:00:00+14:00", title="Bell\x07 and\x00 null", summary="\x0b")
+    assert made.status == "created"
+    assert "Bell and null" in (settings.site_dir / "index.html").read_text()

@@ -1,10 +1,12 @@
 """Channel `webhook`: signed by Standard Webhooks, the same id for the same message, only to allowed hosts."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,14 +59,27 @@ async def test_the_message_is_signed_and_carries_the_article(
     assert (made.status, made.id) == ("created", receiver.messages[0][0]["webhook-id"])
 
 
-async def test_publishing_again_repeats_the_id_and_a_change_keeps_the_key(
+async def test_what_was_taken_is_not_sent_again_and_a_change_keeps_the_key(
     configured: CommunicationSettings, receiver: Receiver
 ) -> None:
-    first, again = await _publish(configured), await _publish(configured)
+    first, *again = await asyncio.gather(*(_publish(configured) for _ in range(5)))
+    assert sorted(one.status for one in (first, *again)) == ["created", *["unchanged"] * 4]
     changed = await _publish(configured, summary="Another")
+    assert changed.status == "updated"
     ids = [headers["webhook-id"] for headers, _ in receiver.messages]
-    assert ids[0] == ids[1] != ids[2]
-    assert [first.status, again.status, changed.status] == ["created", "unchanged", "updated"]
+    assert ids == [first.id, changed.id]
+    assert first.id != changed.id
+    assert {json.loads(body)["data"]["key"] for _, body in receiver.messages} == {first.key}
+
+
+async def test_what_may_have_been_taken_is_sent_again_under_the_same_id(
+    configured: CommunicationSettings, receiver: Receiver, tmp_path: Path
+) -> None:
+    """A publisher that died between the receiver's answer and its record knows nothing of either."""
+    first = await _publish(configured)
+    await _publish(configured.model_copy(update={"state_dir": tmp_path / "forgotten"}))
+    ids = [headers["webhook-id"] for headers, _ in receiver.messages]
+    assert ids == [first.id, first.id]
     assert receiver.messages[0][1] == receiver.messages[1][1]
     assert {json.loads(body)["data"]["key"] for _, body in receiver.messages} == {first.key}
 
@@ -110,7 +125,8 @@ async def test_an_address_from_the_payload_must_be_allowed(
     assert (caught.value.code, receiver.messages) == ("host_not_allowed", [])
     assert "WEBHOOK_ALLOWED_HOSTS" in str(caught.value)
     for allowed in ("127.0.0.1", f"a.example, 127.0.0.1:{receiver.server.port}", "*"):
-        made = await _publish(configured.model_copy(update={"webhook_allowed_hosts": allowed}), channel)
+        keyed = channel | {"key": allowed}
+        made = await _publish(configured.model_copy(update={"webhook_allowed_hosts": allowed}), keyed)
         assert made.url == f"{receiver.url}/other"  # Without its token.
     assert len(receiver.messages) == 3
 

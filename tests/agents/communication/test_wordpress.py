@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from agents.communication_agent.publisher import NotPublished, publish
 from agents.communication_agent.settings import CommunicationSettings
 from tests.agents.communication.conftest import WordPress
-from tests.agents.communication.payloads import article, quiet
+from tests.agents.communication.payloads import article, attached, quiet
 
 
 @pytest.fixture
@@ -123,3 +123,32 @@ async def test_what_is_missing_or_wrong_is_named(
         await _publish(configured.model_copy(update=update), channel)
     assert named in str(caught.value)
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("title", ["緑茶の歴史", "緑茶の歴史" * 20, "История чая в России"])
+async def test_titles_in_other_scripts_are_found_again_by_slug(
+    configured: CommunicationSettings, wordpress: WordPress, tmp_path: Any, title: str
+) -> None:
+    # WordPress stores such slugs percent-encoded and cut: compared as they are, every crash made another post.
+    first = await _publish(configured, title=title)
+    elsewhere = configured.model_copy(update={"state_dir": tmp_path / "other"})
+    assert (await _publish(elsewhere, title=title, summary="Another")).id == first.id
+    assert len(wordpress.posts) == 1
+
+
+async def test_two_keys_with_one_title_are_two_posts(configured: CommunicationSettings, wordpress: WordPress) -> None:
+    one, two = ({"type": "wordpress", "key": key} for key in ("one", "two"))
+    first, second = await _publish(configured, one), await _publish(configured, two)
+    assert (first.status, second.status) == ("created", "created")
+    assert (await _publish(configured, one, summary="New")).id == first.id
+    assert (await _publish(configured, two, summary="New")).id == second.id
+    assert len(wordpress.posts) == 2
+
+
+async def test_names_and_types_of_files_cannot_break_a_header(
+    configured: CommunicationSettings, wordpress: WordPress
+) -> None:
+    file = attached(filename='a.p"d\r\nX-Evil: 1', media_type="bad type/\r\nX-Evil: 1")
+    await _publish(configured, files=[file])
+    (medium,) = wordpress.media.values()
+    assert medium["mime_type"] == "application/octet-stream"

@@ -262,6 +262,11 @@ async def test_right_to_left_languages_are_set_so() -> None:
         "\n".join("  " * depth + "- deep" for depth in range(30)),
         "| a |\n|---|\n" + "| " + "long " * 200 + "|\n",
         "\U0001f468\u200d\U0001f469\u200d\U0001f467 :smile: \u0301\u0301 \u4e2d\u6587 \ud7ff\n",
+        "# T\n\nA form\x0cfeed, an &#12; in an entity, \x1b[31m a colour.\n",
+        "# Old\r\rMacintosh\r",
+        "---\nlang: not-a-language-at-all\n---\n\n# T\n\nText.\n",
+        "\n".join("  " * depth + "- deep" for depth in range(80)),
+        "# T\n\n![broken](data:image/png;base64,AAAA) picture\n",
         "1. a\n   - b\n     ```\n     code\n     ```\n\nTerm\n: Definition\n\n~~gone~~ H~2~O x^2^\n",
     ],
 )
@@ -272,6 +277,55 @@ async def test_odd_documents_are_exported_to_every_format(markdown: str) -> None
     assert b"<script" not in contents["html"]
     pdf = "".join(page.extract_text() for page in pypdf.PdfReader(io.BytesIO(contents["pdf"])).pages)
     assert "root:x" not in pdf
+    _check_book(contents["epub"])
+    docx.Document(io.BytesIO(contents["docx"]))
+
+
+def _check_book(content: bytes) -> None:
+    """Every page of the book is XML, and no page has an id twice: readers refuse a book for less."""
+    book = zipfile.ZipFile(io.BytesIO(content))
+    for name in book.namelist():
+        if name.endswith(".xhtml"):
+            page = ET.fromstring(book.read(name))
+            ids = [element.get("id") for element in page.iter() if element.get("id")]
+            assert len(ids) == len(set(ids)), name
+            assert [link for link in page.iter("{http://www.w3.org/1999/xhtml}a") if not "".join(link.itertext())] == []
+
+
+@pytest.mark.parametrize(
+    "markdown",
+    [
+        "# A short article\n\nOnly text, as an article below 200 words is.\n",
+        "# An article\n\nAn introduction [1].\n\n## First\n\nText, [back](#an-article).\n\n## Sources\n\n1. One\n",
+    ],
+)
+async def test_a_book_that_begins_with_text_has_no_id_twice(markdown: str) -> None:
+    # The title's own id stood at the first paragraph and, given by pandoc, at the chapter: no validator took the book.
+    contents = (await _export(markdown, "epub", "html"))[1]
+    _check_book(contents["epub"])
+    page = contents["html"].decode()
+    assert re.findall(r'href="#([^"]+)"', page.partition("<main")[2] or page).count("_title") == markdown.count("](#")
+    assert page.count('id="_title"') == min(1, markdown.count("](#"))
+
+
+@pytest.mark.parametrize(
+    ("markdown", "said"),
+    [
+        ("a[^1]\n\n[^1]: b[^1]\n", "[^1] leads back to itself"),
+        ("a[^x]\n\n[^x]: see[^y]\n\n[^y]: see[^x]\n", "[^x] leads back to itself"),
+        ("---\na: &a [x, x]\nb: [*a, *a]\n---\n\nText.\n", "alias (*a)"),
+    ],
+)
+async def test_what_pandoc_would_follow_without_end_is_refused_at_once(markdown: str, said: str) -> None:
+    with pytest.raises(TaskFailure) as caught:
+        await _export(markdown)
+    assert (caught.value.code, caught.value.retryable) == ("invalid_document", False)
+    assert said in caught.value.message
+
+
+async def test_footnotes_that_end_are_read() -> None:
+    markdown = "a[^1] b[^2]\n\n[^1]: One, see[^2].\n\n[^2]: Two.\n\n```\n[^3]: c[^3]\n```\n"
+    assert "Two." in (await _export(markdown))[1]["html"].decode()
 
 
 async def test_an_unknown_format_is_answered_with_the_known_ones() -> None:

@@ -210,3 +210,8 @@ def test_any_text_at_all_is_safe(document: str) -> None:
     assert kept_parts(made.markdown) == kept_parts(document)
     assert correct(made.markdown).changes == []
     assert re.findall(r"\d", made.markdown) == re.findall(r"\d", document)
+
+
+def test_front_matter_in_toml_stays() -> None:
+    text = "+++\nrecieve = true\n+++\n\nWe recieve it.\n"
+    assert correct(text).markdown == "+++\nrecieve = true\n+++\n\nWe receive it.\n"

@@ -78,3 +78,34 @@ def test_typographic_apostrophes_are_kept_in_corrections() -> None:
 def test_other_languages_are_not_spelled_in_english() -> None:
     text = "Das ist teh Wort.\n"
     assert correct(text, language="de").markdown == text
+
+
+def test_no_entry_of_the_table_has_swallowed_its_neighbours() -> None:
+    # "formating" was corrected to "following": an entry of the table had lost the bar at its end.
+    table = corrections()
+    assert [wrong for wrong in table if not wrong.replace("'", "").isalpha()] == []
+    made = correct("We like formating and the foriegn press.\n").markdown
+    assert made == "We like formatting and the foreign press.\n"
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "The novels of Colum McCann and the songs of Bernard Thier are known.\n",
+        "Thier Street is long.\n",
+        "We met Mr. Thier and Dr. Suttle again.\n",
+        "The town of Comming has the Utilize platform, and The Prior To shows it.\n",
+    ],
+)
+def test_names_that_look_like_slips_stay(prose: str) -> None:
+    assert correct(prose).markdown == prose
+
+
+def test_a_slip_with_a_capital_is_corrected_where_a_sentence_begins_or_the_document_repeats_it() -> None:
+    made = correct("# How We Recieve It\n\nRecieve it. We recieve it, thier way.\n").markdown
+    assert made == "# How We Receive It\n\nReceive it. We receive it, their way.\n"
+
+
+@pytest.mark.parametrize("word", "terroir linkerd smushed formol hondle matjes draggling imagos".split())
+def test_another_word_is_no_slip(word: str) -> None:
+    assert guess(word) is None

@@ -128,3 +128,59 @@ def test_sentences_keep_their_place() -> None:
     assert split_sentences(text) == ["One e.g. two.", "Three (four. Five.) six.", "See https://a.b/c.d.", "End"]
     assert sentence_spans("\u4e00\u3002\u4e8c") == [(0, 2), (2, 3)]
     assert stem("retries") == stem("retried") == "retry"
+
+
+COFFEE = [
+    Source(
+        title="Coffee",
+        text="The price of arabica rose by 70 percent in 2024. Robusta tolerates heat better than arabica. Growers"
+        " react by moving uphill and by planting shade trees, which lower the temperature of the leaves.",
+    ),
+    Source(title="Tea", text="The price of tea rose in spring. The price of tea fell in autumn."),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("The price of arabica fell by 70 percent in 2024.", "'fell' where the source says 'rose'"),
+        ("Robusta tolerates heat worse than arabica.", "'worse' where the source says 'better'"),
+        ("Growers react by moving downhill.", "'downhill' where the source says 'uphill'"),
+        ("Shade trees raise the temperature of the leaves.", "'raise' where the source says 'lower'"),
+    ],
+)
+def test_the_opposite_of_what_a_source_says_is_found(text: str, said: str) -> None:
+    (issue,) = check_claims(read_document(f"# T\n\n{text}\n"), COFFEE)[0]
+    assert (issue.kind, issue.severity, issue.line) == ("unsupported_claim", "medium", 3)
+    assert said in issue.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Arabica's price rose by 70 percent in 2024.",
+        "The price of tea fell in autumn.",
+        "The price of tea rose in spring and fell in autumn.",
+        "Robusta tolerates heat better than arabica does.",
+    ],
+)
+def test_what_some_passage_says_is_no_opposite(text: str) -> None:
+    assert check_claims(read_document(f"# T\n\n{text}\n"), COFFEE)[0] == []
+
+
+def test_nouns_of_german_are_no_names() -> None:
+    source = Source(
+        text="Eine Wärmepumpe entzieht der Umgebung Wärme und gibt sie an das Heizungswasser ab. Eine Pumpe mit Einbau"
+        " kostet zwischen 20.000 und 35.000 Euro, und der Staat fördert den Einbau mit bis zu 70 Prozent."
+    )
+    text = "# Pumpen\n\nDie Anlage kostet 20.000 bis 35.000 Euro mit Einbau, der Staat fördert bis zu 70 Prozent.\n"
+    assert [issue.message for issue in check_claims(read_document(text), [source])[0] if issue.severity != "low"] == []
+
+
+def test_scripts_without_spaces_are_held_against_the_sources() -> None:
+    source = Source(text="緑茶は奈良時代に中国から日本へ伝わりました。最初は薬として僧侶に飲まれていました。")
+    text = (
+        "# 緑茶\n\n緑茶は奈良時代に中国から伝わりました。緑茶は1999年に伝わりました。自動車の価格は毎年上昇します。\n"
+    )
+    found = check_claims(read_document(text), [source])[0]
+    assert [issue.excerpt for issue in found] == ["緑茶は1999年に伝わりました。", "自動車の価格は毎年上昇します。"]

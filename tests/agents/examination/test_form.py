@@ -222,3 +222,29 @@ def test_lines_count_from_the_file_s_first_front_matter_included() -> None:
     assert [(heading.text, heading.line) for heading in document.headings] == [("T", 5)]
     assert [(paragraph.kind, paragraph.line) for paragraph in document.paragraphs] == [("quotation", 7), ("item", 9)]
     assert document.marks[0].line == 9
+
+
+def test_footnotes_are_citations_and_not_claims() -> None:
+    text = (
+        "# T\n\nRobusta holds more.[^1] Another one.[^9]\n\n```\n[^x]: code[^x]\n```\n\n"
+        "[^1]: A paper, <htp://x.example/1>.\n    It goes on.\n[^2]: Nobody refers to it.\n"
+    )
+    document = read_document(text)
+    assert [sentence.text for sentence in document.sentences] == ["Robusta holds more.", "Another one."]
+    found = [(issue.severity, issue.line, issue.message) for issue in check_citations(document, 2)]
+    assert found == [
+        ("high", 3, "[^9] has no footnote"),
+        ("low", 11, "nothing refers to the footnote [^2]"),
+    ]
+
+
+def test_a_reference_that_no_line_defines_is_a_broken_link() -> None:
+    text = "# T\n\nA [good][a] and a [bad one][nope], an index[i][j] and two marks [1][2].\n\n[a]: https://x.example\n"
+    (issue,) = check_links(read_document(text))
+    assert (issue.line, issue.excerpt) == (3, "[bad one][nope]")
+    assert "[nope]" in issue.message
+
+
+def test_lists_of_sources_have_names_in_other_languages() -> None:
+    document = read_document("# T\n\nEin Satz [1].\n\n## Quellen\n\n1. Ein Buch\n")
+    assert [entry.number for entry in document.entries] == [1]

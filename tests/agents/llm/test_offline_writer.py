@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from agents.llm_agent import offline
+from agents.llm_agent import composition, offline
 from agents.llm_agent.agent import agent, generate_content, read_settings, summarize_content
 from agents.llm_agent.article import parse
 from agents.llm_agent.corpus import leans, read_sources
 from agents.llm_agent.markdown import blocks_of
 from agents.llm_agent.models import GenerateContent, Source, SummarizeContent
 from agents.llm_agent.preferences import read_preferences
+from agents.llm_agent.ranking import cosine
 from agents.llm_agent.sentences import split_sentences
 from pantheon import TaskFailure
 from pantheon.context import LocalTaskContext
@@ -240,3 +241,108 @@ async def test_the_agent_declares_its_tasks_and_its_model(monkeypatch: pytest.Mo
     await read_settings()
     assert agent.task_types == ("generate_content", "summarize_content")
     assert agent.metadata == {"model": "offline"}
+
+
+SMALL_SECTIONS = """\
+# Growing coffee
+
+Arabica grows best between 1,200 and 2,000 metres above sea level. At that height nights are cool, cherries ripen \
+slowly, and the beans become denser. Dense beans hold more sugar and acids, which is why buyers pay more for them.
+
+## Harvest
+
+Cherries are picked by hand, usually in three passes. Each pass takes only the red cherries of the tree. A good picker \
+gathers 80 to 100 kg a day.
+
+## Washing
+
+Washed processing uses between 10 and 40 litres of water per kilogram of green coffee.
+
+## Drying
+
+Natural processing dries the whole cherry in the sun for several weeks, turned by hand every few hours.
+"""
+PRICES = """\
+Coffee prices and the weather
+
+The price of arabica rose by 70 percent in 2024. Drought in Brazil and heavy rain in Vietnam were the main causes. \
+Roasters passed about half of the increase on to customers within six months. Small roasters had fewer reserves.
+
+The first coffee house of Vienna opened in 1685. The result of the drought was a poor harvest in two countries.
+
+Robusta grows in the lowlands, below 800 metres, and tolerates heat better than arabica. Breeders in Costa Rica are \
+crossing the two species to get plants that stand heat and still taste good. Growers react to the heat by moving \
+uphill, by planting shade trees, and by changing varieties.
+"""
+
+
+async def _written(topic: str, *texts: str, length_words: int, style: str = "") -> tuple[str, str]:
+    task = GenerateContent(
+        topic=topic, sources=[Source(text=text) for text in texts], length_words=length_words, style=style
+    )
+    made = await generate_content(task, LocalTaskContext())
+    return made.markdown, made.note
+
+
+def test_a_noun_that_is_told_of_does_not_lean_on_the_sentence_before() -> None:
+    assert leans("The price is paid in time.")
+    assert leans("The first is cheaper.")
+    assert not leans("The price of arabica rose by 70 percent in 2024.")
+    assert not leans("The first coffee house of Vienna opened in 1685.")
+    assert leans("The result of this was a poor harvest.")
+
+
+async def test_small_sections_are_not_lost_where_the_length_needs_them() -> None:
+    markdown, note = await _written("Coffee", SMALL_SECTIONS, PRICES, length_words=240)
+    assert "The price of arabica rose by 70 percent in 2024." in markdown
+    assert "Cherries are picked by hand" in markdown
+    assert "asked for" not in note
+
+
+async def test_sources_that_give_other_figures_for_the_same_are_named() -> None:
+    other = "The price of arabica fell by 20 percent in 2023. Traders had expected a rise after the frost."
+    _, note = await _written("The price of arabica", PRICES, other, length_words=200)
+    assert "Sources [1] and [2] may disagree" in note
+    _, note = await _written("The price of arabica", PRICES, SMALL_SECTIONS, length_words=200)
+    assert "disagree" not in note
+
+
+async def test_a_style_of_bullet_points_gives_them() -> None:
+    markdown, _ = await _written("Coffee", SMALL_SECTIONS, PRICES, length_words=240, style="short bullet points")
+    assert "\n- The price of arabica rose by 70 percent in 2024" in markdown
+    assert not markdown.split("\n\n")[1].startswith("- ")
+    plain_markdown, _ = await _written("Coffee", SMALL_SECTIONS, PRICES, length_words=240, style="no bullets")
+    assert "\n- " not in plain_markdown
+
+
+async def test_scripts_without_spaces_are_written_from() -> None:
+    text = "# 緑茶の歴史\n\n緑茶は奈良時代に中国から日本へ伝わりました。最初は薬として僧侶に飲まれていました。"
+    markdown, _ = await _written("緑茶", text, length_words=60)
+    assert "飲まれていました [1]。" in markdown
+
+
+async def test_a_summary_names_its_one_source() -> None:
+    made = await summarize_content(SummarizeContent(text=SMALL_SECTIONS), LocalTaskContext())
+    assert made.title == "Growing coffee"
+    both = SummarizeContent(sources=[Source(text=SMALL_SECTIONS), Source(text=PRICES)])
+    assert (await summarize_content(both, LocalTaskContext())).title == ""
+
+
+def test_a_source_of_many_sections_costs_no_more_than_each_pair_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every pair was compared again for each section taken: 300 KB took a minute.
+    compared = 0
+
+    def counted(one: Any, other: Any) -> float:
+        nonlocal compared
+        compared += 1
+        return cosine(one, other)
+
+    sections = 60
+    text = "\n\n".join(
+        f"## Matter {number}\n\n{BREAD}".replace("starter", f"thing{number}") for number in range(sections)
+    )
+    corpus = read_sources([Source(text=text)])
+    selection = offline.open_selection(corpus, "bread", "", "")
+    monkeypatch.setattr(composition, "cosine", counted)
+    offline.write(selection, "bread", 800)
+    assert compared <= 2 * sections**2
