@@ -149,12 +149,12 @@ def test_a_file_needs_no_other_and_no_newer_compose(name: str) -> None:
 # What a service has another value of in the cluster's file. All else is the same in both.
 CLUSTERS_OWN = {
     "nats": {"command", "environment", "healthcheck", "secrets", "stop_grace_period", "stop_signal", "volumes"},
-    "postgres": {"command", "secrets", "volumes"},
+    "postgres": {"command", "entrypoint", "environment", "secrets", "user", "volumes"},
     "migrate": {"environment", "secrets"},
     "orchestrator_agent": {"depends_on", "deploy", "environment", "secrets"},
     **{name: {"depends_on", "deploy", "environment"} for name in AGENTS},
 }
-CLUSTERS_ENVIRONMENT = {"DATABASE_URL_FILE", "NATS_SERVER_NAME", "NATS_URL", "STREAM_REPLICAS"}
+CLUSTERS_ENVIRONMENT = {"DATABASE_URL_FILE", "FIRST", "NATS_SERVER_NAME", "NATS_URL", "OTHER", "STREAM_REPLICAS"}
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
