@@ -20,6 +20,8 @@ from pantheon.stack.process import is_same_process
 
 ENDPOINTS_FILE = "endpoints.json"
 DEFAULT_DATA_FOLDER = ".pantheon"
+# The folder of notes goes with the last mesh, maybe between its making and the note of a mesh that starts just then.
+_REGISTER_TRIES = 5
 
 
 class Endpoints(BaseModel):
@@ -121,9 +123,14 @@ def register(data: Path) -> None:
     """Note a data folder where `find_newest` of this account looks; where that fails, only defaults are found."""
     with contextlib.suppress(OSError):
         entry = _registry_entry(data)
-        entry.parent.mkdir(mode=0o700, exist_ok=True)
-        _check_ours(entry.parent)
-        write_atomically(entry, f"{data}\n")
+        for _ in range(_REGISTER_TRIES):
+            try:
+                entry.parent.mkdir(mode=0o700, exist_ok=True)
+                _check_ours(entry.parent)
+                write_atomically(entry, f"{data}\n")
+            except FileNotFoundError:
+                continue
+            return
 
 
 def _registered() -> list[Path]:

@@ -19,6 +19,9 @@ import pytest
 from pantheon.cli.app import main
 from tests.cli.conftest import AGENT, COMMAND_SECONDS, REPOSITORY, Mesh, Running, Shell, command, environment
 
+# Some of these tests run twenty commands, each a process of its own.
+pytestmark = pytest.mark.timeout(900)
+
 UNREACHABLE = "nats://127.0.0.1:9"
 
 

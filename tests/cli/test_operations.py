@@ -13,6 +13,9 @@ import pytest
 
 from tests.cli.conftest import Mesh, Running, Shell
 
+# Some of these tests run twenty commands, each a process of its own.
+pytestmark = pytest.mark.timeout(900)
+
 NOBODY = "00000000-0000-7000-8000-000000000000"
 WITHIN_SECONDS = 60.0
 

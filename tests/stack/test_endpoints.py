@@ -9,6 +9,7 @@ import pytest
 
 from pantheon.stack import Endpoints, NoMeshError, find_newest, read_endpoints
 from pantheon.stack.endpoints import register, remove_endpoints
+from pantheon.stack.folder import write_atomically
 from pantheon.stack.process import process_birth
 
 _NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -98,6 +99,23 @@ def test_the_notes_go_with_the_last_mesh(tmp_path: Path, notes: Path) -> None:
     remove_endpoints(second.data)
     remove_endpoints(second.data)
     assert not notes.exists()
+
+
+def test_a_note_is_made_while_another_mesh_takes_the_empty_folder_away(
+    tmp_path: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_away: list[Path] = []
+
+    def write(path: Path, text: str) -> None:
+        if path.parent == notes and not taken_away:
+            taken_away.append(path.parent)
+            path.parent.rmdir()
+        write_atomically(path, text)
+
+    monkeypatch.setattr("pantheon.stack.endpoints.write_atomically", write)
+    written = up(tmp_path / "other-data", tmp_path)
+    assert taken_away
+    assert find_newest(tmp_path) == written
 
 
 def test_notes_that_others_could_have_written_are_not_believed(tmp_path: Path, notes: Path) -> None:
