@@ -117,7 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = app(given, prog_name="pantheon", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else ExitCode.OK
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # Typer and rich know a reader that has gone too, and end with status 1.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         # Whoever read the answer has read enough (`| head`). What is still buffered must not raise at the very end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK

@@ -563,6 +563,21 @@ def test_a_reader_that_has_enough_is_no_error(elsewhere: Shell) -> None:
     assert (done.returncode, len(done.stdout), done.stderr) == (0, 10, "")
 
 
+@pytest.mark.parametrize("arguments", [["schema"], ["--help"], ["workflows", "check", "one.yaml"]])
+def test_a_reader_that_has_gone_at_once_is_no_error_either(elsewhere: Shell, arguments: list[str]) -> None:
+    (elsewhere.folder / "one.yaml").write_text("name: one\nsteps:\n  a: {task: b}\n")
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            command(*arguments), cwd=elsewhere.folder, env=environment(), stdout=write, stderr=subprocess.PIPE,
+            check=False,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_agent_of_these_tests_is_one(tmp_path: Path) -> None:
     from pantheon.loading import load_agent
 
