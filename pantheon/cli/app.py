@@ -161,8 +161,9 @@ def _usage_problem(error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "pantheon"
     message = getattr(error, "format_message", lambda: str(error))()
-    if not message.strip():
-        # A group without a command has printed its help.
+    if context is not None and message == context.get_help():
+        # A group without a command: its help is the answer, as it is.
+        sys.stderr.write(message.rstrip("\n") + "\n")
         return ExitCode.USAGE
     problem(f"{message.rstrip('.')} (see {command} --help)", command=command)
     return ExitCode.USAGE
