@@ -117,8 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = app(given, prog_name="pantheon", standalone_mode=False)
         flush_answers()
         return status if isinstance(status, int) else ExitCode.OK
-    except NobodyReads:
-        # What is still buffered must not raise at the very end.
+    except (NobodyReads, BrokenPipeError, SystemExit) as error:
+        # Typer and rich know a reader that has gone too, and end with status 1.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError | NobodyReads):
+            raise
+        # Whoever read the answer has read enough (`| head`). What is still buffered must not raise at the very end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except KeyboardInterrupt:
@@ -158,8 +161,9 @@ def _usage_problem(error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "pantheon"
     message = getattr(error, "format_message", lambda: str(error))()
-    if not message.strip():
-        # A group without a command has printed its help.
+    if context is not None and message == context.get_help():
+        # A group without a command: its help is the answer, as it is.
+        sys.stderr.write(message.rstrip("\n") + "\n")
         return ExitCode.USAGE
     problem(f"{message.rstrip('.')} (see {command} --help)", command=command)
     return ExitCode.USAGE

@@ -91,4 +91,10 @@ async def _is_possible(identity: str) -> bool:
     process = await asyncio.create_subprocess_exec(
         *command.launched(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    return await process.wait() == 0
+    try:
+        return await process.wait() == 0
+    finally:
+        # Another part of the start has failed: nothing of it may outlive the loop.
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

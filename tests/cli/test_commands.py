@@ -558,6 +558,16 @@ def test_a_mistake_of_its_own_is_one_line_unless_debugged(
         main(["schema"])
 
 
+@pytest.mark.parametrize("group", [[], ["task"], ["agent"], ["dead-letters"]])
+def test_a_group_without_a_command_shows_its_help(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(group) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0].startswith(" ".join(["Usage: pantheon", *group]))
+    assert any(line.strip().startswith("-h, --help") for line in lines)
+
+
 def test_a_reader_that_has_enough_is_no_error(elsewhere: Shell) -> None:
     line = f"set -o pipefail; {shlex.join(command('schema'))} | head -c 10"
     done = subprocess.run(
@@ -566,9 +576,13 @@ def test_a_reader_that_has_enough_is_no_error(elsewhere: Shell) -> None:
     assert (done.returncode, len(done.stdout), done.stderr) == (0, 10, "")
 
 
-@pytest.mark.parametrize("arguments", [("schema",), ("version",), ("schema", "task-request", "--json")])
-def test_a_reader_that_has_gone_already_is_no_error(elsewhere: Shell, arguments: tuple[str, ...]) -> None:
+GONE = (["schema"], ["version"], ["schema", "task-request", "--json"], ["--help"], ["workflows", "check", "one.yaml"])
+
+
+@pytest.mark.parametrize("arguments", GONE)
+def test_a_reader_that_has_gone_already_is_no_error(elsewhere: Shell, arguments: list[str]) -> None:
     """As `| head` may have, on a busy machine."""
+    (elsewhere.folder / "one.yaml").write_text("name: one\nsteps:\n  a: {task: b}\n")
     gone, answers = os.pipe()
     os.close(gone)
     try:

@@ -1,9 +1,11 @@
 """Postgres under every identity: root where only root may enter, uids without an account, data that changes hands."""
 
+import asyncio
 import os
 import pwd
 import signal
 import stat
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from pantheon.stack import StackError, identity
 from pantheon.stack.process import Command, ManagedProcess
 from pantheon.stack.servers import PostgresServer
+from tests.waiting import PATIENCE_SECONDS, until
 
 Launch = Callable[..., Awaitable[Any]]
 
@@ -163,3 +166,21 @@ async def test_parallel_queries_do_not_depend_on_a_roomy_shared_memory(
         await connection.execute("set debug_parallel_query = on; set parallel_setup_cost = 0")
         assert await connection.fetchval("select count(*) from generate_series(1, 100000)") == 100_000
         await connection.close()
+
+
+async def test_a_start_that_is_given_up_takes_its_probe_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What was left behind was reaped after the loop had closed, and asyncio said so beside the real error.
+    started: list[asyncio.subprocess.Process] = []
+    create = asyncio.create_subprocess_exec
+
+    async def create_and_note(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await create(sys.executable, "-c", "import time; time.sleep(600)", **options))
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", create_and_note)
+    probing = asyncio.create_task(identity._is_possible("keep"))
+    await until(lambda: started, "the probe runs")
+    probing.cancel()
+    await asyncio.wait((probing,), timeout=PATIENCE_SECONDS)
+    assert probing.cancelled()
+    assert started[0].returncode == -signal.SIGKILL
