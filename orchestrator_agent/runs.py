@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of, run_of
@@ -15,6 +17,8 @@ from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow, PantheonError
 from protocol.large import INLINE_MAX_BYTES
 from protocol.names import EXECUTE_DAG
+
+log = structlog.get_logger()
 
 # A run at rest costs some kilobytes and its results; what is pushed out is read again when something happens to it.
 CACHED_RUNS = 20_000
@@ -41,6 +45,11 @@ class Runs:
         self._runs: OrderedDict[UUID, Run] = OrderedDict()
         # Runs that hold something large, and how much.
         self._large: OrderedDict[UUID, int] = OrderedDict()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may have put in workflows, and moved on runs, that this one does not know of."""
+        return self._shared()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -106,6 +115,20 @@ class Runs:
                 if kept is None:
                     raise InvalidWorkflow(f"the workflow's version {version} is not in the database")
                 self._library.remember(version, *kept)
+
+    async def learn_newest(self) -> None:
+        """Have the newest version of each workflow in the database at hand, for new tasks. Raises StoreError."""
+        for name, version in (await self._reader.published_workflows()).items():
+            known = self._library.newest(name)
+            if self._library.from_file(name) or (known is not None and known.version == version):
+                continue
+            try:
+                await self.learn({version})
+            except InvalidWorkflow as error:
+                # From a newer orchestrator, say. Everything else goes on.
+                log.error("workflow.unreadable", workflow=name, version=version, error=error.message)
+                continue
+            self._library.add(self._library.version(version))
 
     def plan_of(self, root: Mapping[str, Any]) -> Plan:
         """The plan that a root's row was started on. Raises InvalidWorkflow."""

@@ -205,13 +205,17 @@ class Taker:
         if in_broker is not None:
             self._gate.window.correct(agent, in_broker, before)
 
+    async def count_processes(self) -> None:
+        """Ask how many orchestrators share the work. Raises StoreError."""
+        self._gate.window.processes = await self._gate.line.processes()
+
     async def look(self) -> None:
         """The sweep's part: what other processes have put into the line, how many they are, and who waits in vain.
 
         Raises StoreError.
         """
         gate = self._gate
-        gate.window.processes = await gate.line.processes()
+        await self.count_processes()
         names = await gate.line.queues()
         gate.waiting.update(names)
         queues = [Queue.of(name) for name in names]

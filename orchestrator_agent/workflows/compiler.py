@@ -44,6 +44,7 @@ from protocol.workflow import (
 _ITEM_NAMES = frozenset({"item", "index"})
 # Of a cycle's steps, a message names at most this many.
 MAX_TOLD = 20
+CRON_FIELDS = 5
 
 
 def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> Plan:
@@ -282,10 +283,16 @@ def _schedule(schedule: Schedule | None) -> Schedule | None:
         ZoneInfo(schedule.timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise InvalidWorkflow(f"schedule.timezone: there is no time zone '{shown(schedule.timezone)}'") from None
+    said = f"schedule.cron: '{shown(schedule.cron)}'"
+    if (fields := len(schedule.cron.split())) != CRON_FIELDS:
+        # A sixth would be seconds: the library takes it, the mesh's clock does not.
+        raise InvalidWorkflow(f"{said} is not a cron expression: it has {fields} fields, not {CRON_FIELDS}")
     try:
-        CronSim(schedule.cron, now())
+        next(CronSim(schedule.cron, now()))
     except CronSimError as error:
-        raise InvalidWorkflow(f"schedule.cron: '{shown(schedule.cron)}' is not a cron expression: {error}") from None
+        raise InvalidWorkflow(f"{said} is not a cron expression: {error}") from None
+    except StopIteration:
+        raise InvalidWorkflow(f"{said} is a time that never comes") from None
     return schedule
 
 
