@@ -7,7 +7,8 @@ fill: a lone message is a batch of one, and under load the next batch gathers wh
 import asyncio
 import os
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +28,7 @@ from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.background import end
-from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold, times_delivered
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
@@ -62,11 +63,25 @@ BATCHES_IN_FLIGHT = 2
 # take some hundred megabytes while they are read.
 LARGE_IN_FLIGHT = 2
 
+# An answer of a large tree that another process has in mind is handed back, for the first time after this time, then so
+# much later each time; whoever has had it so often works on it all the same: the other one may be frozen.
+HAND_BACK_SECONDS = 0.005
+HAND_BACK_LIMIT = 60
+
 # What a message with a large value has in it; one that has it for another reason is a batch of its own as well.
 PAYLOAD_REF, RESULT_REF = b'"payload_ref"', b'"result_ref"'
 
 # A happening, and who waits for it to be committed.
 Posted = tuple[Happening, "asyncio.Future[Any] | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """An answer off the wire. `response` is None where it could not be read."""
+
+    delivery: Delivery
+    answer: Answered
+    response: TaskResponse | None
 
 
 class Conductor:
@@ -268,36 +283,83 @@ class Conductor:
             self._responses.release(len(deliveries))
 
     async def _settle(self, deliveries: Sequence[Delivery], posted: Sequence[Posted]) -> None:
-        happened: dict[UUID, list[Happening]] = {}
+        arrived: dict[UUID, list[_Arrived]] = {}
+        asked: dict[UUID, list[Posted]] = {}
         for delivery in deliveries:
             if delivery.subject == subjects.response(ORCHESTRATOR):
                 continue
-            answer = await self._read_answer(delivery)
-            if answer is not None:
-                happened.setdefault(answer.root_task_id, []).append(answer)
-        for happening, _ in posted:
-            happened.setdefault(happening.root_task_id, []).append(happening)
-        outcomes: dict[UUID, Any] = {}
+            one = await self._read_answer(delivery)
+            if one is not None:
+                arrived.setdefault(one.answer.root_task_id, []).append(one)
+        for one_posted in posted:
+            asked.setdefault(one_posted[0].root_task_id, []).append(one_posted)
+        roots = list(dict.fromkeys([*arrived, *asked]))
+        handed_back: set[int] = set()
+        # A large tree last and by itself: what is decided on it takes its time, and nobody else should wait for that.
+        small = [root for root in roots if not self._runs.has_many_rows(root)]
+        for group in ([small] if small else []) + [[root] for root in roots if self._runs.has_many_rows(root)]:
+            handed_back |= await self._settle_roots(group, arrived, asked)
+        for delivery in deliveries:
+            if id(delivery) not in handed_back:
+                await acknowledge(delivery)
+
+    async def _settle_roots(
+        self, roots: Sequence[UUID], arrived: Mapping[UUID, list["_Arrived"]], asked: Mapping[UUID, list[Posted]]
+    ) -> set[int]:
+        """Decide and write what happened to some roots; returns the identities of deliveries that were handed back."""
         # A run is in one batch's hands at a time; what comes for it meanwhile waits, with its batch.
-        mine = frozenset(happened)
+        mine = frozenset(roots)
         while self._busy & mine:
             self._freed.clear()
             await self._freed.wait()
         self._busy |= mine
+        outcomes: dict[UUID, Any] = {}
+        handed_back: set[int] = set()
         try:
+            happened = {root: self._happenings(root, arrived, asked) for root in roots}
+            first = True
             while happened:
+                for root in await self._elsewhere([one for one in happened if one not in asked], arrived):
+                    del happened[root]
+                    for one in arrived[root]:
+                        await hand_back(one.delivery, after_seconds=HAND_BACK_SECONDS * times_delivered(one.delivery))
+                        handed_back.add(id(one.delivery))
+                if first:
+                    for root in happened:
+                        for one in arrived.get(root, ()):
+                            self._judge(one.response)
+                first = False
                 happened = await self._apply(happened, outcomes)
         finally:
             self._busy -= mine
             self._freed.set()
-        for happening, done in posted:
-            if done is not None and not done.done():
-                key = happening.task_id if isinstance(happening, Delegated) else getattr(happening, "operation", None)
-                done.set_result(outcomes.get(key) if key is not None else None)
-        for delivery in deliveries:
-            await acknowledge(delivery)
+        for root in roots:
+            for happening, done in asked.get(root, ()):
+                if done is not None and not done.done():
+                    key = (
+                        happening.task_id if isinstance(happening, Delegated) else getattr(happening, "operation", None)
+                    )
+                    done.set_result(outcomes.get(key) if key is not None else None)
+        return handed_back
 
-    async def _read_answer(self, delivery: Delivery) -> Answered | None:
+    @staticmethod
+    def _happenings(
+        root: UUID, arrived: Mapping[UUID, list["_Arrived"]], asked: Mapping[UUID, list[Posted]]
+    ) -> list[Happening]:
+        return [*(one.answer for one in arrived.get(root, ())), *(happening for happening, _ in asked.get(root, ()))]
+
+    async def _elsewhere(self, roots: Sequence[UUID], arrived: Mapping[UUID, list["_Arrived"]]) -> list[UUID]:
+        """Of roots to which nothing happened but answers: those of large trees that another process has in mind as they
+        are now. It has their answers when they are handed back; here each would cost a reading of the whole tree."""
+        many = [
+            root
+            for root in roots
+            if self._runs.has_many_rows(root)
+            and all(times_delivered(one.delivery) <= HAND_BACK_LIMIT for one in arrived[root])
+        ]
+        return await patiently(self._runs.elsewhere, many) if many else []
+
+    async def _read_answer(self, delivery: Delivery) -> "_Arrived | None":
         try:
             response = parse_response(delivery.data)
         except InvalidRequest as error:
@@ -307,14 +369,15 @@ class Conductor:
             )
             if "task_id" not in known or "root_task_id" not in known:
                 return None
-            return Answered(
+            wrong = ErrorInfo(code=ErrorCode.INVALID_RESPONSE, message=f"not a TaskResponse: {error.message}")
+            answer = Answered(
                 root_task_id=known["root_task_id"],
                 task_id=known["task_id"],
                 attempt=known.get("attempt", 1),
                 status="failed",
-                error=ErrorInfo(code=ErrorCode.INVALID_RESPONSE, message=f"not a TaskResponse: {error.message}"),
+                error=wrong,
             )
-        self._judge(response)
+            return _Arrived(delivery, answer, None)
         result, failure = response.result, response.error
         if response.result_ref is not None and response.status == "completed":
             try:
@@ -323,7 +386,7 @@ class Conductor:
                 code = ErrorCode.INVALID_RESPONSE if isinstance(error, InvalidRequest) else error.code
                 failure = ErrorInfo(code=code, message=error.message, retryable=error.retryable)
         instance = response.instance_id
-        return Answered(
+        answer = Answered(
             root_task_id=response.root_task_id,
             task_id=response.task_id,
             attempt=response.attempt,
@@ -333,9 +396,12 @@ class Conductor:
             usage=response.usage,
             instance_id=instance if instance is not None and is_instance_id(instance) else None,
         )
+        return _Arrived(delivery, answer, response)
 
-    def _judge(self, response: TaskResponse) -> None:
+    def _judge(self, response: TaskResponse | None) -> None:
         """Note what an answer says of its agent; a payload that was refused says nothing against it."""
+        if response is None:
+            return
         took = None
         if response.started_at is not None and response.completed_at is not None:
             took = (response.completed_at - response.started_at).total_seconds() * 1000

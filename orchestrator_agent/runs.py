@@ -24,6 +24,11 @@ log = structlog.get_logger()
 CACHED_RUNS = 20_000
 # Of payloads and results that are large, in bytes of JSON; as values they take some times as much.
 CACHED_LARGE_BYTES = 128 * 1024 * 1024
+# To read and build a tree takes a tenth of a millisecond a row. Of one this large, several processes that take its
+# answers in turns would do little else: those are left to the process that has it in mind (`conductor`).
+MANY_ROWS = 500
+# Of so many such roots it is known that they are large, also when their trees are not in mind.
+KNOWN_LARGE_ROOTS = 1000
 
 
 _WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
@@ -45,6 +50,7 @@ class Runs:
         self._runs: OrderedDict[UUID, Run] = OrderedDict()
         # Runs that hold something large, and how much.
         self._large: OrderedDict[UUID, int] = OrderedDict()
+        self._many_rows: OrderedDict[UUID, None] = OrderedDict()
 
     @property
     def shared(self) -> bool:
@@ -54,7 +60,39 @@ class Runs:
     def __len__(self) -> int:
         return len(self._runs)
 
+    def has_many_rows(self, root_task_id: UUID) -> bool:
+        """Whether its tree is known to be large; also one that was dropped."""
+        return root_task_id in self._many_rows
+
+    async def elsewhere(self, root_task_ids: Iterable[UUID] | None = None) -> list[UUID]:
+        """Of these roots (None: of all), those of large trees that another process has in mind as they are now, so that
+        whatever can wait a moment is better left to it. Raises StoreError."""
+        wanted = self._many_rows if root_task_ids is None else root_task_ids
+        many = [one for one in wanted if one in self._many_rows]
+        if not many or not self._shared():
+            return []
+        found = await self._reader.last_writers(many)
+        others = []
+        for root_task_id in many:
+            if root_task_id not in found:
+                self._many_rows.pop(root_task_id, None)
+                continue
+            version, writer = found[root_task_id]
+            known = self._runs.get(root_task_id)
+            newest = known is not None and known.version == version
+            if not newest and writer not in (None, self._store.process_id):
+                others.append(root_task_id)
+        return others
+
+    def _count(self, run: Run) -> None:
+        if len(run.rows) >= MANY_ROWS:
+            self._many_rows[run.root_task_id] = None
+            self._many_rows.move_to_end(run.root_task_id)
+            if len(self._many_rows) > KNOWN_LARGE_ROOTS:
+                self._many_rows.popitem(last=False)
+
     def put(self, run: Run) -> None:
+        self._count(run)
         self._runs[run.root_task_id] = run
         self._runs.move_to_end(run.root_task_id)
         if len(self._runs) > CACHED_RUNS:
@@ -68,6 +106,7 @@ class Runs:
     def weigh(self, run: Run, rows: Iterable[Row]) -> None:
         """Note what rows that a run got, or that changed, weigh; beyond the bound, those that nothing happened to for
         longest are dropped."""
+        self._count(run)
         if not any(_bytes_of(row) > INLINE_MAX_BYTES for row in rows) or run.root_task_id not in self._runs:
             return
         self._large[run.root_task_id] = sum(_bytes_of(row) for row in run.rows.values())

@@ -166,6 +166,7 @@ class Orchestrator:
             cached=runs.cached,
             in_broker=lambda agent: before_consumer(process.bus, TASKS.name, agent),
             paused_workflows=lambda: pauses.workflows,
+            elsewhere=runs.elsewhere,
         )
         limits.on_tokens = circuits.on_claim = taker.wake
         turns = Turns(reader, self._library, runs, conductor.post)

@@ -161,6 +161,17 @@ class Reader:
         )
         return {record["task_id"]: record["version"] for record in records}
 
+    async def last_writers(self, root_task_ids: Sequence[UUID]) -> dict[UUID, tuple[int, UUID | None]]:
+        """The version of each of these roots that has not ended, and the process that wrote it."""
+        records = await self._database.fetch(
+            "select task_id, version, dispatched_by from tasks "
+            "where (root_task_id, task_id) in (select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b)) "
+            "and completed_at is null",
+            list(root_task_ids),
+            list(root_task_ids),
+        )
+        return {record["task_id"]: (record["version"], record["dispatched_by"]) for record in records}
+
     async def by_key(self, tenant: str, requester: str | None, key: str) -> UUID | None:
         """The first task with an idempotency key, at work or in the history."""
         for table in _BOTH:

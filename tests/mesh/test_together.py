@@ -1,18 +1,21 @@
 """Several orchestrators, and one that starts again: what one of them was told holds for whoever takes the next task."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from orchestrator_agent.engine.state import Run
+from orchestrator_agent.runs import MANY_ROWS, Runs
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from pantheon import Mesh
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.ids import new_id
-from tests.mesh.agents import Seen, registry_of, rows
+from tests.mesh.agents import Seen, orchestrator_process, registry_of, rows
 from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -108,3 +111,49 @@ async def test_many_duplicates_that_wait_hold_up_no_timer(
     async with asyncio.timeout(PATIENCE_SECONDS):
         while (await rows(settings, "select count(*) from tasks where status = 'waiting'"))[0]["count"]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+
+
+async def test_a_large_tree_stays_with_one_orchestrator_and_holds_up_no_small_task(
+    words: AgentProcess, orchestrated: AgentProcess, second: AgentProcess, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each took the answers and places of a fan-out in turns, and read all of its tree before each decision: half a
+    # minute for 5,000 items, in which a task of one step took ten seconds.
+    items = 1500
+    read: list[int] = []
+    build = Runs.build
+
+    async def counted(self: Runs, records: Sequence[Mapping[str, Any]]) -> Run:
+        if len(records) > MANY_ROWS:
+            read.append(len(records))
+        return await build(self, records)
+
+    monkeypatch.setattr(Runs, "build", counted)
+    each = {"for_each": "${input.all}", "concurrency": 1000, "task": "echo", "with": {"n": "${item}"}}
+    payload = {"input": {"all": list(range(items))}, "steps": {"each": each}, "output": "${each.map(one, one.n)}"}
+    large = await mesh.submit("execute_dag", payload)
+    ended = asyncio.create_task(mesh.wait(large, timeout_seconds=4 * PATIENCE_SECONDS))
+    small = 0
+    while not ended.done():
+        assert await mesh.run("uppercase", {"text": "x"}) == {"text": "X"}
+        small += 1
+    assert (await ended).result == list(range(items))
+    assert small > 3
+    # Whoever began it had it in mind; a sweep, or the other's first sight of it, may read it now and then.
+    assert len(read) < 25, read
+
+
+async def test_the_answers_of_a_large_tree_find_another_orchestrator_when_the_one_that_had_it_dies(
+    settings: MeshSettings, words: AgentProcess, orchestrated: AgentProcess, mesh: Mesh, seen: Seen
+) -> None:
+    gate = seen.gates["echo"] = asyncio.Event()
+    each = {"for_each": list(range(MANY_ROWS + 100)), "concurrency": 1000, "task": "echo", "with": {"n": "${item}"}}
+    async with orchestrator_process(settings) as other:
+        await until(lambda: len(registry_of(orchestrated).instances("orchestrator_agent")) == 2, "the other one")
+        await until(partial(_shares, orchestrated), "both share the work")
+        ids = [await mesh.submit("execute_dag", {"steps": {"each": each}}) for _ in range(2)]
+        await seen.until_called("echo", 20)
+        gate.set()
+        await seen.until_called("echo", 200)
+        await other.end()
+        for one in ids:
+            assert (await mesh.wait(one, timeout_seconds=4 * PATIENCE_SECONDS)).status == "completed"
