@@ -29,12 +29,13 @@ from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.turns import Schedules, Turns
 from pantheon.background import end
-from pantheon.bus import Bus, Publisher, ensure_streams, stream_mark
+from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import Registry, ensure_bucket
+from protocol.discovery import KV_BUCKET
 from protocol.errors import BusError, PantheonError, StoreError
 from protocol.messages import now
-from protocol.streams import RESPONSES, TASKS
+from protocol.streams import ALL_STREAMS, RESPONSES, TASKS
 
 log = structlog.get_logger()
 
@@ -47,6 +48,9 @@ RETRY_SECONDS = 1.0
 WATCH_SECONDS = 2.0
 # Messages of these streams are what must be said again when the broker has lost them.
 WATCHED = (TASKS.name, RESPONSES.name)
+# What these hold can be lost without anybody having to say it again; but they must be there.
+NEEDED = (*(spec.name for spec in ALL_STREAMS if spec.name not in WATCHED), OBJECTS_STREAM)
+KV_STREAM = f"KV_{KV_BUCKET}"
 
 
 class Reconciler:
@@ -280,11 +284,16 @@ class Reconciler:
             lost = lost or (before is not None and mark.lost_since(before))
             # What this process has seen acknowledged since the last look is known better.
             lost = lost or mark.last_sequence < acknowledged
-        if lost:
-            log.warning("broker.lost_messages", streams=list(WATCHED))
+        needed = (*NEEDED, KV_STREAM) if self._uses_kv else NEEDED
+        gone = [name for name in needed if await stream_mark(self._bus, name) is None]
+        if gone and not lost:
+            log.warning("broker.lost_streams", streams=gone)
+        if gone or lost:
             await ensure_streams(self._bus, replicas=self._replicas)
             if self._uses_kv:
                 await ensure_bucket(self._bus.js, self._replicas)
+        if lost:
+            log.warning("broker.lost_messages", streams=list(WATCHED))
             self._publisher.highest_sequence.clear()
             await self._say_all_again(mine_only=True)
             marks = {name: mark for name in WATCHED if (mark := await stream_mark(self._bus, name)) is not None}

@@ -2,13 +2,14 @@
 
 from pantheon.bus.acks import acknowledge, hand_back, hold, times_delivered
 from pantheon.bus.connection import Bus, Delivery, Subscription
-from pantheon.bus.objects import Objects, ensure_objects
+from pantheon.bus.objects import OBJECTS_STREAM, Objects, ensure_objects
 from pantheon.bus.publisher import Publisher
 from pantheon.bus.puller import Puller
 from pantheon.bus.stored import before_consumer, remove_stored, stored_at, stored_from
 from pantheon.bus.streams import ensure_streams, stream_mark
 
 __all__ = [
+    "OBJECTS_STREAM",
     "Bus",
     "Delivery",
     "Objects",

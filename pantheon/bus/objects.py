@@ -29,13 +29,16 @@ GET_TRIES = 3
 GET_AGAIN_SECONDS = 0.5
 
 
+OBJECTS_STREAM = OBJ_STREAM_TEMPLATE.format(bucket=BUCKET)
+
+
 class Objects:
     """The bucket of large values. `max_bytes`: of one value as JSON, what this process gives out and takes."""
 
     def __init__(self, bus: Bus, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self._bus = bus
         self.max_bytes = max_bytes
-        self._store = ObjectStore(BUCKET, OBJ_STREAM_TEMPLATE.format(bucket=BUCKET), bus.js)
+        self._store = ObjectStore(BUCKET, OBJECTS_STREAM, bus.js)
 
     @property
     def inline_max_bytes(self) -> int:
@@ -130,7 +133,7 @@ async def ensure_objects(bus: Bus, *, replicas: int) -> None:
     """Make the bucket, or bring it to its settings; safe from several processes at once. Raises BusError."""
     try:
         try:
-            config = (await bus.js.stream_info(OBJ_STREAM_TEMPLATE.format(bucket=BUCKET))).config
+            config = (await bus.js.stream_info(OBJECTS_STREAM)).config
             if (config.num_replicas or 1, config.max_age) != (replicas, BUCKET_MAX_AGE_SECONDS):
                 await bus.js.update_stream(config.evolve(num_replicas=replicas, max_age=BUCKET_MAX_AGE_SECONDS))
                 log.info("bucket.updated", bucket=BUCKET, replicas=replicas)
