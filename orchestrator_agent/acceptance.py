@@ -65,6 +65,7 @@ class Acceptance:
         self.perform: Callable[[Happening], Awaitable[Any]]
 
     async def accept(self, deliveries: Sequence[Delivery]) -> None:
+        learned = not self._runs.shared
         fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]] = {}
         again: list[tuple[UUID, str | None]] = []
         for delivery in deliveries:
@@ -88,6 +89,10 @@ class Acceptance:
                 except PantheonError as error:
                     run, decisions = self._planner.unreadable(request.model_dump(), error, now())
                 else:
+                    if not learned and self._in_database(request.task_type):
+                        # Another orchestrator may have answered a moment ago that it has put the workflow in.
+                        await patiently(self._runs.learn_newest)
+                        learned = True
                     try:
                         if await self._delegated(request):
                             continue
@@ -102,6 +107,11 @@ class Acceptance:
         await self._accept_runs(fresh, again)
         for delivery in deliveries:
             await acknowledge(delivery)
+
+    def _in_database(self, task_type: str) -> bool:
+        """Whether the database may say what a task of this type is, or the sub-workflows of an inline one."""
+        library = self._planner.library
+        return not task_type.startswith(MESH_PREFIX) and not library.from_file(task_type)
 
     async def _whole(self, request: TaskRequest) -> TaskRequest:
         """A request with the payload that its reference stands for. Raises InvalidRequest, TooLarge, ObjectMissing."""
@@ -206,15 +216,7 @@ class Acceptance:
             )
             return
         for task_id in new:
-            run, decisions, _, _ = fresh[task_id]
-            run.version = 1
-            if not run.root.ended:
-                self._runs.put(run)
-                self._runs.weigh(run, (run.root, *decisions.made))
-            await self._announce(run)
-            await self._outbox.deliver(run, decisions)
-            if not run.root.ended and run.root.task_type in OPERATIONS:
-                self.on_operation(run)
+            await self._begin(*fresh[task_id][:2])
         keys = {run.facts.concurrency_key for task_id in new if (run := fresh[task_id][0]).facts.concurrency_key}
         for key in keys:
             if key is not None:
@@ -225,6 +227,32 @@ class Acceptance:
             await self._debts.of_roots([task_id for task_id, _ in old])
         if old or again:
             await self._meet_again(old, again)
+
+    async def accept_own(self, request: TaskRequest) -> bool:
+        """Accept a task that the orchestrator itself wants (a schedule's); whether it was new. It needs no broker."""
+        run, decisions = self._planner.plan(request, headers=None, now=now())
+        try:
+            new = await patiently(self._store.accept, [(run, decisions)])
+        except PoisonedBatch as error:
+            log.error("accept.poisoned", task_id=str(run.root_task_id), error=str(error))
+            return False
+        if not new:
+            return False
+        await self._begin(run, decisions)
+        if run.facts.concurrency_key is not None:
+            self.on_turn(run.facts.concurrency_key)
+        return True
+
+    async def _begin(self, run: Run, decisions: Decisions) -> None:
+        """A new root has been committed."""
+        run.version = 1
+        if not run.root.ended:
+            self._runs.put(run)
+            self._runs.weigh(run, (run.root, *decisions.made))
+        await self._announce(run)
+        await self._outbox.deliver(run, decisions)
+        if not run.root.ended and run.root.task_type in OPERATIONS:
+            self.on_operation(run)
 
     async def _delegated(self, request: TaskRequest) -> bool:
         """Whether a request is a task that an agent of ours gave out, and is in its tree now, or is not wanted there.

@@ -7,9 +7,9 @@ fill: a lone message is a batch of one, and under load the next batch gathers wh
 import asyncio
 import os
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -29,7 +29,7 @@ from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.background import end
-from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold, times_delivered
 from pantheon.worker import publish_dead_letter
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
@@ -64,11 +64,24 @@ BATCHES_IN_FLIGHT = 2
 # take some hundred megabytes while they are read.
 LARGE_IN_FLIGHT = 2
 
+# An answer of a large tree that another process has in mind is handed back, for the first time after this time, then so
+# much later each time; whoever has had it so often works on it all the same: the other one may be frozen.
+HAND_BACK_SECONDS = 0.005
+HAND_BACK_LIMIT = 60
+
 # What a message with a large value has in it; one that has it for another reason is a batch of its own as well.
 PAYLOAD_REF, RESULT_REF = b'"payload_ref"', b'"result_ref"'
 
 # A happening, and who waits for it to be committed.
 Posted = tuple[Happening, "asyncio.Future[Any] | None"]
+
+
+class _Arrived(NamedTuple):
+    """An answer off the wire. `response` is None where it could not be read."""
+
+    delivery: Delivery
+    answer: Answered
+    response: TaskResponse | None
 
 
 class Conductor:
@@ -122,7 +135,7 @@ class Conductor:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._large: set[asyncio.Task[None]] = set()
         self._large_places = asyncio.Semaphore(LARGE_IN_FLIGHT)
-        self._begun: dict[object, frozenset[UUID]] = {}
+        self._begun: dict[object, set[UUID]] = {}
         self._freed = asyncio.Event()
         self._wake = asyncio.Event()
         self._stopping = False
@@ -281,56 +294,112 @@ class Conductor:
             self._responses.release(len(deliveries))
 
     async def _settle(self, deliveries: Sequence[Delivery], posted: Sequence[Posted]) -> None:
-        happened: dict[UUID, list[Happening]] = {}
+        arrived: dict[UUID, list[_Arrived]] = {}
         unread: list[tuple[Delivery, InvalidRequest]] = []
         for delivery in deliveries:
             if delivery.subject == subjects.response(ORCHESTRATOR):
                 continue
-            answer: Answered | None
             try:
-                answer = await self._read_answer(delivery)
+                one = await self._read_answer(delivery)
             except InvalidRequest as wrong:
                 unread.append((delivery, wrong))
                 answer = _unread_answer(delivery, wrong)
-            if answer is not None:
-                happened.setdefault(answer.root_task_id, []).append(answer)
-        for happening, _ in posted:
-            happened.setdefault(happening.root_task_id, []).append(happening)
-        outcomes: dict[UUID, Any] = {}
+                if answer is None:
+                    continue
+                one = _Arrived(delivery, answer, None)
+            arrived.setdefault(one.answer.root_task_id, []).append(one)
+        asked: dict[UUID, list[Posted]] = {}
+        for one_posted in posted:
+            asked.setdefault(one_posted[0].root_task_id, []).append(one_posted)
+        roots = list(dict.fromkeys([*arrived, *asked]))
         # A run is in one batch's hands at a time; what comes for it meanwhile waits, with its batch, in the order in
         # which it came: of two answers to one attempt the first one counts.
         mine = object()
-        self._begun[mine] = frozenset(happened)
+        self._begun[mine] = left = set(roots)
+        handed_back: set[int] = set()
         try:
-            while not self._next(mine):
-                self._freed.clear()
-                await self._freed.wait()
-            while happened:
-                happened = await self._apply(happened, outcomes)
+            for group in self._groups(roots):
+                while not self._next(mine, group):
+                    self._freed.clear()
+                    await self._freed.wait()
+                handed_back |= await self._settle_roots(group, arrived, asked)
+                left.difference_update(group)
+                self._freed.set()
         finally:
             del self._begun[mine]
             self._freed.set()
-        for happening, done in posted:
-            if done is not None and not done.done():
-                key = happening.task_id if isinstance(happening, Delegated) else getattr(happening, "operation", None)
-                done.set_result(outcomes.get(key) if key is not None else None)
         for delivery, error in unread:
-            known = salvage_ids(delivery.data)
-            await publish_dead_letter(
-                self._publisher, ORCHESTRATOR, delivery, "not a TaskResponse", str(error), known.get("task_id")
-            )
+            if id(delivery) not in handed_back:
+                known = salvage_ids(delivery.data)
+                await publish_dead_letter(
+                    self._publisher, ORCHESTRATOR, delivery, "not a TaskResponse", str(error), known.get("task_id")
+                )
         for delivery in deliveries:
-            await acknowledge(delivery)
+            if id(delivery) not in handed_back:
+                await acknowledge(delivery)
 
-    def _next(self, batch: object) -> bool:
-        """Whether nobody who began before has one of the batch's runs."""
-        mine = self._begun[batch]
-        return not any(mine & self._begun[one] for one in takewhile(lambda one: one is not batch, self._begun))
+    def _groups(self, roots: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+        """What is decided and written together. A large tree comes last and by itself: what is decided on it takes its
+        time, and nobody else should wait for that."""
+        large = [root for root in roots if self._runs.has_many_rows(root)]
+        small = [root for root in roots if root not in large] if large else roots
+        if small:
+            yield small
+        for root in large:
+            yield [root]
 
-    async def _read_answer(self, delivery: Delivery) -> Answered:
+    def _next(self, batch: object, roots: Sequence[UUID]) -> bool:
+        """Whether nobody who began before has one of these of a batch's runs."""
+        earlier = takewhile(lambda one: one is not batch, self._begun)
+        return all(self._begun[one].isdisjoint(roots) for one in earlier)
+
+    async def _settle_roots(
+        self, roots: Sequence[UUID], arrived: Mapping[UUID, list[_Arrived]], asked: Mapping[UUID, list[Posted]]
+    ) -> set[int]:
+        """Decide and write what happened to some roots; returns the identities of deliveries that were handed back."""
+        outcomes: dict[UUID, Any] = {}
+        handed_back: set[int] = set()
+        happened = {root: self._happenings(root, arrived, asked) for root in roots}
+        first = True
+        while happened:
+            for root in await self._elsewhere([one for one in happened if one not in asked], arrived):
+                del happened[root]
+                for one in arrived[root]:
+                    await hand_back(one.delivery, after_seconds=HAND_BACK_SECONDS * times_delivered(one.delivery))
+                    handed_back.add(id(one.delivery))
+            if first:
+                first = False
+                for root in happened:
+                    for one in arrived.get(root, ()):
+                        self._judge(one.response)
+            happened = await self._apply(happened, outcomes)
+        for root in roots:
+            for happening, done in asked.get(root, ()):
+                if done is not None and not done.done():
+                    key = _asked_for(happening)
+                    done.set_result(outcomes.get(key) if key is not None else None)
+        return handed_back
+
+    @staticmethod
+    def _happenings(
+        root: UUID, arrived: Mapping[UUID, list[_Arrived]], asked: Mapping[UUID, list[Posted]]
+    ) -> list[Happening]:
+        return [*(one.answer for one in arrived.get(root, ())), *(happening for happening, _ in asked.get(root, ()))]
+
+    async def _elsewhere(self, roots: Sequence[UUID], arrived: Mapping[UUID, list[_Arrived]]) -> list[UUID]:
+        """Of roots to which nothing happened but answers: those of large trees that another process has in mind as they
+        are now. It has their answers when they are handed back; here each would cost a reading of the whole tree."""
+        many = [
+            root
+            for root in roots
+            if self._runs.has_many_rows(root)
+            and all(times_delivered(one.delivery) <= HAND_BACK_LIMIT for one in arrived[root])
+        ]
+        return await patiently(self._runs.elsewhere, many) if many else []
+
+    async def _read_answer(self, delivery: Delivery) -> _Arrived:
         """Raises InvalidRequest. It waits for nothing unless the result is by reference, and those come alone."""
         response = parse_response(delivery.data)
-        self._judge(response)
         result, failure = response.result, response.error
         if response.result_ref is not None and response.status == "completed":
             try:
@@ -339,7 +408,7 @@ class Conductor:
                 code = ErrorCode.INVALID_RESPONSE if isinstance(error, InvalidRequest) else error.code
                 failure = ErrorInfo(code=code, message=error.message, retryable=error.retryable)
         instance = response.instance_id
-        return Answered(
+        answer = Answered(
             root_task_id=response.root_task_id,
             task_id=response.task_id,
             attempt=response.attempt,
@@ -349,9 +418,12 @@ class Conductor:
             usage=response.usage,
             instance_id=instance if instance is not None and is_instance_id(instance) else None,
         )
+        return _Arrived(delivery, answer, response)
 
-    def _judge(self, response: TaskResponse) -> None:
+    def _judge(self, response: TaskResponse | None) -> None:
         """Note what an answer says of its agent; a payload that was refused says nothing against it."""
+        if response is None:
+            return
         took = None
         if response.started_at is not None and response.completed_at is not None:
             took = (response.completed_at - response.started_at).total_seconds() * 1000
@@ -479,6 +551,13 @@ class Conductor:
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._held.pop(id(delivery), None)
+
+
+def _asked_for(happening: Happening) -> UUID | None:
+    """What the outcome of a happening that somebody waits for is found by."""
+    if isinstance(happening, Delegated):
+        return happening.task_id
+    return getattr(happening, "operation", None)
 
 
 def _unread_answer(delivery: Delivery, error: InvalidRequest) -> Answered | None:

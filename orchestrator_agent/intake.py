@@ -112,7 +112,7 @@ class Planner:
             scope.variables[row.step or ""] = _value(row)
         if plan.concurrency is not None:
             try:
-                run.facts.concurrency_key = concurrency_key(plan, given)
+                run.facts.concurrency_key = concurrency_key(plan, given, run.facts.tenant)
             except ExpressionError as error:
                 return self.refuse(run, ErrorInfo.of(error), now)
             if not reused:
@@ -198,13 +198,17 @@ class Planner:
         return plan or self.library.single(request.task_type), request.payload
 
 
-def concurrency_key(plan: Plan, given: dict[str, Any]) -> str:
-    """What tasks of a workflow share when they count against one another. Raises ExpressionError."""
+def concurrency_key(plan: Plan, given: dict[str, Any], tenant: str) -> str:
+    """What tasks of a workflow share when they count against one another: within a tenant, never across.
+
+    Raises ExpressionError.
+    """
     assert plan.concurrency is not None
     group: Any = None
     if plan.concurrency.group_by is not None:
         group = plan.concurrency.group_by.evaluate({"input": given})
-    return f"{plan.name}:{json_bytes(group).decode()}"
+    whose = "" if tenant == DEFAULT_TENANT else f":{json_bytes(tenant).decode()}"
+    return f"{plan.name}:{json_bytes(group).decode()}{whose}"
 
 
 def _root(task_id: UUID, task_type: str, attempt: int, now: datetime) -> Row:

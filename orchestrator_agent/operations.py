@@ -26,6 +26,7 @@ from orchestrator_agent.patience import patiently
 from orchestrator_agent.routing import Pauses
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.files import read_workflow
 from orchestrator_agent.workflows.library import Library
 from pantheon.background import end
@@ -33,6 +34,7 @@ from pantheon.bus import Bus
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
 from protocol.messages import Control, ErrorInfo, to_bytes
+from protocol.names import TASK_TYPE
 
 log = structlog.get_logger()
 
@@ -190,6 +192,8 @@ class Operations:
             raise InvalidRequest("payload.id: must be the id of a dead letter", field="payload.id")
         if wanted is None and not any(payload.get(name) for name in ("name", "reason", "all")):
             raise InvalidRequest("say which: payload.id, or a filter (payload.name, payload.reason), or payload.all")
+        if payload.get("all") not in (None, True, False):
+            raise InvalidRequest("payload.all: must be true or false", field="payload.all")
         redriven = await self._dead_letters.redrive(
             letter_id=wanted, name=_text(payload, "name"), reason=_text(payload, "reason")
         )
@@ -242,4 +246,10 @@ def _one_of(payload: Mapping[str, Any], *names: str) -> tuple[str, str] | None:
         raise InvalidRequest(
             f"say what: exactly one of payload.task_id, {', '.join(f'payload.{one}' for one in names)}"
         )
-    return given[0] if given[0][0] != "task_id" else None
+    kind, name = given[0]
+    if kind == "task_id":
+        return None
+    if TASK_TYPE.match(name) is None:
+        # Workflows and agents are named alike. One that is not there yet may be paused, one that cannot be is wrong.
+        raise InvalidRequest(f"payload.{kind}: '{shown(name)}' cannot be a name", field=f"payload.{kind}")
+    return kind, name

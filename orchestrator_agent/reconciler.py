@@ -27,11 +27,10 @@ from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.turns import Schedules, Turns
-from orchestrator_agent.workflows.library import Library
 from pantheon.background import end
 from pantheon.bus import Bus
 from pantheon.discovery import Registry
-from protocol.errors import BusError, InvalidWorkflow, StoreError
+from protocol.errors import BusError, StoreError
 from protocol.messages import now
 
 log = structlog.get_logger()
@@ -55,7 +54,6 @@ class Reconciler:
         reader: Reader,
         runs: Runs,
         registry: Registry,
-        library: Library,
         standings: Standings,
         pauses: Pauses,
         pause_store: PauseStore,
@@ -70,7 +68,6 @@ class Reconciler:
         self._reader = reader
         self._runs = runs
         self._registry = registry
-        self._library = library
         self._standings = standings
         self._pauses = pauses
         self._pause_store = pause_store
@@ -181,9 +178,9 @@ class Reconciler:
         await self._taker.look()
         if len(due) >= SWEEP_LIMIT:
             self.look_now()
+        await self.learn()
         for key in await self._reader.keys_waiting():
             self._turns.ask(key)
-        await self._learn()
         loop = asyncio.get_running_loop()
         if loop.time() >= self._forget_at:
             self._forget_at = loop.time() + FORGET_SECONDS
@@ -191,23 +188,14 @@ class Reconciler:
         if (coming := await self._schedules.look()) is not None:
             self.wake_at(coming)
 
-    async def _learn(self) -> None:
-        """What people have changed meanwhile: pauses, workflows in the database."""
+    async def learn(self) -> None:
+        """What people have changed meanwhile: pauses, workflows in the database. At start before anything is taken, so
+        that nothing is begun that is paused, and no workflow is unknown. Raises StoreError."""
         workflows, agents = await self._pause_store.names()
         if self._pauses.workflows - workflows or self._pauses.agents - agents:
             self.look_now()
         self._pauses.workflows, self._pauses.agents = workflows, agents
-        for name, version in (await self._reader.published_workflows()).items():
-            known = self._library.newest(name)
-            if self._library.from_file(name) or (known is not None and known.version == version):
-                continue
-            try:
-                await self._runs.learn({version})
-            except InvalidWorkflow as error:
-                # From a newer orchestrator, say. Everything else goes on.
-                log.error("workflow.unreadable", workflow=name, version=version, error=error.message)
-                continue
-            self._library.add(self._library.version(version))
+        await self._runs.learn_newest()
 
     async def close(self) -> None:
         for unhook in self._unhook:

@@ -7,6 +7,8 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of, run_of
@@ -17,6 +19,8 @@ from protocol.errors import InvalidWorkflow, PantheonError
 from protocol.large import INLINE_MAX_BYTES
 from protocol.names import EXECUTE_DAG
 
+log = structlog.get_logger()
+
 # A run at rest costs some kilobytes and its results; what is pushed out is read again when something happens to it.
 CACHED_RUNS = 20_000
 # Of payloads and results that are large, in bytes of JSON; as values they take some times as much.
@@ -24,6 +28,11 @@ CACHED_LARGE_BYTES = 128 * 1024 * 1024
 # One look costs a few milliseconds.
 FORGET_RUNS = 1000
 FORGET_ROUNDS = 10
+# To read and build a tree takes a tenth of a millisecond a row. Of one this large, several processes that take its
+# answers in turns would do little else: those are left to the process that has it in mind (`conductor`).
+MANY_ROWS = 500
+# Of so many such roots it is known that they are large, also when their trees are not in mind.
+KNOWN_LARGE_ROOTS = 1000
 
 
 _WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
@@ -45,11 +54,49 @@ class Runs:
         self._runs: OrderedDict[UUID, Run] = OrderedDict()
         # Runs that hold something large, and how much.
         self._large: OrderedDict[UUID, int] = OrderedDict()
+        self._many_rows: OrderedDict[UUID, None] = OrderedDict()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may have put in workflows, and moved on runs, that this one does not know of."""
+        return self._shared()
 
     def __len__(self) -> int:
         return len(self._runs)
 
+    def has_many_rows(self, root_task_id: UUID) -> bool:
+        """Whether its tree is known to be large; also one that was dropped."""
+        return root_task_id in self._many_rows
+
+    async def elsewhere(self, root_task_ids: Iterable[UUID] | None = None) -> list[UUID]:
+        """Of these roots (None: of all), those of large trees that another process has in mind as they are now, so that
+        whatever can wait a moment is better left to it. Raises StoreError."""
+        wanted = self._many_rows if root_task_ids is None else root_task_ids
+        many = [one for one in wanted if one in self._many_rows]
+        if not many or not self._shared():
+            return []
+        found = await self._reader.last_writers(many)
+        others = []
+        for root_task_id in many:
+            if root_task_id not in found:
+                self._many_rows.pop(root_task_id, None)
+                continue
+            version, writer = found[root_task_id]
+            known = self._runs.get(root_task_id)
+            newest = known is not None and known.version == version
+            if not newest and writer not in (None, self._store.process_id):
+                others.append(root_task_id)
+        return others
+
+    def _count(self, run: Run) -> None:
+        if len(run.rows) >= MANY_ROWS:
+            self._many_rows[run.root_task_id] = None
+            self._many_rows.move_to_end(run.root_task_id)
+            if len(self._many_rows) > KNOWN_LARGE_ROOTS:
+                self._many_rows.popitem(last=False)
+
     def put(self, run: Run) -> None:
+        self._count(run)
         self._runs[run.root_task_id] = run
         self._runs.move_to_end(run.root_task_id)
         if len(self._runs) > CACHED_RUNS:
@@ -84,6 +131,7 @@ class Runs:
     def weigh(self, run: Run, rows: Iterable[Row]) -> None:
         """Note what rows that a run got, or that changed, weigh; beyond the bound, those that nothing happened to for
         longest are dropped."""
+        self._count(run)
         if not any(_bytes_of(row) > INLINE_MAX_BYTES for row in rows) or run.root_task_id not in self._runs:
             return
         self._large[run.root_task_id] = sum(_bytes_of(row) for row in run.rows.values())
@@ -131,6 +179,20 @@ class Runs:
                 if kept is None:
                     raise InvalidWorkflow(f"the workflow's version {version} is not in the database")
                 self._library.remember(version, *kept)
+
+    async def learn_newest(self) -> None:
+        """Have the newest version of each workflow in the database at hand, for new tasks. Raises StoreError."""
+        for name, version in (await self._reader.published_workflows()).items():
+            known = self._library.newest(name)
+            if self._library.from_file(name) or (known is not None and known.version == version):
+                continue
+            try:
+                await self.learn({version})
+            except InvalidWorkflow as error:
+                # From a newer orchestrator, say. Everything else goes on.
+                log.error("workflow.unreadable", workflow=name, version=version, error=error.message)
+                continue
+            self._library.add(self._library.version(version))
 
     def plan_of(self, root: Mapping[str, Any]) -> Plan:
         """The plan that a root's row was started on. Raises InvalidWorkflow."""

@@ -190,9 +190,10 @@ class Orchestrator:
             cached=runs.cached,
             in_broker=lambda agent: before_consumer(process.bus, TASKS.name, agent),
             paused_workflows=lambda: pauses.workflows,
+            elsewhere=runs.elsewhere,
         )
         limits.on_tokens = circuits.on_claim = taker.wake
-        turns = Turns(reader, self._library, conductor.post)
+        turns = Turns(reader, self._library, runs, conductor.post)
         conductor.acceptance.on_turn = turns.ask
         dead_letters = DeadLetters(process.bus, process.publisher)
         dead_letters.on_poison = lambda root, task_id, attempt, error: conductor.post(
@@ -216,13 +217,12 @@ class Orchestrator:
             reader=reader,
             runs=runs,
             registry=registry,
-            library=self._library,
             standings=standings,
             pauses=pauses,
             pause_store=pause_store,
             operations=operations,
             turns=turns,
-            schedules=Schedules(reader, self._library, process.publisher),
+            schedules=Schedules(reader, self._library, conductor.acceptance.accept_own),
             taker=taker,
             circuits=circuits,
         )
@@ -353,6 +353,8 @@ class OrchestratorWorker:
     async def start(self) -> None:
         await self.parts.lock.take()
         await self.parts.watch.check_store()
+        await self.parts.taker.count_processes()
+        await self.parts.reconciler.learn()
         await self.parts.conductor.start()
         self.parts.taker.start()
         self.parts.history.start()

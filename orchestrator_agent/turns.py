@@ -4,9 +4,8 @@ And the clock's own tasks: workflows with a schedule, started once for each time
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from datetime import datetime
-from itertools import takewhile
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -16,31 +15,35 @@ from cronsim import CronSim
 
 from orchestrator_agent.engine.events import Begin, CancelRequested, Happening
 from orchestrator_agent.patience import patiently
+from orchestrator_agent.runs import Runs
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from pantheon.background import end
-from pantheon.bus import Publisher
-from protocol import subjects
-from protocol.errors import BusError
 from protocol.ids import step_task_id
-from protocol.messages import TaskRequest, now, to_bytes
-from protocol.names import ORCHESTRATOR
+from protocol.messages import TaskRequest, now
+from protocol.workflow import Schedule
 
 log = structlog.get_logger()
 
 # Ids of scheduled tasks are derived from this, the workflow's name and the time: two starts of one are one.
 SCHEDULES = UUID("7d1b6f0e-5c0b-8a55-9e53-6d1f6a7c2b10")
+# Why a task is cancelled whose place a newer one takes.
+REPLACED = "a newer task of the same concurrency key took its place"
+UNBOUND = 1_000_000
 # However long nobody was there, `catch_up: all` starts at most as many tasks at once.
 CATCH_UP_LIMIT = 1000
+# Where the last time of a schedule is looked for first: an hour holds at most 60, a month of every minute 45,000.
+LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=31))
 
 
 class Turns:
     """`ask` has whoever is next of a key let in."""
 
-    def __init__(self, reader: Reader, library: Library, post: Callable[[Happening], None]) -> None:
+    def __init__(self, reader: Reader, library: Library, runs: Runs, post: Callable[[Happening], None]) -> None:
         self._reader = reader
         self._library = library
+        self._runs = runs
         self._post = post
         self._asked: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
@@ -60,14 +63,13 @@ class Turns:
             self.ask(key)
 
     async def _let_in(self, key: str) -> None:
-        plan = self._library.newest(key.split(":", 1)[0])
-        concurrency = plan.concurrency if plan is not None else None
-        # A workflow that lost its bound lets everybody in.
-        bound = concurrency.max if concurrency is not None else 1_000_000
-        cancel_older = concurrency.cancel_older if concurrency is not None else False
+        if self._runs.shared:
+            # Of a workflow that another orchestrator put in, this one may know neither the name nor the bound.
+            await patiently(self._runs.learn_newest)
+        bound, cancel_older = bound_of(self._library.newest(workflow_of(key)))
         admitted, older = await patiently(self._reader.admit, key, bound, cancel_older)
         for task_id in older:
-            self._post(CancelRequested(task_id, "a newer task of the same concurrency key took its place"))
+            self._post(CancelRequested(task_id, REPLACED))
         for task_id in admitted:
             self._post(Begin(task_id))
 
@@ -76,16 +78,29 @@ class Turns:
         await end(self._asked.values())
 
 
-class Schedules:
-    """Starts what the clock says; `look` returns when it should be called next."""
+def bound_of(plan: Plan | None) -> tuple[int, bool]:
+    """How many of a key run at once, and whether newer ones end older ones."""
+    concurrency = plan.concurrency if plan is not None else None
+    # A workflow that lost its bound lets everybody in.
+    return (concurrency.max, concurrency.cancel_older) if concurrency is not None else (UNBOUND, False)
 
-    def __init__(self, reader: Reader, library: Library, publisher: Publisher) -> None:
+
+def workflow_of(key: str) -> str:
+    """The workflow's name in a concurrency key (`intake.concurrency_key`)."""
+    return key.split(":", 1)[0]
+
+
+class Schedules:
+    """Starts what the clock says; `look` returns when it should be called next. `accept` commits a request, and says
+    whether it was new."""
+
+    def __init__(self, reader: Reader, library: Library, accept: Callable[[TaskRequest], Awaitable[bool]]) -> None:
         self._reader = reader
         self._library = library
-        self._publisher = publisher
+        self._accept = accept
 
     async def look(self) -> datetime | None:
-        """Start every scheduled workflow whose time has come. Raises StoreError, BusError."""
+        """Start every scheduled workflow whose time has come. Raises StoreError."""
         plans = [plan for plan in self._library.plans if plan.schedule is not None]
         if not plans:
             return None
@@ -103,61 +118,64 @@ class Schedules:
             else:
                 since = known[0]
             times, following = due_times(plan, since, moment)
-            begun = await self._begun(plan, times)
             for time in times:
-                if time not in begun:
-                    await self._start(plan, time)
-            # Noted when it is accepted (the next look sees that), not when it was sent: the broker may lose what it has
-            # acknowledged.
-            if noted := list(takewhile(begun.__contains__, times)):
-                await self._reader.schedule_fired(plan.name, max(noted), definition)
+                await self._start(plan, time)
+            if times:
+                # In order, and not by the clock's hands, which go back once a year.
+                await self._reader.schedule_fired(plan.name, times[-1], definition)
             coming.append(following)
         return min(coming)
 
-    async def _begun(self, plan: Plan, times: Sequence[datetime]) -> set[datetime]:
-        """Of these times, those whose task has been accepted."""
-        if not times:
-            return set()
-        known = await self._reader.known([_task_id(plan, time) for time in times])
-        return {time for time in times if _task_id(plan, time) in known}
-
     async def _start(self, plan: Plan, time: datetime) -> None:
-        assert plan.schedule is not None
-        request = TaskRequest(
-            task_id=_task_id(plan, time),
-            task_type=plan.name,
-            payload={**plan.schedule.input},
-            requester="schedule",
-            metadata={"scheduled_for": time.isoformat()},
-        )
-        try:
-            await self._publisher.publish(subjects.task(ORCHESTRATOR), to_bytes(request), give_up_seconds=10)
-        except BusError:
-            log.warning("schedule.waiting", workflow=plan.name, time=time.isoformat())
-            raise
-        log.info("schedule.started", workflow=plan.name, time=time.isoformat(), task_id=str(request.task_id))
+        request = scheduled_request(plan, time)
+        if await self._accept(request):
+            log.info("schedule.started", workflow=plan.name, time=time.isoformat(), task_id=str(request.task_id))
 
 
-def _task_id(plan: Plan, time: datetime) -> UUID:
-    return step_task_id(SCHEDULES, f"{plan.name}@{time.isoformat()}", 0, -1)
+def scheduled_request(plan: Plan, time: datetime) -> TaskRequest:
+    """What a schedule asks for at a time: whoever asks, the same task."""
+    assert plan.schedule is not None
+    return TaskRequest(
+        task_id=step_task_id(SCHEDULES, f"{plan.name}@{time.isoformat()}", 0, -1),
+        task_type=plan.name,
+        payload={**plan.schedule.input},
+        requester="schedule",
+        metadata={"scheduled_for": time.isoformat()},
+    )
 
 
 def due_times(plan: Plan, since: datetime, moment: datetime) -> tuple[list[datetime], datetime]:
     """The times of a schedule after `since`, up to `moment`, that its catch-up policy keeps; and the next one.
 
-    Times that summer time skips are moved behind the gap, those that it repeats are one (as cron of Debian does).
+    Times that summer time skips are moved behind the gap, those that it repeats are one, unless minutes or hours begin
+    with a star (as cron of Debian does).
     """
     assert plan.schedule is not None
-    iterator: Any = CronSim(plan.schedule.cron, since.astimezone(ZoneInfo(plan.schedule.timezone)))
+    schedule = plan.schedule
+    if schedule.catch_up == "all":
+        return _between(schedule, since, moment, limit=CATCH_UP_LIMIT)
+    # Only the last one counts: looked for from the end, so that a schedule of every minute that nobody looked after for
+    # a year does not take half a million looks.
+    for begin in (*(max(since, moment - span) for span in LOOK_BACK), since):
+        times, following = _between(schedule, begin, moment)
+        if times or begin == since:
+            break
+    if schedule.catch_up == "none":
+        # The minute that the clock shows now is not the past.
+        times = [time for time in times[-1:] if (moment - time).total_seconds() < 60]
+    return times[-1:], following
+
+
+def _between(
+    schedule: Schedule, since: datetime, moment: datetime, *, limit: int | None = None
+) -> tuple[list[datetime], datetime]:
+    """The first `limit` times of a schedule after `since`, up to `moment`, and the one that follows them."""
+    iterator: Any = CronSim(schedule.cron, since.astimezone(ZoneInfo(schedule.timezone)))
     times: list[datetime] = []
     while True:
         following: datetime = next(iterator)
-        if following > moment or len(times) >= CATCH_UP_LIMIT:
-            break
-        times.append(following)
-    if plan.schedule.catch_up == "last":
-        times = times[-1:]
-    elif plan.schedule.catch_up == "none":
-        # The minute that the clock shows now is not the past.
-        times = [time for time in times[-1:] if (moment - time).total_seconds() < 60]
-    return times, following
+        if following > moment or (limit is not None and len(times) >= limit):
+            return times, following
+        # In an hour that is there twice, the clock's hands say the first.
+        if following.astimezone(UTC) > since:
+            times.append(following)

@@ -249,7 +249,10 @@ class Mesh:
                 if not error.retryable:
                     self._waiters.pop(request.task_id, None)
                     raise
+                # An answer that comes at once (a bucket that is gone) must not be asked for as fast as it comes.
                 log.debug("submit.again", error=str(error))
+                await asyncio.sleep(min(wait, max(0.0, end - loop.time())))
+                wait = min(wait * 2, RESEND_MAX_SECONDS)
         return request.task_id
 
     async def _send(self, request: TaskRequest, *, give_up_seconds: float) -> None:

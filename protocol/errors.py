@@ -71,14 +71,24 @@ class InvalidRequest(PantheonError):
 
 
 class InvalidWorkflow(PantheonError):
-    """A definition that cannot run; `step` and, for files, `line` and `column` (from 1) say where."""
+    """A definition that cannot run; `step` and, for files, `line` and `column` (from 1) say where. `field` is the key
+    that is wrong, dotted: of the step, where one is named, else of the workflow."""
 
     code = ErrorCode.INVALID_WORKFLOW
 
-    def __init__(self, message: str, *, step: str | None = None, line: int | None = None, column: int | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: str | None = None,
+        field: str = "",
+        line: int | None = None,
+        column: int | None = None,
+    ):
         place = {"step": step, "line": line, "column": column}
         super().__init__(message, details={key: value for key, value in place.items() if value is not None})
         self.step = step
+        self.field = field
         self.line = line
         self.column = column
 

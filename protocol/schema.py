@@ -157,6 +157,10 @@ _FIELD_KEYWORDS: dict[str, dict[str, Document]] = {
 _NULL_MEANS_DEFAULT: dict[str, set[str]] = {"ExecuteDag": {"input"}}
 
 
+# A message's unknown fields are ignored; a file's unknown keys are mistakes, and an editor should say so.
+_CLOSED = "workflow"
+
+
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
@@ -261,6 +265,9 @@ def documents() -> dict[str, Document]:
         document = {"$schema": DIALECT, "$id": f"{_ID_PREFIX}{file}", **schema}
         if needed := _needed(schema, schemas):
             document["$defs"] = needed
+        if file == _CLOSED:
+            document["additionalProperties"] = False
+            document["$defs"] = {name: {**one, "additionalProperties": False} for name, one in needed.items()}
         made[f"{file}.schema.json"] = document
     made["error-code.schema.json"] = {"$schema": DIALECT, "$id": f"{_ID_PREFIX}error-code", **error_codes()}
     made["asyncapi.json"] = asyncapi()

@@ -157,6 +157,11 @@ class Steps(Waits):
         scope.rows[plan.name] = row
         fan_out = FanOut(row=row, scope=scope, plan=plan, items=items, results=[None] * len(items))
         self.run.fan_outs[row.task_id] = fan_out
+        if (size := len(row.payload)) > self.rules.max_payload_bytes:
+            # Several values, each within the limit, may make one that is not.
+            row.payload, fan_out.items = None, []
+            self.step_failed(row, self.ledger.too_large(row, "list", size))
+            return
         if items:
             self._begin_items(fan_out)
         else:
@@ -181,10 +186,8 @@ class Steps(Waits):
                     payload = object_of(plan, variables)
                     sticky = sticky_of(plan, variables)
                 except ExpressionError as error:
-                    # Not through the item's row, which there is none of yet.
-                    wrong = self.ledger.expression_error(scope.row, f"{plan.name}[{item}]", error)
-                    self._stop_items(fan_out)
-                    self.step_failed(fan_out.row, wrong)
+                    # As of any step: a mistake of the workflow's, which no `on_error` of a step bears.
+                    self.scope_failed(scope, self.ledger.expression_error(scope.row, f"{plan.name}[{item}]", error))
                     return
                 row = self.row(fan_out.row, plan, iteration=fan_out.row.iteration, item=item, status=Status.READY)
                 row.sticky = sticky

@@ -106,6 +106,7 @@ heads as (
         from tasks t
         where t.queue = q.queue and t.priority = p and t.position is not null
           and (t.claimed_until is null or t.claimed_until < now()) and t.task_id <> all($3::uuid[])
+          and t.root_task_id <> all($5::uuid[])
         order by t.position limit $2
     ) h
 ), picked as (
@@ -198,11 +199,21 @@ class Line:
         return found
 
     async def take(
-        self, queues: Sequence[str], count: int, *, passed: Collection[UUID], paused: Collection[str], claim: bool
+        self,
+        queues: Sequence[str],
+        count: int,
+        *,
+        passed: Collection[UUID],
+        paused: Collection[str],
+        claim: bool,
+        elsewhere: Collection[UUID] = (),
     ) -> list[Taken]:
-        """The next rows of these queues, without those in `passed`; `paused` are names of workflows."""
+        """The next rows of these queues, without those in `passed` and those of the roots `elsewhere`; `paused` are
+        names of workflows."""
         statement = CLAIM if claim else TAKE
-        records = await self._database.fetch(statement, list(queues), count, list(passed), list(paused))
+        records = await self._database.fetch(
+            statement, list(queues), count, list(passed), list(paused), list(elsewhere)
+        )
         return [Taken(record["root_task_id"], record["task_id"], bool(record["parked"])) for record in records]
 
     async def park(self, rows: Sequence[Taken]) -> None:

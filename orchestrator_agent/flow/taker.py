@@ -6,7 +6,7 @@ database whether somebody waits: it knows, and learns of what others know at eac
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -44,7 +44,8 @@ class Rooms(Protocol):
 
 class Taker:
     """`perform` puts a happening into the conductor and returns when it is committed; `in_broker` counts an agent's
-    tasks there, None where that cannot be said; `cached` is a run in memory."""
+    tasks there, None where that cannot be said; `cached` is a run in memory; `elsewhere` are roots whose rows another
+    process had better take."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Taker:
         cached: Callable[[UUID], Run | None],
         in_broker: Callable[[str], Awaitable[int | None]],
         paused_workflows: Callable[[], frozenset[str]],
+        elsewhere: Callable[[], Awaitable[Collection[UUID]]],
     ) -> None:
         self._gate = gate
         self._rooms = rooms
@@ -64,6 +66,7 @@ class Taker:
         self._cached = cached
         self._in_broker = in_broker
         self._paused_workflows = paused_workflows
+        self._elsewhere = elsewhere
         self._wake = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._takes: dict[tuple[str, ...], asyncio.Task[None]] = {}
@@ -140,10 +143,19 @@ class Taker:
         """Have the next rows of some queues placed; returns how many there were."""
         gate, joins = self._gate, self._gate.joins
         claim = gate.window.processes > 1
+        # To place a row of a large tree, whoever has not its newest state in mind would read it all first.
+        elsewhere = await patiently(self._elsewhere)
         rows = await patiently(
-            gate.line.take, names, count, passed=self._passed(), paused=self._paused_workflows(), claim=claim
+            gate.line.take,
+            names,
+            count,
+            passed=self._passed(),
+            paused=self._paused_workflows(),
+            claim=claim,
+            elsewhere=elsewhere,
         )
-        if len(rows) < count and not self._held and not (claim and rows) and joins == gate.joins:
+        left_out = bool(self._held) or bool(elsewhere)
+        if len(rows) < count and not left_out and not (claim and rows) and joins == gate.joins:
             # All who wait have been called; whoever comes now need not stand in line.
             gate.waiting.difference_update(names)
         parked = [row for row in rows if row.parked]
@@ -205,13 +217,17 @@ class Taker:
         if in_broker is not None:
             self._gate.window.correct(agent, in_broker, before)
 
+    async def count_processes(self) -> None:
+        """Ask how many orchestrators share the work. Raises StoreError."""
+        self._gate.window.processes = await self._gate.line.processes()
+
     async def look(self) -> None:
         """The sweep's part: what other processes have put into the line, how many they are, and who waits in vain.
 
         Raises StoreError.
         """
         gate = self._gate
-        gate.window.processes = await gate.line.processes()
+        await self.count_processes()
         names = await gate.line.queues()
         gate.waiting.update(names)
         queues = [Queue.of(name) for name in names]

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
+from orchestrator_agent.engine.turn import Open, decide_turns
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS
 from protocol.messages import now
@@ -24,7 +25,10 @@ select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_i
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null
   and ((t.status = 'dispatched' and t.expires_at <= $4)
-    or (t.status = 'waiting' and (t.run_after <= $4 or t.duplicate_of is not null))
+    or (t.status = 'waiting' and t.run_after <= $4)
+    or (t.status = 'waiting' and t.duplicate_of is not null
+        and not exists (select 1 from tasks o where o.root_task_id = t.duplicate_of and o.task_id = t.duplicate_of
+                        and o.status not in ('completed', 'failed', 'cancelled')))
     or (t.status = 'ready' and r.status in ('running', 'compensating')
         and (t.expires_at <= $4
           or (t.position is null and t.task_type = any($2::text[]) and r.task_type <> all($3::text[]))))
@@ -121,6 +125,17 @@ class Reader:
         )
         return {record["task_id"] for record in records}
 
+    async def last_writers(self, root_task_ids: Sequence[UUID]) -> dict[UUID, tuple[int, UUID | None]]:
+        """The version of each of these roots that has not ended, and the process that wrote it."""
+        records = await self._database.fetch(
+            "select task_id, version, dispatched_by from tasks "
+            "where (root_task_id, task_id) in (select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b)) "
+            "and completed_at is null",
+            list(root_task_ids),
+            list(root_task_ids),
+        )
+        return {record["task_id"]: (record["version"], record["dispatched_by"]) for record in records}
+
     async def by_key(self, tenant: str, requester: str | None, key: str) -> UUID | None:
         """The first task with an idempotency key, at work or in the history."""
         for table in _BOTH:
@@ -200,16 +215,8 @@ class Reader:
                 "and status in ('waiting', 'running', 'paused', 'compensating') order by created_at, task_id",
                 key,
             )
-            running = [row["task_id"] for row in rows if row["status"] != "waiting"]
-            waiting = [row for row in rows if row["status"] == "waiting"]
-            older: list[UUID] = []
-            if cancel_older:
-                keep = {row["task_id"] for row in rows[-bound:]}
-                older = [row["task_id"] for row in rows if row["task_id"] not in keep]
-                admitted = [row["task_id"] for row in waiting if row["task_id"] in keep]
-            else:
-                waiting.sort(key=lambda row: -row["priority"])
-                admitted = [row["task_id"] for row in waiting[: max(0, bound - len(running))]]
+            roots = [Open(row["task_id"], row["status"] == "waiting", row["priority"]) for row in rows]
+            admitted, older = decide_turns(roots, bound=bound, cancel_older=cancel_older)
             if admitted:
                 await connection.execute(
                     "update tasks set status = 'running', version = version + 1 "

@@ -24,6 +24,7 @@ from orchestrator_agent.engine.events import (
     OriginalEnded,
 )
 from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.engine.turn import Open, decide_turns
 from orchestrator_agent.intake import Planner, Replayed
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.standing import Standings
@@ -31,7 +32,7 @@ from orchestrator_agent.testing.agents import Agents, Call, Service, handler_of
 from orchestrator_agent.testing.clock import RESTING, START, Clock, moment_of, rest
 from orchestrator_agent.testing.course import Course, explain
 from orchestrator_agent.testing.task import Stuck, Task
-from orchestrator_agent.turns import SCHEDULES, due_times
+from orchestrator_agent.turns import REPLACED, bound_of, due_times, scheduled_request, workflow_of
 from orchestrator_agent.wire import final_response, task_request
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_file, load_folder, read_workflow
@@ -41,7 +42,7 @@ from pantheon.agent import Agent
 from pantheon.client import result_of
 from pantheon.context import TaskContext
 from protocol.errors import PantheonError
-from protocol.ids import new_id, step_task_id
+from protocol.ids import new_id
 from protocol.messages import DEFAULT_TIMEOUT_SECONDS, TaskRequest, TaskResponse, parse_request, to_bytes
 from protocol.names import EXECUTE_DAG
 from protocol.workflow import Workflow
@@ -353,19 +354,10 @@ class TestMesh:
             for time in times:
                 self._start_scheduled(plan, time)
             if times:
-                self._scheduled[name] = max(times)
+                self._scheduled[name] = times[-1]
 
     def _start_scheduled(self, plan: Plan, time: datetime) -> None:
-        assert plan.schedule is not None
-        self._accept(
-            TaskRequest(
-                task_id=step_task_id(SCHEDULES, f"{plan.name}@{time.isoformat()}", 0, -1),
-                task_type=plan.name,
-                payload={**plan.schedule.input},
-                requester="schedule",
-                metadata={"scheduled_for": time.isoformat()},
-            )
-        )
+        self._accept(scheduled_request(plan, time))
 
     async def _settle(self) -> None:
         quiet = 0
@@ -484,25 +476,19 @@ class TestMesh:
 
     def _take_turns(self, key: str) -> None:
         """Let in who is next of a concurrency key, as `Reader.admit` does in SQL."""
-        concurrency = self._plan(key.split(":", 1)[0]).concurrency
-        bound = concurrency.max if concurrency is not None else 1_000_000
-        open_ones = [
-            one for one in self._courses.values() if one.run.facts.concurrency_key == key and not one.root.ended
+        bound, cancel_older = bound_of(self._plan(workflow_of(key)))
+        roots = [
+            Open(one.run.root_task_id, one.root.status is Status.WAITING, one.run.facts.priority)
+            for one in self._courses.values()
+            if one.run.facts.concurrency_key == key and not one.root.ended
         ]
-        waiting = [one for one in open_ones if one.root.status is Status.WAITING]
-        if concurrency is not None and concurrency.cancel_older:
-            newest = open_ones[-bound:]
-            older = [one for one in open_ones if one not in newest]
-            reason = "a newer task of the same concurrency key took its place"
-            self._happenings += [CancelRequested(one.run.root_task_id, reason) for one in older]
-            admitted = [one for one in waiting if one in newest]
-        else:
-            waiting.sort(key=lambda one: -one.run.facts.priority)
-            admitted = waiting[: max(0, bound - (len(open_ones) - len(waiting)))]
-        for course in admitted:
+        admitted, older = decide_turns(roots, bound=bound, cancel_older=cancel_older)
+        self._happenings += [CancelRequested(task_id, REPLACED) for task_id in older]
+        for task_id in admitted:
+            course = self._courses[task_id]
             course.table.admit()
             course.read_again(self.library)
-            self._happenings.append(Begin(course.run.root_task_id))
+            self._happenings.append(Begin(task_id))
 
     async def _delegate(self, context: TaskContext, request: TaskRequest) -> Any:
         """What `ctx.run` does: a child in the tree of the task that gives it out, or, too late for that, a root."""

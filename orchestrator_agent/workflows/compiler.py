@@ -45,6 +45,7 @@ from protocol.workflow import (
 _ITEM_NAMES = frozenset({"item", "index"})
 # Of a cycle's steps, a message names at most this many.
 MAX_TOLD = 20
+CRON_FIELDS = 5
 
 
 def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> Plan:
@@ -146,7 +147,9 @@ class _StepCompiler:
         repeat = RepeatPlan(self._need(self._condition(step.repeat.until)), step.repeat.max) if step.repeat else None
         sleep = self._template(step.sleep) if step.sleep is not None else None
         if isinstance(sleep, Interpolation):
-            raise InvalidWorkflow(f"step '{name}': 'sleep' must be a duration, or one ${{…}} that gives one", step=name)
+            raise InvalidWorkflow(
+                f"step '{name}': 'sleep' must be a duration, or one ${{…}} that gives one", step=name, field="sleep"
+            )
         until = self._condition(step.until)
         sticky = self._condition(step.sticky, here)
         needs = (self.used | self._named_needs()) - {"input"}
@@ -188,7 +191,9 @@ class _StepCompiler:
         wrong = isinstance(template, Constant) and not isinstance(template.value, dict)
         if wrong or isinstance(template, Interpolation):
             raise InvalidWorkflow(
-                f"step '{self.name}': '{key}' must be an object, or one ${{…}} that gives one", step=self.name
+                f"step '{self.name}': '{key}' must be an object, or one ${{…}} that gives one",
+                step=self.name,
+                field=key,
             )
         return template
 
@@ -210,7 +215,9 @@ class _StepCompiler:
             if need not in self.steps:
                 known = shown_names(one for one in self.steps if one != self.name) or "no other step"
                 raise InvalidWorkflow(
-                    f"step '{self.name}' needs '{shown(need)}', which is not a step; there is {known}", step=self.name
+                    f"step '{self.name}' needs '{shown(need)}', which is not a step; there is {known}",
+                    step=self.name,
+                    field="needs",
                 )
         return frozenset(self.step.needs)
 
@@ -235,7 +242,9 @@ class _StepCompiler:
             name=wait.name,
             approval=wait.approval is not None,
             givers=frozenset(wait.from_),
-            schema=PayloadSchema(wait.schema_, where=where, step=self.name) if wait.schema_ is not None else None,
+            schema=PayloadSchema(wait.schema_, where=where, field="wait_for.schema", step=self.name)
+            if wait.schema_ is not None
+            else None,
             timeout_seconds=wait.timeout,
             continue_on_timeout=wait.on_timeout == "continue",
         )
@@ -272,6 +281,7 @@ class _StepCompiler:
             raise InvalidWorkflow(
                 f"step '{self.name}': '{key}' uses {', '.join(sorted(extra))}: put it into 'needs' as well",
                 step=self.name,
+                field=key,
             )
 
 
@@ -290,11 +300,21 @@ def _schedule(schedule: Schedule | None) -> Schedule | None:
     try:
         ZoneInfo(schedule.timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidWorkflow(f"schedule.timezone: there is no time zone '{shown(schedule.timezone)}'") from None
+        raise InvalidWorkflow(
+            f"schedule.timezone: there is no time zone '{shown(schedule.timezone)}'", field="schedule.timezone"
+        ) from None
+    said = f"schedule.cron: '{shown(schedule.cron)}'"
+    if (fields := len(schedule.cron.split())) != CRON_FIELDS:
+        # A sixth would be seconds: the library takes it, the mesh's clock does not.
+        raise InvalidWorkflow(
+            f"{said} is not a cron expression: it has {fields} fields, not {CRON_FIELDS}", field="schedule.cron"
+        )
     try:
-        CronSim(schedule.cron, now())
+        next(CronSim(schedule.cron, now()))
     except CronSimError as error:
-        raise InvalidWorkflow(f"schedule.cron: '{shown(schedule.cron)}' is not a cron expression: {error}") from None
+        raise InvalidWorkflow(f"{said} is not a cron expression: {error}", field="schedule.cron") from None
+    except StopIteration:
+        raise InvalidWorkflow(f"{said} is a time that never comes", field="schedule.cron") from None
     return schedule
 
 

@@ -288,7 +288,10 @@ def _kind(value: Any) -> str:
 
 def _reason(error: object) -> str:
     """What the library says, in one line, without its own labels."""
-    text = str(error).strip("'\"")
+    text = str(error)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        # A text that is a repr, as that of a KeyError.
+        text = text[1:-1]
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("|")]
     text = " ".join(lines) if lines else text
     text = re.sub(r"^[A-Z_]+: ", "", text)

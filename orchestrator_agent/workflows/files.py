@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.plan import Plan
+from orchestrator_agent.workflows.template import QUOTED_CHARS, split
 from protocol.errors import InvalidWorkflow
 from protocol.messages import Message
 from protocol.workflow import (
@@ -89,22 +90,49 @@ def read_workflow(text: str, *, source: str, default_name: str | None = None) ->
     try:
         return compile_workflow(workflow, name=name, versioned=True)
     except InvalidWorkflow as error:
-        place = ("steps", error.step) if error.step else ()
-        raise fail(_place_of(value, error, place), error.message, error.step) from None
+        raise fail(_place_of(value, error), error.message, error.step) from None
 
 
-def _place_of(value: dict[str, Any], error: InvalidWorkflow, default: Place) -> Place:
-    """The deepest place whose text the error quotes: an expression's own line is better than its step's."""
-    for place, text in _strings(value, ()):
-        if "${" in text or (place and place[-1] in ("when", "until")):
-            inner = text.strip().removeprefix("${").removesuffix("}").strip()
-            if inner and f"'{shown(inner)}'" in error.message:
+# Keys whose text is an expression without `${…}` around it.
+_BARE = ("when", "until", "sticky", "group_by")
+
+
+def _place_of(value: dict[str, Any], error: InvalidWorkflow) -> Place:
+    """The deepest place that the error speaks of: a key, or an expression's own line, is better than its step's."""
+    steps = [place for place in _step_places(value, ()) if place[-1] == error.step] if error.step is not None else []
+    if error.field:
+        field = tuple(error.field.split("."))
+        return next(((*step, *field) for step in steps if _has(value, (*step, *field))), field)
+    # In the step that is named, before the same text elsewhere.
+    for around in (*steps, ()):
+        for place, text in _strings(_at(value, around), around):
+            if any(f"'{shown(one)}'" in error.message for one in _expressions(place, text)):
                 return place
-    if error.step is not None:
-        for place in _step_places(value, ()):
-            if place[-1] == error.step:
-                return place
-    return default
+    return steps[0] if steps else ()
+
+
+def _expressions(place: Place, text: str) -> list[str]:
+    """What messages may quote of a text with expressions: all of it, each of them, one that has no end."""
+    if "${" not in text:
+        return [text.strip()] if place and place[-1] in _BARE and text.strip() else []
+    try:
+        return [text, *(one.strip() for is_expression, one in split(text) if is_expression and one.strip())]
+    except InvalidWorkflow:
+        return [text[at : at + QUOTED_CHARS] for at in range(len(text)) if text.startswith("${", at)]
+
+
+def _at(value: Any, place: Place) -> Any:
+    for part in place:
+        value = value[part]
+    return value
+
+
+def _has(value: Any, place: Place) -> bool:
+    try:
+        _at(value, place)
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
 
 
 def _strings(value: Any, place: Place) -> Iterator[tuple[Place, str]]:

@@ -11,13 +11,15 @@ from protocol.errors import InvalidRequest, InvalidWorkflow
 class PayloadSchema:
     """Raises InvalidWorkflow for what is no schema; `where` is what the message calls it."""
 
-    def __init__(self, schema: dict[str, Any], *, where: str = "'input'", step: str | None = None) -> None:
+    def __init__(
+        self, schema: dict[str, Any], *, where: str = "'input'", field: str = "input", step: str | None = None
+    ) -> None:
         self.schema = schema
         try:
             self._validator = jsonschema_rs.validator_for({"type": "object", **schema})
         except (ValueError, jsonschema_rs.ValidationError) as error:
             reason = shown(" ".join(str(error).split()))
-            raise InvalidWorkflow(f"{where} is not a JSON Schema: {reason}", step=step) from None
+            raise InvalidWorkflow(f"{where} is not a JSON Schema: {reason}", step=step, field=field) from None
         self._defaults = {
             name: one["default"]
             for name, one in schema.get("properties", {}).items()

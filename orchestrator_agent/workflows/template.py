@@ -8,6 +8,9 @@ from orchestrator_agent.workflows.expression import Environment, Expression, sho
 from protocol.errors import InvalidWorkflow
 from protocol.messages import json_bytes
 
+# Of an expression that has no end.
+QUOTED_CHARS = 40
+
 
 class Template(Protocol):
     """A JSON value with holes. `uses` are the names that its expressions read."""
@@ -91,8 +94,9 @@ def split(text: str, *, step: str | None = None) -> list[tuple[bool, str]]:
             end = _closing_brace(text, place + 2)
             if end is None:
                 where = f"step '{step}': " if step else ""
+                quoted = text[place : place + QUOTED_CHARS]
                 raise InvalidWorkflow(
-                    f"{where}'{text[place : place + 40]}' has no closing brace, or a string in it no closing quote",
+                    f"{where}'{quoted}' has no closing brace, or a string in it no closing quote",
                     step=step,
                 )
             if literal:

@@ -32,6 +32,9 @@ GET_TRIES = 3
 GET_AGAIN_SECONDS = 0.5
 
 
+OBJECTS_STREAM = OBJ_STREAM_TEMPLATE.format(bucket=BUCKET)
+
+
 class Objects:
     """The bucket of large values. `max_bytes`: of one value as JSON, what this process gives out and takes."""
 

@@ -580,6 +580,22 @@ def test_no_more_items_than_the_concurrency_are_at_work(world: World) -> None:
     assert course.status == "completed"
 
 
+@pytest.mark.parametrize("on_error", ["fail", "continue", "compensate"])
+def test_an_items_expression_that_fails_ends_the_workflow_whatever_its_step_says(world: World, on_error: str) -> None:
+    step = task(for_each=[{"n": 1}, {}, {"n": 3}], on_error=on_error, **{"with": {"n": "${item.n}"}})
+    course = world.dag({"a": step, "b": task()})
+    assert (course.status, course.error.code, course.error.step) == ("failed", "expression_error", "a[1]")
+    assert set(course.statuses().values()) == {"cancelled"}
+
+
+def test_a_list_that_is_too_large_altogether_says_so(world: World) -> None:
+    world.rules = Rules(max_payload_bytes=100)
+    course = world.dag({"a": task(), "b": task(), "c": task(for_each="${a + b}", fallback={"result": 1})})
+    course.complete("a", ["x" * 60])
+    course.complete("b", ["y" * 60])
+    assert (course.error.code, course.error.step) == ("too_large", "c")
+
+
 def test_an_item_that_fails_ends_the_others(world: World) -> None:
     course = world.dag({"a": task(for_each=[1, 2, 3])})
     course.fail("a[1]")

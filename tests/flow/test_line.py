@@ -56,6 +56,7 @@ class Rows:
             passed=options.get("passed", ()),
             paused=options.get("paused", ()),
             claim=claim,
+            elsewhere=options.get("elsewhere", ()),
         )
         return [row.task_id for row in taken]
 
@@ -161,6 +162,14 @@ async def test_rows_that_are_held_back_are_passed_by(rows: Rows) -> None:
     assert await rows.take(2, passed=ids[:2]) == ids[2:]
 
 
+async def test_rows_of_trees_that_another_process_has_in_mind_are_left_to_it(rows: Rows) -> None:
+    ids = await rows.wait("a", 4)
+    roots = await rows.database.fetch("select root_task_id as root from tasks where task_id = any($1::uuid[])", ids[:2])
+    elsewhere = [record["root"] for record in roots]
+    for claim in (False, True):
+        assert await rows.take(2, elsewhere=elsewhere, claim=claim) == ids[2:]
+
+
 async def test_the_queues_in_which_somebody_waits_are_known_without_reading_their_rows(rows: Rows) -> None:
     assert await rows.line.queues() == []
     await rows.wait("a", 30, queue="x")
@@ -189,7 +198,7 @@ async def test_a_take_from_100000_waiting_rows_reads_only_the_head_of_the_line(
     await rows.wait("one", 1)
     assert "one" in [rows.requester_of[task_id] for task_id in await rows.take(2)]
     for statement in (TAKE, CLAIM):
-        plan = await rows.database.fetch(f"explain (analyze, buffers, format json) {statement}", ["x"], 100, [], [])
+        plan = await rows.database.fetch(f"explain (analyze, buffers, format json) {statement}", ["x"], 100, [], [], [])
         buffers = _buffers(plan[0][0])
         # 100 rows, their roots, and the index's way to ten priorities: nothing that grows with the line.
         assert buffers < 2500, plan[0][0]

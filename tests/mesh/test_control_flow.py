@@ -562,3 +562,13 @@ async def test_a_fork_is_validated_and_an_operation_is_not_run_again(
     await mesh.wait(paused)
     with pytest.raises(TaskFailed, match="is not run again"):
         await mesh.run("mesh.replay", {"task_id": str(paused)})
+
+
+@pytest.mark.parametrize("target", [{"workflow": ""}, {"workflow": "Not one"}, {"agent": "agent.x"}, {"agent": "*"}])
+async def test_what_cannot_be_a_name_cannot_be_paused(
+    orchestrated: AgentProcess, mesh: Mesh, target: dict[str, str]
+) -> None:
+    for operation in ("mesh.pause", "mesh.resume"):
+        with pytest.raises(TaskFailed, match="cannot be a name") as failed:
+            await mesh.run(operation, target)
+        assert failed.value.code == "invalid_request"

@@ -282,6 +282,19 @@ async def test_beyond_the_limit_everybody_says_so(settings: MeshSettings, seen: 
         assert await mesh.run("uppercase", {"text": "a"}) == {"text": "A"}
 
 
+async def test_buckets_and_streams_that_are_deleted_by_themselves_are_made_again(
+    settings: MeshSettings, orchestrated: AgentProcess, words: AgentProcess, mesh: Mesh, plain: PlainClient
+) -> None:
+    # Only the streams of tasks and responses were looked after: a bucket that was gone stayed gone, and with it every
+    # large value.
+    streams = plain.connection.jetstream()
+    for name in ("OBJ_payloads", "KV_agents", "MESH_EVENTS", "DEAD_LETTERS"):
+        assert await streams.delete_stream(name)
+    assert len((await mesh.run("uppercase", {"text": "x" * MIB}))["text"]) == MIB
+    for name in ("KV_agents", "MESH_EVENTS", "DEAD_LETTERS"):
+        assert (await streams.stream_info(name)).config.name == name
+
+
 async def test_objects_go_when_their_task_has_gone_from_the_table(
     settings: MeshSettings, orchestrated: AgentProcess, words: AgentProcess, mesh: Mesh, plain: PlainClient, seen: Seen
 ) -> None:

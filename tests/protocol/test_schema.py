@@ -139,6 +139,17 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+# A misspelt key at each level of a workflow file.
+MISSPELT: list[dict[str, Any]] = [
+    {"steps": {"a": {"task": "b"}}, "buget": {}},
+    {"steps": {"a": {"task": "b", "wiht": {}}}},
+    {"steps": {"a": {"steps": {"b": {"task": "c", "need": []}}}}},
+    {"steps": {"a": {"task": "b", "retry": {"max_attempt": 2}}}},
+    {"steps": {"a": {"wait_for": {"signal": "go", "form": ["anna"]}}}},
+    {"steps": {"a": {"task": "b"}}, "schedule": {"cron": "* * * * *", "time_zone": "UTC"}},
+]
+
+
 def accepted_by_model(file: str, document: Mapping[str, Any]) -> bool:
     model = schema.MODELS[file]
     # The contract lets a top-level null stand for absence; the orchestrator drops it before it reads the model.
@@ -268,9 +279,30 @@ def test_a_request_that_the_model_accepts_is_accepted_by_the_schema(request: dic
 @settings(max_examples=300)
 @given(st.one_of(STEPS.map(lambda step: {"steps": {"a": step}}), GRAPHS))
 def test_a_graph_that_the_model_accepts_is_accepted_by_the_schemas(graph: dict[str, Any]) -> None:
-    for file in ("execute-dag", "workflow"):
-        if accepted_by_model(file, graph):
-            assert VALIDATORS[file].is_valid(graph)
+    if accepted_by_model("execute-dag", graph):
+        assert VALIDATORS["execute-dag"].is_valid(graph)
+    # What a message may have beside, is a mistake in a file.
+    known = {**graph, "steps": without_unknown(graph["steps"])}
+    if accepted_by_model("workflow", known):
+        assert VALIDATORS["workflow"].is_valid(known)
+
+
+def without_unknown(steps: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, step in steps.items():
+        kept[name] = {key: one for key, one in step.items() if key != "unknown"}
+        if isinstance(step.get("steps"), dict):
+            kept[name]["steps"] = without_unknown(step["steps"])
+    return kept
+
+
+@pytest.mark.parametrize("misspelt", MISSPELT)
+def test_the_schema_of_a_file_refuses_misspelt_keys_and_that_of_a_message_ignores_them(
+    misspelt: dict[str, Any],
+) -> None:
+    assert not VALIDATORS["workflow"].is_valid(misspelt)
+    assert accepted_by_model("workflow", misspelt)
+    assert VALIDATORS["execute-dag"].is_valid(misspelt)
 
 
 @settings(max_examples=300)

@@ -101,9 +101,21 @@ MISTAKES = [
     ("a condition", "steps:\n  a:\n    task: x\n    when: nobody.ok\n", 4, 5, "'nobody'"),
     ("an until", "steps:\n  a:\n    task: x\n    repeat:\n      max: 2\n      until: 1 +\n", 6, 7, "1 +"),
     ("an output", "steps:\n  a: {task: x}\noutput:\n  t: ${nobody}\n", 4, 3, "'nobody'"),
-    ("an unknown need", "steps:\n  a: {task: x}\n  b:\n    task: x\n    needs: [c]\n", 3, 3, "step 'b' needs 'c'"),
+    ("an unknown need", "steps:\n  a: {task: x}\n  b:\n    task: x\n    needs: [c]\n", 5, 5, "step 'b' needs 'c'"),
     ("a circle", "steps:\n  z: {task: x}\n  a:\n    task: x\n    needs: [a]\n", 3, 3, "a -> a"),
-    ("a hole without end", "steps:\n  a:\n    task: x\n    with:\n      t: ${input\n", 2, 3, "no closing brace"),
+    ("a hole without end", "steps:\n  a:\n    task: x\n    with:\n      t: ${input\n", 5, 7, "no closing brace"),
+    ("a cron that is none", "steps: {a: {task: x}}\nschedule:\n  cron: '61 * * * *'\n", 3, 3, "not a cron"),
+    ("no time zone", "steps: {a: {task: x}}\nschedule: {cron: '1 1 * * *', timezone: Mars}\n", 2, 31, "no time zone"),
+    ("an input that is no schema", "steps: {a: {task: x}}\ninput:\n  type: [7]\n", 2, 1, "not a JSON Schema"),
+    ("a key of nothing", "steps: {a: {task: x}}\nconcurrency:\n  max: 1\n  group_by: a.b\n", 4, 3, "no 'a' here"),
+    ("a text that is no key", "steps:\n  a:\n    task: x\n    sticky: input.\n", 4, 5, "does not compile"),
+    (
+        "a fallback's need",
+        "steps:\n  b: {task: x}\n  a:\n    task: x\n    fallback: {result: '${b}'}\n",
+        5,
+        5,
+        "uses b",
+    ),
     (
         "a key that is there twice",
         "steps:\n  a: {task: x}\n  b: {task: x}\n  a: {task: y}\n",
@@ -148,7 +160,7 @@ def test_a_mistake_within_a_sub_workflow_is_told_at_the_step_inside() -> None:
     error = mistake(
         "steps:\n  outer:\n    steps:\n      ok: {task: x}\n      inner:\n        task: x\n        needs: [nobody]\n"
     )
-    assert (error.line, error.column, error.step) == (5, 7, "inner")
+    assert (error.line, error.column, error.step) == (7, 9, "inner")
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
