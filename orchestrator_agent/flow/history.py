@@ -126,7 +126,7 @@ class History:
                     return await self._step(connection)
                 finally:
                     await connection.fetchval("select pg_advisory_unlock($1)", LOCK_KEY)
-        except (asyncpg.LockNotAvailableError, asyncpg.UndefinedTableError) as error:
+        except asyncpg.UndefinedTableError as error:
             raise StoreError(f"the history is being read: {error}") from error
 
     async def _step(self, connection: Any) -> bool:

@@ -489,34 +489,6 @@ async def test_a_schedule_starts_once_for_each_time_with_two_orchestrators(
     assert seen.count("echo") == 2
 
 
-async def test_a_scheduled_start_that_the_broker_loses_is_sent_again(
-    settings: MeshSettings, seen: Seen, tmp_path: Path, plain: PlainClient
-) -> None:
-    (tmp_path / "flows").mkdir()
-    (tmp_path / "flows" / "tick.yaml").write_text(
-        f'name: tick\nschedule: {{cron: "0 {(now().hour + 12) % 24} * * *", catch_up: all}}\n'
-        "steps: {work: {task: echo, with: {n: 1}}}\n"
-    )
-    jetstream = plain.connection.jetstream()
-
-    async def sent() -> bool:
-        return (await jetstream.stream_info("AGENT_TASKS")).state.messages > 0
-
-    async with (
-        orchestrator(settings, load_library([tmp_path / "flows"])) as process,
-        AgentProcess(words_agent(seen), settings),
-    ):
-        await until_row(settings, "select 1 from schedules where workflow = 'tick'")
-        process.worker.pause()
-        await rows(settings, "update schedules set fired_at = fired_at - interval '1 day' returning 1")
-        await until(sent, "the request in the broker")
-        # Another one may follow while it is not accepted.
-        await jetstream.purge_stream("AGENT_TASKS")
-        process.worker.resume()
-        await plain.until(lambda: len(plain.responses) == 1)
-    assert seen.count("echo") == 1
-
-
 async def test_an_agents_delegated_task_is_a_child_in_the_same_tree(
     words: AgentProcess, settings: MeshSettings, mesh: Mesh, seen: Seen
 ) -> None:
