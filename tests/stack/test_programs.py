@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -82,8 +83,14 @@ async def test_a_consul_that_was_fetched_before_is_kept(tmp_path: Path) -> None:
 async def test_two_calls_at_once_fetch_a_consul_that_runs_and_leave_nothing_else(tmp_path: Path) -> None:
     # A name with a space: folders of users have them.
     folder = tmp_path / "the cache"
-    results = await asyncio.gather(get_consul(str(folder)), get_consul(str(folder)))
-    failures = [errors for status, _, errors in results if status != 0]
+    for pause_seconds in (5, 20, 0):
+        results = await asyncio.gather(get_consul(str(folder)), get_consul(str(folder)))
+        failures = [errors for status, _, errors in results if status != 0]
+        if not failures or not os.environ.get("CI"):
+            break
+        # A mirror that is away for a moment is not what is looked at.
+        shutil.rmtree(folder)
+        await asyncio.sleep(pause_seconds)
     if failures and not os.environ.get("CI"):
         pytest.skip(failures[0].splitlines()[-1])
     assert [output for _, output, _ in results] == [f"{folder}/consul\n"] * 2, failures
