@@ -41,14 +41,14 @@ $(BIN)/python:
 	"$$found" -m venv --clear $(VENV)
 
 # Two stamps: the demo needs no tools of development. The one of development is newer than both, and stands for both.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml hatch_build.py constraints.txt | $(BIN)/python
 	@echo "installing (once; the next time this takes no time)"
-	@if [ ! -e $(VENV)/.installed-dev ] || [ -n "$$(find pyproject.toml constraints.txt -newer $(VENV)/.installed-dev)" ]; then \
-	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' ; \
+	@if [ ! -e $(VENV)/.installed-dev ] || [ -n "$$(find pyproject.toml hatch_build.py constraints.txt -newer $(VENV)/.installed-dev)" ]; then \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . ; \
 	fi
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml hatch_build.py constraints.txt | $(BIN)/python
 	@echo "installing, with what tests need (once; the next time this takes no time)"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
@@ -78,7 +78,7 @@ containers-test: install ## Build the images, run meshes of containers, kill som
 lint: install ## Check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy protocol pantheon orchestrator_agent agents migrations tests examples benchmarks docker
+	@$(BIN)/mypy protocol pantheon orchestrator_agent agents migrations tests examples benchmarks docker hatch_build.py
 
 .PHONY: bench
 bench: install ## Measure speed beside the bare loop (ARGS="--quick", "--peers", "--growth")

