@@ -115,10 +115,8 @@ class Planner:
                 run.facts.concurrency_key = concurrency_key(plan, given, run.facts.tenant)
             except ExpressionError as error:
                 return self.refuse(run, ErrorInfo.of(error), now)
-            if not reused:
-                # It waits for its turn; who is next is decided by the database, for all orchestrators at once.
-                run.root.status = Status.WAITING
-                return run, Decisions()
+            # It waits for its turn; who is next is decided by the database, for all orchestrators at once.
+            run.root.status = Status.WAITING
         return run, start(run, directory=self.directory, rules=self.rules, now=now, reused=reused)
 
     def refused(

@@ -45,13 +45,19 @@ def advance(
 
 
 def start(run: Run, *, directory: Directory, rules: Rules, now: datetime, reused: Iterable[Row] = ()) -> Decisions:
-    """Plan the first steps of a new run whose root scope is in place; `reused` rows ended in an earlier run."""
+    """Plan the first steps of a new run whose root scope is in place; `reused` rows ended in an earlier run. One that
+    waits for its turn has those rows, and plans its steps when it begins."""
     transition = _Transition(run, directory, rules, now)
     scope = run.scopes[run.root_task_id]
     for row in reused:
         transition.adopt(scope, row)
-    transition.begin()
+    if run.root.status is Status.RUNNING:
+        transition.begin()
     return transition.ledger.decisions
+
+
+def _older(row: Row, root: Row) -> bool:
+    return row.created_at is not None and root.created_at is not None and row.created_at < root.created_at
 
 
 def _refusal(plan: StepPlan, signal: Signalled) -> ErrorInfo | None:
@@ -120,8 +126,12 @@ class _Transition(Endings):
         self.plan_steps(scope, scope.plan.steps)
 
     def _own_rows(self) -> Iterable[Row]:
+        """Those that were not taken over from an earlier run: in this transition, or when the root was accepted, which
+        left them older than it."""
+        root = self.run.root
         adopted = {row.task_id for row in self.ledger.decisions.made}
-        return (row for row in self.run.rows.values() if row is not self.run.root and row.task_id not in adopted)
+        adopted |= {row.task_id for row in self.run.rows.values() if row.ended and _older(row, root)}
+        return (row for row in self.run.rows.values() if row is not root and row.task_id not in adopted)
 
     # -- attempts -----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
+from orchestrator_agent.engine.events import Begin
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake import Replayed
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
@@ -180,7 +181,9 @@ def finished(world: World) -> Course:
     return course
 
 
-def replay(world: World, old: Course, from_step: str | None, *, only: set[str] | None = None) -> tuple[Run, Decisions]:
+def replay(
+    world: World, old: Course, from_step: str | None, *, only: set[str] | None = None, keep_completed: bool = False
+) -> tuple[Run, Decisions]:
     root = old.table.records[old.run.root_task_id]
     payload = json.loads(root["payload"])
     from orchestrator_agent.store.rows import row_of
@@ -190,11 +193,12 @@ def replay(world: World, old: Course, from_step: str | None, *, only: set[str] |
         task_id=old.run.root_task_id,
         task_type=root["task_type"],
         payload=payload,
-        plan=world.library.inline(payload)[0],
-        workflow_version=None,
+        plan=world.library.newest(root["task_type"]) or world.library.inline(payload)[0],
+        workflow_version=root["workflow_version"],
         steps=[row_of(one) for one in records if only is None or one["step"] in only],
         from_step=from_step,
         timeout_seconds=11.0,
+        keep_completed=keep_completed,
     )
     request = TaskRequest(task_id=new_id(), task_type="mesh.replay", payload={"task_id": str(old.run.root_task_id)})
     return world.planner.plan(request, headers=None, now=world.now, replayed=replayed)
@@ -227,6 +231,47 @@ def test_a_replay_from_a_step_keeps_what_does_not_depend_on_it(world: World) -> 
     assert course.result == {"a": "old a", "b": "new b", "c": "new c", "d": "old d", "e": None}
     # What was reused has cost nothing this time.
     assert course.run.root.usage == Usage(input_tokens=1)
+
+
+def test_a_replay_waits_for_its_turn_and_then_goes_on_behind_what_it_reuses(world: World) -> None:
+    """It began at once, beside as many as the concurrency key allows."""
+    world.add("keyed", steps=STEPS, concurrency={"max": 1})
+    old = world.request("keyed")
+    assert old.status == "waiting"
+    let_in(old)
+    for name in ("a", "d", "b", "c"):
+        old.happen(old.completed(name, f"old {name}"))
+    world.now += timedelta(minutes=1)
+    course = Course(world, *replay(world, old, "b"))
+    assert course.statuses() == {"a": "completed", "d": "completed", "e": "skipped"}
+    assert (course.status, course.run.facts.concurrency_key) == ("waiting", old.run.facts.concurrency_key)
+    let_in(course)
+    assert course.statuses() == {"a": "completed", "d": "completed", "e": "skipped", "b": "dispatched"}
+    let_in(course)
+    assert course.statuses()["b"] == "dispatched"
+    course.complete("b", "new b")
+    course.complete("c", "new c")
+    assert course.result == {"a": "old a", "b": "new b", "c": "new c", "d": "old d", "e": None}
+
+
+def test_a_replay_of_which_nothing_is_left_to_do_ends_when_its_turn_has_come(world: World) -> None:
+    world.add("keyed", steps={"a": {"task": "x"}}, concurrency={"max": 1})
+    old = world.request("keyed")
+    let_in(old)
+    old.happen(old.completed("a", 1))
+    world.now += timedelta(minutes=1)
+    course = Course(world, *replay(world, old, None, keep_completed=True))
+    let_in(course)
+    assert (course.status, course.result) == ("completed", {"a": 1})
+
+
+def let_in(course: Course) -> None:
+    """What `Reader.admit` writes, and what is posted then."""
+    root = course.table.records[course.run.root_task_id]
+    if root["status"] == "waiting":
+        root["status"] = "running"
+    course.restart()
+    course.happen(Begin(course.run.root_task_id))
 
 
 def test_a_replay_from_the_first_step_runs_all_that_follows(world: World) -> None:
