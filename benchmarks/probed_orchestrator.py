@@ -61,19 +61,20 @@ class Probe:
 def main() -> int:
     from orchestrator_agent.__main__ import main as orchestrate
     from orchestrator_agent.acceptance import Acceptance
-    from orchestrator_agent.conductor import Conductor
     from orchestrator_agent.outbox import Outbox
     from orchestrator_agent.reconciler import Reconciler
+    from orchestrator_agent.settlement import Settlement
     from orchestrator_agent.store.pool import Database
     from orchestrator_agent.store.tasks import TaskStore
+    from orchestrator_agent.transitions import Transitions
 
     probe = Probe()
     probe.measure(TaskStore, "apply", lambda _, batch: len(batch))
     probe.measure(TaskStore, "accept", lambda _, batch: len(batch))
     probe.measure(TaskStore, "mark_answered", lambda _, ids: len(ids))
     probe.measure(TaskStore, "trees", lambda _, ids: len(ids))
-    probe.measure(Conductor, "_settle", lambda _, deliveries, posted: len(deliveries))
-    probe.measure(Conductor, "_behind", lambda _, runs: len(runs))
+    probe.measure(Settlement, "settle", lambda _, deliveries, posted: len(deliveries))
+    probe.measure(Transitions, "_behind", lambda _, runs: len(runs))
     probe.measure(Acceptance, "accept", lambda _, deliveries: len(deliveries))
     probe.measure(Outbox, "deliver")
     probe.measure(Database, "fetch")
