@@ -50,10 +50,10 @@ from pantheon.bus import before_consumer, ensure_streams
 from pantheon.discovery import ensure_bucket
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
+from protocol.documents import documents
 from protocol.errors import PantheonError, SettingsError, StoreError
 from protocol.ids import new_id
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
-from protocol.schema import documents
 from protocol.streams import TASKS
 
 log = structlog.get_logger()

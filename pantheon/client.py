@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
 from pantheon.context import TaskContext
-from pantheon.process import nats_options
+from pantheon.credentials import nats_options
 from pantheon.settings import MeshSettings
 from protocol import subjects
 from protocol.errors import BusError, NotAccepted, ObjectMissing, PantheonError, TaskCancelled, TaskFailed

@@ -15,10 +15,11 @@ import psutil
 import structlog
 from pydantic import ValidationError
 
-from pantheon.agent import Agent
 from pantheon.background import end
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
 from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
+from pantheon.credentials import nats_options
+from pantheon.declaration import Declaration
 from pantheon.discovery import Discovery, Registration, make_discovery
 from pantheon.logs import configure_logging, set_level
 from pantheon.micro import Endpoint, MicroService
@@ -63,7 +64,7 @@ class AgentProcess:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Declaration,
         settings: MeshSettings,
         *,
         make_worker: "Callable[[AgentProcess], Awaitable[Conductor]] | None" = None,
@@ -320,29 +321,8 @@ def new_instance_id() -> str:
     return f"{host or 'host'}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def nats_options(settings: MeshSettings) -> dict[str, Any]:
-    """The client library's options for the credentials and TLS that the settings give."""
-    options: dict[str, Any] = {}
-    if settings.nats_creds is not None:
-        options["user_credentials"] = str(settings.nats_creds)
-    if settings.nats_user is not None:
-        options["user"] = settings.nats_user
-    if settings.nats_password is not None:
-        options["password"] = settings.nats_password.get_secret_value()
-    if settings.nats_token is not None:
-        options["token"] = settings.nats_token.get_secret_value()
-    if settings.nats_tls_ca is not None or settings.nats_tls_cert is not None:
-        import ssl
-
-        context = ssl.create_default_context(cafile=str(settings.nats_tls_ca) if settings.nats_tls_ca else None)
-        if settings.nats_tls_cert is not None:
-            context.load_cert_chain(str(settings.nats_tls_cert), str(settings.nats_tls_key or settings.nats_tls_cert))
-        options["tls"] = context
-    return options
-
-
 async def serve(
-    agent: Agent,
+    agent: Declaration,
     settings: MeshSettings,
     *,
     make_worker: Callable[[AgentProcess], Awaitable[Conductor]] | None = None,
@@ -384,7 +364,7 @@ async def serve(
 
 
 def run_agent(
-    agent: Agent,
+    agent: Declaration,
     *,
     make_worker: Callable[[AgentProcess], Awaitable[Conductor]] | None = None,
 ) -> int:

@@ -16,11 +16,11 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from pantheon.agent import Agent
 from pantheon.background import end
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold, times_delivered
 from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext, sayable
+from pantheon.declaration import Declaration
 from protocol import subjects
 from protocol.errors import BusError, ErrorCode, InvalidRequest, PantheonError, TaskFailure, TooLarge
 from protocol.ids import new_id
@@ -82,7 +82,7 @@ class Worker:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Declaration,
         bus: Bus,
         publisher: Publisher,
         *,

@@ -5,9 +5,7 @@ is added from the tables below. Whatever a model accepts in the form that PROTOC
 The output depends on the code alone: same code, same bytes.
 """
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -30,7 +28,7 @@ from protocol.workflow import STEP_KINDS, ExecuteDag, Workflow
 Document = dict[str, Any]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_ID_PREFIX = "urn:pantheon-mesh:protocol:1:"
+ID_PREFIX = "urn:pantheon-mesh:protocol:1:"
 _VALIDATION: JsonSchemaMode = "validation"
 
 # File name without its ending -> the model that it describes.
@@ -158,7 +156,7 @@ _NULL_MEANS_DEFAULT: dict[str, set[str]] = {"ExecuteDag": {"input"}}
 
 
 # A message's unknown fields are ignored; a file's unknown keys are mistakes, and an editor should say so.
-_CLOSED = "workflow"
+CLOSED = "workflow"
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -242,7 +240,7 @@ def _references(value: Any) -> set[str]:
     return set()
 
 
-def _needed(schema: Document, schemas: dict[str, Document]) -> dict[str, Document]:
+def needed_of(schema: Document, schemas: dict[str, Document]) -> dict[str, Document]:
     """The other schemas that this one refers to, directly or not."""
     found: set[str] = set()
     left = _references(schema)
@@ -251,40 +249,3 @@ def _needed(schema: Document, schemas: dict[str, Document]) -> dict[str, Documen
         found.add(name)
         left |= _references(schemas[name]) - found
     return {name: schemas[name] for name in sorted(found)}
-
-
-def documents() -> dict[str, Document]:
-    """Every document by its file name: `<message>.schema.json`, and `asyncapi.json`."""
-    # Late: the AsyncAPI document is made of the schemas of this module.
-    from protocol.asyncapi import asyncapi
-
-    schemas = model_schemas("#/$defs/{model}")
-    made: dict[str, Document] = {}
-    for file, model in MODELS.items():
-        schema = schemas[model.__name__]
-        document = {"$schema": DIALECT, "$id": f"{_ID_PREFIX}{file}", **schema}
-        if needed := _needed(schema, schemas):
-            document["$defs"] = needed
-        if file == _CLOSED:
-            document["additionalProperties"] = False
-            document["$defs"] = {name: {**one, "additionalProperties": False} for name, one in needed.items()}
-        made[f"{file}.schema.json"] = document
-    made["error-code.schema.json"] = {"$schema": DIALECT, "$id": f"{_ID_PREFIX}error-code", **error_codes()}
-    made["asyncapi.json"] = asyncapi()
-    return made
-
-
-def text_of(document: Document) -> str:
-    """A document as the text of its file."""
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def write(folder: Path) -> list[Path]:
-    """Write every document into a folder, which is made where it is not there; returns the files' paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, document in documents().items():
-        path = folder / name
-        path.write_text(text_of(document), encoding="utf-8")
-        paths.append(path)
-    return paths

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from orchestrator_agent.engine.events import CancelRequested, Happening, PauseRequested, ResumeRequested, Signalled
@@ -14,9 +14,6 @@ from orchestrator_agent.wire import final_response
 from pantheon.client import result_of
 from protocol.ids import new_id
 from protocol.messages import ErrorInfo, TaskResponse, Usage
-
-if TYPE_CHECKING:
-    from orchestrator_agent.testing.mesh import TestMesh
 
 # Longer than any wait of the language: who needs more says so.
 WITHIN = timedelta(days=400)
@@ -48,8 +45,21 @@ class StepView:
     completed_at: datetime | None
 
 
+class Clockwork(Protocol):
+    """What a task asks of the mesh that it is in: see `testing.mesh.TestMesh`."""
+
+    @property
+    def now(self) -> datetime: ...
+    async def until_ended(self, course: Course, within: timedelta | float | str) -> None: ...
+    async def operate(self, course: Course, happening: Happening, operation: UUID) -> dict[str, Any]: ...
+    def again(
+        self, course: Course, *, from_step: str | None, keep: bool, given: Mapping[str, Any] | None
+    ) -> "Task": ...
+    def explain(self, course: Course) -> str: ...
+
+
 class Task:
-    def __init__(self, mesh: "TestMesh", course: Course) -> None:
+    def __init__(self, mesh: Clockwork, course: Course) -> None:
         self._mesh = mesh
         self._course = course
 

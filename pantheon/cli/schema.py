@@ -18,7 +18,7 @@ def schema(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Accepted as everywhere; the documents are JSON.")] = False,
 ) -> None:
-    from protocol.schema import documents, write
+    from protocol.documents import documents, write
 
     if out is not None:
         try:

@@ -547,7 +547,7 @@ def test_a_mistake_of_its_own_is_one_line_unless_debugged(
     def broken() -> None:
         raise RuntimeError("odd\nthing")
 
-    monkeypatch.setattr("protocol.schema.documents", broken)
+    monkeypatch.setattr("protocol.documents.documents", broken)
     assert main(["schema"]) == 70
     err = capsys.readouterr().err
     assert err == "pantheon: RuntimeError: odd thing (a mistake of pantheon's own; --debug shows where)\n"

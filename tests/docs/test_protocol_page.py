@@ -14,7 +14,7 @@ from orchestrator_agent.intake import OPERATIONS
 from pantheon import Agent, TaskFailed
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
-from protocol import schema
+from protocol import documents, schema
 from protocol.discovery import DEREGISTER_AFTER_SECONDS, KV_BUCKET
 from protocol.errors import ErrorCode
 from protocol.events import EVENTS
@@ -24,7 +24,7 @@ from tests.docs.conftest import REPOSITORY, DocumentedMesh
 
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text(encoding="utf-8")
 EXAMPLES: list[tuple[str, str]] = re.findall(r"^```json (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-DOCUMENTS = schema.documents()
+DOCUMENTS = documents.documents()
 WAIT_SECONDS = 60.0
 
 

@@ -13,12 +13,12 @@ from nats.aio.msg import Msg
 from pantheon import Agent, TaskContext, TaskFailure
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
-from protocol import schema
+from protocol import documents
 from tests.docs.conftest import DocumentedMesh
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-ASYNCAPI = schema.documents()["asyncapi.json"]
+ASYNCAPI = documents.documents()["asyncapi.json"]
 WAIT_SECONDS = 60.0
 
 GRAPH: dict[str, Any] = {

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from protocol import schema
+from protocol import documents, schema
 from protocol.errors import ErrorCode
 from protocol.events import EVENTS, event
 from protocol.messages import Message, TaskRequest, parse_request, to_bytes
 from protocol.streams import ALL_STREAMS
 
 CHECKED_IN = Path(__file__).parents[2] / "docs" / "schemas"
-REGENERATE = "run: python -c 'import pathlib, protocol.schema as s; s.write(pathlib.Path(\"docs/schemas\"))'"
-DOCUMENTS = schema.documents()
+REGENERATE = "run: python -c 'import pathlib, protocol.documents as d; d.write(pathlib.Path(\"docs/schemas\"))'"
+DOCUMENTS = documents.documents()
 VALIDATORS = {file: jsonschema_rs.validator_for(DOCUMENTS[f"{file}.schema.json"]) for file in schema.MODELS}
 
 ID = "01960000-0000-7000-8000-000000000001"
@@ -162,7 +162,7 @@ def accepted_by_model(file: str, document: Mapping[str, Any]) -> bool:
 
 
 def test_the_checked_in_documents_are_what_the_code_makes() -> None:
-    made = {name: schema.text_of(document) for name, document in DOCUMENTS.items()}
+    made = {name: documents.text_of(document) for name, document in DOCUMENTS.items()}
     there = {path.name: path.read_text(encoding="utf-8") for path in CHECKED_IN.iterdir()}
     assert sorted(there) == sorted(made), REGENERATE
     for name, text in made.items():
@@ -170,8 +170,8 @@ def test_the_checked_in_documents_are_what_the_code_makes() -> None:
 
 
 def test_write_makes_the_folder_and_every_document_the_same_each_time(tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in schema.write(tmp_path / "new" / "folder")]
-    second = [path.read_bytes() for path in schema.write(tmp_path / "new" / "folder")]
+    first = [path.read_bytes() for path in documents.write(tmp_path / "new" / "folder")]
+    second = [path.read_bytes() for path in documents.write(tmp_path / "new" / "folder")]
     assert first == second
     assert len(first) == len(DOCUMENTS)
 
