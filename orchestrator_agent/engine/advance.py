@@ -56,10 +56,6 @@ def start(run: Run, *, directory: Directory, rules: Rules, now: datetime, reused
     return transition.ledger.decisions
 
 
-def _older(row: Row, root: Row) -> bool:
-    return row.created_at is not None and root.created_at is not None and row.created_at < root.created_at
-
-
 def _refusal(plan: StepPlan, signal: Signalled) -> ErrorInfo | None:
     """Why a step that waits for a signal of this name does not take this one."""
     assert plan.wait is not None
@@ -128,10 +124,12 @@ class _Transition(Endings):
     def _own_rows(self) -> Iterable[Row]:
         """Those that were not taken over from an earlier run: in this transition, or when the root was accepted, which
         left them older than it."""
-        root = self.run.root
         adopted = {row.task_id for row in self.ledger.decisions.made}
-        adopted |= {row.task_id for row in self.run.rows.values() if row.ended and _older(row, root)}
-        return (row for row in self.run.rows.values() if row is not root and row.task_id not in adopted)
+        return (
+            row
+            for row in self.run.rows.values()
+            if row is not self.run.root and row.task_id not in adopted and not self.run.reused(row)
+        )
 
     # -- attempts -----------------------------------------------------------------------------------------------------
 

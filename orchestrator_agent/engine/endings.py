@@ -188,6 +188,9 @@ def to_undo(run: Run, scope: Scope, *, again: bool = False) -> list[Undo]:
     def gather(inside: Scope) -> None:
         order = {name: index for index, name in enumerate(inside.plan.steps)}
         for row in children.get(inside.row.task_id, ()):
+            if run.reused(row):
+                # It is the work of another task, which stands as it ended.
+                continue
             plan = inside.plan.steps[row.step or ""]
             take(row, plan, inside.variables, order[plan.name], newest=inside.rows.get(plan.name) is row)
 

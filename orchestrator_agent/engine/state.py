@@ -219,6 +219,13 @@ class Run:
             return None
         return row
 
+    def reused(self, row: Row) -> bool:
+        """Whether a step's row was taken over from an earlier run: it had ended before its root was there."""
+        if self.facts.replay_of is None or not row.ended:
+            return False
+        made, began = row.created_at, self.root.created_at
+        return made is not None and began is not None and made < began
+
     def step_plan(self, row: Row) -> StepPlan:
         """The plan of the step that a row runs, stands in for or undoes."""
         assert row.parent_task_id is not None

@@ -37,7 +37,7 @@ where r.task_id = r.root_task_id and r.answered_at is null
         and not exists (select 1 from tasks c where c.root_task_id = t.root_task_id and c.parent_task_id = t.task_id
                         and c.role <> 'signal'
                         -- What it took over from an earlier run is older than it.
-                        and (c.completed_at is null or c.created_at >= t.created_at)))
+                        and (t.replay_of is null or c.completed_at is null or c.created_at >= t.created_at)))
     or (t.task_id = t.root_task_id and t.status in ('running', 'paused', 'waiting') and t.deadline_at <= $4))
 limit $1
 """

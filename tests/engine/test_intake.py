@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
-from orchestrator_agent.engine.events import Begin
-from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.engine.events import Answered, Begin
+from orchestrator_agent.engine.state import Role, Run, Status
 from orchestrator_agent.intake import Replayed
 from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
 from protocol import TaskRequest, TaskResponse, new_id, parse_request, salvage_ids
@@ -263,6 +263,31 @@ def test_a_replay_of_which_nothing_is_left_to_do_ends_when_its_turn_has_come(wor
     course = Course(world, *replay(world, old, None, keep_completed=True))
     let_in(course)
     assert (course.status, course.result) == ("completed", {"a": 1})
+
+
+def test_what_a_replay_reuses_is_not_undone_when_it_fails(world: World) -> None:
+    """The old task had completed, and stays so: its seat was given back all the same."""
+    undo = {"compensate": {"task": "undo", "with": {"of": "${result}"}}}
+    steps = {"seat": {"task": "x", **undo}, "mail": {"task": "x", "needs": ["seat"], **undo}}
+    world.add("trip", steps={**steps, "pay": {"task": "x", "needs": ["mail"], "retry": {"max_attempts": 1}}})
+    old = world.request("trip")
+    for name in ("seat", "mail", "pay"):
+        old.happen(old.completed(name, f"old {name}"))
+    assert old.status == "completed"
+    world.now += timedelta(minutes=1)
+    course = Course(world, *replay(world, old, "mail"))
+    course.restart()
+    course.happen(course.completed("mail", "new mail"))
+    course.happen(course.failed("pay"))
+    assert course.status == "compensating"
+    undone = [row for row in course.run.rows.values() if row.role is Role.COMPENSATION]
+    assert [json.loads(row.payload or b"") for row in undone] == [{"of": "new mail"}]
+    course.restart()
+    (row,) = undone
+    course.happen(Answered(row.root_task_id, row.task_id, row.attempt, "completed"))
+    assert course.status == "failed"
+    assert course.run.root.error is not None
+    assert course.run.root.error.code == "step_failed"
 
 
 def let_in(course: Course) -> None:
