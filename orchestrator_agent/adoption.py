@@ -1,4 +1,5 @@
-"""Adoption: this process lives, and says so; what processes that died owe, it publishes and takes over.
+"""Adoption: this process lives, and says so; what processes that died owe, it publishes and takes over. For one that
+lives and does not reach the broker it publishes too.
 
 See ADR 0004. It looks every two seconds or so, in a loop of its own: a long sweep must not hold it up.
 """
@@ -20,6 +21,7 @@ from orchestrator_agent.store.processes import DeadProcess, Processes
 from pantheon.background import end
 from pantheon.bus import Bus, Publisher, stream_mark
 from protocol.errors import BusError, StoreError
+from protocol.messages import now
 from protocol.streams import TASKS
 
 log = structlog.get_logger()
@@ -27,6 +29,8 @@ log = structlog.get_logger()
 LOOK_SECONDS = 2.0
 # Rows of a process that nobody knows any more: one look at all open roots, so not often.
 STRAYS_SECONDS = 30.0
+# A broker that is away for everybody is not waited for by saying more.
+HELP_AFTER_SECONDS = 10.0
 
 
 # Whose rows are said, and after which loss or note.
@@ -65,6 +69,8 @@ class Adoption:
         self._poke = asyncio.Event()
         self._losses = 0
         self._said: dict[Occasion, Said] = {}
+        # What was said for processes that live, and do not reach the broker.
+        self._helped: dict[UUID, set[tuple[Any, ...]]] = {}
         self._strays_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._unhook: Callable[[], None] = lambda: None
@@ -146,7 +152,9 @@ class Adoption:
         """Say what a dead process may not have said, and only then take its rows over: whoever dies in between leaves
         all of it to the next."""
         if not await self._lock.try_other(dead.lock_key):
+            await self._help(dead)
             return
+        self._helped.pop(dead.process_id, None)
         try:
             rows = await self._processes.owed(dead.process_id)
             unsure = dead.may_owe(rows)
@@ -157,6 +165,21 @@ class Adoption:
                 log.info("process.adopted", process_id=str(dead.process_id), rows=adopted, again=len(unsure))
         finally:
             await self._lock.leave_other(dead.lock_key)
+
+    async def _help(self, other: DeadProcess) -> None:
+        """Say for a process that lives what it cannot say itself: it reaches the database, and not the broker, which
+        this one does. Its rows stay its own; what it says again later, the broker has already."""
+        since = other.unpublished_since
+        if since is None or other.owes_all or (now() - since).total_seconds() < HELP_AFTER_SECONDS:
+            self._helped.pop(other.process_id, None)
+            return
+        said = self._helped.setdefault(other.process_id, set())
+        rows = other.may_owe(await self._processes.owed(other.process_id))
+        fresh = {_key(row): row for row in rows if _key(row) not in said}
+        if fresh:
+            log.info("process.helped", process_id=str(other.process_id), rows=len(fresh))
+            await self._debts.say_again(fresh.values())
+            said |= fresh.keys()
 
     async def _adopt_strays(self) -> None:
         """A process that came back from a long pause works before it has entered itself again. If it dies just then,

@@ -47,6 +47,9 @@ RESPONSES_CONSUMER = ConsumerSpec(
     max_ack_pending=20_000,
 )
 HOLD_SECONDS = 3.0
+# What is not written after this time is left to the broker: another orchestrator may reach the database that this one
+# does not. Reading a large value may take ten seconds and more.
+STUCK_SECONDS = 20.0
 # One batch is decided on while another is being written. More would only make the batches smaller.
 BATCHES_IN_FLIGHT = 2
 # Messages that name an object are a batch of their own each, so that nobody waits for their values; together these may
@@ -115,6 +118,8 @@ class Conductor:
         self._loops: list[asyncio.Task[None]] = []
         # By identity: a delivery is not hashable.
         self._held: dict[int, Delivery] = {}
+        self._emptied = asyncio.Event()
+        self._paused = False
 
     # -- what an AgentProcess asks of its worker -----------------------------------------------------------------------
 
@@ -150,9 +155,11 @@ class Conductor:
         await self._responses.wait_ready()
 
     def pause(self) -> None:
+        self._paused = True
         self._requests.pause()
 
     def resume(self) -> None:
+        self._paused = False
         self._requests.resume()
 
     def resize(self, max_concurrency: int) -> None:
@@ -268,10 +275,16 @@ class Conductor:
 
     async def _hold(self) -> None:
         """In-progress acks for what waits for Postgres, so that the broker does not give it out again, and in the end
-        takes it for poison."""
+        takes it for poison; for a while."""
+        loop = asyncio.get_running_loop()
         before: set[int] = set()
+        since: dict[int, float] = {}
         while True:
             await asyncio.sleep(HOLD_SECONDS)
+            since = {one: since.get(one, loop.time()) for one in self._held}
+            if since and loop.time() - min(since.values()) > STUCK_SECONDS:
+                await self._leave_to_others()
+                since.clear()
             waiting = [*self._requests.waiting, *self._responses.waiting]
             # Under load there is always something that has just arrived.
             still = [one for one in waiting if id(one) in before]
@@ -279,9 +292,26 @@ class Conductor:
             for delivery in [*self._held.values(), *still]:
                 await hold(delivery)
 
+    async def _leave_to_others(self) -> None:
+        """Give everything back and take nothing, until what is at work here is written after all: then it changes
+        nothing that another process has written meanwhile."""
+        log.warning("conductor.stuck", held=len(self._held))
+        self._requests.pause()
+        self._responses.pause()
+        for delivery in self._held.values():
+            await hand_back(delivery)
+        self._emptied.clear()
+        if self._held:
+            await self._emptied.wait()
+        self._responses.resume()
+        if not self._paused:
+            self._requests.resume()
+
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._held.pop(id(delivery), None)
+        if not self._held:
+            self._emptied.set()
 
 
 def _apart(deliveries: Sequence[Delivery], mark: bytes) -> tuple[Sequence[Delivery], Sequence[Delivery]]:

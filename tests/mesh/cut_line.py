@@ -1,4 +1,4 @@
-"""A line to Postgres that can stop carrying answers, and be cut: what was committed, and nobody was told of."""
+"""A line to Postgres, or to the broker, that can stop carrying answers, be cut, and stay cut."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,21 +12,23 @@ _BIND = b"B"
 
 
 class CutLine:
-    """Carries connections to a Postgres on loopback. `mute` holds back what answers a statement, `cut` ends every
-    connection."""
+    """Carries connections to a server on loopback. `mute` holds back what answers a statement of Postgres's, `cut` ends
+    every connection, `refuse` lets no new one through either until `restore`."""
 
     def __init__(self, url: str) -> None:
         self._split = urlsplit(url)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._about: bytes | None = None
+        self._port = 0
+        self._carriers: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
         user = self._split.netloc.rpartition("@")[0]
-        return self._split._replace(netloc=f"{user}@127.0.0.1:{port}" if user else f"127.0.0.1:{port}").geturl()
+        return self._split._replace(
+            netloc=f"{user}@127.0.0.1:{self._port}" if user else f"127.0.0.1:{self._port}"
+        ).geturl()
 
     def mute(self, about: UUID) -> None:
         """From now on whoever runs a statement with this id among its arguments hears nothing more."""
@@ -38,7 +40,21 @@ class CutLine:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def refuse(self) -> None:
+        """End every connection, and refuse new ones."""
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+
+    async def restore(self) -> None:
+        """Carry connections again, at the same address."""
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", self._port)
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._carriers.add(task)
+        task.add_done_callback(self._carriers.discard)
         from_server, to_server = await asyncio.open_connection(
             self._split.hostname or "localhost", self._split.port or 5432
         )
@@ -71,8 +87,13 @@ class CutLine:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["CutLine"]:
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self._port = self._server.sockets[0].getsockname()[1]
         try:
             yield self
         finally:
             self._server.close()
             self.cut()
+            if self._carriers:
+                await asyncio.wait(self._carriers)
+            # Aborted transports close in the loop's next turn.
+            await asyncio.sleep(0)
