@@ -58,7 +58,7 @@ async def test_the_page_names_every_operation_of_the_client() -> None:
 
 async def test_the_page_names_every_hook_and_every_member_of_the_context() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    hooks = {name for name in vars(Agent) if name.startswith("on_") or name.endswith("_task")}
+    hooks = {name for name in dir(Agent) if name.startswith("on_") or name.endswith("_task")}
     assert len(hooks) == 6
     for name in hooks:
         assert f"| `{name}` |" in text
