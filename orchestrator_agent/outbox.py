@@ -76,7 +76,7 @@ class Outbox:
         for agent, task_id, attempt, reason in decisions.stopped:
             self._go_beside(self._stops.say(agent, task_id, attempt, reason), "stop-attempt")
         for entity, name, data in decisions.events:
-            await self._bus.publish_quietly(*event(entity, name, self._source, data, at=decisions.at))
+            await self.say(entity, name, data, decisions.at)
         for moment in decisions.wake_at:
             self.on_wake_at(moment)
 
@@ -85,9 +85,9 @@ class Outbox:
             seconds = (root.completed_at - root.created_at).total_seconds()
             self.on_ended(root.task_type, seconds, root.error.message if root.error is not None else None)
 
-    async def say(self, entity: str, name: str, data: dict[str, object]) -> None:
-        """Publish an event; it may be lost, it never fails."""
-        await self._bus.publish_quietly(*event(entity, name, self._source, data))
+    async def say(self, entity: str, name: str, data: dict[str, object], at: datetime | None = None) -> None:
+        """Publish an event of a moment (None: now); it may be lost, it never fails."""
+        await self._bus.publish_quietly(*event(entity, name, self._source, data, at=at))
 
     async def dispatch(self, run: Run, row: Row, at: datetime | None = None, *, again: str = "") -> None:
         """Publish a row's current attempt, at a moment (None: now); the same attempt published twice is one message.

@@ -9,20 +9,20 @@ from uuid import UUID
 
 import structlog
 
+from orchestrator_agent.broker_watch import WATCHED
 from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.state import Status
 from orchestrator_agent.store.processes import Processes
 from pantheon.background import end
-from pantheon.bus import OBJECTS_STREAM, Bus, Purge, Subscription, on_purge
+from pantheon.bus import Bus, Purge, Subscription, on_purge
 from protocol import subjects
 from protocol.errors import BusError, StoreError
 from protocol.messages import now
-from protocol.streams import RESPONSES, TASKS
+from protocol.streams import TASKS
 
 log = structlog.get_logger()
 
 AGAIN_SECONDS = 2.0
-WATCHED = (TASKS.name, RESPONSES.name, OBJECTS_STREAM)
 
 
 class Purges:

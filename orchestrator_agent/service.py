@@ -226,11 +226,12 @@ class Orchestrator:
             taker=taker,
             circuits=circuits,
         )
+        processes = Processes(database)
         adoption = Adoption(
             process.bus,
             process.publisher,
             lock=lock,
-            processes=Processes(database),
+            processes=processes,
             debts=debts,
             outbox=outbox,
         )
@@ -242,7 +243,7 @@ class Orchestrator:
             uses_kv=not self._settings.uses_consul,
             on_lost=adoption.broker_lost,
         )
-        purges = Purges(process.bus, process_id=lock.process_id, processes=Processes(database), debts=debts)
+        purges = Purges(process.bus, process_id=lock.process_id, processes=processes, debts=debts)
         queries = Queries(
             process.bus,
             process.objects,
