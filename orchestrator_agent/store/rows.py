@@ -167,13 +167,17 @@ class _Builder:
             return
         self._item(row, plan, scope)
 
+    def _matters(self, row: Row) -> bool:
+        """Whether anything can still come of a workflow's row; one that was refused before it began has no payload."""
+        return not row.ended or (self.undoes and row.payload is not None)
+
     def _given_out(self, row: Row, depth: int) -> None:
         """The tasks that an agent delegated while it worked on this one."""
         for child in self.children.get(row.task_id, ()):
             if child.role is not Role.DELEGATED:
                 continue
             self.run.delegated.setdefault(row.task_id, []).append(child)
-            if child.ended and not self.undoes:
+            if not self._matters(child):
                 continue
             given = json.loads(child.payload or b"{}")
             if child.workflow_version is not None:
@@ -208,7 +212,7 @@ class _Builder:
             inner = self.plans.version(row.workflow_version)
         if inner is None:
             self._given_out(row, scope.depth)
-        elif not row.ended or self.undoes:
+        elif self._matters(row):
             self._scope(row, inner, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
 
     @staticmethod

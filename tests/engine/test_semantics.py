@@ -17,7 +17,7 @@ from orchestrator_agent.engine.events import (
     ResumeRequested,
     Signalled,
 )
-from orchestrator_agent.engine.state import Role, Row
+from orchestrator_agent.engine.state import Role, Row, Status
 from orchestrator_agent.intake import Replayed
 from orchestrator_agent.workflows.plan import Plan
 from protocol import ErrorInfo, TaskRequest, new_id
@@ -292,6 +292,21 @@ def test_a_graph_that_an_agent_gives_out_inline_survives_a_restart(world: World)
     decisions = course.complete("a/execute_dag/j", 2)
     assert [row.task_id for row in decisions.answers] == [child]
     assert course.run.rows[child].result == b"2"
+
+
+def test_a_graph_refused_for_its_depth_does_not_break_what_is_undone_after_a_restart(world: World) -> None:
+    """It never began, so its row has no graph; reading it back as a workflow broke the whole task."""
+    steps = {"a": undoable(), "b": {"steps": {"i": task(needs=[])}, "needs": ["a"]}}
+    course = world.request("execute_dag", {"steps": steps, "budget": {"depth": 1}})
+    course.complete("a", 1)
+    plan, given = world.library.inline({"steps": {"j": undoable()}})
+    child = given_out(course, course.row("b/i"), "execute_dag", plan, payload=given)
+    assert course.run.rows[child].status is Status.CANCELLED
+    course.restart()
+    assert all(scope.depth <= 1 for scope in course.run.scopes.values())
+    assert undo_next(course) == "a"
+    assert course.error.code == "budget_exceeded"
+    assert course.error.details == {"budget": "depth"}
 
 
 @pytest.mark.parametrize("parent", ["compensation", "fallback"])
