@@ -7,13 +7,14 @@ fill: a lone message is a batch of one, and under load the next batch gathers wh
 import asyncio
 import os
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from uuid import UUID
 
 import structlog
 
 from orchestrator_agent.acceptance import Acceptance
+from orchestrator_agent.arrivals import Arrivals
 from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import CancelRequested, Happening
@@ -79,12 +80,14 @@ class Conductor:
         debts: Debts,
         rules: Rules,
         max_concurrency: int,
+        looks_ahead: Callable[[], bool] = lambda: True,
     ) -> None:
         self._runs = runs
         self.outbox = outbox
         debts.post = self.post
         self.max_concurrency = max_concurrency
         self._requests = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH)
+        self._arrivals = Arrivals(bus, self._requests, known=reader.known, looks_ahead=looks_ahead)
         self._responses = Puller(bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH)
         self.acceptance = Acceptance(
             publisher,
@@ -156,11 +159,11 @@ class Conductor:
 
     def pause(self) -> None:
         self._paused = True
-        self._requests.pause()
+        self._arrivals.pause()
 
     def resume(self) -> None:
         self._paused = False
-        self._requests.resume()
+        self._arrivals.resume()
 
     def resize(self, max_concurrency: int) -> None:
         """How many tasks are open is the requesters' affair; the database holds them."""
@@ -187,7 +190,7 @@ class Conductor:
     async def drain(self, grace_seconds: float) -> None:
         """Take no more, write what was taken; what was not goes back to the broker."""
         self._stopping = True
-        left = [*await self._requests.stop(), *await self._responses.stop()]
+        left = [*await self._arrivals.stop(), *await self._responses.stop()]
         self._wake.set()
         if self._loops:
             await asyncio.wait([*self._loops[:2], *self._large], timeout=max(0.1, min(grace_seconds, 10)))
@@ -200,8 +203,9 @@ class Conductor:
 
     async def _take_requests(self) -> None:
         while not self._stopping:
-            deliveries = await self._requests.take(INTAKE_BATCH)
-            self._held.update((id(one), one) for one in deliveries)
+            deliveries = await self._arrivals.take(INTAKE_BATCH)
+            # What was read ahead is nobody's to hold.
+            self._held.update((id(one), one) for one in deliveries if one.reply)
             small, large = _apart(deliveries, PAYLOAD_REF)
             for one in large:
                 self._go_beside(self._accept_whole([one]))
@@ -211,9 +215,10 @@ class Conductor:
     async def _accept_whole(self, deliveries: Sequence[Delivery]) -> None:
         try:
             await self.acceptance.accept(deliveries)
+            await self._arrivals.accepted(deliveries)
         finally:
             self._let_go(deliveries)
-            self._requests.release(len(deliveries))
+            self._arrivals.release(deliveries)
 
     def _go_beside(self, batch: Coroutine[Any, Any, None]) -> None:
         """Work on a message with a large value beside the batches of the others."""
@@ -285,7 +290,7 @@ class Conductor:
             if since and loop.time() - min(since.values()) > STUCK_SECONDS:
                 await self._leave_to_others()
                 since.clear()
-            waiting = [*self._requests.waiting, *self._responses.waiting]
+            waiting = [*self._arrivals.waiting, *self._responses.waiting]
             # Under load there is always something that has just arrived.
             still = [one for one in waiting if id(one) in before]
             before = {id(one) for one in waiting}
@@ -296,7 +301,7 @@ class Conductor:
         """Give everything back and take nothing, until what is at work here is written after all: then it changes
         nothing that another process has written meanwhile."""
         log.warning("conductor.stuck", held=len(self._held))
-        self._requests.pause()
+        self._arrivals.pause()
         self._responses.pause()
         for delivery in self._held.values():
             await hand_back(delivery)
@@ -305,7 +310,7 @@ class Conductor:
             await self._emptied.wait()
         self._responses.resume()
         if not self._paused:
-            self._requests.resume()
+            self._arrivals.resume()
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

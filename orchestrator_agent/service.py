@@ -181,6 +181,8 @@ class Orchestrator:
             debts=debts,
             rules=rules,
             max_concurrency=ORCHESTRATOR_CONCURRENCY,
+            # One of several is enough; where it is away, requests are accepted in the order of their arrival.
+            looks_ahead=lambda: taker.first_process in (None, lock.process_id),
         )
         taker = Taker(
             gate,

@@ -239,7 +239,7 @@ class Line:
         records = await self._database.fetch(HOPELESS, list(queues), limit)
         return [(record["root_task_id"], record["task_id"]) for record in records]
 
-    async def processes(self) -> int:
-        """How many orchestrators share the work."""
-        records = await self._database.fetch("select count(*) as count from orchestrators")
-        return max(1, int(records[0]["count"]))
+    async def processes(self) -> list[UUID]:
+        """The orchestrators that share the work, the oldest first."""
+        records = await self._database.fetch("select process_id from orchestrators order by process_id")
+        return [record["process_id"] for record in records]

@@ -67,6 +67,8 @@ class Taker:
         self._in_broker = in_broker
         self._paused_workflows = paused_workflows
         self._elsewhere = elsewhere
+        # Of the orchestrators that share the work, the oldest.
+        self.first_process: UUID | None = None
         self._wake = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._takes: dict[tuple[str, ...], asyncio.Task[None]] = {}
@@ -218,8 +220,10 @@ class Taker:
             self._gate.window.correct(agent, in_broker, before)
 
     async def count_processes(self) -> None:
-        """Ask how many orchestrators share the work. Raises StoreError."""
-        self._gate.window.processes = await self._gate.line.processes()
+        """Ask how many orchestrators share the work, and which is the first of them. Raises StoreError."""
+        processes = await self._gate.line.processes()
+        self._gate.window.processes = max(1, len(processes))
+        self.first_process = processes[0] if processes else None
 
     async def look(self) -> None:
         """The sweep's part: what other processes have put into the line, how many they are, and who waits in vain.

@@ -5,17 +5,27 @@ from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import OBJECTS_STREAM, Objects, ensure_objects
 from pantheon.bus.publisher import Publisher
 from pantheon.bus.puller import Puller
-from pantheon.bus.stored import before_consumer, remove_stored, stored_at, stored_from
+from pantheon.bus.stored import (
+    NoBatches,
+    Stored,
+    before_consumer,
+    remove_stored,
+    stored_at,
+    stored_batch,
+    stored_from,
+)
 from pantheon.bus.streams import Purge, ensure_streams, on_purge, stream_mark
 
 __all__ = [
     "OBJECTS_STREAM",
     "Bus",
     "Delivery",
+    "NoBatches",
     "Objects",
     "Publisher",
     "Puller",
     "Purge",
+    "Stored",
     "Subscription",
     "acknowledge",
     "before_consumer",
@@ -26,6 +36,7 @@ __all__ = [
     "on_purge",
     "remove_stored",
     "stored_at",
+    "stored_batch",
     "stored_from",
     "stream_mark",
     "times_delivered",

@@ -21,9 +21,11 @@ def times_delivered(delivery: Delivery) -> int:
 
 
 async def acknowledge(delivery: Delivery) -> None:
-    """Done with it."""
+    """Done with it. What was read from its stream, and not delivered, has no one to tell."""
     client = delivery._client
-    if isinstance(client, Client) and delivery.reply and not delivery.is_acked:
+    if not delivery.reply:
+        return
+    if isinstance(client, Client) and not delivery.is_acked:
         delivery._ackd = client.post(delivery.reply, b"")
     if delivery.is_acked:
         return
