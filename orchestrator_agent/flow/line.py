@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from orchestrator_agent.engine.decisions import Wanted
-from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.pool import NO_FLUSH, Database
 from protocol.messages import json_bytes
 
 # A row that waits gains one level of priority in this time: none starves.
@@ -126,7 +126,7 @@ order by n.number
 TAKE = "with " + _HEADS + _SHOWN.format(source="picked")
 # Several orchestrators: what one has taken, the others pass by. The row is looked at again under its lock. One by one
 # (the lateral's limit), and asked for what waits only then: with statistics from before the line grew, Postgres would
-# rather read all of it by the index of what waits.
+# rather read all of it by the index of what waits. A claim that a crash of Postgres takes back was over in a moment.
 CLAIM = f"""
 with {_HEADS}, free as (
     select l.root_task_id, l.task_id, n.number from picked n, lateral (
@@ -136,7 +136,7 @@ with {_HEADS}, free as (
     where l.position is not null and (l.claimed_until is null or l.claimed_until < now())
 ), claimed as (
     update tasks t set claimed_until = now() + interval '{CLAIM_SECONDS} s'
-    from free f where t.root_task_id = f.root_task_id and t.task_id = f.task_id
+    from free f where t.root_task_id = f.root_task_id and t.task_id = f.task_id and {NO_FLUSH}
     returning t.root_task_id, t.task_id, f.number
 )
 """ + _SHOWN.format(source="claimed")

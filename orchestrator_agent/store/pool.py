@@ -53,6 +53,9 @@ _SESSION = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
 }
+# A condition, always true, that has the statement's own transaction committed without waiting for the disk: for notes
+# that a crash of Postgres may take back. It is looked at once in a statement.
+NO_FLUSH = "(select set_config('synchronous_commit', 'off', true)) is not null"
 COMMAND_TIMEOUT_SECONDS = 60.0
 # A process that is frozen keeps its connections: the kernel answers for it. So the session of its lock ends when
 # nothing was said in it for this time, as long as TCP's keepalives take with a host that vanished.

@@ -11,7 +11,7 @@ import asyncpg
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.store.age import surely_new
-from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.pool import NO_FLUSH, Database
 from orchestrator_agent.store.rows import COLUMNS
 from orchestrator_agent.store.statements import (
     ACCEPTED,
@@ -28,9 +28,10 @@ from orchestrator_agent.store.statements import (
 from protocol.errors import PantheonError
 from protocol.messages import Usage, json_bytes, now
 
-ANSWERED = """
+# The note only saves a publish of the same bytes after a crash: it need not wait for the disk.
+ANSWERED = f"""
 update tasks t set answered_at = now() from unnest($1::uuid[], $2::uuid[]) as u(root_task_id, task_id)
-where t.root_task_id = u.root_task_id and t.task_id = u.task_id and t.answered_at is null
+where t.root_task_id = u.root_task_id and t.task_id = u.task_id and t.answered_at is null and {NO_FLUSH}
 """
 
 
