@@ -26,7 +26,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.mark.parametrize("statement", [ANSWERED, CLAIM], ids=["answered", "claimed"])
-async def test_a_note_does_not_wait_for_the_disk_and_the_next_statement_does(database: Database, statement: str) -> None:
+async def test_a_note_does_not_wait_for_the_disk_and_the_next_does(database: Database, statement: str) -> None:
     task_id = new_id()
     await database.execute(INSERT, task_id, datetime.now(UTC))
     nobody: list[UUID] = []
