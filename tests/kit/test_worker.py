@@ -12,6 +12,7 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 from pydantic import BaseModel
 
+import pantheon.answers
 import pantheon.worker
 from pantheon import Agent, TaskContext, TaskFailure
 from pantheon.bus import ensure_streams
@@ -299,7 +300,7 @@ async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Ri
 async def test_answers_are_remembered_by_what_they_weigh(
     rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pantheon.worker, "REMEMBERED_BYTES", 3000)
+    monkeypatch.setattr(pantheon.answers, "REMEMBERED_BYTES", 3000)
     runs: list[UUID] = []
 
     @agent.task("thousand")
