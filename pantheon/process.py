@@ -187,7 +187,7 @@ class AgentProcess:
         if self._make_worker is not None:
             self.worker = await self._make_worker(self)
         else:
-            from pantheon.client import Delegation
+            from pantheon.delegation import Delegation
 
             self.worker = Worker(
                 self.agent,
