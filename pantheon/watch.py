@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from pantheon.background import end
 from pantheon.bus import Bus, Delivery
 from protocol import subjects
 
@@ -58,12 +59,13 @@ async def watch(
     if on_listening is not None:
         on_listening()
     ended = asyncio.ensure_future(until_ended())
+    getting = asyncio.ensure_future(queue.get())
     try:
         while True:
-            getting = asyncio.ensure_future(queue.get())
             await asyncio.wait({getting, ended}, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
                 seen = getting.result()
+                getting = asyncio.ensure_future(queue.get())
                 yield seen
                 if seen.kind in ENDS:
                     return
@@ -77,7 +79,7 @@ async def watch(
                     return
             return
     finally:
-        ended.cancel()
+        await end((ended, getting))
         for subscription in subscriptions:
             await bus.unsubscribe(subscription)
 
