@@ -93,7 +93,15 @@ class Runner:
             status, error = "cancelled", ErrorInfo(code=ErrorCode.CANCELLED, message=running.stop_reason)
         except Exception as raised:
             running.answering = True
-            error = self._error_of(request, raised)
+            if not isinstance(raised, PantheonError):
+                log.warning(
+                    "task.raised",
+                    task_id=str(request.task_id),
+                    task_type=request.task_type,
+                    attempt=request.attempt,
+                    exc_info=raised,
+                )
+            error = error_of(raised)
             status = "cancelled" if error.code == ErrorCode.CANCELLED else "failed"
             await self._call_hooks("error", context, raised)
         running.answering = True
@@ -159,30 +167,6 @@ class Runner:
             raise InvalidRequest("payload: must be an object", field="payload")
         return request.model_copy(update={"payload": payload, "payload_ref": None})
 
-    def _error_of(self, request: TaskRequest, raised: Exception) -> ErrorInfo:
-        if isinstance(raised, PantheonError):
-            try:
-                return ErrorInfo.of(raised)
-            except ValidationError as error:
-                log.warning("task.error_invalid", task_type=request.task_type, error=str(error))
-                return ErrorInfo(
-                    code=ErrorCode.INTERNAL_ERROR,
-                    message=sayable(f"{raised.code}: {raised.message}"),
-                    retryable=bool(raised.retryable),
-                )
-        log.warning(
-            "task.raised",
-            task_id=str(request.task_id),
-            task_type=request.task_type,
-            attempt=request.attempt,
-            exc_info=raised,
-        )
-        return ErrorInfo(
-            code=ErrorCode.INTERNAL_ERROR,
-            message=sayable(f"{type(raised).__name__}: {raised}".strip(": ")),
-            retryable=True,
-        )
-
     async def _call_hooks(self, moment: str, *arguments: Any) -> None:
         """Hooks that look on must not change the outcome."""
         if not self._agent.has_hooks(moment):
@@ -201,3 +185,19 @@ class Runner:
 
     async def _progress(self, progress: TaskProgress) -> None:
         await self._bus.publish_quietly(subjects.progress(self._agent.name, progress.root_task_id), to_bytes(progress))
+
+
+def error_of(raised: Exception) -> ErrorInfo:
+    """What an exception of a handler is on the wire."""
+    if isinstance(raised, PantheonError):
+        try:
+            return ErrorInfo.of(raised)
+        except ValidationError as error:
+            log.warning("task.error_invalid", error=str(error))
+            return ErrorInfo(
+                code=ErrorCode.INTERNAL_ERROR,
+                message=sayable(f"{raised.code}: {raised.message}"),
+                retryable=bool(raised.retryable),
+            )
+    message = sayable(f"{type(raised).__name__}: {raised}".strip(": "))
+    return ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message, retryable=True)
