@@ -162,7 +162,7 @@ async def test_whoever_observes_is_told_of_every_attempt(rig: Rig, agent: Agent)
 # -- the order: answer, then acknowledge ----------------------------------------------------------------------------
 
 
-async def test_a_task_is_acknowledged_after_its_answer_is(rig: Rig, agent: Agent) -> None:
+async def test_a_task_is_acknowledged_after_its_answer_is(rig: Rig, agent: Agent, quick: None) -> None:
     """Without the stream of responses nobody can acknowledge an answer: the task must stay in the queue till it is."""
     await rig.worker(agent)
     await rig.js.delete_stream("AGENT_RESPONSES")
