@@ -8,7 +8,7 @@ from uuid import UUID
 import structlog
 
 from pantheon.bus import Bus, Delivery, Publisher, Subscription, remove_stored, stored_at, stored_from
-from pantheon.worker import publish_dead_letter
+from pantheon.dead_letter import publish_dead_letter
 from protocol import subjects
 from protocol.errors import BusError, ErrorCode
 from protocol.messages import DeadLetter, ErrorInfo, salvage_ids

@@ -4,9 +4,8 @@ The rows are the outbox, this is only the hand that delivers: what dies with thi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import datetime
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -97,14 +96,14 @@ class Outbox:
         if row.agent is None:
             return
         ref = self._objects.ref(row.root_task_id, row.payload)
-        message = (subjects.task(row.agent), task_request(run, row, ref), row.task_id)
-        message_id = f"{attempt_id(row)}:{again}" if again else attempt_id(row)
-        headers = request_headers(run, row, at or now())
-        if ref is None:
-            await self._send(*message, message_id=message_id, headers=headers)
-        else:
-            send = partial(self._send, *message, message_id=message_id, headers=headers)
-            await self._behind_its_value(ref, row.root_task_id, row.payload, send, dispatched_at=row.dispatched_at)
+        sending = self._send(
+            subjects.task(row.agent),
+            task_request(run, row, ref),
+            row.task_id,
+            message_id=f"{attempt_id(row)}:{again}" if again else attempt_id(row),
+            headers=request_headers(run, row, at or now()),
+        )
+        await self._behind_its_value(ref, row.root_task_id, row.payload, sending, dispatched_at=row.dispatched_at)
 
     @property
     def waiting_since(self) -> datetime | None:
@@ -124,20 +123,20 @@ class Outbox:
         ref: ObjectRef | None,
         root_task_id: UUID,
         value: bytes | None,
-        send: Callable[..., Awaitable[None]],
-        *message: Any,
+        sending: Coroutine[Any, Any, None],
+        *,
         dispatched_at: datetime | None = None,
-        **options: Any,
     ) -> None:
         """Send a message; one that names an object, in the background, when the object is there."""
         if ref is None or value is None:
-            await send(*message, **options)
+            await sending
         else:
-            sending = partial(send, *message, **options)
-            self._go_beside(self._put_and_send(root_task_id, value, sending, dispatched_at), "put-and-send")
+            work = self._go_beside(self._put_and_send(root_task_id, value, sending, dispatched_at), "put-and-send")
+            # Where it ends before it sends (a limit, a stop), the sending never began.
+            work.add_done_callback(lambda _: sending.close())
 
     async def _put_and_send(
-        self, root_task_id: UUID, value: bytes, send: Callable[[], Awaitable[None]], dispatched_at: datetime | None
+        self, root_task_id: UUID, value: bytes, sending: Coroutine[Any, Any, None], dispatched_at: datetime | None
     ) -> None:
         waiting = new_id()
         try:
@@ -154,7 +153,7 @@ class Outbox:
                     if dispatched_at is not None:
                         self._waiting[waiting] = dispatched_at
                     await asyncio.sleep(PUT_AGAIN_SECONDS)
-            await send()
+            await sending
         finally:
             self._waiting.pop(waiting, None)
 
@@ -162,17 +161,14 @@ class Outbox:
         """Publish a root's final response. `again`: a requester asked for it, so no message id may swallow it."""
         root, task_id = run.root, run.root_task_id
         ref = self._objects.ref(task_id, root.result)
-        await self._behind_its_value(
-            ref,
-            task_id,
-            root.result,
-            self._send_answer,
+        sending = self._send_answer(
             final_response(root, run.facts, ref),
             task_id,
             run.facts.reply_to,
             message_id=None if again else f"{task_id}:final",
             on_ack=lambda: self._note(task_id),
         )
+        await self._behind_its_value(ref, task_id, root.result, sending)
 
     async def _send_answer(self, body: bytes, task_id: UUID, reply_to: str | None, **options: Any) -> None:
         await self._send(subjects.response(ORCHESTRATOR), body, task_id, **options)
@@ -182,10 +178,8 @@ class Outbox:
     async def _answer_delegated(self, run: Run, row: Row) -> None:
         """Answer an agent that gave out a task. It asks again when the answer was lost, so nothing is noted."""
         ref = self._objects.ref(row.root_task_id, row.result)
-        body = final_response(row, run.facts, ref)
-        await self._behind_its_value(
-            ref, row.root_task_id, row.result, self._send_answer, body, row.task_id, row.reply_to
-        )
+        sending = self._send_answer(final_response(row, run.facts, ref), row.task_id, row.reply_to)
+        await self._behind_its_value(ref, row.root_task_id, row.result, sending)
 
     def _note(self, task_id: UUID) -> None:
         self._answered.append(task_id)
@@ -208,10 +202,11 @@ class Outbox:
                 self._answered += batch
                 await asyncio.sleep(1)
 
-    def _go_beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _go_beside(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         task = asyncio.create_task(work, name=name)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+        return task
 
     async def close(self) -> None:
         await end([*self._beside, *([self._noting] if self._noting else [])])

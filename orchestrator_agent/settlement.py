@@ -16,7 +16,7 @@ from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.transitions import Transitions
 from pantheon.bus import Delivery, Objects, Publisher, acknowledge, hand_back, times_delivered
-from pantheon.worker import publish_dead_letter
+from pantheon.dead_letter import publish_dead_letter
 from protocol import subjects
 from protocol.errors import InvalidRequest
 from protocol.messages import TaskResponse, salvage_ids

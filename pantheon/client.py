@@ -10,21 +10,26 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, NotRequired, Self, TypedDict
+from typing import Any, Self
 from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
 
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
-from pantheon.context import TaskContext
 from pantheon.credentials import nats_options
+from pantheon.operations import Changed as Changed
+from pantheon.operations import Operations
+from pantheon.operations import Paused as Paused
+from pantheon.operations import PutWorkflow as PutWorkflow
+from pantheon.operations import Signalled as Signalled
 from pantheon.settings import MeshSettings
+from pantheon.watch import Watched, watch
 from protocol import subjects
 from protocol.errors import BusError, NotAccepted, ObjectMissing, PantheonError, TaskCancelled, TaskFailed
 from protocol.ids import new_id
 from protocol.large import parse_value
-from protocol.messages import TaskProgress, TaskRequest, TaskResponse, Usage, json_bytes, to_bytes
+from protocol.messages import TaskProgress, TaskRequest, TaskResponse, json_bytes, to_bytes
 from protocol.names import ORCHESTRATOR
 
 log = structlog.get_logger()
@@ -34,8 +39,6 @@ RESEND_MAX_SECONDS = 15.0
 # The copy of the answer comes by core NATS, at most once. Asking again this often costs one row look-up.
 ASK_AGAIN_SECONDS = 20.0
 ACCEPT_SECONDS = 30.0
-LAST_EVENTS_SECONDS = 1.0
-ENDS = frozenset({"task.completed", "task.failed", "task.cancelled"})
 
 
 @dataclass
@@ -45,51 +48,7 @@ class _Waiter:
     answered: "asyncio.Future[TaskResponse]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-@dataclass(frozen=True)
-class Watched:
-    """One thing that happened in a task's tree: an event of a step or of the task, or a progress message."""
-
-    kind: str
-    data: dict[str, Any]
-
-
-class Changed(TypedDict):
-    """What `cancel`, and `pause` and `resume` of a task came to; not `changed`: there was nothing left to change."""
-
-    task_id: str
-    status: str
-    changed: bool
-
-
-class Signalled(TypedDict):
-    """What a signal or an approval came to: `taken` by a step that waited, or kept for the one that will."""
-
-    task_id: str
-    signal: str
-    taken: bool
-
-
-class Paused(TypedDict):
-    """What is paused: a task (`name` is its id), a workflow or an agent; since when, by which operation and whose; and
-    how many tasks are ready and wait for its end, counted up to 10,000."""
-
-    kind: Literal["task", "workflow", "agent"]
-    name: str
-    waiting: int
-    task_type: NotRequired[str]
-    paused_at: NotRequired[str]
-    paused_by: NotRequired[str]
-    requester: NotRequired[str]
-
-
-class PutWorkflow(TypedDict):
-    """A workflow in the database; `version` is the hash of its definition."""
-
-    workflow: str
-    version: str
-
-
-class Mesh:
+class Mesh(Operations):
     """`async with Mesh(url) as mesh: result = await mesh.run("create_blog_post", {...})`.
 
     Without a URL, the environment's NATS_URL and credentials are used. Several tasks may be awaited at once.
@@ -179,6 +138,10 @@ class Mesh:
         if (waiter := self._waiters.get(task_id)) is not None:
             waiter.accepted.set()
 
+    def reply_to(self, task_id: UUID) -> str:
+        """Where this client listens for a task's answer."""
+        return f"{self._inbox}.{task_id.hex}"
+
     def request(
         self,
         task_type: str,
@@ -209,7 +172,7 @@ class Mesh:
             task_id=task_id,
             task_type=task_type,
             payload=dict(payload or {}),
-            reply_to=f"{self._inbox}.{task_id.hex}",
+            reply_to=self.reply_to(task_id),
             **{name: value for name, value in given.items() if value is not None},
         )
 
@@ -347,62 +310,12 @@ class Mesh:
             if seen.kind == "progress":
                 yield TaskProgress.model_validate_json(json.dumps(seen.data))
 
-    async def watch(self, task_id: UUID, *, on_listening: Callable[[], None] | None = None) -> AsyncIterator[Watched]:
+    def watch(self, task_id: UUID, *, on_listening: Callable[[], None] | None = None) -> AsyncIterator[Watched]:
         """Steps' events (kind `step.completed`, …), progress (kind `progress`) and at last the task's own end.
 
         `on_listening` is called once nothing more can be missed: to watch a task from its beginning, submit it then.
         """
-        queue: asyncio.Queue[Watched] = asyncio.Queue(10_000)
-        wanted = str(task_id)
-
-        def put(seen: Watched) -> None:
-            # Whoever watches slower than the mesh works loses the oldest, never memory.
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(seen)
-
-        async def on_event(delivery: Delivery) -> None:
-            if wanted.encode() not in delivery.data:
-                return
-            data = json.loads(delivery.data).get("data", {})
-            if wanted in (data.get("root_task_id"), data.get("task_id")):
-                _, _, entity, name = delivery.subject.split(".", 3)
-                put(Watched(f"{entity}.{name}", data))
-
-        async def on_progress(delivery: Delivery) -> None:
-            put(Watched("progress", json.loads(delivery.data)))
-
-        subscriptions = [
-            await self._bus.subscribe(subjects.event("step", "*"), on_event),
-            await self._bus.subscribe(subjects.event("task", "*"), on_event),
-            await self._bus.subscribe(subjects.all_progress(task_id), on_progress),
-        ]
-        await self._bus.flush()
-        if on_listening is not None:
-            on_listening()
-        ended = asyncio.ensure_future(self._until_ended(task_id))
-        try:
-            while True:
-                getting = asyncio.ensure_future(queue.get())
-                await asyncio.wait({getting, ended}, return_when=asyncio.FIRST_COMPLETED)
-                if getting.done():
-                    seen = getting.result()
-                    yield seen
-                    if seen.kind in ENDS:
-                        return
-                    continue
-                getting.cancel()
-                ended.result()
-                # The answer overtakes the last events; they are a moment behind, or lost.
-                while (late := await _next(queue, LAST_EVENTS_SECONDS)) is not None:
-                    yield late
-                    if late.kind in ENDS:
-                        return
-                return
-        finally:
-            ended.cancel()
-            for subscription in subscriptions:
-                await self._bus.unsubscribe(subscription)
+        return watch(self._bus, task_id, lambda: self._until_ended(task_id), on_listening)
 
     async def _until_ended(self, task_id: UUID) -> None:
         waiter = self._waiters.get(task_id)
@@ -427,144 +340,6 @@ class Mesh:
             raise raised
         return answer
 
-    # -- operations (protocol.md, Operations): each is a task of the orchestrator, durable once it is accepted ---------
-
-    async def cancel(self, task_id: UUID, *, reason: str | None = None) -> Changed:
-        """End a root task `cancelled`: its agents are told to stop, what it did is undone. Raises TaskFailed.
-
-        Returns when that is committed; compensations may still run, `wait` tells when the task has ended.
-        """
-        result: Changed = await self.run("mesh.cancel", _given(task_id=task_id, reason=reason))
-        return result
-
-    async def pause(
-        self, task_id: UUID | None = None, *, workflow: str | None = None, agent: str | None = None
-    ) -> dict[str, Any]:
-        """Begin nothing new of a root task, of all tasks of a workflow, or at an agent; exactly one of the three.
-
-        What agents have at work goes on. Raises TaskFailed.
-        """
-        result: dict[str, Any] = await self.run("mesh.pause", _given(task_id=task_id, workflow=workflow, agent=agent))
-        return result
-
-    async def resume(
-        self, task_id: UUID | None = None, *, workflow: str | None = None, agent: str | None = None
-    ) -> dict[str, Any]:
-        """The end of a `pause` of the same. Raises TaskFailed."""
-        result: dict[str, Any] = await self.run("mesh.resume", _given(task_id=task_id, workflow=workflow, agent=agent))
-        return result
-
-    async def pauses(self, *, limit: int | None = None) -> list[Paused]:
-        """What is paused, the newest first, at most `limit` (50; 1000). Raises PantheonError."""
-        found: list[Paused] = (await self.query("pauses", {} if limit is None else {"limit": limit}))["pauses"]
-        return found
-
-    async def signal(self, task_id: UUID, name: str, payload: Mapping[str, Any] | None = None) -> Signalled:
-        """Give a root task a signal; it is kept until a step waits for it. Raises TaskFailed.
-
-        The mesh knows the giver by this client's `requester`.
-        """
-        result: Signalled = await self.run(
-            "mesh.signal", {"task_id": str(task_id), "signal": name, "payload": dict(payload or {})}
-        )
-        return result
-
-    async def approve(
-        self, task_id: UUID, name: str, approved: bool = True, *, comment: str | None = None
-    ) -> Signalled:
-        """Give a root task an approval, or refuse it with `approved=False`. Raises TaskFailed.
-
-        What a refusal means is the workflow's own: the step ends well either way, with `approved` in its result.
-        """
-        given = _given(task_id=task_id, approval=name, comment=comment)
-        result: Signalled = await self.run("mesh.approve", {**given, "approved": approved})
-        return result
-
-    async def retry(self, task_id: UUID) -> UUID:
-        """Run a failed or cancelled root task again from what did not complete; returns the new task's id.
-
-        `wait` for that one's outcome. Where the old one cannot be retried, the new one ends `failed`,
-        `invalid_request`.
-        """
-        return await self.submit("mesh.retry", {"task_id": str(task_id)})
-
-    async def replay(
-        self,
-        task_id: UUID,
-        *,
-        from_step: str | None = None,
-        input: Mapping[str, Any] | None = None,  # noqa: A002 - its name on the wire
-    ) -> UUID:
-        """Run a root task again, whatever became of it; returns the new task's id.
-
-        `from_step` reuses what completed and does not depend on that step; `input` (a fork) is laid over the old one,
-        top-level key by key. `wait` for the outcome; a step that is not there ends the new one `failed`,
-        `invalid_request`.
-        """
-        payload: dict[str, Any] = {"task_id": str(task_id)}
-        if from_step is not None:
-            payload["from"] = from_step
-        if input is not None:
-            payload["input"] = dict(input)
-        return await self.submit("mesh.replay", payload)
-
-    async def redrive(
-        self,
-        letter_id: UUID | str | None = None,
-        *,
-        name: str | None = None,
-        reason: str | None = None,
-        everything: bool = False,
-    ) -> list[str]:
-        """Send dead letters again: one, those of an agent's `name`, those whose `reason` holds a text, or everything.
-
-        Returns the ids of those that were sent; they are dead letters no more. Raises TaskFailed.
-        """
-        given = _given(id=letter_id, name=name, reason=reason)
-        result = await self.run("mesh.redrive", {**given, "all": True} if everything else given)
-        redriven: list[str] = result["redriven"]
-        return redriven
-
-    async def put_workflow(self, definition: Mapping[str, Any] | str) -> PutWorkflow:
-        """Put a workflow into the database, as an object or as the text of a file: the newest version of its name.
-
-        Running tasks stay on theirs. Raises TaskFailed: `invalid_workflow` with the mistake's line and column, or for a
-        name that a file of the orchestrator's defines.
-        """
-        given = definition if isinstance(definition, str) else dict(definition)
-        result: PutWorkflow = await self.run("mesh.put_workflow", {"definition": given})
-        return result
-
-    async def dead_letters(
-        self,
-        *,
-        letter_id: UUID | str | None = None,
-        name: str | None = None,
-        reason: str | None = None,
-        limit: int | None = None,
-    ) -> list[dict[str, Any]]:
-        """Dead letters, oldest first: of an agent's `name`, whose `reason` holds a text, at most `limit` (50; 1000).
-
-        With `letter_id`, that one alone, with its body in `body_base64`. Raises PantheonError.
-        """
-        arguments = _given(id=letter_id, name=name, reason=reason)
-        if limit is not None:
-            arguments["limit"] = limit
-        found: list[dict[str, Any]] = (await self.query("dead_letters", arguments))["dead_letters"]
-        return found
-
-
-def _given(**fields: object) -> dict[str, Any]:
-    """A payload of what is there; ids as text."""
-    return {name: str(value) for name, value in fields.items() if value is not None}
-
-
-async def _next(queue: "asyncio.Queue[Watched]", within_seconds: float) -> Watched | None:
-    try:
-        return await asyncio.wait_for(queue.get(), within_seconds)
-    except TimeoutError:
-        return None
-
 
 def result_of(response: TaskResponse) -> Any:
     """The result of a completed task. Raises TaskCancelled or TaskFailed for the others."""
@@ -575,26 +350,3 @@ def result_of(response: TaskResponse) -> Any:
     code = error.code if error else "internal_error"
     message = error.message if error else f"the task ended {response.status}"
     raise kind(message, code=code, response=response, details=error.details if error else None)
-
-
-class Delegation:
-    """What `ctx.run` uses: a client over the agent's own connection, made at the first delegation."""
-
-    def __init__(self, bus: Bus, publisher: Publisher, objects: Objects) -> None:
-        self._bus = bus
-        self._publisher = publisher
-        self._objects = objects
-        self._mesh: Mesh | None = None
-        self._lock = asyncio.Lock()
-
-    async def run(self, context: TaskContext, request: TaskRequest) -> Any:
-        async with self._lock:
-            if self._mesh is None:
-                self._mesh = await Mesh.over(self._bus, self._publisher, self._objects, requester=context.agent)
-        sent = request.model_copy(update={"reply_to": f"{self._mesh._inbox}.{request.task_id.hex}"})
-        await self._mesh.submit(sent)
-        response = await self._mesh.wait(sent.task_id)
-        if response.usage is not None:
-            used: Usage = response.usage
-            context.report_usage(used.input_tokens, used.output_tokens, used.cost_usd)
-        return result_of(response)

@@ -15,6 +15,7 @@ import psutil
 import structlog
 from pydantic import ValidationError
 
+from pantheon import event_loop
 from pantheon.background import end
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
 from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
@@ -187,7 +188,7 @@ class AgentProcess:
         if self._make_worker is not None:
             self.worker = await self._make_worker(self)
         else:
-            from pantheon.client import Delegation
+            from pantheon.delegation import Delegation
 
             self.worker = Worker(
                 self.agent,
@@ -372,12 +373,7 @@ def run_agent(
     try:
         settings = MeshSettings.load()
         configure_logging(settings.log_level, settings.log_format)
-        if sys.platform != "win32":
-            import uvloop
-
-            uvloop.run(serve(agent, settings, make_worker=make_worker))
-        else:
-            asyncio.run(serve(agent, settings, make_worker=make_worker))
+        event_loop.run(serve(agent, settings, make_worker=make_worker))
     except PantheonError as error:
         sys.stderr.write(f"{agent.name}: {error}\n")
         return 1

@@ -5,76 +5,28 @@ A process that dies anywhere in it leaves the task to another instance.
 """
 
 import asyncio
-import base64
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import structlog
-from pydantic import ValidationError
 
+from pantheon.answers import Answers, Key
 from pantheon.background import end
-from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold, times_delivered
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold
 from pantheon.config.agent_config import AgentConfig
-from pantheon.context import TaskContext, sayable
+from pantheon.context import TaskContext
+from pantheon.dead_letter import publish_dead_letter as publish_dead_letter
 from pantheon.declaration import Declaration
-from protocol import subjects
-from protocol.errors import BusError, ErrorCode, InvalidRequest, PantheonError, TaskFailure, TooLarge
-from protocol.ids import new_id
-from protocol.large import parse_value
-from protocol.messages import (
-    DeadLetter,
-    ErrorInfo,
-    RunningTask,
-    TaskProgress,
-    TaskRequest,
-    TaskResponse,
-    json_bytes,
-    now,
-    parse_request,
-    salvage_ids,
-    to_bytes,
-)
+from pantheon.runner import HandBack, Observer, Runner, Running
+from protocol.errors import InvalidRequest, TooLarge
+from protocol.messages import RunningTask, TaskRequest, parse_request, to_bytes
 from protocol.streams import IN_PROGRESS_SECONDS, TASKS, task_consumer
 
 log = structlog.get_logger()
 
-# Answers of attempts that were delivered again after they were given: a broker that lost an ack, a redispatch. That
-# comes after AckWait, in which an agent of short tasks gives thousands; bounded by bytes, as most are small.
-REMEMBERED_ANSWERS = 20_000
-REMEMBERED_ANSWER_BYTES = 64 * 1024
-REMEMBERED_BYTES = 16 * 1024 * 1024
-# A result that the object store does not take just now is kept, and its task, until it does.
-STORE_AGAIN_SECONDS = 1.0
 # A cancel may overtake its task in the queue; it is remembered this long.
 CANCEL_MEMORY_SECONDS = 300.0
-
-Key = tuple[UUID, int]
-
-
-class Observer(Protocol):
-    """Whoever counts the work: the `$SRV.STATS` answers, metrics."""
-
-    def record(self, task_type: str, seconds: float, error: str | None = None) -> None: ...
-
-
-@dataclass
-class _Running:
-    """An attempt at work, and all deliveries of it: its end serves them all."""
-
-    deliveries: list[Delivery]
-    work: "asyncio.Task[None]"
-    context: TaskContext | None = None
-    stop_reason: str | None = None
-    answering: bool = False
-    answered: bool = False
-
-
-class _HandBack(Exception):
-    pass
 
 
 class Worker:
@@ -94,19 +46,21 @@ class Worker:
         delegate: Callable[[TaskContext, TaskRequest], Awaitable[Any]] | None = None,
     ) -> None:
         self._agent = agent
-        self._bus = bus
-        self._publisher = publisher
-        self._objects = objects or Objects(bus)
-        self._instance_id = instance_id
-        self._config = config or (lambda: AgentConfig.of(agent.name, instance_id))
+        objects = objects or Objects(bus)
+        self._runner = Runner(
+            agent,
+            bus,
+            objects,
+            instance_id=instance_id,
+            config=config or (lambda: AgentConfig.of(agent.name, instance_id)),
+            observer=observer,
+            delegate=delegate,
+        )
+        self._answers = Answers(bus, publisher, objects, agent=agent.name, instance_id=instance_id)
         self.max_concurrency = max_concurrency
-        self._observer = observer
-        self._delegate = delegate
         self._puller = Puller(bus, TASKS.name, task_consumer(agent.name), capacity=max_concurrency)
-        self._running: dict[Key, _Running] = {}
+        self._running: dict[Key, Running] = {}
         self._works: set[asyncio.Task[None]] = set()
-        self._answers: OrderedDict[Key, bytes] = OrderedDict()
-        self._answers_bytes = 0
         self._cancelled: dict[tuple[UUID, int | None], float] = {}
         self._loops: list[asyncio.Task[None]] = []
         self._place = asyncio.Event()
@@ -218,7 +172,8 @@ class Worker:
         try:
             request = parse_request(delivery.data)
         except InvalidRequest as error:
-            await self._refuse(delivery, error)
+            await self._answers.refuse(delivery, error)
+            await acknowledge(delivery)
             return
         key = (request.task_id, request.attempt)
         if (twin := self._running.get(key)) is not None:
@@ -228,275 +183,25 @@ class Worker:
             await asyncio.wait({twin.work})
             await (acknowledge if twin.answered else hand_back)(delivery)
             return
-        if (answer := self._answers.get(key)) is not None:
-            await self._answer(request, answer, message_id=None)
+        if (answer := self._answers.given.get(key)) is not None:
+            await self._answers.send(request, answer, message_id=None)
             await acknowledge(delivery)
             return
         current = asyncio.current_task()
         assert current is not None
-        running = self._running[key] = _Running([delivery], current)
+        running = self._running[key] = Running([delivery], current, self._is_cancelled(key))
         try:
-            response = await self._respond(request, running)
-            body = await self._body(request, response)
+            response = await self._runner.run(request, running)
+            body = await self._answers.body(request, response)
             try:
-                await self._answer(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
+                await self._answers.send(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
             except TooLarge as error:
-                body = to_bytes(self._failed(request, error))
-                await self._answer(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
-            self._remember(key, body)
+                body = to_bytes(self._answers.failed(request, error))
+                await self._answers.send(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
+            self._answers.remember(key, body)
             running.answered = True
             await acknowledge(delivery)
-        except _HandBack:
+        except HandBack:
             await hand_back(delivery)
         finally:
             del self._running[key]
-
-    async def _respond(self, request: TaskRequest, running: _Running) -> TaskResponse:
-        """Run the handler to its end, whatever that is. From here on nothing interrupts the answer."""
-        loop = asyncio.get_running_loop()
-        started_at, start = now(), loop.time()
-        context = running.context = TaskContext(
-            request,
-            agent=self._agent.name,
-            publish_progress=self._progress,
-            config=self._config(),
-            delegate=self._delegated,
-        )
-        result: Any = None
-        error: ErrorInfo | None = None
-        status = "completed"
-        try:
-            if self._is_cancelled((request.task_id, request.attempt)):
-                raise TaskFailure(ErrorCode.CANCELLED, "cancelled before it started")
-            result = await self._call(request, context, started_at)
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if running.stop_reason is None or current is None:
-                raise
-            current.uncancel()
-            if running.stop_reason == "hand back":
-                raise _HandBack from None
-            status, error = "cancelled", ErrorInfo(code=ErrorCode.CANCELLED, message=running.stop_reason)
-        except Exception as raised:
-            running.answering = True
-            error = self._error_of(request, raised)
-            status = "cancelled" if error.code == ErrorCode.CANCELLED else "failed"
-            await self._call_hooks("error", context, raised)
-        running.answering = True
-        response = TaskResponse(
-            task_id=request.task_id,
-            root_task_id=context.root_task_id,
-            task_type=request.task_type,
-            agent=self._agent.name,
-            attempt=request.attempt,
-            status=status,  # type: ignore[arg-type]
-            result=result,
-            error=error,
-            instance_id=self._instance_id,
-            usage=context.usage if context.usage.model_fields_set else None,
-            started_at=started_at,
-            completed_at=now(),
-        )
-        await self._call_hooks("after_task", context, response)
-        if self._observer is not None:
-            self._observer.record(request.task_type, loop.time() - start, error.message if error else None)
-        return response
-
-    async def _call(self, request: TaskRequest, context: TaskContext, started_at: datetime) -> Any:
-        handler = self._agent.handlers.get(request.task_type)
-        if handler is None:
-            known = ", ".join(self._agent.task_types) or "nothing"
-            raise TaskFailure(
-                ErrorCode.UNKNOWN_TASK_TYPE,
-                f"{self._agent.name} does not serve '{request.task_type}'; it serves {known}",
-                # Another version of the agent, in the middle of a rolling update, may.
-                retryable=True,
-            )
-        named = "timeout_seconds" in request.model_fields_set
-        limit = request.timeout_seconds if named else context.config.task_timeout_seconds
-        limit = min(limit, handler.timeout_seconds or limit)
-        if request.deadline is not None:
-            limit = min(limit, (request.deadline - started_at).total_seconds())
-            if limit <= 0:
-                raise TaskFailure(ErrorCode.DEADLINE_EXCEEDED, f"the deadline {request.deadline} has passed")
-        timer = asyncio.timeout(limit)
-        try:
-            async with timer:
-                if request.payload_ref is not None:
-                    request = context.request = await self._whole(request)
-                payload = handler.validate(request.payload)
-                if self._agent.has_hooks("before_task"):
-                    await self._agent.call_hooks("before_task", context)
-                return await handler.call(payload, context)
-        except TimeoutError as raised:
-            if not timer.expired():
-                raise
-            context.cancelled = True
-            raise TaskFailure(
-                ErrorCode.TIMEOUT, f"'{request.task_type}' did not end within {limit:g} s", retryable=True
-            ) from raised
-
-    async def _whole(self, request: TaskRequest) -> TaskRequest:
-        """A request with the payload that its reference stands for. Raises InvalidRequest, BusError."""
-        assert request.payload_ref is not None
-        body = await self._objects.get(request.payload_ref)
-        payload = parse_value(body, request.payload_ref, "payload")
-        if not isinstance(payload, dict):
-            raise InvalidRequest("payload: must be an object", field="payload")
-        return request.model_copy(update={"payload": payload, "payload_ref": None})
-
-    def _error_of(self, request: TaskRequest, raised: Exception) -> ErrorInfo:
-        if isinstance(raised, PantheonError):
-            try:
-                return ErrorInfo.of(raised)
-            except ValidationError as error:
-                log.warning("task.error_invalid", task_type=request.task_type, error=str(error))
-                return ErrorInfo(
-                    code=ErrorCode.INTERNAL_ERROR,
-                    message=sayable(f"{raised.code}: {raised.message}"),
-                    retryable=bool(raised.retryable),
-                )
-        log.warning(
-            "task.raised",
-            task_id=str(request.task_id),
-            task_type=request.task_type,
-            attempt=request.attempt,
-            exc_info=raised,
-        )
-        return ErrorInfo(
-            code=ErrorCode.INTERNAL_ERROR,
-            message=sayable(f"{type(raised).__name__}: {raised}".strip(": ")),
-            retryable=True,
-        )
-
-    async def _call_hooks(self, moment: str, *arguments: Any) -> None:
-        """Hooks that look on must not change the outcome."""
-        if not self._agent.has_hooks(moment):
-            return
-        try:
-            await self._agent.call_hooks(moment, *arguments)
-        except Exception as error:
-            log.warning("hook.raised", hook=moment, agent=self._agent.name, exc_info=error)
-
-    async def _delegated(self, context: TaskContext, request: TaskRequest) -> Any:
-        if self._delegate is None:
-            raise PantheonError("this process has no mesh to delegate to")
-        if self._agent.has_hooks("delegation"):
-            await self._agent.call_hooks("delegation", context, request)
-        return await self._delegate(context, request)
-
-    async def _progress(self, progress: TaskProgress) -> None:
-        await self._bus.publish_quietly(subjects.progress(self._agent.name, progress.root_task_id), to_bytes(progress))
-
-    async def _answer(self, request: TaskRequest, body: bytes, *, message_id: str | None) -> None:
-        await self._publisher.publish(subjects.response(self._agent.name), body, message_id=message_id)
-        if request.reply_to is not None:
-            await self._bus.publish_quietly(request.reply_to, body)
-
-    async def _body(self, request: TaskRequest, response: TaskResponse) -> bytes:
-        """A response as JSON, a large result by reference; what JSON cannot carry (a lone surrogate, an object in
-        details) is an error of its own, because a task that is not answered is run again and again."""
-        try:
-            body = to_bytes(response)
-            if not self._objects.is_large(body):
-                return body
-            return await self._by_reference(request, response, body)
-        except (ValueError, TypeError) as error:
-            log.warning("task.unsayable", task_id=str(request.task_id), task_type=request.task_type, error=str(error))
-            what = "result" if response.error is None else f"error {sayable(response.error.code)}"
-            message = f"the {what} of '{request.task_type}' cannot be written as JSON: {sayable(error)}"
-            return to_bytes(self._failed(request, PantheonError(message)))
-
-    async def _by_reference(self, request: TaskRequest, response: TaskResponse, body: bytes) -> bytes:
-        result = json_bytes(response.result)
-        while True:
-            try:
-                ref = await self._objects.put_large(response.root_task_id, result)
-            except TooLarge as error:
-                message = f"the result of '{request.task_type}': {error}"
-                return to_bytes(self._failed(request, TooLarge(message)))
-            except BusError as error:
-                log.warning("result.waiting", task_id=str(request.task_id), error=str(error))
-                await asyncio.sleep(STORE_AGAIN_SECONDS)
-            else:
-                if ref is None:
-                    return body
-                return to_bytes(response.model_copy(update={"result": None, "result_ref": ref}))
-
-    def _failed(self, request: TaskRequest, error: PantheonError) -> TaskResponse:
-        return TaskResponse(
-            task_id=request.task_id,
-            root_task_id=request.root_task_id or request.task_id,
-            task_type=request.task_type,
-            agent=self._agent.name,
-            attempt=request.attempt,
-            status="failed",
-            error=ErrorInfo.of(error),
-            instance_id=self._instance_id,
-            completed_at=now(),
-        )
-
-    def _remember(self, key: Key, body: bytes) -> None:
-        if len(body) > REMEMBERED_ANSWER_BYTES:
-            return
-        self._answers_bytes += len(body) - len(self._answers.pop(key, b""))
-        self._answers[key] = body
-        while len(self._answers) > REMEMBERED_ANSWERS or self._answers_bytes > REMEMBERED_BYTES:
-            self._answers_bytes -= len(self._answers.popitem(last=False)[1])
-
-    async def _refuse(self, delivery: Delivery, error: InvalidRequest) -> None:
-        """Answer what has an id, keep the rest as a dead letter; either way the queue moves on."""
-        known = salvage_ids(delivery.data)
-        if "task_id" in known:
-            response = TaskResponse(
-                task_id=known["task_id"],
-                root_task_id=known.get("root_task_id", known["task_id"]),
-                task_type=known.get("task_type", ""),
-                agent=self._agent.name,
-                attempt=known.get("attempt", 1),
-                status="failed",
-                error=ErrorInfo.of(error),
-                instance_id=self._instance_id,
-                completed_at=now(),
-            )
-            body = to_bytes(response)
-            await self._publisher.publish(subjects.response(self._agent.name), body)
-            if "reply_to" in known:
-                await self._bus.publish_quietly(known["reply_to"], body)
-        else:
-            await publish_dead_letter(self._publisher, self._agent.name, delivery, "not a TaskRequest", str(error))
-        await acknowledge(delivery)
-
-
-async def publish_dead_letter(
-    publisher: Publisher,
-    name: str,
-    delivery: Delivery,
-    reason: str,
-    error: str,
-    task_id: UUID | None = None,
-    *,
-    deliveries: int | None = None,
-) -> None:
-    """Keep a message that nobody can use, whole, on `mesh.deadletter.<name>`."""
-    if deliveries is None:
-        deliveries = times_delivered(delivery)
-    letter = DeadLetter(
-        id=new_id(),
-        subject=delivery.subject,
-        reason=reason,
-        error=error,
-        body_base64=base64.b64encode(delivery.data).decode(),
-        headers={name: str(value) for name, value in (delivery.headers or {}).items()},
-        task_id=task_id,
-        deliveries=deliveries,
-        at=now(),
-    )
-    log.warning("deadletter", subject=delivery.subject, reason=reason, error=error)
-    try:
-        await publisher.publish(subjects.dead_letter(name), to_bytes(letter), message_id=str(letter.id))
-    except TooLarge:
-        # A message nearly as large as the broker's limit does not fit once encoded: keep what can be kept of it.
-        body = base64.b64encode(delivery.data[: len(delivery.data) // 2]).decode()
-        cut = letter.model_copy(update={"body_base64": body, "error": f"{error} (body cut to its first half)"})
-        await publisher.publish(subjects.dead_letter(name), to_bytes(cut), message_id=str(letter.id))

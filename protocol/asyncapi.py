@@ -10,7 +10,7 @@ from typing import Any
 from protocol import subjects
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, TTL_SECONDS, InstanceRecord
 from protocol.events import EVENTS
-from protocol.messages import UUID_SHAPE
+from protocol.fields import UUID_SHAPE
 from protocol.names import AGENT_NAME
 from protocol.schema import DIALECT, MODELS, Document, error_codes, event_data, model_schemas
 from protocol.streams import (

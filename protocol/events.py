@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import Field
 
 from protocol import subjects
-from protocol.messages import Message, Time, json_bytes, now, time_text
+from protocol.fields import Time
+from protocol.messages import Message, json_bytes, now, time_text
 
 # One row an event: (entity, event) -> what it says. The AsyncAPI document is made from this table.
 EVENTS: dict[tuple[str, str], str] = {

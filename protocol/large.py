@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from protocol.errors import InvalidRequest
-from protocol.messages import ObjectRef, has_infinity
+from protocol.messages import ObjectRef
+from protocol.reading import has_infinity
 
 BUCKET = "payloads"
 # As long as a response may be read along or caught up with. Earlier, an object goes with its task.

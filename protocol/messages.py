@@ -4,95 +4,24 @@ Read with `Model.model_validate_json(bytes)`, written with `to_bytes(message)`. 
 are absent and fields that are null mean the same; what has its default is not sent.
 """
 
-import json
-import math
-import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeVar
-from uuid import UUID
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-)
-from pydantic_core import from_json, to_json
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
 from protocol.discovery import AgentName, InstanceId
-from protocol.errors import ErrorCode, InvalidRequest, PantheonError
-from protocol.names import MESH_OPERATION, TASK_TYPE, null_means
-from protocol.subjects import is_reply_subject
+from protocol.errors import ErrorCode, PantheonError
+from protocol.fields import Attempt, Label, ReplyTo, RequestedType, TaskId, Time
+from protocol.names import null_means
+from protocol.reading import invalid_request, parsed, salvage_ids
 
 DEFAULT_TENANT = "default"
 DEFAULT_TIMEOUT_SECONDS = 300.0
 DEFAULT_PRIORITY = 5
 # A week: longer than any attempt that an agent makes; what takes longer is a workflow.
 MAX_TIMEOUT_SECONDS = 7 * 24 * 3600.0
-
-UUID_SHAPE = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
-
-
-_CANONICAL = re.compile(UUID_SHAPE[1:-1])
-
-
-def _canonical_uuid(value: object) -> object:
-    # What has the shape is left to the validator behind this one, which reads it faster than UUID() does.
-    if isinstance(value, UUID) or (isinstance(value, str) and _CANONICAL.fullmatch(value)):
-        return value
-    raise ValueError("must be a UUID in the canonical lower-case form")
-
-
-def utc(value: datetime) -> datetime:
-    """The same moment in UTC. Raises ValueError, saying what it must be, where that cannot be kept."""
-    # A few years from either end no zone's offset can overflow, and Postgres can keep the time.
-    if not 1970 <= value.year <= 9000:
-        raise ValueError("must be a time between the years 1970 and 9000")
-    return value.astimezone(UTC)
-
-
-def _time_text(value: object) -> object:
-    # The validator behind this one would take a number, and digits in a string, as seconds since 1970.
-    if isinstance(value, datetime) or (isinstance(value, str) and "-" in value[:5]):
-        return value
-    raise ValueError("must be a time as RFC 3339 writes it, such as 2026-01-31T12:00:00Z")
-
-
-def _plain(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain a NUL character")
-    return value
-
-
-def _reply_to(value: str) -> str:
-    if not is_reply_subject(value):
-        raise ValueError("must be a subject below _INBOX., without wildcards or spaces")
-    return value
-
-
-def _task_type(value: str) -> str:
-    if TASK_TYPE.match(value) is None and MESH_OPERATION.match(value) is None:
-        raise ValueError("must match ^[a-z][a-z0-9_]{0,62}$, or be an operation of the mesh such as mesh.replay")
-    return value
-
-
-TaskId = Annotated[
-    UUID,
-    Field(strict=False),
-    BeforeValidator(_canonical_uuid),
-    WithJsonSchema({"type": "string", "format": "uuid", "pattern": UUID_SHAPE}),
-]
-Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_text), AfterValidator(utc)]
-Label = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain)]
-ReplyTo = Annotated[str, Field(max_length=256), AfterValidator(_reply_to)]
-RequestedType = Annotated[str, Field(max_length=68), AfterValidator(_task_type)]
-Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class Message(BaseModel):
@@ -252,174 +181,12 @@ def to_bytes(message: Message) -> bytes:
 
 def parse_request(body: bytes) -> TaskRequest:
     """Read a TaskRequest; raises InvalidRequest whose message names the field and what it must be."""
-    return _parsed(TaskRequest, body, "payload")
+    return parsed(TaskRequest, body, "payload")
 
 
 def parse_response(body: bytes) -> TaskResponse:
     """Read a TaskResponse; raises InvalidRequest whose message names the field and what it must be."""
-    return _parsed(TaskResponse, body, "result")
-
-
-MessageT = TypeVar("MessageT", bound=Message)
-
-
-def _parsed(model: type[MessageT], body: bytes, free: str) -> MessageT:
-    """`free` is the field that holds any JSON."""
-    try:
-        if b"NaN" in body or b"Infinity" in body:
-            # Words that JSON does not have, but that lenient parsers take as numbers; inside strings they are fine.
-            from_json(body, allow_inf_nan=False)
-        message = model.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if first["type"] != "json_invalid":
-            raise invalid_request(error) from None
-        raise _invalid_json(body, first["ctx"]["error"]) from None
-    except ValueError as error:
-        raise _invalid_json(body, str(error)) from None
-    if has_infinity(getattr(message, free)):
-        raise InvalidRequest(f"{free}: holds a number that no double can hold", field=free)
-    return message
-
-
-def _invalid_json(body: bytes, reason: str) -> InvalidRequest:
-    field = _field_at(body, reason)
-    text = f"Invalid JSON: {reason}"
-    message = f"{field}: {text}" if field else text
-    return InvalidRequest(message, field=field, details={"mistakes": [{"field": field, "message": text}]})
-
-
-# Where the parser stopped: lines are counted from 1, and so are columns, in bytes.
-_PLACE = re.compile(r"at line ([0-9]+) column ([0-9]+)$")
-
-
-def _field_at(body: bytes, reason: str) -> str:
-    """The field of the outermost object that a parser's mistake is in; nothing where it is in none."""
-    place = _PLACE.search(reason)
-    if place is None:
-        return ""
-    *before, _ = body.split(b"\n", int(place[1]) - 1)
-    end = sum(len(line) + 1 for line in before) + int(place[2])
-    depth, key, last = 0, "", ""
-    # A character for each byte: what is cut off at its end may be no UTF-8, and places count bytes.
-    for match in _TOKEN.finditer(body[:end].decode("latin-1")):
-        word = match[0]
-        if word in "{[":
-            depth += 1
-        elif word in "}]":
-            depth -= 1
-        elif depth == 1 and word == ",":
-            key = ""
-        elif depth == 1 and last in ("{", ",") and word.startswith('"'):
-            key = word
-        last = word
-    try:
-        field: str = json.loads(key.encode("latin-1"))
-        field.encode()
-    except ValueError:
-        return ""
-    return _cut(field)
-
-
-def has_infinity(value: Any) -> bool:
-    """Whether a value read from JSON held a number beyond what a double can hold: one such as 1e999 reads as infinity,
-    which JSON cannot say, and would come out as null at the other end."""
-    # Writing it again is several times faster than any look through the text, or through the value.
-    if b"Infinity" not in to_json(value, inf_nan_mode="constants"):
-        return False
-    queue = [value]
-    while queue:
-        one = queue.pop()
-        if isinstance(one, float) and math.isinf(one):
-            return True
-        queue.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
-    return False
-
-
-# Of a field's place or a mistake's words: both may quote what was sent, and the error must fit into a response.
-_TOLD_CHARS = 300
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _TOLD_CHARS else f"{text[:_TOLD_CHARS]}…"
-
-
-def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
-    """The first mistake of a failed validation, said in one line; all of them in details."""
-    mistakes = []
-    for mistake in error.errors(include_url=False, include_input=False, include_context=False):
-        place = ".".join(str(part) for part in (*([prefix] if prefix else []), *mistake["loc"]))
-        message = mistake["msg"].removeprefix("Value error, ")
-        mistakes.append({"field": _cut(place), "message": _cut(message)})
-    first = mistakes[0]
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    text = f"{first['field']}: {first['message']}{more}" if first["field"] else f"{first['message']}{more}"
-    return InvalidRequest(text, field=str(first["field"]), details={"mistakes": mistakes[:20]})
-
-
-def salvage_ids(body: bytes) -> Mapping[str, Any]:
-    """What can be told of a message that did not validate: valid `task_id`, `root_task_id`, `attempt`, `task_type`,
-    `reply_to`.
-
-    A message with a task_id can be answered; one without becomes a dead letter.
-    """
-    try:
-        text = body.decode(json.detect_encoding(body), "surrogatepass")
-    except UnicodeDecodeError:
-        # Bytes that are no text, in a string somewhere, leave the ids as readable as they were.
-        text = body.decode(errors="replace")
-    try:
-        # The lenient parser on purpose: it also reads what the strict one refused (NaN, lone surrogates, numbers of
-        # thousands of digits).
-        fields = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else None)
-    except RecursionError:
-        fields = _top_level_strings(body)
-    except ValueError:
-        return {}
-    if not isinstance(fields, dict):
-        return {}
-    found: dict[str, Any] = {}
-    for name in ("task_id", "root_task_id"):
-        value = fields.get(name)
-        if isinstance(value, str):
-            try:
-                found[name] = UUID(value)
-            except ValueError:
-                continue
-    attempt = fields.get("attempt")
-    if isinstance(attempt, int) and not isinstance(attempt, bool) and 1 <= attempt < 2**31:
-        found["attempt"] = attempt
-    task_type = fields.get("task_type")
-    if isinstance(task_type, str) and TASK_TYPE.match(task_type):
-        found["task_type"] = task_type
-    reply_to = fields.get("reply_to")
-    if isinstance(reply_to, str) and is_reply_subject(reply_to):
-        found["reply_to"] = reply_to
-    return found
-
-
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s"{}\[\]:,]+', re.DOTALL)
-
-
-def _top_level_strings(body: bytes) -> dict[str, Any]:
-    """The fields of an object that is nested deeper than any parser goes, those with a string or a small integer."""
-    found: dict[str, Any] = {}
-    depth, key, before = 0, None, ""
-    for match in _TOKEN.finditer(body.decode(errors="replace")):
-        word = match[0]
-        if word in "{[":
-            depth += 1
-        elif word in "}]":
-            depth -= 1
-        elif depth == 1 and before in "{," and word.startswith('"'):
-            key = word
-        elif depth == 1 and before == ":" and key is not None and (word.startswith('"') or word.isdecimal()):
-            try:
-                found[json.loads(key)] = json.loads(word[:20_000])
-            except ValueError:
-                return {}
-        before = word
-    return found if depth == 0 else {}
+    return parsed(TaskResponse, body, "result")
 
 
 def json_bytes(value: Any) -> bytes:

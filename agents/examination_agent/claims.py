@@ -201,6 +201,16 @@ def _check(sentence: Sentence, bare: str, evidence: Evidence, given: str) -> Iss
         elif cited and not cited & set(holders):
             elsewhere[what] = holders
 
+    def issue(message: str, suggestion: str, severity: Severity = "medium", kind: str = "unsupported_claim") -> Issue:
+        return Issue(
+            kind=kind,
+            severity=severity,
+            line=sentence.line,
+            excerpt=sentence.text[:_EXCERPT_CHARACTERS],
+            message=message,
+            suggestion=suggestion,
+        )
+
     for number in numbers(bare):
         if f" {number} " not in given:
             look(f"the number {number}", evidence.with_number(number), "high")
@@ -209,55 +219,31 @@ def _check(sentence: Sentence, bare: str, evidence: Evidence, given: str) -> Iss
     for name in [] if evidence.capital_nouns else names(bare):
         if f" {folded(name)} " not in given:
             look(f'the name "{name}"', evidence.with_name(name), "high" if " " in name else "medium")
-    excerpt = sentence.text[:_EXCERPT_CHARACTERS]
     if missing:
-        return Issue(
-            kind="unsupported_claim",
-            severity=severity,
-            line=sentence.line,
-            excerpt=excerpt,
-            message=f"no source contains {_listed(missing)}",
-            suggestion="Take it out, or say what a source says.",
-        )
+        return issue(f"no source contains {_listed(missing)}", "Take it out, or say what a source says.", severity)
     if opposed := evidence.opposed(bare):
-        return Issue(
-            kind="unsupported_claim",
-            severity="medium",
-            line=sentence.line,
-            excerpt=excerpt,
-            message=f"this says '{_SHOWN[opposed[0]]}' where the source says '{_SHOWN[opposed[1]]}'",
-            suggestion="Say what the source says.",
-        )
+        said, held = (_SHOWN[term] for term in opposed)
+        return issue(f"this says '{said}' where the source says '{held}'", "Say what the source says.")
     share, best = evidence.support(bare)
     if share < UNSUPPORTED_BELOW:
-        return Issue(
-            kind="unsupported_claim",
-            severity="medium",
-            line=sentence.line,
-            excerpt=excerpt,
-            message=f"no passage of the sources says this: the nearest shares {share:.0%} of its matter",
-            suggestion="Take the sentence out, or say what a source says.",
+        return issue(
+            f"no passage of the sources says this: the nearest shares {share:.0%} of its matter",
+            "Take the sentence out, or say what a source says.",
         )
     if elsewhere:
         what, holders = next(iter(elsewhere.items()))
         marks = ", ".join(f"[{number}]" for number in sorted(cited))
-        return Issue(
+        return issue(
+            f"{what} is not in the source cited ({marks}) but in [{holders[0]}]",
+            f"Cite [{holders[0]}].",
             kind="citation",
-            severity="medium",
-            line=sentence.line,
-            excerpt=excerpt,
-            message=f"{what} is not in the source cited ({marks}) but in [{holders[0]}]",
-            suggestion=f"Cite [{holders[0]}].",
         )
     if share < DOUBTFUL_BELOW:
         where = f"; nearest is [{best}]" if best is not None else ""
-        return Issue(
-            kind="unsupported_claim",
-            severity="low",
-            line=sentence.line,
-            excerpt=excerpt,
-            message=f"the sources say this only in part: the nearest passage shares {share:.0%} of its matter{where}",
-            suggestion="Keep closer to the source.",
+        return issue(
+            f"the sources say this only in part: the nearest passage shares {share:.0%} of its matter{where}",
+            "Keep closer to the source.",
+            "low",
         )
     return None
 

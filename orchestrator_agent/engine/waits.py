@@ -9,8 +9,9 @@ from orchestrator_agent.engine.attempts import Attempts
 from orchestrator_agent.engine.state import Role, Row, Scope, Status
 from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode, ExpressionError, InvalidRequest
+from protocol.fields import utc
 from protocol.ids import step_task_id
-from protocol.messages import ErrorInfo, json_bytes, time_text, utc
+from protocol.messages import ErrorInfo, json_bytes, time_text
 from protocol.workflow import seconds_of
 
 

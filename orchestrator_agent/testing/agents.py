@@ -15,8 +15,9 @@ from orchestrator_agent.testing.clock import RESTING, Clock, Resting, rest
 from pantheon.agent import Agent
 from pantheon.context import TaskContext, sayable
 from pantheon.handler import Handler
+from pantheon.runner import error_of
 from protocol.discovery import InstanceRecord
-from protocol.errors import ErrorCode, PantheonError
+from protocol.errors import ErrorCode
 from protocol.messages import ErrorInfo, TaskProgress, TaskRequest, TaskResponse, Usage, to_bytes
 
 
@@ -288,14 +289,6 @@ async def _look_on(agent: Agent | None, moment: str, *arguments: Any) -> None:
     with contextlib.suppress(Exception):
         if agent is not None:
             await agent.call_hooks(moment, *arguments)
-
-
-def error_of(raised: Exception) -> ErrorInfo:
-    """What a handler's exception is on the wire, as `pantheon.worker` says it."""
-    if isinstance(raised, PantheonError):
-        return ErrorInfo.of(raised)
-    message = sayable(f"{type(raised).__name__}: {raised}".strip(": "))
-    return ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message, retryable=True)
 
 
 def handler_of(task_type: str, outcome: Any) -> Handler:

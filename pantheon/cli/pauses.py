@@ -13,7 +13,7 @@ from pantheon.cli.running import run_async
 from pantheon.cli.units import clock, parse_time
 
 if TYPE_CHECKING:
-    from pantheon.client import Paused
+    from pantheon.operations import Paused
 
 # The mesh counts no further.
 COUNTED = 10_000

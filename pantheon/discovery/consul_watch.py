@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
 from pantheon.background import end
 from pantheon.discovery.consul_api import ConsulApi
+from pantheon.discovery.refusals import Refusals
 from pantheon.discovery.registry import Key, Registry, key_of
 from protocol.discovery import CONSUL_TASK_TAG_PREFIX, InstanceRecord
 from protocol.errors import DiscoveryError
@@ -37,7 +37,6 @@ REFRESH_SECONDS = 60.0
 GRACE_SECONDS = 12.0
 UNRESOLVED_RETRIES = 5
 UNRESOLVED_SECONDS = 0.5
-REFUSED_IDS_REMEMBERED = 1000
 
 MAINTENANCE_PREFIX = "_service_maintenance:"
 NODE_MAINTENANCE = "_node_maintenance"
@@ -121,7 +120,7 @@ class ConsulFollower:
         self._ready: dict[ServiceKey, InstanceRecord] = {}
         self._draining: dict[ServiceKey, InstanceRecord] = {}
         self._shown: dict[Key, InstanceRecord] = {}
-        self._refused: set[ServiceKey] = set()
+        self._refusals = Refusals()
         self._loaded_once = asyncio.Event()
         self._warned_of_filter = False
         self._unresolved_tries = 0
@@ -226,9 +225,9 @@ class ConsulFollower:
         try:
             record = read_service(name, service["ServiceID"], tags, meta)
         except ValueError as error:
-            self._refuse(key, error)
+            self._refusals.warn(key, error, key=key[1], node=key[0])
             return
-        self._refused.discard(key)
+        self._refusals.forget(key)
         self._ready[key] = record
         self._draining[key] = record.model_copy(update={"status": "draining"})
 
@@ -236,16 +235,6 @@ class ConsulFollower:
         self._described.pop(key, None)
         self._ready.pop(key, None)
         self._draining.pop(key, None)
-
-    def _refuse(self, key: ServiceKey, error: ValueError) -> None:
-        if key in self._refused:
-            return
-        if len(self._refused) >= REFUSED_IDS_REMEMBERED:
-            self._refused.clear()
-        self._refused.add(key)
-        problems = error.errors(include_url=False) if isinstance(error, ValidationError) else []
-        reason = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in problems[:3])
-        log.warning("an entry of the registry is ignored", key=key[1], node=key[0], reason=reason or str(error))
 
     def _show(self, states: dict[ServiceKey, ServiceState]) -> None:
         wanted: dict[Key, InstanceRecord] = {}

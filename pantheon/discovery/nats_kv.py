@@ -17,11 +17,11 @@ import structlog
 from nats.aio.client import Client
 from nats.js.api import StorageType, StreamInfo
 from nats.js.client import JetStreamContext
-from pydantic import ValidationError
 
 from pantheon.background import end
 from pantheon.discovery.interface import DiscoveryUnavailable
 from pantheon.discovery.kv_watch import REQUEST_TIMEOUT_SECONDS, BucketWatch, explain
+from pantheon.discovery.refusals import Refusals
 from pantheon.discovery.registration import KeptRegistration
 from pantheon.discovery.registry import Registry
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, TTL_SECONDS, InstanceRecord
@@ -36,8 +36,6 @@ RETRY_SECONDS = 1.0
 LOAD_TIMEOUT_SECONDS = 5.0
 STREAM_NAME_IN_USE = 10058
 BUCKET_STREAM = f"KV_{KV_BUCKET}"
-# Each refused key is warned of once; whoever puts ever new ones must not grow this process.
-REFUSED_KEYS_REMEMBERED = 1000
 
 
 async def ensure_bucket(
@@ -113,7 +111,7 @@ class KvFollower:
         self._records: dict[str, InstanceRecord] = {}
         # In the order in which instances were last heard of: the silent ones are at the front.
         self._heard: dict[str, float] = {}
-        self._refused: set[str] = set()
+        self._refusals = Refusals()
         self._loading: list[tuple[str, bytes, int]] | None = []
         self._loaded_once = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -188,24 +186,14 @@ class KvFollower:
             if record.key != key:
                 raise ValueError(f"it names itself {record.key}")
         except ValueError as error:
-            self._refuse(key, error)
+            self._remove([key])
+            self._refusals.warn(key, error, key=key)
             return None
-        self._refused.discard(key)
+        self._refusals.forget(key)
         self._values[key] = value
         self._records[key] = record
         self._heard[key] = heard_at
         return record
-
-    def _refuse(self, key: str, error: ValueError) -> None:
-        self._remove([key])
-        if key in self._refused:
-            return
-        if len(self._refused) >= REFUSED_KEYS_REMEMBERED:
-            self._refused.clear()
-        self._refused.add(key)
-        problems = error.errors(include_url=False) if isinstance(error, ValidationError) else []
-        reason = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in problems[:3])
-        log.warning("an entry of the registry is ignored", key=key, reason=reason or str(error))
 
     def _remove(self, keys: list[str]) -> None:
         removals = []

@@ -68,7 +68,7 @@ class ManagedProcess:
         self._group_ended = False
 
     @classmethod
-    async def spawn(cls, command: Command, log: Path) -> ManagedProcess:
+    async def spawn(cls, command: Command, log: Path, *, stdin: int = subprocess.DEVNULL) -> ManagedProcess:
         """Start the command with its output appended to `log`; raises StackError when that is not possible."""
         try:
             descriptor, log_start = _open_log(log)
@@ -77,7 +77,7 @@ class ManagedProcess:
         try:
             process = await asyncio.create_subprocess_exec(
                 *command.launched(),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=descriptor,
                 stderr=subprocess.STDOUT,
                 env=dict(command.environment),
@@ -94,6 +94,10 @@ class ManagedProcess:
     def returncode(self) -> int | None:
         """Exit status; negative for a signal, None while it runs."""
         return self._process.returncode
+
+    async def feed(self, body: bytes) -> None:
+        """Give it all of its input, where it was spawned with a pipe for that, and wait for its end."""
+        await self._process.communicate(body)
 
     async def wait(self) -> int:
         """Wait for its end and return the exit status; what it left in its group ends too."""
@@ -171,27 +175,17 @@ class ManagedProcess:
 
 
 async def run_to_end(command: Command, log: Path, *, feed: str = "") -> None:
-    """Run a command that ends by itself, `feed` on its input; raises StackError with its last line when it fails."""
-    descriptor, log_start = _open_log(log)
+    """Run a command that ends by itself, `feed` on its input.
+
+    Raises StackError where it cannot be started, and with its last line when it fails.
+    """
+    running = await ManagedProcess.spawn(command, log, stdin=subprocess.PIPE)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command.launched(),
-            stdin=subprocess.PIPE,
-            stdout=descriptor,
-            stderr=subprocess.STDOUT,
-            env=dict(command.environment),
-            cwd=command.folder,
-            start_new_session=True,
-        )
-    finally:
-        os.close(descriptor)
-    running = ManagedProcess(command, process, log, log_start)
-    try:
-        await process.communicate(feed.encode())
+        await running.feed(feed.encode())
     except asyncio.CancelledError:
         await running.stop([])
         raise
-    if process.returncode != 0:
+    if running.returncode != 0:
         raise StackError(f"{command.name} failed: {running.ending()} (log: {log})")
 
 

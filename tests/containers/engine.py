@@ -17,9 +17,8 @@ DOCKER = REPOSITORY / "docker"
 COMMAND_SECONDS = 900
 
 
-def docker(*arguments: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
-    """Run `docker …` and return what it prints; its errors are in the exception."""
-    done = subprocess.run(
+def _run(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
         ["docker", *arguments],
         capture_output=True,
         text=True,
@@ -28,9 +27,21 @@ def docker(*arguments: str, check: bool = True, env: Mapping[str, str] | None = 
         cwd=REPOSITORY,
         env={**os.environ, "DOCKER_BUILDKIT": "1", **(env or {})},
     )
+
+
+def docker(*arguments: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
+    """Run `docker …` and return what it prints; its errors are in the exception."""
+    done = _run(arguments, env)
     if check and done.returncode != 0:
         raise AssertionError(f"docker {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout.strip()
+
+
+def is_well(container: str) -> bool:
+    """What a container's health check finds now. The engine's own word of it is as old as its last check, or three."""
+    kind, *command = json.loads(docker("inspect", "--format", "{{json .Config.Healthcheck.Test}}", container))
+    shell = ["/bin/sh", "-c"] if kind == "CMD-SHELL" else []
+    return _run(["exec", container, *shell, *command]).returncode == 0
 
 
 def why_no_engine() -> str:

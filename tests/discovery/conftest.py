@@ -58,6 +58,13 @@ class NatsServer:
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that cannot be loaded is there all the same, after a moment in the place of seconds."""
+    monkeypatch.setattr("pantheon.discovery.nats_kv.LOAD_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("pantheon.discovery.consul_watch.LOAD_TIMEOUT_SECONDS", 0.1)
+
+
+@pytest.fixture
 def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server = NatsServer(tmp_path)
     server.start()

@@ -134,14 +134,14 @@ async def test_a_registry_that_starts_late_knows_how_old_an_entry_is(
 
 
 async def test_without_a_bucket_an_agent_waits_and_is_there_once_somebody_makes_it(
-    client: Client, record: Record
+    client: Client, record: Record, impatient: None
 ) -> None:
     with structlog.testing.capture_logs() as logs:
         async with NatsKvDiscovery(client) as discovery:
             registration = await discovery.register(record())
             assert not registration.active
             registry = await discovery.registry()
-            assert registry.stale
+            await until(lambda: registry.stale)
             assert "does not exist" in str(registry.degraded_reason)
             await ensure_bucket(client.jetstream())
             await until(lambda: registration.active)
@@ -265,12 +265,13 @@ async def test_a_watch_that_lost_its_consumer_without_a_word_is_made_again(
         await until(lambda: len(registry) == 1)
 
 
-async def test_a_broker_without_jetstream_is_named(plain_nats_client: Client, record: Record) -> None:
+async def test_a_broker_without_jetstream_is_named(plain_nats_client: Client, record: Record, impatient: None) -> None:
     with structlog.testing.capture_logs() as logs:
         async with NatsKvDiscovery(plain_nats_client) as discovery:
             registration = await discovery.register(record())
             registry = await discovery.registry()
-            assert (registration.active, registry.stale) == (False, True)
+            await until(lambda: registry.stale)
+            assert not registration.active
     assert "JetStream" in str(registry.degraded_reason)
     assert len(warnings_in(logs)) == 2
     with pytest.raises(DiscoveryError, match="JetStream"):

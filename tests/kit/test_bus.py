@@ -462,7 +462,7 @@ async def test_nothing_is_lost_when_the_broker_dies_in_mid_load(rig: Rig, broker
 
 
 @pytest.mark.parametrize("what", ["consumer", "tasks", "responses"])
-async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: str) -> None:
+async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: str, quick: None) -> None:
     agent = Agent("test_agent", max_concurrency=4)
 
     @agent.task("count")
@@ -490,14 +490,6 @@ async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: s
 
 
 # -- publishing -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats that come after tenths of seconds, as they do after seconds otherwise."""
-    monkeypatch.setattr(pantheon.bus.publisher, "ACK_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(pantheon.bus.publisher, "RETRY_FIRST_SECONDS", 0.05)
-    monkeypatch.setattr(pantheon.bus.publisher, "RETRY_MAX_SECONDS", 0.2)
 
 
 @pytest_asyncio.fixture

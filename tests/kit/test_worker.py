@@ -12,6 +12,7 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 from pydantic import BaseModel
 
+import pantheon.answers
 import pantheon.worker
 from pantheon import Agent, TaskContext, TaskFailure
 from pantheon.bus import ensure_streams
@@ -161,7 +162,7 @@ async def test_whoever_observes_is_told_of_every_attempt(rig: Rig, agent: Agent)
 # -- the order: answer, then acknowledge ----------------------------------------------------------------------------
 
 
-async def test_a_task_is_acknowledged_after_its_answer_is(rig: Rig, agent: Agent) -> None:
+async def test_a_task_is_acknowledged_after_its_answer_is(rig: Rig, agent: Agent, quick: None) -> None:
     """Without the stream of responses nobody can acknowledge an answer: the task must stay in the queue till it is."""
     await rig.worker(agent)
     await rig.js.delete_stream("AGENT_RESPONSES")
@@ -299,7 +300,7 @@ async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Ri
 async def test_answers_are_remembered_by_what_they_weigh(
     rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pantheon.worker, "REMEMBERED_BYTES", 3000)
+    monkeypatch.setattr(pantheon.answers, "REMEMBERED_BYTES", 3000)
     runs: list[UUID] = []
 
     @agent.task("thousand")

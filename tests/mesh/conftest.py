@@ -103,13 +103,16 @@ class PlainClient:
     ) -> str:
         """Send, and send again, until accepted: what the page tells whoever must be sure."""
         task_id = fields.pop("task_id", None) or str(new_id())
-        async with asyncio.timeout(within_seconds):
-            while task_id not in self.accepted and task_id not in self.responses:
-                await self.send(task_type, payload, task_id=task_id, **fields)
-                try:
-                    await self.until(lambda: task_id in self.accepted or task_id in self.responses, 1)
-                except TimeoutError:
-                    continue
+        try:
+            async with asyncio.timeout(within_seconds):
+                while task_id not in self.accepted and task_id not in self.responses:
+                    await self.send(task_type, payload, task_id=task_id, **fields)
+                    try:
+                        await self.until(lambda: task_id in self.accepted or task_id in self.responses, 1)
+                    except TimeoutError:
+                        continue
+        except TimeoutError:
+            raise AssertionError(f"task {task_id} was not accepted within {within_seconds:g} s") from None
         return str(task_id)
 
     async def until(self, condition: Callable[[], Any], within_seconds: float = PATIENCE_SECONDS) -> None:
@@ -127,13 +130,21 @@ class PlainClient:
         self, task_type: str, payload: Any, ids: list[str], *, within_seconds: float = 2 * PATIENCE_SECONDS
     ) -> None:
         """Have all answers, asking again for those that were published while this client was not connected."""
-        async with asyncio.timeout(within_seconds):
-            while missing := [task_id for task_id in ids if task_id not in self.responses]:
-                try:
-                    await self.until(partial(self.responses.keys().__ge__, set(missing)), 3)
-                except TimeoutError:
-                    for task_id in missing:
-                        await self.send(task_type, payload, task_id=task_id)
+        missing = ids
+        try:
+            async with asyncio.timeout(within_seconds):
+                while missing := [task_id for task_id in ids if task_id not in self.responses]:
+                    try:
+                        await self.until(partial(self.responses.keys().__ge__, set(missing)), 3)
+                    except TimeoutError:
+                        for task_id in missing:
+                            await self.send(task_type, payload, task_id=task_id)
+        except TimeoutError:
+            unheard = [task_id for task_id in missing if task_id not in self.accepted]
+            raise AssertionError(
+                f"of {len(ids)} tasks {len(missing)} were not answered within {within_seconds:g} s: "
+                f"{', '.join(missing)}; not even accepted, as far as was heard: {', '.join(unheard) or 'none'}"
+            ) from None
 
     async def ask(self, task_type: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
         return await self.answer(await self.send(task_type, payload, **fields))

@@ -328,6 +328,33 @@ async def test_progress_and_steps_can_be_watched(words: AgentProcess, mesh: Mesh
     assert (await mesh.wait(task_id)).status == "completed"
 
 
+async def test_who_stops_watching_leaves_nothing_waiting(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
+    """What waited for the next event was left pending: "Task was destroyed", some time later."""
+    gate = seen.gates["sleep"] = asyncio.Event()
+    task_id = await mesh.submit("execute_dag", {"steps": {"nap": {"task": "sleep", "with": {"seconds": 0.05}}}})
+    before = asyncio.all_tasks()
+    listening = asyncio.Event()
+
+    async def watch() -> None:
+        async for _ in mesh.watch(task_id, on_listening=listening.set):
+            pass
+
+    watching = asyncio.create_task(watch(), name="the watcher")
+    await listening.wait()
+    parts = ("Queue.get", "_until_ended")
+
+    def waiting() -> list[str]:
+        new = asyncio.all_tasks() - before
+        return [name for one in new if (name := getattr(one.get_coro(), "__qualname__", "")).endswith(parts)]
+
+    await until(lambda: len(waiting()) == 2, "a watcher that waits for an event and for the end")
+    watching.cancel()
+    await asyncio.wait({watching})
+    assert waiting() == []
+    gate.set()
+    assert (await mesh.wait(task_id)).status == "completed"
+
+
 async def test_nobody_accepts_without_an_orchestrator(broker: Any) -> None:
     async with Mesh(broker.url) as mesh:
         with pytest.raises(NotAccepted, match="is an orchestrator running"):

@@ -231,6 +231,15 @@ async def test_a_command_that_fails_is_quoted_and_one_that_is_interrupted_is_end
     assert process_birth(pid) is None
 
 
+async def test_a_command_that_cannot_be_started_says_why(tmp_path: Path) -> None:
+    """One that ends by itself had no word for that: an OSError, and its traceback."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StackError, match="cannot write the log"):
+        await run_to_end(Command("reader", ("true",)), tmp_path / "file" / "log")
+    with pytest.raises(StackError, match="cannot start reader: No such file"):
+        await run_to_end(Command("reader", ("true",), folder=tmp_path / "missing"), tmp_path / "log")
+
+
 async def test_a_process_id_alone_is_no_proof() -> None:
     sleeper = await asyncio.create_subprocess_exec("sleep", "60")
     birth = process_birth(sleeper.pid)

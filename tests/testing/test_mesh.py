@@ -108,6 +108,15 @@ async def test_an_agent_object_serves_all_it_has_with_its_hooks(mesh: TestMesh) 
     assert heard == ["startup", "before shout", "before refuse", "error no way", "shutdown"]
 
 
+async def test_an_error_that_no_answer_can_carry_is_what_an_agents_process_makes_of_it(mesh: TestMesh) -> None:
+    """It was an error of the mesh's own, from deep within."""
+    mesh.agent("work", TaskFailure("c" * 200, "too long a code"))
+    with pytest.raises(TaskFailed) as failed:
+        await mesh.run("work")
+    details = failed.value.details
+    assert (details["code"], details["message"]) == ("internal_error", f"{'c' * 200}: too long a code")
+
+
 async def test_an_agents_own_timeout_is_the_smaller_one(mesh: TestMesh) -> None:
     agent = Agent("slow_agent")
 
