@@ -19,7 +19,7 @@ from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Delivery, Objects, Publisher, acknowledge
-from pantheon.worker import publish_dead_letter
+from pantheon.dead_letter import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids
 from protocol.names import EXECUTE_DAG, MESH_PREFIX, ORCHESTRATOR

@@ -16,7 +16,6 @@ from pantheon.background import end
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold
 from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext
-from pantheon.dead_letter import publish_dead_letter as publish_dead_letter
 from pantheon.declaration import Declaration
 from pantheon.runner import HandBack, Observer, Runner, Running
 from protocol.errors import InvalidRequest, TooLarge

@@ -7,6 +7,7 @@ The caller then goes on as if nobody had asked it to end, and is never asked aga
 lost.
 
 Its `publish` passes each message through four coroutines. A message that needs no waiting needs none of them: `post`.
+What arrives passes through a queue and a task of its subscription; `hear` does without (`receiving`).
 """
 
 import asyncio
@@ -16,12 +17,18 @@ import nats.aio.client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from pantheon.bus.receiving import Hearer, Receiver
+
 # More than this is a broker, or a network, that does not keep up: then whoever publishes waits.
 MUCH_PENDING_BYTES = 1024 * 1024
 
 
 class Client(nats.aio.client.Client):
     """nats-py's client. What a call did is done; a cancellation that came meanwhile is raised when it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = self._receiver = Receiver(self)
 
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
@@ -40,6 +47,12 @@ class Client(nats.aio.client.Client):
         before = _cancellations()
         subscription = await super().subscribe(*args, **options)
         _raise_if_more(before)
+        return subscription
+
+    async def hear(self, subject: str, hearer: Hearer, *, queue: str = "") -> Subscription:
+        """Have every message on `subject` given to a function that waits for nothing, in the order of their arrival."""
+        subscription = await self.subscribe(subject, queue=queue)
+        self._receiver.hear(subscription, hearer)
         return subscription
 
     async def flush(self, *args: Any, **options: Any) -> None:

@@ -162,12 +162,12 @@ class Publisher:
     async def _start(self) -> None:
         async with self._starting:
             if self._subscription is None:
-                subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_ack)
+                subscription = await self._bus.hear(f"{self._inbox}.*", self._on_ack)
                 self._unhook = self._bus.on_reconnect(self._on_reconnect)
                 self._sweeper = asyncio.create_task(self._sweep(), name="publish-again")
                 self._subscription = subscription
 
-    async def _on_ack(self, delivery: Delivery) -> None:
+    def _on_ack(self, delivery: Delivery) -> None:
         token = delivery.subject[self._prefix :]
         one = self._pending.get(token)
         if one is None:

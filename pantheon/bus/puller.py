@@ -142,10 +142,10 @@ class Puller:
     def _room(self) -> int:
         return self._capacity - self._held - self._credit
 
-    async def _on_message(self, message: Delivery) -> None:
+    def _on_message(self, message: Delivery) -> None:
         self._last_sign = asyncio.get_running_loop().time()
         # What is in the stream has a subject to acknowledge it on, whatever headers its sender put in.
-        if message.headers is not None and not message.reply and "Status" in message.headers:
+        if not message.reply and message.headers is not None and "Status" in message.headers:
             self._on_status(message.headers)
             return
         self._credit = max(0, self._credit - 1)
@@ -290,7 +290,7 @@ class Puller:
     async def _listen(self) -> None:
         # A name of its own each time: what a former subscription had asked for is not for this one.
         self._inbox = self._bus.new_inbox()
-        self._subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_message)
+        self._subscription = await self._bus.hear(f"{self._inbox}.*", self._on_message)
 
     async def _unlisten(self) -> None:
         subscription, self._subscription = self._subscription, None

@@ -70,7 +70,7 @@ async def stored_batch(
     found: list[Stored] = []
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    async def heard(message: Delivery) -> None:
+    def heard(message: Delivery) -> None:
         headers = message.headers or {}
         if ended.done():
             return
@@ -87,7 +87,7 @@ async def stored_batch(
         own = {name: value for name, value in headers.items() if not name.startswith("Nats-")}
         found.append(Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], message.data, own))
 
-    subscription = await bus.subscribe(inbox, heard)
+    subscription = await bus.hear(inbox, heard)
     try:
         wanted = {"seq": start, "batch": count, "max_bytes": max_bytes, "next_by_subj": subject}
         await bus.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(wanted).encode(), reply=inbox)

@@ -39,8 +39,8 @@ class Watched(Puller):
         assert self._held >= 0
         assert self._credit >= 0
 
-    async def _on_message(self, message: Delivery) -> None:
-        await super()._on_message(message)
+    def _on_message(self, message: Delivery) -> None:
+        super()._on_message(message)
         self._look()
 
     async def _ask(self, count: int) -> None:
