@@ -34,7 +34,7 @@ from pantheon.bus import Bus
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
 from protocol.messages import Control, ErrorInfo, to_bytes
-from protocol.names import TASK_TYPE
+from protocol.names import TASK_TYPE, is_agent_name
 
 log = structlog.get_logger()
 
@@ -194,9 +194,12 @@ class Operations:
             raise InvalidRequest("say which: payload.id, or a filter (payload.name, payload.reason), or payload.all")
         if payload.get("all") not in (None, True, False):
             raise InvalidRequest("payload.all: must be true or false", field="payload.all")
-        redriven = await self._dead_letters.redrive(
-            letter_id=wanted, name=_text(payload, "name"), reason=_text(payload, "reason")
-        )
+        name = _text(payload, "name")
+        if name is not None and not is_agent_name(name):
+            raise InvalidRequest(f"payload.name: '{shown(name)}' cannot be an agent's name", field="payload.name")
+        redriven, more = await self._dead_letters.redrive(letter_id=wanted, name=name, reason=_text(payload, "reason"))
+        if more:
+            return {"redriven": redriven, "more": True}
         if wanted is not None and not redriven:
             return {"redriven": [], "note": f"there is no dead letter {wanted} (any more)"}
         return {"redriven": redriven}
