@@ -53,7 +53,8 @@ def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> 
     definition = None
     version = None
     if versioned:
-        definition = workflow.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        # With the name, which a file may leave to its own: two of one content are two workflows.
+        definition = {**workflow.model_dump(mode="json", by_alias=True, exclude_unset=True), "name": name}
         version = hashlib.sha256(json_bytes(definition)).hexdigest()[:16]
     graph = _compile(workflow.steps, workflow.output, "output" in workflow.model_fields_set, name=name, depth=0)
     made: dict[str, Any] = {}

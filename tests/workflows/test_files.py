@@ -6,6 +6,7 @@ from textwrap import dedent
 import pytest
 
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_file, load_folder, read_workflow
+from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow
 
@@ -48,6 +49,20 @@ def test_a_file_without_a_name_is_called_like_the_file(tmp_path: Path) -> None:
     path = tmp_path / "my_flow.yaml"
     path.write_text("steps: {a: {task: x}}")
     assert load_file(path).name == "my_flow"
+
+
+def test_two_files_of_one_content_are_two_workflows(tmp_path: Path) -> None:
+    """They had one version, which the database knew by the first one's name: to pause the second paused nothing."""
+    plans = []
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text("steps: {a: {task: x}}")
+        plans.append(load_file(tmp_path / f"{name}.yaml"))
+    assert plans[0].version != plans[1].version
+    library = Library()
+    for plan in plans:
+        assert plan.version is not None
+        library.remember(plan.version, plan.name, plan.definition or {})
+        assert library.version(plan.version).version == plan.version
 
 
 def test_a_date_in_yaml_is_the_string_that_stands_there() -> None:
