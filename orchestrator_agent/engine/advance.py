@@ -28,6 +28,7 @@ from orchestrator_agent.engine.events import (
     Signalled,
 )
 from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status, in_order
+from orchestrator_agent.engine.waits import payload_of
 from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode, InvalidRequest
 from protocol.ids import step_task_id
@@ -63,11 +64,10 @@ def _refusal(plan: StepPlan, signal: Signalled) -> ErrorInfo | None:
         who = ", ".join(sorted(plan.wait.givers))
         message = f"'{signal.name}' may be given by {who}, not by {signal.giver or 'nobody in particular'}"
         return ErrorInfo(code="forbidden", message=message)
-    if plan.wait.schema is not None:
-        try:
-            plan.wait.schema.read(signal.payload)
-        except InvalidRequest as wrong:
-            return ErrorInfo.of(wrong)
+    try:
+        payload_of(plan.wait, signal.payload)
+    except InvalidRequest as wrong:
+        return ErrorInfo.of(wrong)
     return None
 
 

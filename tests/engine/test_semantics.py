@@ -96,6 +96,24 @@ def test_the_same_signal_given_twice_is_given_once(world: World) -> None:
     assert again.outcomes[given.operation] == {"task_id": str(course.run.root_task_id), "signal": "go", "taken": True}
     assert course.statuses()["b"] == "waiting"
 
+def test_an_approval_is_what_says_so_and_is_by_who_gave_it(world: World) -> None:
+    """A signal of its name ended the wait without `approved`, and its payload said who had given it."""
+    course = world.dag({"ok": {"wait_for": {"approval": "go"}}})
+    refused = told(course, signal(course, "go", "bob", by="anna"))
+    assert isinstance(refused, ErrorInfo)
+    assert refused.message == "'go' is an approval: payload.approved must be true or false"
+    assert told(course, signal(course, "go", "bob", approved=True, by="anna"))["taken"]
+    assert (course.result["ok"]["approved"], course.result["ok"]["by"]) == (True, "bob")
+
+
+def test_a_signal_that_came_first_and_is_no_approval_is_left(world: World) -> None:
+    course = world.dag({"nap": {"sleep": 9}, "ok": {"wait_for": {"approval": "go"}, "needs": ["nap"]}})
+    told(course, signal(course, "go", "bob"))
+    course.later(9)
+    course.due("nap")
+    assert course.statuses()["ok"] == "waiting"
+
+
 
 # -- pauses ---------------------------------------------------------------------------------------------------------
 
