@@ -45,12 +45,10 @@ class Attempts:
     def within_budget(self, row: Row) -> bool:
         """Whether a row may go on; where the tree's budget is used up, the whole task ends, and the row with it.
 
-        What undoes is not bounded: a task that could not afford to clean up would leave a mess behind.
+        What undoes is not bounded.
         """
         root = self.run.scopes[self.run.root_task_id]
-        if row.role is Role.COMPENSATION or root.row.status is Status.COMPENSATING:
-            return True
-        if (error := self.budget_error()) is None:
+        if (error := self.budget_error()) is None or self.run.undoes(row):
             return True
         self.scope_failed(root, error)
         return False
@@ -98,7 +96,7 @@ class Attempts:
         row.dispatched_at = self.now
         row.expires_at = self.now + timedelta(seconds=row.timeout_seconds)
         deadline = self.run.facts.deadline_at
-        if deadline is not None and row.role is not Role.COMPENSATION:
+        if deadline is not None and not self.run.undoes(row):
             row.expires_at = min(row.expires_at, deadline)
         self.ledger.decisions.wake_at.append(row.expires_at)
         self.ledger.change(row)

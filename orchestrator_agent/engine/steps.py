@@ -141,11 +141,11 @@ class Steps(Waits):
     def begin_scope(self, row: Row, plan: Plan, payload: dict[str, Any], *, depth: int) -> None:
         row.status = Status.RUNNING
         root = self.run.scopes[self.run.root_task_id]
-        budget = root.plan.budget if root.row.status is not Status.COMPENSATING else None
-        if budget is not None and budget.depth is not None and depth > budget.depth:
-            message = f"the task's budget of {budget.depth} nested workflows is used up"
-            error = ErrorInfo(code=ErrorCode.BUDGET_EXCEEDED, message=message, details={"budget": "depth"})
-            self.scope_failed(root, error)
+        bound = root.plan.budget.depth if root.plan.budget is not None else None
+        if bound is not None and depth > bound and not self.run.undoes(row):
+            message = f"the task's budget of {bound} nested workflows is used up"
+            details = {"budget": "depth", "limit": bound, "used": depth}
+            self.scope_failed(root, ErrorInfo(code=ErrorCode.BUDGET_EXCEEDED, message=message, details=details))
             return
         if depth > MAX_DEPTH:
             path = self.run.path(row)

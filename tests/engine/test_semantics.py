@@ -18,7 +18,7 @@ from orchestrator_agent.engine.events import (
     Signalled,
 )
 from orchestrator_agent.engine.state import Role, Row, Status
-from orchestrator_agent.intake import Replayed
+from orchestrator_agent.wire import task_request
 from orchestrator_agent.workflows.plan import Plan
 from protocol import ErrorInfo, TaskRequest, new_id
 from protocol.messages import Usage
@@ -286,6 +286,81 @@ def test_undoing_is_outside_of_the_budget_with_all_that_is_delegated_for_it(worl
     undo_next(course)
     assert course.error.code == "budget_exceeded"
 
+def test_what_undoes_within_a_task_that_goes_on_is_outside_of_its_budget_too(world: World) -> None:
+    """A sub-workflow that failed was undone by an agent that delegated, which ended the whole task."""
+    inner = {"steps": {"a": undoable(), "b": task(needs=["a"])}, "on_error": "continue"}
+    course = world.request("execute_dag", {"steps": {"s": inner}, "budget": {"depth": 1, "tasks": 3}})
+    course.complete("s/a", 1)
+    course.fail("s/b")
+    given_out(course, undoing(course)[0], "helper")
+    course.restart()
+    course.complete("s/a/helper/helper", 1)
+    undo_next(course)
+    assert course.result == {"s": None}
+
+
+def test_what_undoes_has_its_time_although_the_deadline_has_passed(world: World) -> None:
+    """What it delegated expired as it was dispatched, and its agent was told a deadline that had passed."""
+    course = world.dag({"a": undoable(), "b": task(needs=["a"])}, deadline=world.now + timedelta(minutes=1))
+    course.complete("a", 1)
+    assert b'"deadline"' in task_request(course.run, course.row("b"))
+    course.later(60)
+    course.happen(DeadlinePassed(course.run.root_task_id))
+    given_out(course, undoing(course)[0], "helper")
+    row = course.row("a/helper/helper")
+    assert row.expires_at == world.now + timedelta(minutes=5)
+    for one in (row, undoing(course)[0]):
+        assert b'"deadline"' not in task_request(course.run, one)
+    course.complete("a/helper/helper", 1)
+    undo_next(course)
+    assert course.error.code == "deadline_exceeded"
+
+
+# -- workflows that stand in, and that undo -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_fallback_may_be_a_workflow_by_its_name(world: World, restarted: bool) -> None:
+    """It looked for an agent that serves it, for which there was none."""
+    world.add("plan_b", steps={"i": undoable(**{"with": "${input}"})}, output="${i}")
+    instead = {"task": "plan_b", "with": {"of": "${item}", "why": "${error.code}"}}
+    course = world.dag({"a": task(for_each=[7], fallback=instead), "b": task(needs=["a"])})
+    course.fail("a[0]")
+    if restarted:
+        course.restart()
+    assert course.payload("a[0]/i") == {"of": 7, "why": "no"}
+    course.complete("a[0]/i", "well")
+    assert course.payload("b") == {}
+    course.fail("b")
+    # What it did is undone as what any workflow did.
+    assert undo_next(course) == "i"
+    assert course.status == "failed"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_workflow_may_undo_and_its_failure_is_borne(world: World, restarted: bool) -> None:
+    world.add("clean_up", steps={"one": undoable(**{"with": "${input}"}), "two": task(needs=["one"])})
+    by_flow = task(compensate={"task": "clean_up", "with": {"was": "${result}"}})
+    course = world.dag({"first": undoable(), "a": {**by_flow, "needs": ["first"]}, "b": task(needs=["a"])})
+    course.complete("first", 0)
+    course.complete("a", 1)
+    course.fail("b")
+    assert course.payload("a/one") == {"was": 1}
+    course.complete("a/one", {"done": True})
+    if restarted:
+        course.restart()
+    course.fail("a/two")
+    # It undoes what it did itself before it has failed.
+    assert undo_next(course) == "one"
+    assert undo_next(course) == "first"
+    assert course.error.step == "b"
+    assert {row.step: row.status.value for row in undoing(course)} == {
+        "a": "failed",
+        "one": "completed",
+        "first": "completed",
+    }
+
+
 
 # -- delegation -----------------------------------------------------------------------------------------------------
 
@@ -324,7 +399,7 @@ def test_a_graph_refused_for_its_depth_does_not_break_what_is_undone_after_a_res
     assert all(scope.depth <= 1 for scope in course.run.scopes.values())
     assert undo_next(course) == "a"
     assert course.error.code == "budget_exceeded"
-    assert course.error.details == {"budget": "depth"}
+    assert course.error.details == {"budget": "depth", "limit": 1, "used": 2}
 
 
 @pytest.mark.parametrize("parent", ["compensation", "fallback"])
