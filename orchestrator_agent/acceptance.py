@@ -169,6 +169,7 @@ class Acceptance:
                 f"payload.task_id: task {task_id} is {root['status']}: only a failed or cancelled one can be retried",
                 field="payload.task_id",
             )
+        given = dict((payload.get("input") or {}) if root["task_type"] == EXECUTE_DAG else payload)
         _lay_over(payload, request.payload.get("input"), root["task_type"])
         return Replayed(
             task_id=task_id,
@@ -176,7 +177,8 @@ class Acceptance:
             payload=payload,
             plan=plan,
             workflow_version=root["workflow_version"],
-            steps=[row_of(record) for record in records if record["parent_task_id"] == task_id],
+            rows=[row_of(record) for record in records],
+            given=given,
             from_step=begin,
             timeout_seconds=root["timeout_seconds"],
             keep_completed=retry,

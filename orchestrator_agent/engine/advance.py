@@ -340,6 +340,10 @@ class _Transition(Endings):
         row.parent_task_id = scope.row.task_id
         row.task_id = step_task_id(scope.row.task_id, row.step or "", row.iteration, row.item)
         row.role = Role.STEP
+        # It is known by its age (`Run.reused`), whatever the clock of who ran it said.
+        began = self.run.root.created_at
+        if began is not None and (row.created_at is None or row.created_at >= began):
+            row.created_at = began - timedelta(microseconds=1)
         self.ledger.make(row)
         scope.rows[row.step or ""] = row
         scope.ended.add(row.step or "")

@@ -229,19 +229,20 @@ class TestMesh:
         if keep and root["status"] not in (Status.FAILED, Status.CANCELLED):
             raise PantheonError(f"the task is {root['status']}: only a failed or cancelled one can be retried")
         payload = json.loads(root["payload"] or "{}")
+        before = dict((payload.get("input") or {}) if root["task_type"] == EXECUTE_DAG else payload)
         if given and root["task_type"] == EXECUTE_DAG:
             payload["input"] = {**(payload.get("input") or {}), **given}
         else:
             payload |= given or {}
         request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if keep else "mesh.replay")
-        steps = [row for row in course.table.rows() if row.parent_task_id == course.run.root_task_id]
         replayed = Replayed(
             task_id=course.run.root_task_id,
             task_type=root["task_type"],
             payload=payload,
             plan=course.table.plan(self.library),
             workflow_version=root["workflow_version"],
-            steps=steps,
+            rows=course.table.rows(),
+            given=before,
             from_step=from_step,
             timeout_seconds=root["timeout_seconds"],
             keep_completed=keep,

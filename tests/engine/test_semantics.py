@@ -1,6 +1,5 @@
 """The control flow's corners, told in examples: each of these was wrong once, or nearly was."""
 
-import json
 import re
 from datetime import timedelta
 from typing import Any
@@ -20,7 +19,7 @@ from orchestrator_agent.engine.events import (
 from orchestrator_agent.engine.state import Role, Row, Status
 from orchestrator_agent.wire import task_request
 from orchestrator_agent.workflows.plan import Plan
-from protocol import ErrorInfo, TaskRequest, new_id
+from protocol import ErrorInfo, new_id
 from protocol.messages import Usage
 from tests.engine.conftest import Course, World
 
@@ -96,6 +95,7 @@ def test_the_same_signal_given_twice_is_given_once(world: World) -> None:
     assert again.outcomes[given.operation] == {"task_id": str(course.run.root_task_id), "signal": "go", "taken": True}
     assert course.statuses()["b"] == "waiting"
 
+
 def test_an_approval_is_what_says_so_and_is_by_who_gave_it(world: World) -> None:
     """A signal of its name ended the wait without `approved`, and its payload said who had given it."""
     course = world.dag({"ok": {"wait_for": {"approval": "go"}}})
@@ -112,7 +112,6 @@ def test_a_signal_that_came_first_and_is_no_approval_is_left(world: World) -> No
     course.later(9)
     course.due("nap")
     assert course.statuses()["ok"] == "waiting"
-
 
 
 # -- pauses ---------------------------------------------------------------------------------------------------------
@@ -286,6 +285,7 @@ def test_undoing_is_outside_of_the_budget_with_all_that_is_delegated_for_it(worl
     undo_next(course)
     assert course.error.code == "budget_exceeded"
 
+
 def test_what_undoes_within_a_task_that_goes_on_is_outside_of_its_budget_too(world: World) -> None:
     """A sub-workflow that failed was undone by an agent that delegated, which ended the whole task."""
     inner = {"steps": {"a": undoable(), "b": task(needs=["a"])}, "on_error": "continue"}
@@ -359,7 +359,6 @@ def test_a_workflow_may_undo_and_its_failure_is_borne(world: World, restarted: b
         "one": "completed",
         "first": "completed",
     }
-
 
 
 # -- delegation -----------------------------------------------------------------------------------------------------
@@ -471,25 +470,6 @@ def test_the_fallback_of_a_later_iteration_knows_the_one_before(world: World, re
 # -- running again --------------------------------------------------------------------------------------------------
 
 
-def again(course: Course, *, from_step: str | None = None) -> Course:
-    root = course.run.root
-    world = course.world
-    replayed = Replayed(
-        task_id=root.task_id,
-        task_type=root.task_type,
-        payload=json.loads(root.payload or b"{}"),
-        plan=course.table.plan(world.library),
-        workflow_version=None,
-        steps=[row for row in course.table.rows() if row.parent_task_id == root.task_id],
-        from_step=from_step,
-        timeout_seconds=300.0,
-        keep_completed=from_step is None,
-    )
-    request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if from_step is None else "mesh.replay")
-    run, decisions = world.planner.plan(request, headers=None, now=world.now, replayed=replayed)
-    return Course(world, run, decisions)
-
-
 def test_a_retry_runs_again_what_was_undone_and_what_came_of_it(world: World) -> None:
     """It reused the results of steps that had been undone when the old task failed."""
     steps = {"a": undoable(), "b": task(**{"with": {"n": "${a}"}}), "beside": task(), "c": task(needs=["b"])}
@@ -499,11 +479,58 @@ def test_a_retry_runs_again_what_was_undone_and_what_came_of_it(world: World) ->
     course.complete("beside", 3)
     course.fail("c")
     undo_next(course)
-    retried = again(course)
+    retried = course.again()
     assert retried.statuses() == {"beside": "completed", "a": "dispatched"}
     for path in ("a", "b", "c"):
         retried.complete(path, 7)
     assert retried.result == {"a": 7, "b": 7, "beside": 3, "c": 7}
+
+
+def test_a_retry_runs_again_what_was_undone_however_deep_it_was_done(world: World) -> None:
+    """Of a fan-out of workflows by name, and of what an agent delegated, the undone work was reused."""
+    plan = world.add("child", steps={"i": undoable()})
+    steps = {"each": {"workflow": "child", "for_each": [1]}, "lead": task(), "beside": task()}
+    course = world.dag({**steps, "last": task(needs=["each", "lead", "beside"])})
+    given_out(course, course.row("lead"), "child", plan)
+    for path in ("each[0]/i", "lead/child/i", "lead", "beside"):
+        course.complete(path, 1)
+    course.fail("last")
+    assert sorted([undo_next(course), undo_next(course)]) == ["i", "i"]
+    again = course.again().statuses()
+    assert {name: again[name] for name in steps} == {"each": "running", "lead": "dispatched", "beside": "completed"}
+
+
+def test_what_a_replay_took_over_stands_when_it_is_retried(world: World) -> None:
+    """The replay undid its own work, and the older one's ran again with it."""
+    course = world.dag({"a": undoable(), "b": undoable(needs=["a"]), "c": task(needs=["b"])})
+    for path in ("a", "b", "c"):
+        course.complete(path)
+    course = course.again(from_step="b")
+    course.complete("b")
+    course.fail("c")
+    assert undo_next(course) == "b"
+    assert course.again().statuses() == {"a": "completed", "b": "dispatched"}
+
+
+@pytest.mark.parametrize("step", [{"repeat": {"until": "a.done", "max": 5}}, {"with": {"k": "${a == null ? 0 : a.k}"}}])
+def test_a_retry_goes_on_with_no_step_that_was_between_two_iterations(world: World, step: dict[str, Any]) -> None:
+    """It took the result of the one before for the step's."""
+    course = world.dag({"a": task(**{"repeat": {"until": "has(a.done)", "max": 5}, **step}), "b": task(needs=["a"])})
+    course.complete("a", {"n": 1})
+    assert course.error.code == "expression_error"
+    course = course.again()
+    assert course.statuses() == {"a": "dispatched"}
+    course.complete("a", {"done": True})
+    course.complete("b")
+    assert course.again(from_step="b").statuses() == {"a": "completed", "b": "dispatched"}
+
+
+def test_a_replay_from_a_step_runs_again_a_failure_before_it_that_was_borne(world: World) -> None:
+    """It was refused: what the step needs had not completed."""
+    course = world.dag({"a": task(on_error="continue"), "b": task(needs=["a"])})
+    course.fail("a")
+    course.complete("b")
+    assert course.again(from_step="b").statuses() == {"a": "dispatched"}
 
 
 def test_a_replay_from_a_step_runs_again_what_was_undone_before_it(world: World) -> None:
@@ -511,7 +538,7 @@ def test_a_replay_from_a_step_runs_again_what_was_undone_before_it(world: World)
     course.complete("a", 1)
     course.fail("b")
     undo_next(course)
-    assert again(course, from_step="b").statuses() == {"a": "dispatched"}
+    assert course.again(from_step="b").statuses() == {"a": "dispatched"}
 
 
 def test_a_retry_runs_again_what_went_on_without_a_step_that_failed(world: World) -> None:
@@ -520,7 +547,7 @@ def test_a_retry_runs_again_what_went_on_without_a_step_that_failed(world: World
     course.fail("a")
     course.complete("b")
     course.fail("c")
-    assert again(course).statuses() == {"a": "dispatched"}
+    assert course.again().statuses() == {"a": "dispatched"}
 
 
 # -- the schema -----------------------------------------------------------------------------------------------------
