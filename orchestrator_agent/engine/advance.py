@@ -143,6 +143,10 @@ class _Transition(Endings):
         if answer.status == "completed":
             self.completed(row, answer.result, json_bytes(answer.result))
             return
+        # An agent that keeps the deadline fails when it passes: the deadline decides, as where an attempt expires.
+        self._deadline_passed()
+        if row.status is not Status.DISPATCHED:
+            return
         default = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message="the agent gave no reason")
         self.attempt_failed(row, answer.error or default)
 
@@ -161,6 +165,10 @@ class _Transition(Endings):
     def _due(self, due: Due) -> None:
         row = self.run.rows.get(due.task_id)
         if row is None:
+            return
+        # Before any other timer, whichever is noticed first.
+        self._deadline_passed()
+        if row.ended:
             return
         if row is self.run.root:
             self.begin()

@@ -159,12 +159,17 @@ def test_a_second_cancel_changes_nothing_and_says_so(world: World) -> None:
 
 
 def test_the_deadline_decides_how_a_task_ends_whichever_timer_is_noticed_first(world: World) -> None:
-    for first in ("attempt", "deadline"):
-        step = task(retry={"max_attempts": 1}, timeout=60)
-        course = world.dag({"a": step}, deadline=world.now + timedelta(seconds=60))
+    """An agent that keeps the deadline, and a wait that is as long, ended it `step_failed` when they were faster."""
+    for first in ("attempt", "agent", "wait", "deadline"):
+        steps = {"a": task(retry={"max_attempts": 1}, timeout=60), "w": wait(timeout=60)}
+        course = world.dag(steps, deadline=world.now + timedelta(seconds=60))
         course.later(60)
         if first == "attempt":
             course.expire("a")
+        elif first == "agent":
+            course.fail("a", "timeout")
+        elif first == "wait":
+            course.due("w")
         else:
             course.happen(DeadlinePassed(course.run.root_task_id))
         assert course.error.code == "deadline_exceeded"
