@@ -544,3 +544,33 @@ async def test_what_cannot_be_a_name_cannot_be_paused(
         with pytest.raises(TaskFailed, match="cannot be a name") as failed:
             await mesh.run(operation, target)
         assert failed.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("name", ["", "go\0", "g" * 129])
+async def test_a_signal_that_nobody_can_wait_for_is_refused_and_changes_nothing(
+    orchestrated: AgentProcess, mesh: Mesh, name: str
+) -> None:
+    """The database refused the name, and with it the task that was given it: whoever knew a task's id could end it."""
+    task_id = await mesh.submit("execute_dag", {"steps": {"a": {"wait_for": {"signal": "go"}}}})
+    with pytest.raises(TaskFailed, match=r"payload\.signal: must be the name") as failed:
+        await mesh.signal(task_id, name)
+    assert failed.value.code == "invalid_request"
+    assert (await mesh.signal(task_id, "go"))["taken"]
+    assert (await mesh.wait(task_id)).status == "completed"
+
+
+async def test_what_never_began_is_not_run_again_and_says_why(
+    orchestrated: AgentProcess, mesh: Mesh, words: AgentProcess
+) -> None:
+    """It was said that the payload had no steps; a second task of an idempotency key ran with no payload at all."""
+    refused = await mesh.submit("execute_dag", {"steps": {"a": {"task": "echo", "needs": ["a"]}}})
+    assert (await mesh.wait(refused)).status == "failed"
+    first = await mesh.submit("refuse", {"n": 1}, idempotency_key="k")
+    await mesh.wait(first)
+    second = await mesh.submit("refuse", {"n": 1}, idempotency_key="k")
+    await mesh.wait(second)
+    for task_id, words_said in ((refused, "was refused before it began"), (second, f"ends as {first} does")):
+        for operation in ("mesh.retry", "mesh.replay"):
+            with pytest.raises(TaskFailed, match=words_said) as failed:
+                await mesh.run(operation, {"task_id": str(task_id)})
+            assert failed.value.code == "invalid_request"
