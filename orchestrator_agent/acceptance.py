@@ -11,7 +11,7 @@ from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded, Reattached
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed
+from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed, refuse_to_run_again
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.patience import insistently, patiently, read_object
 from orchestrator_agent.runs import Runs, bare_run
@@ -159,10 +159,11 @@ class Acceptance:
                 f"payload.task_id: {task_id} is a {root['task_type']}, which is not run again: send it as a new task",
                 field="payload.task_id",
             )
+        refuse_to_run_again(root)
         if root["workflow_version"] is not None:
             await patiently(self._runs.learn, {root["workflow_version"]})
         plan = self._runs.plan_of(root)
-        payload = json.loads(root["payload"] or "{}")
+        payload = json.loads(root["payload"])
         retry = request.task_type == RETRY
         if retry and root["status"] not in (Status.FAILED, Status.CANCELLED):
             raise InvalidRequest(

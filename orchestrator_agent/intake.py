@@ -199,6 +199,17 @@ class Planner:
         return plan or self.library.single(request.task_type), request.payload
 
 
+def refuse_to_run_again(root: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for the row of a root that never began: there is nothing to go by."""
+    if root["payload"] is not None:
+        return
+    if root["duplicate_of"] is not None:
+        reason = f"ends as {root['duplicate_of']} does, whose idempotency key it came with: name that one"
+    else:
+        reason = "was refused before it began: send it again as a new task"
+    raise InvalidRequest(f"payload.task_id: task {root['task_id']} {reason}", field="payload.task_id")
+
+
 def concurrency_key(plan: Plan, given: dict[str, Any], tenant: str) -> str:
     """What tasks of a workflow share when they count against one another: within a tenant, never across.
 

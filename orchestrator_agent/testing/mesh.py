@@ -25,7 +25,7 @@ from orchestrator_agent.engine.events import (
 )
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.engine.turn import Open, decide_turns
-from orchestrator_agent.intake import Planner, Replayed
+from orchestrator_agent.intake import Planner, Replayed, refuse_to_run_again
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.testing.agents import Agents, Call, Service, handler_of
@@ -226,6 +226,7 @@ class TestMesh:
     def again(self, course: Course, *, from_step: str | None, keep: bool, given: Mapping[str, Any] | None) -> Task:
         """A `mesh.retry` (`keep`) or a `mesh.replay` of a task. Raises PantheonError."""
         root = course.table.root
+        refuse_to_run_again(root)
         if keep and root["status"] not in (Status.FAILED, Status.CANCELLED):
             raise PantheonError(f"the task is {root['status']}: only a failed or cancelled one can be retried")
         payload = json.loads(root["payload"] or "{}")
