@@ -154,6 +154,27 @@ MISTAKES = [
     ("an alias of itself", "steps: &s\n  a: *s\n", 1, 1, "holds itself"),
     ("a number for a step's name", "steps:\n  7: {task: x}\n", 2, 3, ""),
     ("a boolean for a step's name", "steps:\n  yes: {task: x}\n", 2, 3, ""),
+    (
+        "a list that is a text",
+        "steps:\n  a:\n    task: x\n    for_each: input.l\n",
+        4,
+        5,
+        "'for_each' must be a list, or one",
+    ),
+    ("a list in a text", "steps:\n  a:\n    task: x\n    for_each: 'x ${input.l}'\n", 4, 5, "must be a list, or one"),
+    ("a list that is an object", "steps:\n  a:\n    task: x\n    for_each: {b: 1}\n", 4, 5, "for_each: must be a list"),
+    ("a need that is no list", "steps:\n  a: {task: x}\n  b:\n    task: x\n    needs: a\n", 5, 5, "must be a list"),
+    ("steps that are a list", "steps:\n  - task: x\n", 1, 1, "steps: must be an object"),
+    ("a key of another kind of step", "steps:\n  a:\n    sleep: 1\n    with: {b: 1}\n", 4, 5, "'with' does not belong"),
+    ("a key that is a boolean", "steps:\n  on: {task: x}\n", 2, 3, "must be a text: put it in quotes"),
+    (
+        "a schedule's input that the workflow refuses",
+        "input: {required: [b]}\nsteps: {a: {task: x}}\nschedule:\n  cron: '1 1 * * *'\n  input: {c: 1}\n",
+        5,
+        3,
+        "schedule.input does not fit",
+    ),
+    ("a name that is taken", "steps: {a: {task: x}}\nname: execute_dag\n", 2, 1, "no workflow can be called"),
     ("a control character", "steps: \x07\n", 1, 1, "not YAML"),
 ]
 
