@@ -174,6 +174,7 @@ def wanted_of(run: Run, row: Row) -> Wanted:
         avoid=row.agent if row.failures else None,
         tenant=facts.tenant,
         requester=facts.requester,
-        workflow=run.scopes[run.root_task_id].plan.name,
+        # A task that undoes what it did begins nothing new, whatever is paused: nobody may want to wait for that.
+        workflow=run.scopes[run.root_task_id].plan.name if run.root.status is not Status.COMPENSATING else None,
         task_id=row.task_id,
     )

@@ -248,6 +248,28 @@ async def test_what_is_paused_is_listed_with_who_did_it_when_and_how_much_waits(
         assert (await other.wait(held[1], timeout_seconds=PATIENCE_SECONDS)).status == "completed"
 
 
+async def test_what_is_cancelled_is_undone_though_its_workflow_is_paused(
+    words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
+) -> None:
+    """It waited for the end of the pause, as a paused task does not. The agent's own pause has it wait in line, too."""
+    undo = {"compensate": {"task": "echo", "with": {"undone": 1}}}
+    steps = {"a": {"task": "uppercase", "with": {"text": "a"}, **undo}, "w": {"wait_for": {"signal": "go"}}}
+    for agent_too in (False, True):
+        task_id = await mesh.submit("execute_dag", {"steps": steps})
+        await until_row(
+            settings, "select 1 from tasks where root_task_id = $1 and step = 'a' and status = 'completed'", task_id
+        )
+        await mesh.pause(workflow="execute_dag")
+        if agent_too:
+            await mesh.pause(agent="words_agent")
+        assert (await mesh.cancel(task_id))["status"] == "compensating"
+        if agent_too:
+            await mesh.resume(agent="words_agent")
+        assert (await mesh.wait(task_id, timeout_seconds=PATIENCE_SECONDS)).status == "cancelled"
+        await mesh.resume(workflow="execute_dag")
+    assert seen.count("echo") == 2
+
+
 async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails(
     words: AgentProcess, mesh: Mesh, settings: MeshSettings
 ) -> None:
