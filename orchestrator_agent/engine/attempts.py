@@ -61,8 +61,9 @@ class Attempts:
         usage = self.run.usage()
         tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
         cost = usage.cost_usd if usage is not None else 0.0
-        tasks = 0
-        if budget.tasks is not None:
+        tasks = len(self.run.rows) - 1
+        if budget.tasks is not None and tasks > budget.tasks:
+            # Signals are none. As long as all rows are within the bound, nobody counts thousands of them at each step.
             tasks = sum(1 for row in self.run.rows.values() if row.role is not Role.SIGNAL) - 1
         checks: list[tuple[str, float, float | None, bool]] = [
             ("tokens", tokens, budget.tokens, budget.tokens is not None and tokens >= budget.tokens),

@@ -277,6 +277,15 @@ def test_a_retry_is_within_the_budget_or_not_made(world: World) -> None:
     assert course.error.code == "budget_exceeded"
 
 
+def test_signals_are_no_tasks_of_the_budget(world: World) -> None:
+    course = world.request("execute_dag", {"steps": {"w": wait(), "a": task(needs=["w"])}, "budget": {"tasks": 2}})
+    for _ in range(5):
+        told(course, signal(course, "other"))
+    told(course, signal(course, "go"))
+    course.complete("a")
+    assert course.status == "completed"
+
+
 def test_undoing_is_outside_of_the_budget_with_all_that_is_delegated_for_it(world: World) -> None:
     budget = {"tasks": 1}
     steps = {"a": undoable(), "b": task(needs=["a"])}
