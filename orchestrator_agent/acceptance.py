@@ -11,7 +11,7 @@ from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded, Reattached
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed
+from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed, refuse_to_run_again
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.patience import insistently, patiently, read_object
 from orchestrator_agent.runs import Runs, bare_run
@@ -159,16 +159,18 @@ class Acceptance:
                 f"payload.task_id: {task_id} is a {root['task_type']}, which is not run again: send it as a new task",
                 field="payload.task_id",
             )
+        refuse_to_run_again(root)
         if root["workflow_version"] is not None:
             await patiently(self._runs.learn, {root["workflow_version"]})
         plan = self._runs.plan_of(root)
-        payload = json.loads(root["payload"] or "{}")
+        payload = json.loads(root["payload"])
         retry = request.task_type == RETRY
         if retry and root["status"] not in (Status.FAILED, Status.CANCELLED):
             raise InvalidRequest(
                 f"payload.task_id: task {task_id} is {root['status']}: only a failed or cancelled one can be retried",
                 field="payload.task_id",
             )
+        given = dict((payload.get("input") or {}) if root["task_type"] == EXECUTE_DAG else payload)
         _lay_over(payload, request.payload.get("input"), root["task_type"])
         return Replayed(
             task_id=task_id,
@@ -176,7 +178,8 @@ class Acceptance:
             payload=payload,
             plan=plan,
             workflow_version=root["workflow_version"],
-            steps=[row_of(record) for record in records if record["parent_task_id"] == task_id],
+            rows=[row_of(record) for record in records],
+            given=given,
             from_step=begin,
             timeout_seconds=root["timeout_seconds"],
             keep_completed=retry,

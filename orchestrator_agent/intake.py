@@ -13,7 +13,8 @@ from uuid import UUID
 
 from orchestrator_agent.engine.advance import start
 from orchestrator_agent.engine.decisions import Decisions, Directory, Rules
-from orchestrator_agent.engine.state import Role, RootFacts, Row, Run, Scope, Status
+from orchestrator_agent.engine.endings import compensation_id
+from orchestrator_agent.engine.state import ENDED, Role, RootFacts, Row, Run, Scope, Status
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import ErrorCode, ExpressionError, InvalidRequest, PantheonError
@@ -41,9 +42,10 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a `mesh.replay` or `mesh.retry` goes by: the old root's row, its top-level steps, the plan that it ran on.
+    """What a `mesh.replay` or `mesh.retry` goes by: the old root's row, all rows of its tree, the plan that it ran on.
 
-    `keep_completed` (a retry): everything that completed is reused; `from_step`: what does not depend on that step.
+    `payload` is what the new task has, `given` the input that the old one had: a fork's differ. `keep_completed` (a
+    retry): everything that completed is reused; `from_step`: what does not depend on that step.
     """
 
     task_id: UUID
@@ -51,7 +53,8 @@ class Replayed:
     payload: dict[str, Any]
     plan: Plan
     workflow_version: str | None
-    steps: Sequence[Row]
+    rows: Sequence[Row]
+    given: Mapping[str, Any]
     from_step: str | None
     timeout_seconds: float
     keep_completed: bool = False
@@ -196,6 +199,17 @@ class Planner:
         return plan or self.library.single(request.task_type), request.payload
 
 
+def refuse_to_run_again(root: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for the row of a root that never began: there is nothing to go by."""
+    if root["payload"] is not None:
+        return
+    if root["duplicate_of"] is not None:
+        reason = f"ends as {root['duplicate_of']} does, whose idempotency key it came with: name that one"
+    else:
+        reason = "was refused before it began: send it again as a new task"
+    raise InvalidRequest(f"payload.task_id: task {root['task_id']} {reason}", field="payload.task_id")
+
+
 def concurrency_key(plan: Plan, given: dict[str, Any], tenant: str) -> str:
     """What tasks of a workflow share when they count against one another: within a tenant, never across.
 
@@ -240,9 +254,13 @@ def _reused(replayed: Replayed) -> list[Row]:
         known = ", ".join(plan.steps)
         raise InvalidRequest(f"payload.from: there is no step '{begin}'; there is {known}", field="payload.from")
     newest = _newest(replayed)
-    undone = _undone(replayed, newest)
+    undone = _undone(replayed)
     again = {begin} if begin is not None else set(plan.steps.keys() - newest.keys())
-    again |= {name for name, row in newest.items() if name in undone or row.status not in _REUSABLE}
+    again |= {
+        name
+        for name, row in newest.items()
+        if name in undone or row.status not in _REUSABLE or _goes_on(replayed, row, newest)
+    }
     queue = list(again)
     while queue:
         for dependant in plan.dependants.get(queue.pop(), ()):
@@ -253,6 +271,8 @@ def _reused(replayed: Replayed) -> list[Row]:
     if begin is None:
         return kept
     reusable = {name for name, row in newest.items() if row.status in _REUSABLE}
+    # What failed, and was borne, runs again.
+    reusable |= {name for name in newest if name in plan.steps and plan.steps[name].on_error == "continue"}
     if missing := plan.steps[begin].needs - reusable:
         raise InvalidRequest(
             f"payload.from: step '{begin}' needs {', '.join(sorted(missing))}, which did not complete in that task",
@@ -264,28 +284,51 @@ def _reused(replayed: Replayed) -> list[Row]:
 _REUSABLE = (Status.COMPLETED, Status.SKIPPED)
 
 
-def _undone(replayed: Replayed, newest: Mapping[str, Row]) -> set[str]:
-    """Steps whose work was undone when the old task ended; of a workflow by name, what it undid is not known here."""
-    if not any(row.role is Role.COMPENSATION for row in replayed.steps):
-        return set()
-    steps = replayed.plan.steps
-    return {
-        name
-        for name, row in newest.items()
-        if name in steps
-        and (
-            steps[name].compensate is not None
-            or ((sub := steps[name].sub) is not None and sub.compensates)
-            or row.workflow_version is not None
-        )
-    }
+def _undone(replayed: Replayed) -> set[str]:
+    """The top-level steps whose work, or part of it, was undone when the old task ended, however deep it was done.
+
+    What a sub-workflow undid when it failed by itself is part of how its step ended. What the old task had taken over
+    from a still older one stands: it did not undo it.
+    """
+    rows = {row.task_id: row for row in replayed.rows}
+    by_compensation = {compensation_id(row): row for row in replayed.rows}
+    found: set[str] = set()
+    for made in replayed.rows:
+        here = by_compensation.get(made.task_id)
+        if made.role is not Role.COMPENSATION or made.parent_task_id != replayed.task_id:
+            continue
+        while here is not None and here.parent_task_id not in (None, replayed.task_id):
+            here = rows.get(here.parent_task_id)
+        if here is not None and here.step is not None:
+            found.add(here.step)
+    return found
+
+
+def _goes_on(replayed: Replayed, row: Row, newest: Mapping[str, Row]) -> bool:
+    """Whether a repeated step would have run once more, had its workflow not ended: between two iterations, or because
+    `until` or what the next one was given could not be evaluated."""
+    plan = replayed.plan.steps.get(row.step or "")
+    if (
+        plan is None
+        or plan.repeat is None
+        or row.status is not Status.COMPLETED
+        or row.iteration + 1 >= plan.repeat.max
+    ):
+        return False
+    variables = {name: _value(one) for name, one in newest.items() if one.status in ENDED}
+    try:
+        return not plan.repeat.until.condition({"input": replayed.given, **variables})
+    except ExpressionError:
+        return True
 
 
 def _newest(replayed: Replayed) -> dict[str, Row]:
     newest: dict[str, Row] = {}
-    for row in replayed.steps:
+    for row in replayed.rows:
         name = row.step or ""
-        if row.role in (Role.STEP, Role.FALLBACK) and (name not in newest or newest[name].iteration <= row.iteration):
+        if row.parent_task_id != replayed.task_id or row.role not in (Role.STEP, Role.FALLBACK):
+            continue
+        if name not in newest or newest[name].iteration <= row.iteration:
             if name in newest and newest[name].iteration == row.iteration and row.role is Role.STEP:
                 # The fallback of the same iteration is what the step came to.
                 continue

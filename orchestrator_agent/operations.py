@@ -34,7 +34,8 @@ from pantheon.bus import Bus
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
 from protocol.messages import Control, ErrorInfo, to_bytes
-from protocol.names import TASK_TYPE
+from protocol.names import TASK_TYPE, is_agent_name
+from protocol.workflow import MAX_LABEL_CHARS
 
 log = structlog.get_logger()
 
@@ -164,18 +165,14 @@ class Operations:
             await self._bus.publish_quietly(subjects.control(name), to_bytes(Control(command=command)))
 
     async def _signal(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
-        name = _text(payload, "signal")
-        if not name:
-            raise InvalidRequest("payload.signal: must be the name of a signal", field="payload.signal")
+        name = _label(payload, "signal")
         given = payload.get("payload", {})
         if not isinstance(given, dict):
             raise InvalidRequest("payload.payload: must be an object", field="payload.payload")
         return await self._told(Signalled(_task_id(payload), operation, name, given, requester))
 
     async def _approve(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
-        name = _text(payload, "approval")
-        if not name:
-            raise InvalidRequest("payload.approval: must be the name of an approval", field="payload.approval")
+        name = _label(payload, "approval")
         approved = payload.get("approved", True)
         if not isinstance(approved, bool):
             raise InvalidRequest("payload.approved: must be true or false", field="payload.approved")
@@ -194,9 +191,12 @@ class Operations:
             raise InvalidRequest("say which: payload.id, or a filter (payload.name, payload.reason), or payload.all")
         if payload.get("all") not in (None, True, False):
             raise InvalidRequest("payload.all: must be true or false", field="payload.all")
-        redriven = await self._dead_letters.redrive(
-            letter_id=wanted, name=_text(payload, "name"), reason=_text(payload, "reason")
-        )
+        name = _text(payload, "name")
+        if name is not None and not is_agent_name(name):
+            raise InvalidRequest(f"payload.name: '{shown(name)}' cannot be an agent's name", field="payload.name")
+        redriven, more = await self._dead_letters.redrive(letter_id=wanted, name=name, reason=_text(payload, "reason"))
+        if more:
+            return {"redriven": redriven, "more": True}
         if wanted is not None and not redriven:
             return {"redriven": [], "note": f"there is no dead letter {wanted} (any more)"}
         return {"redriven": redriven}
@@ -238,6 +238,18 @@ def _text(payload: Mapping[str, Any], name: str) -> str | None:
     if not isinstance(value, str | None):
         raise InvalidRequest(f"payload.{name}: must be a string", field=f"payload.{name}")
     return value
+
+
+def _label(payload: Mapping[str, Any], kind: str) -> str:
+    """The name of a signal or an approval: such as a workflow may wait for, and the database keeps."""
+    name = _text(payload, kind)
+    if not name or len(name) > MAX_LABEL_CHARS or not name.isprintable():
+        raise InvalidRequest(
+            f"payload.{kind}: must be the name of a{'n' if kind == 'approval' else ''} {kind}, "
+            f"1 to {MAX_LABEL_CHARS} characters",
+            field=f"payload.{kind}",
+        )
+    return name
 
 
 def _one_of(payload: Mapping[str, Any], *names: str) -> tuple[str, str] | None:

@@ -21,11 +21,13 @@ from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import facts_of, row_of
 from orchestrator_agent.waiting import waiting_of
 from orchestrator_agent.wire import final_response
+from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.library import Library
 from pantheon.bus import Bus, Delivery, Objects, Subscription
 from protocol import subjects
 from protocol.errors import InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
 from protocol.messages import json_bytes, time_text
+from protocol.names import is_agent_name
 
 log = structlog.get_logger()
 
@@ -174,18 +176,20 @@ class Queries:
         return {"pauses": pauses}
 
     async def _read_dead_letters(self, arguments: Mapping[str, Any]) -> Answer:
-        wanted = _text(arguments, "id")
+        wanted, name = _text(arguments, "id"), _text(arguments, "name")
+        if name is not None and not is_agent_name(name):
+            raise InvalidRequest(f"name: '{shown(name)}' cannot be an agent's name", field="name")
         letters = await self._dead_letters.read(
             letter_id=wanted,
-            name=_text(arguments, "name"),
+            name=name,
             reason=_text(arguments, "reason"),
             limit=_limit(arguments),
         )
-        shown = [
+        told = [
             {"sequence": sequence, **letter.model_dump(mode="json", exclude=None if wanted else {"body_base64"})}
             for sequence, letter in letters
         ]
-        return {"dead_letters": shown}
+        return {"dead_letters": told}
 
 
 def _limit(arguments: Mapping[str, Any]) -> int:

@@ -98,6 +98,8 @@ class Schedules:
         self._reader = reader
         self._library = library
         self._accept = accept
+        # Until when this process has looked, by workflow, and for which definition of its schedule.
+        self._looked: dict[str, tuple[str, datetime]] = {}
 
     async def look(self) -> datetime | None:
         """Start every scheduled workflow whose time has come. Raises StoreError."""
@@ -111,18 +113,21 @@ class Schedules:
             assert plan.schedule is not None
             definition = f"{plan.schedule.cron} {plan.schedule.timezone}"
             known = fired.get(plan.name)
-            if known is None or known[1] != definition:
-                # Times before the schedule was there are nobody's to make up for.
-                await self._reader.schedule_fired(plan.name, moment, definition)
-                since = moment
-            else:
+            if known is not None and known[1] == definition:
                 since = known[0]
+            else:
+                # Times before the schedule was there are nobody's to make up for. It was, where another process only
+                # knows a definition that is older or newer, as while orchestrators are replaced one after the other.
+                before, until = self._looked.get(plan.name, ("", moment))
+                since = until if before == definition else moment
+                await self._reader.schedule_fired(plan.name, since, definition)
             times, following = due_times(plan, since, moment)
             for time in times:
                 await self._start(plan, time)
             if times:
                 # In order, and not by the clock's hands, which go back once a year.
                 await self._reader.schedule_fired(plan.name, times[-1], definition)
+            self._looked[plan.name] = (definition, moment)
             coming.append(following)
         return min(coming)
 

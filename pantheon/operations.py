@@ -153,8 +153,13 @@ class Operations(ABC):
         Returns the ids of those that were sent; they are dead letters no more. Raises TaskFailed.
         """
         given = _given(id=letter_id, name=name, reason=reason)
-        result = await self.run("mesh.redrive", {**given, "all": True} if everything else given)
-        redriven: list[str] = result["redriven"]
+        redriven: list[str] = []
+        more = True
+        while more:
+            result = await self.run("mesh.redrive", {**given, "all": True} if everything else given)
+            redriven += result["redriven"]
+            # One answer holds only so many.
+            more = result.get("more", False)
         return redriven
 
     async def put_workflow(self, definition: Mapping[str, Any] | str) -> PutWorkflow:

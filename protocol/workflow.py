@@ -80,8 +80,9 @@ _ATTEMPT_SCHEMA: dict[str, Any] = {
         {"type": "string", "pattern": _DURATION_TEXT},
     ]
 }
+MAX_LABEL_CHARS = 128
 Code = Annotated[str, Field(min_length=1, max_length=128)]
-Label = Annotated[str, Field(min_length=1, max_length=128)]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS)]
 
 
 class Retry(Message):

@@ -28,6 +28,7 @@ from orchestrator_agent.engine.events import (
     Signalled,
 )
 from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status, in_order
+from orchestrator_agent.engine.waits import payload_of
 from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode, InvalidRequest
 from protocol.ids import step_task_id
@@ -63,11 +64,10 @@ def _refusal(plan: StepPlan, signal: Signalled) -> ErrorInfo | None:
         who = ", ".join(sorted(plan.wait.givers))
         message = f"'{signal.name}' may be given by {who}, not by {signal.giver or 'nobody in particular'}"
         return ErrorInfo(code="forbidden", message=message)
-    if plan.wait.schema is not None:
-        try:
-            plan.wait.schema.read(signal.payload)
-        except InvalidRequest as wrong:
-            return ErrorInfo.of(wrong)
+    try:
+        payload_of(plan.wait, signal.payload)
+    except InvalidRequest as wrong:
+        return ErrorInfo.of(wrong)
     return None
 
 
@@ -143,6 +143,10 @@ class _Transition(Endings):
         if answer.status == "completed":
             self.completed(row, answer.result, json_bytes(answer.result))
             return
+        # An agent that keeps the deadline fails when it passes: the deadline decides, as where an attempt expires.
+        self._deadline_passed()
+        if row.status is not Status.DISPATCHED:
+            return
         default = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message="the agent gave no reason")
         self.attempt_failed(row, answer.error or default)
 
@@ -161,6 +165,10 @@ class _Transition(Endings):
     def _due(self, due: Due) -> None:
         row = self.run.rows.get(due.task_id)
         if row is None:
+            return
+        # Before any other timer, whichever is noticed first.
+        self._deadline_passed()
+        if row.ended:
             return
         if row is self.run.root:
             self.begin()
@@ -340,6 +348,10 @@ class _Transition(Endings):
         row.parent_task_id = scope.row.task_id
         row.task_id = step_task_id(scope.row.task_id, row.step or "", row.iteration, row.item)
         row.role = Role.STEP
+        # It is known by its age (`Run.reused`), whatever the clock of who ran it said.
+        began = self.run.root.created_at
+        if began is not None and (row.created_at is None or row.created_at >= began):
+            row.created_at = began - timedelta(microseconds=1)
         self.ledger.make(row)
         scope.rows[row.step or ""] = row
         scope.ended.add(row.step or "")

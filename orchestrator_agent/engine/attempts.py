@@ -45,12 +45,10 @@ class Attempts:
     def within_budget(self, row: Row) -> bool:
         """Whether a row may go on; where the tree's budget is used up, the whole task ends, and the row with it.
 
-        What undoes is not bounded: a task that could not afford to clean up would leave a mess behind.
+        What undoes is not bounded.
         """
         root = self.run.scopes[self.run.root_task_id]
-        if row.role is Role.COMPENSATION or root.row.status is Status.COMPENSATING:
-            return True
-        if (error := self.budget_error()) is None:
+        if (error := self.budget_error()) is None or self.run.undoes(row):
             return True
         self.scope_failed(root, error)
         return False
@@ -63,8 +61,9 @@ class Attempts:
         usage = self.run.usage()
         tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
         cost = usage.cost_usd if usage is not None else 0.0
-        tasks = 0
-        if budget.tasks is not None:
+        tasks = len(self.run.rows) - 1
+        if budget.tasks is not None and tasks > budget.tasks:
+            # Signals are none. As long as all rows are within the bound, nobody counts thousands of them at each step.
             tasks = sum(1 for row in self.run.rows.values() if row.role is not Role.SIGNAL) - 1
         checks: list[tuple[str, float, float | None, bool]] = [
             ("tokens", tokens, budget.tokens, budget.tokens is not None and tokens >= budget.tokens),
@@ -98,7 +97,7 @@ class Attempts:
         row.dispatched_at = self.now
         row.expires_at = self.now + timedelta(seconds=row.timeout_seconds)
         deadline = self.run.facts.deadline_at
-        if deadline is not None and row.role is not Role.COMPENSATION:
+        if deadline is not None and not self.run.undoes(row):
             row.expires_at = min(row.expires_at, deadline)
         self.ledger.decisions.wake_at.append(row.expires_at)
         self.ledger.change(row)
@@ -176,6 +175,7 @@ def wanted_of(run: Run, row: Row) -> Wanted:
         avoid=row.agent if row.failures else None,
         tenant=facts.tenant,
         requester=facts.requester,
-        workflow=run.scopes[run.root_task_id].plan.name,
+        # A task that undoes what it did begins nothing new, whatever is paused: nobody may want to wait for that.
+        workflow=run.scopes[run.root_task_id].plan.name if run.root.status is not Status.COMPENSATING else None,
         task_id=row.task_id,
     )

@@ -100,7 +100,7 @@ class Endings(Steps):
                 self.ledger.end(row, Status.FAILED, wrong)
                 self.ledger.step_event("failed", row, error=wrong)
                 continue
-            self.begin_task(row, payload)
+            self.begin_beside(row, payload, depth=scope.depth)
             return
         scope.undoing = None
         assert scope.row.error is not None

@@ -226,6 +226,16 @@ class Run:
         made, began = row.created_at, self.root.created_at
         return made is not None and began is not None and made < began
 
+    def undoes(self, row: Row) -> bool:
+        """Whether a row is there to undo something: a compensation, or what one has given out, however deep. It is
+        bound by no budget and no deadline: a task that could not afford to clean up would leave a mess behind."""
+        here: Row | None = row
+        while here is not None and here is not self.root:
+            if here.role is Role.COMPENSATION:
+                return True
+            here = self.rows.get(here.parent_task_id) if here.parent_task_id is not None else None
+        return False
+
     def step_plan(self, row: Row) -> StepPlan:
         """The plan of the step that a row runs, stands in for or undoes."""
         assert row.parent_task_id is not None

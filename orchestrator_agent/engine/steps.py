@@ -98,16 +98,30 @@ class Steps(Waits):
     def _begin(self, row: Row, plan: StepPlan, payload: dict[str, Any], *, depth: int, alone: bool = False) -> None:
         """Set a new row to work: as a task of an agent, or as a sub-workflow."""
         sub = plan.sub
-        # Workflows are what the orchestrator serves: who pins it means the workflow.
-        if sub is None and plan.agent in (None, ORCHESTRATOR) and not alone:
-            sub = self.directory.workflow(row.task_type)
-            row.workflow_version = sub.version if sub is not None else None
+        if sub is None and not alone:
+            sub = self._workflow_of(row)
         if sub is not None:
             self.begin_scope(row, sub, payload, depth=depth + 1)
         elif plan.workflow is not None:
             path = self.run.path(row)
             message = f"step '{path}': there is no workflow '{plan.workflow}'"
             self.step_failed(row, ErrorInfo(code=ErrorCode.INVALID_WORKFLOW, message=message, step=path))
+        else:
+            self.begin_task(row, payload)
+
+    def _workflow_of(self, row: Row) -> Plan | None:
+        """The workflow that a new row's task type names, if one does: from now on the row's own."""
+        # Workflows are what the orchestrator serves: who pins it means the workflow.
+        if row.pinned_agent not in (None, ORCHESTRATOR):
+            return None
+        sub = self.directory.workflow(row.task_type)
+        row.workflow_version = sub.version if sub is not None else None
+        return sub
+
+    def begin_beside(self, row: Row, payload: dict[str, Any], *, depth: int) -> None:
+        """Set to work what stands in for a step, or undoes it: a task of an agent, or a workflow by its name."""
+        if (sub := self._workflow_of(row)) is not None:
+            self.begin_scope(row, sub, payload, depth=depth + 1)
         else:
             self.begin_task(row, payload)
 
@@ -127,11 +141,11 @@ class Steps(Waits):
     def begin_scope(self, row: Row, plan: Plan, payload: dict[str, Any], *, depth: int) -> None:
         row.status = Status.RUNNING
         root = self.run.scopes[self.run.root_task_id]
-        budget = root.plan.budget if root.row.status is not Status.COMPENSATING else None
-        if budget is not None and budget.depth is not None and depth > budget.depth:
-            message = f"the task's budget of {budget.depth} nested workflows is used up"
-            error = ErrorInfo(code=ErrorCode.BUDGET_EXCEEDED, message=message, details={"budget": "depth"})
-            self.scope_failed(root, error)
+        bound = root.plan.budget.depth if root.plan.budget is not None else None
+        if bound is not None and depth > bound and not self.run.undoes(row):
+            message = f"the task's budget of {bound} nested workflows is used up"
+            details = {"budget": "depth", "limit": bound, "used": depth}
+            self.scope_failed(root, ErrorInfo(code=ErrorCode.BUDGET_EXCEEDED, message=message, details=details))
             return
         if depth > MAX_DEPTH:
             path = self.run.path(row)
@@ -323,7 +337,7 @@ class Steps(Waits):
             self.step_failed(row, self.ledger.expression_error(scope.row, plan.name, wrong))
             return
         if plan.fallback.task_type is not None:
-            self.begin_task(row, value)
+            self.begin_beside(row, value, depth=scope.depth)
             return
         row.status = Status.WAITING
         self.completed(row, value, json_bytes(value))

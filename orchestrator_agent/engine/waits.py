@@ -7,7 +7,7 @@ from uuid import UUID
 
 from orchestrator_agent.engine.attempts import Attempts
 from orchestrator_agent.engine.state import Role, Row, Scope, Status
-from orchestrator_agent.workflows.plan import StepPlan
+from orchestrator_agent.workflows.plan import StepPlan, WaitPlan
 from protocol.errors import ErrorCode, ExpressionError, InvalidRequest
 from protocol.fields import utc
 from protocol.ids import step_task_id
@@ -66,14 +66,15 @@ class Waits(Attempts):
         if not plan.wait.accepts(given.get("by")):
             return False
         try:
-            payload = plan.wait.schema.read(given["payload"]) if plan.wait.schema is not None else given["payload"]
+            payload = payload_of(plan.wait, given["payload"])
         except InvalidRequest:
             return False
         self.run.signals = [one for one in self.run.signals if one is not signal]
         self.ledger.end(signal, Status.COMPLETED)
         result: Any = payload
         if plan.wait.approval:
-            result = {"by": given.get("by"), "at": given.get("at"), **payload}
+            # Who gave it is what the request says, whatever its payload says.
+            result = {**payload, "by": given.get("by"), "at": given.get("at")}
         self.completed(row, result, json_bytes(result))
         return True
 
@@ -116,6 +117,14 @@ class Waits(Attempts):
         )
         self.ledger.make(row)
         return row
+
+
+def payload_of(wait: WaitPlan, given: dict[str, Any]) -> dict[str, Any]:
+    """What a signal holds, as the step that waits for it wants it. Raises InvalidRequest where it does not fit."""
+    if wait.approval and not isinstance(given.get("approved"), bool):
+        # Approvals and signals share their names, and `mesh.signal` may give either.
+        raise InvalidRequest(f"'{wait.name}' is an approval: payload.approved must be true or false", field="payload")
+    return given if wait.schema is None else wait.schema.read(given)
 
 
 def json_of(text: bytes | None) -> dict[str, Any]:

@@ -118,7 +118,8 @@ heads as (
 )"""
 # The root's id by another name: asked for one column by both, Postgres would walk over all roots (see `store.tasks`).
 _SHOWN = """
-select n.root_task_id, n.task_id, r.status = 'paused' or r.task_type = any($4::text[]) as parked
+select n.root_task_id, n.task_id, r.status = 'paused'
+       or (r.task_type = any($4::text[]) and r.status <> 'compensating') as parked
 from (select *, root_task_id::text::uuid as root_again from {source}) n,
 lateral (select * from tasks r where r.root_task_id = n.root_task_id and r.task_id = n.root_again limit 1) r
 order by n.number

@@ -31,7 +31,8 @@ where r.task_id = r.root_task_id and r.answered_at is null
                         and o.status not in ('completed', 'failed', 'cancelled')))
     or (t.status = 'ready' and r.status in ('running', 'compensating')
         and (t.expires_at <= $4
-          or (t.position is null and t.task_type = any($2::text[]) and r.task_type <> all($3::text[]))))
+          or (t.position is null and t.task_type = any($2::text[])
+              and (r.task_type <> all($3::text[]) or r.status = 'compensating'))))
     or (t.task_id = t.root_task_id and t.status = 'running' and t.task_type like 'mesh.%')
     or (t.task_id = t.root_task_id and t.status = 'running' and t.concurrency_key is not null
         and not exists (select 1 from tasks c where c.root_task_id = t.root_task_id and c.parent_task_id = t.task_id

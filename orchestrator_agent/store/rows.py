@@ -147,7 +147,7 @@ class _Builder:
             if child.role is Role.SIGNAL:
                 continue
             if child.role is Role.COMPENSATION:
-                self._given_out(child, scope.depth)
+                self._undoing(child, scope)
                 continue
             name = child.step or ""
             if name not in plan.steps:
@@ -158,6 +158,14 @@ class _Builder:
             self._inside(child, plan.steps[name], scope)
         for name, latest in scope.rows.items():
             self._result(scope, name, latest, before.get(name))
+
+    def _undoing(self, row: Row, scope: Scope) -> None:
+        """What a compensation has below it: it is a task of an agent, or a workflow by its name."""
+        if row.workflow_version is None:
+            self._given_out(row, scope.depth)
+        elif self._matters(row):
+            plan = self.plans.version(row.workflow_version)
+            self._scope(row, plan, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
 
     def _inside(self, row: Row, plan: StepPlan, scope: Scope) -> None:
         """What a step's row has below it, as far as it can still matter: at work, or to be undone."""
@@ -206,7 +214,7 @@ class _Builder:
             self._item(child, plan, scope)
 
     def _item(self, row: Row, plan: StepPlan, scope: Scope) -> None:
-        # What stands in for a sub-workflow that failed is a task.
+        # What stands in for a sub-workflow that failed is a task, or a workflow by its name.
         inner = plan.sub if row.role is Role.STEP else None
         if row.workflow_version is not None:
             inner = self.plans.version(row.workflow_version)

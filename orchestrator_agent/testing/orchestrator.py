@@ -24,7 +24,7 @@ from orchestrator_agent.engine.events import (
 )
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.engine.turn import Open, decide_turns
-from orchestrator_agent.intake import Planner, Replayed
+from orchestrator_agent.intake import Planner, Replayed, refuse_to_run_again
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.testing.agents import Agents
@@ -105,22 +105,24 @@ class Orchestrator:
     def again(self, course: Course, *, from_step: str | None, keep: bool, given: Mapping[str, Any] | None) -> Course:
         """A `mesh.retry` (`keep`) or a `mesh.replay` of a task. Raises PantheonError."""
         root = course.table.root
+        refuse_to_run_again(root)
         if keep and root["status"] not in (Status.FAILED, Status.CANCELLED):
             raise PantheonError(f"the task is {root['status']}: only a failed or cancelled one can be retried")
         payload = json.loads(root["payload"] or "{}")
+        before = dict((payload.get("input") or {}) if root["task_type"] == EXECUTE_DAG else payload)
         if given and root["task_type"] == EXECUTE_DAG:
             payload["input"] = {**(payload.get("input") or {}), **given}
         else:
             payload |= given or {}
         request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if keep else "mesh.replay")
-        steps = [row for row in course.table.rows() if row.parent_task_id == course.run.root_task_id]
         replayed = Replayed(
             task_id=course.run.root_task_id,
             task_type=root["task_type"],
             payload=payload,
             plan=course.table.plan(self.library),
             workflow_version=root["workflow_version"],
-            steps=steps,
+            rows=course.table.rows(),
+            given=before,
             from_step=from_step,
             timeout_seconds=root["timeout_seconds"],
             keep_completed=keep,

@@ -53,7 +53,10 @@ def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> 
     definition = None
     version = None
     if versioned:
-        definition = workflow.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        if name == EXECUTE_DAG:
+            raise InvalidWorkflow(f"no workflow can be called '{name}': it is how one is sent inline", field="name")
+        # With the name, which a file may leave to its own: two of one content are two workflows.
+        definition = {**workflow.model_dump(mode="json", by_alias=True, exclude_unset=True), "name": name}
         version = hashlib.sha256(json_bytes(definition)).hexdigest()[:16]
     graph = _compile(workflow.steps, workflow.output, "output" in workflow.model_fields_set, name=name, depth=0)
     made: dict[str, Any] = {}
@@ -139,7 +142,7 @@ class _StepCompiler:
             raise InvalidWorkflow(
                 f"step '{name}': '{EXECUTE_DAG}' is sent as a task of its own: put the steps into 'steps'", step=name
             )
-        each = self._template(step.for_each) if step.for_each is not None else None
+        each = self._list(step.for_each) if step.for_each is not None else None
         # In a fan-out, `item` and `index` are the item at hand, whatever steps are called so.
         here = _ITEM_NAMES if each is not None else frozenset[str]()
         payload = self._object(step.with_, "with", here)
@@ -194,6 +197,16 @@ class _StepCompiler:
                 f"step '{self.name}': '{key}' must be an object, or one ${{…}} that gives one",
                 step=self.name,
                 field=key,
+            )
+        return template
+
+    def _list(self, value: Any) -> Template:
+        template = self._template(value)
+        if isinstance(template, Interpolation) or (isinstance(template, Constant) and isinstance(value, str)):
+            raise InvalidWorkflow(
+                f"step '{self.name}': 'for_each' must be a list, or one ${{…}} that gives one",
+                step=self.name,
+                field="for_each",
             )
         return template
 

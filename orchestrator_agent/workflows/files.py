@@ -1,5 +1,6 @@
 """Workflow files: YAML read into the model, every mistake told with its line and column."""
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +13,7 @@ from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.plan import Plan
 from orchestrator_agent.workflows.template import QUOTED_CHARS, split
-from protocol.errors import InvalidWorkflow
+from protocol.errors import InvalidRequest, InvalidWorkflow
 from protocol.messages import Message
 from protocol.workflow import (
     Budget,
@@ -80,17 +81,53 @@ def read_workflow(text: str, *, source: str, default_name: str | None = None) ->
     try:
         workflow = Workflow.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = tuple(part for part in first["loc"] if part != "[key]")
-        field = ".".join(str(part) for part in place)
-        raise fail(place, f"{field}: {first['msg'].removeprefix('Value error, ')}") from None
+        place, message = _told(value, error)
+        raise fail(place, f"{'.'.join(str(part) for part in place)}: {message}") from None
     name = workflow.name or default_name
     if name is None:
         raise fail((), "the workflow has no 'name'")
     try:
-        return compile_workflow(workflow, name=name, versioned=True)
+        plan = compile_workflow(workflow, name=name, versioned=True)
+        _refuse_unfit_schedule(plan)
+        return plan
     except InvalidWorkflow as error:
         raise fail(_place_of(value, error), error.message, error.step) from None
+
+
+_QUOTED = re.compile(r"'(\w+)'")
+# What pydantic calls by Python's names, in the words of a file.
+_SAID = {
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "string_type": "must be a text: put it in quotes where YAML takes it for something else",
+}
+
+
+def _told(value: dict[str, Any], error: ValidationError) -> tuple[Place, str]:
+    """The first mistake of a file that is no workflow: its place, as deep as the text goes, and what is wrong."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    message = _SAID.get(first["type"], first["msg"].removeprefix("Value error, "))
+    place = tuple(part for part in first["loc"] if part != "[key]")
+    if first["type"] != "missing" and "[key]" not in first["loc"] and not _has(value, place):
+        # The last part names one of the shapes that the value might have had.
+        place = place[:-1]
+    if first["type"] == "value_error" and _has(value, place) and isinstance(here := _at(value, place), dict):
+        # A step as a whole is wrong; a key of it is what is wrong.
+        place += tuple(name for name in _QUOTED.findall(message) if name in here)[:1]
+    return place, message
+
+
+def _refuse_unfit_schedule(plan: Plan) -> None:
+    """Each task that it starts would be refused, when its time has come and nobody looks. Raises InvalidWorkflow."""
+    if plan.schedule is None:
+        return
+    try:
+        plan.read_input(plan.schedule.input)
+    except InvalidRequest as error:
+        message = f"schedule.input does not fit the workflow's input: {error.message}"
+        raise InvalidWorkflow(message, field="schedule.input" if plan.schedule.input else "schedule") from None
 
 
 # Keys whose text is an expression without `${…}` around it.

@@ -47,7 +47,8 @@ class Library:
         except ValidationError as error:
             wrong = invalid_request(error, prefix=f"workflow {name}, version {version}")
             raise InvalidWorkflow(wrong.message) from None
-        self._by_version[version] = compile_workflow(workflow, name=name, versioned=True)
+        # Known by the version that rows have, however versions are made today.
+        self._by_version[version] = replace(compile_workflow(workflow, name=name, versioned=True), version=version)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -8,15 +8,23 @@ from orchestrator_agent.workflows.expression import shown
 from protocol.errors import InvalidRequest, InvalidWorkflow
 
 
+def _never(reference: str) -> None:
+    """The library would read files and ask servers, of the orchestrator's network, for whoever sends a graph."""
+    raise ValueError(f"'{reference}' is outside of the schema, and is not fetched")
+
+
 class PayloadSchema:
-    """Raises InvalidWorkflow for what is no schema; `where` is what the message calls it."""
+    """A `$ref` leads to a place in the schema itself, or to a draft's own.
+
+    Raises InvalidWorkflow for what is no schema; `where` is what the message calls it.
+    """
 
     def __init__(
         self, schema: dict[str, Any], *, where: str = "'input'", field: str = "input", step: str | None = None
     ) -> None:
         self.schema = schema
         try:
-            self._validator = jsonschema_rs.validator_for({"type": "object", **schema})
+            self._validator = jsonschema_rs.validator_for({"type": "object", **schema}, retriever=_never)
         except (ValueError, jsonschema_rs.ValidationError) as error:
             reason = shown(" ".join(str(error).split()))
             raise InvalidWorkflow(f"{where} is not a JSON Schema: {reason}", step=step, field=field) from None

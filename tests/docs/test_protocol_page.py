@@ -110,7 +110,7 @@ async def test_operations_answer_in_the_shapes_of_the_page(mesh: DocumentedMesh)
         assert failed.value.code == code
     # What was cancelled is retried as a new task, which waits for nothing but the approval.
     again = await client.retry(task_id)
-    assert (await client.signal(again, "yes"))["taken"]
+    assert (await client.approve(again, "yes"))["taken"]
     assert (await client.wait(again, timeout_seconds=WAIT_SECONDS)).status == "completed"
 
 

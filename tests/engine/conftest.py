@@ -13,13 +13,14 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Obstacles, Placement, Rules, Wanted
 from orchestrator_agent.engine.events import Answered, Due, Expired, Happening
 from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
-from orchestrator_agent.intake import Planner
+from orchestrator_agent.intake import Planner, Replayed
 from orchestrator_agent.testing.table import Table
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol import TaskRequest, new_id
 from protocol.messages import ErrorInfo, Usage
+from protocol.names import EXECUTE_DAG
 from protocol.workflow import Workflow
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -189,6 +190,27 @@ class Course:
     def restart(self) -> None:
         """The process dies; another one reads the run."""
         self.run = self.read_back()
+
+    def again(self, *, from_step: str | None = None, keep_completed: bool | None = None) -> "Course":
+        """The course of a retry, or of a replay from a step."""
+        root = self.run.root
+        payload = json.loads(self.table.root["payload"] or "{}")
+        retry = from_step is None if keep_completed is None else keep_completed
+        replayed = Replayed(
+            task_id=root.task_id,
+            task_type=root.task_type,
+            payload=payload,
+            plan=self.table.plan(self.world.library),
+            workflow_version=root.workflow_version,
+            rows=self.table.rows(),
+            given=(payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload,
+            from_step=from_step,
+            timeout_seconds=300.0,
+            keep_completed=retry,
+        )
+        request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if retry else "mesh.replay")
+        run, decisions = self.world.planner.plan(request, headers=None, now=self.world.now, replayed=replayed)
+        return Course(self.world, run, decisions)
 
     # -- what a test asks and says -----------------------------------------------------------------------------------
 

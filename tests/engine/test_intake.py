@@ -188,14 +188,15 @@ def replay(
     payload = json.loads(root["payload"])
     from orchestrator_agent.store.rows import row_of
 
-    records = [one for one in old.table.records.values() if one["parent_task_id"] == old.run.root_task_id]
+    records = old.table.records.values()
     replayed = Replayed(
         task_id=old.run.root_task_id,
         task_type=root["task_type"],
         payload=payload,
         plan=world.library.newest(root["task_type"]) or world.library.inline(payload)[0],
         workflow_version=root["workflow_version"],
-        steps=[row_of(one) for one in records if only is None or one["step"] in only],
+        rows=[row_of(one) for one in records if only is None or one["step"] in only],
+        given=(payload.get("input") or {}) if root["task_type"] == "execute_dag" else payload,
         from_step=from_step,
         timeout_seconds=11.0,
         keep_completed=keep_completed,

@@ -7,8 +7,8 @@ always an end; and what completed in a workflow that did not, undone, once each,
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +28,7 @@ from orchestrator_agent.engine.events import (
     ResumeRequested,
     Signalled,
 )
-from orchestrator_agent.engine.state import Role, Row, Run, Status
+from orchestrator_agent.engine.state import Role, Row, Status
 from orchestrator_agent.workflows.plan import Plan
 from protocol import new_id, step_task_id
 from protocol.messages import ErrorInfo, Usage
@@ -53,10 +53,17 @@ class Shape:
     items: int = -1
     concurrency: int = 2
     sub: "list[Shape] | None" = None
+    # The sub-workflow is one by this name, and not inline.
+    flow: str = ""
     waits: str = ""
     fallback: str = ""
     on_error: str = "fail"
-    undoable: bool = False
+    # The task that undoes it.
+    undo: str = ""
+
+    @property
+    def undoable(self) -> bool:
+        return bool(self.undo)
 
     def definition(self) -> dict[str, Any]:
         step: dict[str, Any] = {"needs": self.needs, "on_error": self.on_error}
@@ -80,18 +87,26 @@ class Shape:
         step["with"] = given
         if self.sub is None:
             step["task"] = "work"
+        elif self.flow:
+            step["workflow"] = self.flow
         else:
-            step["steps"] = {inner.name: inner.definition() for inner in self.sub}
-            if self.repeat:
-                step["output"] = {"round": "${input.round}"}
+            step |= self.inside()
         instead = {"round": 99, "why": "${error.code}"}
         if self.fallback == "literal":
             step["fallback"] = {"result": instead}
         elif self.fallback == "task":
             step["fallback"] = {"task": "instead", "with": instead}
-        if self.undoable:
-            step["compensate"] = {"task": "undo", "with": {"was": "${result}"}}
+        elif self.fallback == "workflow":
+            step["fallback"] = {"task": "stand_in", "with": instead}
+        if self.undo:
+            step["compensate"] = {"task": self.undo, "with": {"was": "${result}"}}
         return step
+
+    def inside(self) -> dict[str, Any]:
+        """Its sub-workflow."""
+        assert self.sub is not None
+        steps = {inner.name: inner.definition() for inner in self.sub}
+        return {"steps": steps, "output": {"round": "${input.round}"}} if self.repeat else {"steps": steps}
 
 
 def answer(payload: dict[str, Any]) -> dict[str, Any]:
@@ -110,16 +125,20 @@ class Fails(Exception):
 @dataclass
 class Model:
     """The end of a workflow, worked out step by step, one after the other. `failing`: tasks that fail for good;
-    `worse`: fallbacks that do."""
+    `worse`: fallbacks that do; `kept`: results that were taken over from an earlier run."""
 
     failing: frozenset[str]
     worse: frozenset[str] = frozenset()
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def run(self, shapes: list[Shape], prefix: str = "") -> dict[str, Any]:
         results: dict[str, Any] = {}
         broken: set[str] = set()
         failed: set[str] = set()
         for shape in shapes:
+            if not prefix and shape.name in self.kept:
+                results[shape.name] = self.kept[shape.name]
+                continue
             if any(need in broken for need in shape.needs):
                 broken.add(shape.name)
                 continue
@@ -163,11 +182,13 @@ class Model:
         try:
             return self.work(shape, payload, path)
         except Fails as fails:
-            if shape.fallback and not (shape.fallback == "task" and path in self.worse):
+            if shape.fallback and not (shape.fallback != "literal" and path in self.worse):
                 instead = {"round": 99, "why": "no"}
                 return instead if shape.fallback == "literal" else answer(instead)
             if shape.on_error == "continue":
                 return None
+            if shape.fallback == "workflow":
+                raise Fails({f"{path}/one"}) from None
             raise Fails({path} if shape.fallback else fails.places) from None
 
     def work(self, shape: Shape, payload: dict[str, Any], path: str) -> Any:
@@ -199,9 +220,10 @@ def shapes(depth: int) -> st.SearchStrategy[list[Shape]]:
                 shape.concurrency = draw(st.integers(1, 3))
             if depth and draw(st.integers(0, 2)) == 0:
                 shape.sub = draw(shapes(depth - 1))
-            shape.fallback = draw(st.sampled_from(["", "", "", "literal", "task"]))
+                shape.flow = draw(st.sampled_from(["", f"flow{depth}{number}"]))
+            shape.fallback = draw(st.sampled_from(["", "", "", "literal", "task", "workflow"]))
             shape.on_error = draw(st.sampled_from(["fail", "fail", "fail", "continue", "compensate"]))
-            shape.undoable = draw(st.booleans())
+            shape.undo = draw(st.sampled_from(["", "", "undo", "undo_all"]))
         return steps
 
     return made()
@@ -371,15 +393,20 @@ class Storm:
             return None
         parent = self.chance.choice(at_work)
         task_id = step_task_id(parent.task_id, "run:given", 0, 1)
-        given = "child" if parent.role is not Role.COMPENSATION and self.chance.random() < 0.5 else "given"
+        given = "child" if not self.course.run.undoes(parent) and self.chance.random() < 0.5 else "given"
         plan: Plan = self.course.world.library.newest(given) or self.course.world.library.single(given)
         if self.course.run.path(parent).count("/") > 6:
             return None
         return Delegated(self.root, parent.task_id, task_id, given, {"needs": {}}, plan, reply_to="_INBOX.a")
 
     def _end_of(self, row: Row) -> Happening:
-        path = self.course.run.path(row)
-        if row.role is Role.COMPENSATION:
+        run = self.course.run
+        path, stands_in = run.path(row), row.role is Role.FALLBACK
+        above = run.rows[row.parent_task_id] if row.parent_task_id is not None else run.root
+        if above.role is Role.FALLBACK and row.role is Role.STEP:
+            # A workflow that stands in.
+            path, stands_in = run.path(above), True
+        if run.undoes(row):
             if self.chance.random() < self.weather.failing_compensations:
                 return self._failed(row, retryable=self.chance.random() < 0.5)
         elif path in self.flaky and row.failures < MAX_FAILURES and self.chance.random() < 0.6:
@@ -388,7 +415,7 @@ class Storm:
                 self.course.world.now = max(self.course.world.now, row.expires_at)
                 return Expired(self.root, row.task_id, row.attempt)
             return self._failed(row, retryable=True)
-        elif path in (self.model.worse if row.role is Role.FALLBACK else self.model.failing):
+        elif path in (self.model.worse if stands_in else self.model.failing):
             return self._failed(row, retryable=False)
         result = answer(json.loads(row.payload or b"{}"))
         return Answered(
@@ -400,25 +427,30 @@ class Storm:
         return Answered(self.root, row.task_id, row.attempt, "failed", error=error, usage=self.usage)
 
 
-def stormy_world() -> World:
+def stormy_world(steps: list[Shape]) -> World:
     """Nobody's absence is long enough to fail a step; what agents give out may be a workflow that can be undone."""
     world = World(rules=Rules(no_agent_wait_seconds=1e9))
     undo = {"task": "undo", "with": {"was": "${result}"}}
     world.add("child", steps={"one": {"task": "x", "compensate": undo}, "two": {"task": "x", "needs": ["one"]}})
+    world.add("stand_in", steps={"one": {"task": "instead", "with": "${input}"}}, output="${one}")
+    world.add("undo_all", steps={"one": {"task": "undo", "with": "${input}"}, "two": {"task": "x", "needs": ["one"]}})
+    for shape in all_of(steps):
+        if shape.flow:
+            world.add(shape.flow, **shape.inside())
     return world
 
 
 # -- what must have been undone -------------------------------------------------------------------------------------
 
 
-def to_be_undone(course: Course, steps: list[Shape]) -> set[Any]:
+def to_be_undone(course: Course, steps: list[Shape], kept: Collection[Any] = ()) -> set[Any]:
     """Of the rows at the end: completed steps of workflows that ended badly, the outermost that says how."""
     children: dict[Any, list[Row]] = {}
     for row in course.run.rows.values():
         if row is not course.run.root:
             children.setdefault(row.parent_task_id, []).append(row)
     found: set[Any] = set()
-    given_out = [Shape("one", [], undoable=True), Shape("two", ["one"])]
+    given_out = [Shape("one", [], undo="undo"), Shape("two", ["one"])]
 
     def newest(row: Row, among: list[Row]) -> bool:
         instead = [one for one in among if (one.step, one.item) == (row.step, row.item)]
@@ -428,6 +460,9 @@ def to_be_undone(course: Course, steps: list[Shape]) -> set[Any]:
         by_name = {shape.name: shape for shape in shapes_of}
         below = [one for one in children.get(row.task_id, ()) if one.role in (Role.STEP, Role.FALLBACK)]
         for child in below:
+            if child.task_id in kept:
+                # It is the work of an earlier run.
+                continue
             shape = by_name.get(child.step or "", Shape(child.step or "", []))
             if shape.items >= 0 and child.role is Role.STEP:
                 items = children.get(child.task_id, [])
@@ -444,7 +479,9 @@ def to_be_undone(course: Course, steps: list[Shape]) -> set[Any]:
         if own and not failed_for_it:
             return
         worse = bad or row.status is Status.FAILED
-        if shape.sub is not None and row.role is Role.STEP:
+        if row.role is Role.FALLBACK and shape.fallback == "workflow":
+            scope(row, [Shape("one", [])], worse)
+        elif shape.sub is not None and row.role is Role.STEP:
             scope(row, shape.sub, worse)
         for child in children.get(row.task_id, ()):
             if child.role is Role.DELEGATED and not own:
@@ -454,9 +491,9 @@ def to_be_undone(course: Course, steps: list[Shape]) -> set[Any]:
     return found
 
 
-def check_undone(course: Course, steps: list[Shape]) -> None:
+def check_undone(course: Course, steps: list[Shape], kept: Collection[Any] = ()) -> None:
     made = {row.task_id: row for row in course.run.rows.values() if row.role is Role.COMPENSATION}
-    assert made.keys() == to_be_undone(course, steps)
+    assert made.keys() == to_be_undone(course, steps, kept)
     assert all(row.ended for row in made.values())
     undoes = {step_task_id(row.task_id, "compensation", 0, -1): row for row in course.run.rows.values()}
     last: dict[Any, Any] = {}
@@ -498,7 +535,7 @@ def test_any_order_of_the_same_events_comes_to_the_same_end(steps: list[Shape], 
         expected, broken = {}, fails.places
     definition = {shape.name: shape.definition() for shape in steps}
     for seed in data.draw(st.lists(st.integers(0, 2**32), min_size=2, max_size=3)):
-        course = stormy_world().dag(definition)
+        course = stormy_world(steps).dag(definition)
         Storm(course, random.Random(seed), model, flaky, signals=signals_of(steps)).run()
         if broken:
             assert course.status == "failed"
@@ -521,7 +558,7 @@ def test_a_task_that_is_cancelled_or_late_ends_so_and_undoes_what_it_did(
     moment = data.draw(st.integers(1, 25))
     cancelled = data.draw(st.booleans())
     weather = Weather(cancel_at=moment) if cancelled else Weather(deadline_at=moment)
-    course = stormy_world().dag(
+    course = stormy_world(steps).dag(
         {shape.name: shape.definition() for shape in steps}, deadline=None if cancelled else START + timedelta(days=99)
     )
     Storm(course, random.Random(seed), model, flaky, signals=signals_of(steps), weather=weather).run()
@@ -534,14 +571,69 @@ def test_a_task_that_is_cancelled_or_late_ends_so_and_undoes_what_it_did(
     check_undone(course, steps)
 
 
-def _undoes(run: Run, row: Row) -> bool:
-    """Whether a row is a compensation's, or below one."""
-    here: Row | None = row
-    while here is not None:
-        if here.role is Role.COMPENSATION:
-            return True
-        here = run.rows.get(here.parent_task_id) if here.parent_task_id is not None else None
-    return False
+def standing(course: Course, steps: list[Shape]) -> set[str]:
+    """The steps of an ended run that ended well, and were not undone in any part."""
+    root, rows = course.run.root_task_id, course.run.rows
+    undone: set[str] = set()
+    for row in rows.values():
+        made = rows.get(step_task_id(row.task_id, "compensation", 0, -1))
+        if made is None or made.parent_task_id != root:
+            continue
+        while row.parent_task_id not in (root, None):
+            row = rows[row.parent_task_id]
+        undone.add(row.step or "")
+    found: set[str] = set()
+    for shape in steps:
+        own = [row for row in rows.values() if row.parent_task_id == root and row.step == shape.name]
+        own = [row for row in own if row.role in (Role.STEP, Role.FALLBACK)]
+        newest = max(own, key=lambda row: (row.iteration, row.role is Role.FALLBACK), default=None)
+        if newest is None or newest.status not in (Status.COMPLETED, Status.SKIPPED):
+            continue
+        result = json.loads(newest.result or b"null")
+        if shape.name not in undone and not (shape.repeat and result is not None and result["round"] < shape.repeat):
+            found.add(shape.name)
+    return found
+
+
+@settings(max_examples=EXAMPLES)
+@given(steps=shapes(1), data=st.data(), seed=st.integers(0, 2**32))
+def test_what_stands_is_reused_by_retries_and_replays_and_nothing_else(
+    steps: list[Shape], data: st.DataObject, seed: int
+) -> None:
+    """And the end is the same, however often it is run again, however far each run came."""
+    world, chance = stormy_world(steps), random.Random(seed)
+    course = world.dag({shape.name: shape.definition() for shape in steps}, deadline=None)
+    model, flaky = drawn(data, steps)
+    kept: set[Any] = set()
+    for last in (False, False, True):
+        weather = Weather(cancel_at=chance.choice([None, chance.randint(1, 12)])) if not last else Weather()
+        Storm(course, chance, model, flaky, signals=signals_of(steps), weather=weather).run()
+        check_undone(course, steps, kept)
+        if last:
+            break
+        well = standing(course, steps)
+        begin = None if course.status != "completed" and chance.random() < 0.6 else chance.choice(steps)
+        old = course.run
+        if begin is not None:
+            well.discard(begin.name)
+        if chance.random() < 0.5:
+            world.now += timedelta(minutes=1)
+        for shape in steps:
+            if not set(shape.needs) <= well:
+                well.discard(shape.name)
+        course = course.again(from_step=begin.name if begin is not None else None)
+        if course.status == "failed" and course.error.code == "invalid_request":
+            # What a step needs did not complete: there is nothing that it could begin from.
+            assert begin is not None
+            return
+        adopted = [row for row in course.run.rows.values() if row.parent_task_id == course.run.root_task_id]
+        kept = {row.task_id for row in adopted if course.run.reused(row)}
+        assert {row.step for row in adopted if row.task_id in kept} == well
+        # From now on nothing fails.
+        results = {row.step or "": json.loads(row.result or b"null") for row in adopted if row.task_id in kept}
+        model = Model(frozenset(), kept=results)
+        assert old.root.ended
+    assert timeless(course.result) == timeless(model.run(steps))
 
 
 @settings(max_examples=EXAMPLES)
@@ -551,7 +643,7 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
     name = data.draw(st.sampled_from(["tokens", "cost_usd", "tasks", "depth"]))
     bound = data.draw(st.integers(1, 6))
     budget = {name: bound * 10 if name == "tokens" else float(bound) if name == "cost_usd" else bound}
-    course = stormy_world().request(
+    course = stormy_world(steps).request(
         "execute_dag", {"steps": {shape.name: shape.definition() for shape in steps}, "budget": budget}
     )
     storm = Storm(course, random.Random(seed), model, flaky, signals=signals_of(steps), usage=USED)
@@ -560,7 +652,7 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
     def check(decisions: Decisions) -> None:
         usage = course.run.usage() or Usage()
         for row in decisions.dispatched.values():
-            if row.role is not Role.COMPENSATION and course.run.root.status is Status.RUNNING:
+            if course.run.root.status is Status.RUNNING and not course.run.undoes(row):
                 asked.add(row.task_id)
                 assert name != "tokens" or usage.input_tokens + usage.output_tokens < budget[name]
                 assert name != "cost_usd" or usage.cost_usd < budget[name]
@@ -571,7 +663,7 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
     assert course.status in ("completed", "failed")
     if name == "depth":
         # What undoes is not kept from it by a budget, nor is what it delegates.
-        bounded = [scope for scope in course.run.scopes.values() if not _undoes(course.run, scope.row)]
+        bounded = [scope for scope in course.run.scopes.values() if not course.run.undoes(scope.row)]
         assert all(scope.depth <= bound for scope in bounded)
     if course.status == "failed" and course.error.code == "budget_exceeded":
         assert course.error.details is not None
@@ -582,7 +674,7 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
 @settings(max_examples=EXAMPLES)
 @given(steps=shapes(1), seed=st.integers(0, 2**32))
 def test_rows_are_made_once_each_and_as_many_as_the_steps_ask_for(steps: list[Shape], seed: int) -> None:
-    course = stormy_world().dag({shape.name: shape.definition() for shape in steps})
+    course = stormy_world(steps).dag({shape.name: shape.definition() for shape in steps})
     calm = Weather(delegations=0, early_signals=0, wrong_signals=0)
     Storm(course, random.Random(seed), Model(frozenset()), frozenset(places(steps)), weather=calm).run()
 

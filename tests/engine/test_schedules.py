@@ -1,13 +1,16 @@
 """The clock's times: what is due, what is made up for, and what is no time at all."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from orchestrator_agent.turns import due_times
+from orchestrator_agent.turns import Schedules, due_times
 from orchestrator_agent.workflows.files import read_workflow
+from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
+from protocol import TaskRequest
 from protocol.errors import InvalidWorkflow
 
 
@@ -83,3 +86,40 @@ def test_a_schedule_that_begins_in_an_hour_that_is_there_twice_does_not_start_fo
 def test_what_is_no_time_is_a_mistake_of_the_workflow(cron: str) -> None:
     with pytest.raises(InvalidWorkflow, match=r"schedule\.cron"):
         plan(cron)
+
+
+class Kept:
+    """The table `schedules`, as `Reader` keeps it."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, tuple[datetime, str]] = {}
+
+    async def schedules(self) -> dict[str, tuple[datetime, str]]:
+        return dict(self.rows)
+
+    async def schedule_fired(self, workflow: str, at: datetime, definition: str) -> None:
+        before = self.rows.get(workflow, (at, ""))[0]
+        self.rows[workflow] = (max(at, before), definition)
+
+
+async def test_no_time_is_lost_while_orchestrators_with_another_definition_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that was replaced, and one that replaced it, took each other's looks for changes of the schedule."""
+    kept, started = Kept(), set()
+
+    async def accept(request: TaskRequest) -> bool:
+        started.add(request.metadata["scheduled_for"])
+        return True
+
+    schedules = []
+    for cron in ("0 6 * * *", "0 7 * * *"):
+        library = Library()
+        library.add(plan(cron))
+        schedules.append(Schedules(kept, library, accept))  # type: ignore[arg-type]
+    begin = NEW_YEAR + timedelta(hours=5)
+    for seconds in range(0, 3 * 3600, 30):
+        monkeypatch.setattr("orchestrator_agent.turns.now", partial(begin.__add__, timedelta(seconds=seconds)))
+        for one in schedules:
+            await one.look()
+    assert started == {"2026-01-01T06:00:00+00:00", "2026-01-01T07:00:00+00:00"}

@@ -1,6 +1,5 @@
 """The control flow's corners, told in examples: each of these was wrong once, or nearly was."""
 
-import json
 import re
 from datetime import timedelta
 from typing import Any
@@ -18,9 +17,9 @@ from orchestrator_agent.engine.events import (
     Signalled,
 )
 from orchestrator_agent.engine.state import Role, Row, Status
-from orchestrator_agent.intake import Replayed
+from orchestrator_agent.wire import task_request
 from orchestrator_agent.workflows.plan import Plan
-from protocol import ErrorInfo, TaskRequest, new_id
+from protocol import ErrorInfo, new_id
 from protocol.messages import Usage
 from tests.engine.conftest import Course, World
 
@@ -39,7 +38,7 @@ def undoing(course: Course) -> list[Row]:
 
 def undo_next(course: Course) -> str:
     """Let the compensation at work end well; the step that it undid."""
-    row = next(row for row in undoing(course) if not row.ended)
+    row = next(row for row in undoing(course) if row.status is Status.DISPATCHED)
     course.happen(course.answered(row, {}))
     return row.step or ""
 
@@ -97,6 +96,24 @@ def test_the_same_signal_given_twice_is_given_once(world: World) -> None:
     assert course.statuses()["b"] == "waiting"
 
 
+def test_an_approval_is_what_says_so_and_is_by_who_gave_it(world: World) -> None:
+    """A signal of its name ended the wait without `approved`, and its payload said who had given it."""
+    course = world.dag({"ok": {"wait_for": {"approval": "go"}}})
+    refused = told(course, signal(course, "go", "bob", by="anna"))
+    assert isinstance(refused, ErrorInfo)
+    assert refused.message == "'go' is an approval: payload.approved must be true or false"
+    assert told(course, signal(course, "go", "bob", approved=True, by="anna"))["taken"]
+    assert (course.result["ok"]["approved"], course.result["ok"]["by"]) == (True, "bob")
+
+
+def test_a_signal_that_came_first_and_is_no_approval_is_left(world: World) -> None:
+    course = world.dag({"nap": {"sleep": 9}, "ok": {"wait_for": {"approval": "go"}, "needs": ["nap"]}})
+    told(course, signal(course, "go", "bob"))
+    course.later(9)
+    course.due("nap")
+    assert course.statuses()["ok"] == "waiting"
+
+
 # -- pauses ---------------------------------------------------------------------------------------------------------
 
 
@@ -142,12 +159,17 @@ def test_a_second_cancel_changes_nothing_and_says_so(world: World) -> None:
 
 
 def test_the_deadline_decides_how_a_task_ends_whichever_timer_is_noticed_first(world: World) -> None:
-    for first in ("attempt", "deadline"):
-        step = task(retry={"max_attempts": 1}, timeout=60)
-        course = world.dag({"a": step}, deadline=world.now + timedelta(seconds=60))
+    """An agent that keeps the deadline, and a wait that is as long, ended it `step_failed` when they were faster."""
+    for first in ("attempt", "agent", "wait", "deadline"):
+        steps = {"a": task(retry={"max_attempts": 1}, timeout=60), "w": wait(timeout=60)}
+        course = world.dag(steps, deadline=world.now + timedelta(seconds=60))
         course.later(60)
         if first == "attempt":
             course.expire("a")
+        elif first == "agent":
+            course.fail("a", "timeout")
+        elif first == "wait":
+            course.due("w")
         else:
             course.happen(DeadlinePassed(course.run.root_task_id))
         assert course.error.code == "deadline_exceeded"
@@ -255,6 +277,15 @@ def test_a_retry_is_within_the_budget_or_not_made(world: World) -> None:
     assert course.error.code == "budget_exceeded"
 
 
+def test_signals_are_no_tasks_of_the_budget(world: World) -> None:
+    course = world.request("execute_dag", {"steps": {"w": wait(), "a": task(needs=["w"])}, "budget": {"tasks": 2}})
+    for _ in range(5):
+        told(course, signal(course, "other"))
+    told(course, signal(course, "go"))
+    course.complete("a")
+    assert course.status == "completed"
+
+
 def test_undoing_is_outside_of_the_budget_with_all_that_is_delegated_for_it(world: World) -> None:
     budget = {"tasks": 1}
     steps = {"a": undoable(), "b": task(needs=["a"])}
@@ -267,6 +298,81 @@ def test_undoing_is_outside_of_the_budget_with_all_that_is_delegated_for_it(worl
     course.complete("a/helper/helper", 1)
     undo_next(course)
     assert course.error.code == "budget_exceeded"
+
+
+def test_what_undoes_within_a_task_that_goes_on_is_outside_of_its_budget_too(world: World) -> None:
+    """A sub-workflow that failed was undone by an agent that delegated, which ended the whole task."""
+    inner = {"steps": {"a": undoable(), "b": task(needs=["a"])}, "on_error": "continue"}
+    course = world.request("execute_dag", {"steps": {"s": inner}, "budget": {"depth": 1, "tasks": 3}})
+    course.complete("s/a", 1)
+    course.fail("s/b")
+    given_out(course, undoing(course)[0], "helper")
+    course.restart()
+    course.complete("s/a/helper/helper", 1)
+    undo_next(course)
+    assert course.result == {"s": None}
+
+
+def test_what_undoes_has_its_time_although_the_deadline_has_passed(world: World) -> None:
+    """What it delegated expired as it was dispatched, and its agent was told a deadline that had passed."""
+    course = world.dag({"a": undoable(), "b": task(needs=["a"])}, deadline=world.now + timedelta(minutes=1))
+    course.complete("a", 1)
+    assert b'"deadline"' in task_request(course.run, course.row("b"))
+    course.later(60)
+    course.happen(DeadlinePassed(course.run.root_task_id))
+    given_out(course, undoing(course)[0], "helper")
+    row = course.row("a/helper/helper")
+    assert row.expires_at == world.now + timedelta(minutes=5)
+    for one in (row, undoing(course)[0]):
+        assert b'"deadline"' not in task_request(course.run, one)
+    course.complete("a/helper/helper", 1)
+    undo_next(course)
+    assert course.error.code == "deadline_exceeded"
+
+
+# -- workflows that stand in, and that undo -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_fallback_may_be_a_workflow_by_its_name(world: World, restarted: bool) -> None:
+    """It looked for an agent that serves it, for which there was none."""
+    world.add("plan_b", steps={"i": undoable(**{"with": "${input}"})}, output="${i}")
+    instead = {"task": "plan_b", "with": {"of": "${item}", "why": "${error.code}"}}
+    course = world.dag({"a": task(for_each=[7], fallback=instead), "b": task(needs=["a"])})
+    course.fail("a[0]")
+    if restarted:
+        course.restart()
+    assert course.payload("a[0]/i") == {"of": 7, "why": "no"}
+    course.complete("a[0]/i", "well")
+    assert course.payload("b") == {}
+    course.fail("b")
+    # What it did is undone as what any workflow did.
+    assert undo_next(course) == "i"
+    assert course.status == "failed"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_workflow_may_undo_and_its_failure_is_borne(world: World, restarted: bool) -> None:
+    world.add("clean_up", steps={"one": undoable(**{"with": "${input}"}), "two": task(needs=["one"])})
+    by_flow = task(compensate={"task": "clean_up", "with": {"was": "${result}"}})
+    course = world.dag({"first": undoable(), "a": {**by_flow, "needs": ["first"]}, "b": task(needs=["a"])})
+    course.complete("first", 0)
+    course.complete("a", 1)
+    course.fail("b")
+    assert course.payload("a/one") == {"was": 1}
+    course.complete("a/one", {"done": True})
+    if restarted:
+        course.restart()
+    course.fail("a/two")
+    # It undoes what it did itself before it has failed.
+    assert undo_next(course) == "one"
+    assert undo_next(course) == "first"
+    assert course.error.step == "b"
+    assert {row.step: row.status.value for row in undoing(course)} == {
+        "a": "failed",
+        "one": "completed",
+        "first": "completed",
+    }
 
 
 # -- delegation -----------------------------------------------------------------------------------------------------
@@ -306,7 +412,7 @@ def test_a_graph_refused_for_its_depth_does_not_break_what_is_undone_after_a_res
     assert all(scope.depth <= 1 for scope in course.run.scopes.values())
     assert undo_next(course) == "a"
     assert course.error.code == "budget_exceeded"
-    assert course.error.details == {"budget": "depth"}
+    assert course.error.details == {"budget": "depth", "limit": 1, "used": 2}
 
 
 @pytest.mark.parametrize("parent", ["compensation", "fallback"])
@@ -378,25 +484,6 @@ def test_the_fallback_of_a_later_iteration_knows_the_one_before(world: World, re
 # -- running again --------------------------------------------------------------------------------------------------
 
 
-def again(course: Course, *, from_step: str | None = None) -> Course:
-    root = course.run.root
-    world = course.world
-    replayed = Replayed(
-        task_id=root.task_id,
-        task_type=root.task_type,
-        payload=json.loads(root.payload or b"{}"),
-        plan=course.table.plan(world.library),
-        workflow_version=None,
-        steps=[row for row in course.table.rows() if row.parent_task_id == root.task_id],
-        from_step=from_step,
-        timeout_seconds=300.0,
-        keep_completed=from_step is None,
-    )
-    request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if from_step is None else "mesh.replay")
-    run, decisions = world.planner.plan(request, headers=None, now=world.now, replayed=replayed)
-    return Course(world, run, decisions)
-
-
 def test_a_retry_runs_again_what_was_undone_and_what_came_of_it(world: World) -> None:
     """It reused the results of steps that had been undone when the old task failed."""
     steps = {"a": undoable(), "b": task(**{"with": {"n": "${a}"}}), "beside": task(), "c": task(needs=["b"])}
@@ -406,11 +493,58 @@ def test_a_retry_runs_again_what_was_undone_and_what_came_of_it(world: World) ->
     course.complete("beside", 3)
     course.fail("c")
     undo_next(course)
-    retried = again(course)
+    retried = course.again()
     assert retried.statuses() == {"beside": "completed", "a": "dispatched"}
     for path in ("a", "b", "c"):
         retried.complete(path, 7)
     assert retried.result == {"a": 7, "b": 7, "beside": 3, "c": 7}
+
+
+def test_a_retry_runs_again_what_was_undone_however_deep_it_was_done(world: World) -> None:
+    """Of a fan-out of workflows by name, and of what an agent delegated, the undone work was reused."""
+    plan = world.add("child", steps={"i": undoable()})
+    steps = {"each": {"workflow": "child", "for_each": [1]}, "lead": task(), "beside": task()}
+    course = world.dag({**steps, "last": task(needs=["each", "lead", "beside"])})
+    given_out(course, course.row("lead"), "child", plan)
+    for path in ("each[0]/i", "lead/child/i", "lead", "beside"):
+        course.complete(path, 1)
+    course.fail("last")
+    assert sorted([undo_next(course), undo_next(course)]) == ["i", "i"]
+    again = course.again().statuses()
+    assert {name: again[name] for name in steps} == {"each": "running", "lead": "dispatched", "beside": "completed"}
+
+
+def test_what_a_replay_took_over_stands_when_it_is_retried(world: World) -> None:
+    """The replay undid its own work, and the older one's ran again with it."""
+    course = world.dag({"a": undoable(), "b": undoable(needs=["a"]), "c": task(needs=["b"])})
+    for path in ("a", "b", "c"):
+        course.complete(path)
+    course = course.again(from_step="b")
+    course.complete("b")
+    course.fail("c")
+    assert undo_next(course) == "b"
+    assert course.again().statuses() == {"a": "completed", "b": "dispatched"}
+
+
+@pytest.mark.parametrize("step", [{"repeat": {"until": "a.done", "max": 5}}, {"with": {"k": "${a == null ? 0 : a.k}"}}])
+def test_a_retry_goes_on_with_no_step_that_was_between_two_iterations(world: World, step: dict[str, Any]) -> None:
+    """It took the result of the one before for the step's."""
+    course = world.dag({"a": task(**{"repeat": {"until": "has(a.done)", "max": 5}, **step}), "b": task(needs=["a"])})
+    course.complete("a", {"n": 1})
+    assert course.error.code == "expression_error"
+    course = course.again()
+    assert course.statuses() == {"a": "dispatched"}
+    course.complete("a", {"done": True})
+    course.complete("b")
+    assert course.again(from_step="b").statuses() == {"a": "completed", "b": "dispatched"}
+
+
+def test_a_replay_from_a_step_runs_again_a_failure_before_it_that_was_borne(world: World) -> None:
+    """It was refused: what the step needs had not completed."""
+    course = world.dag({"a": task(on_error="continue"), "b": task(needs=["a"])})
+    course.fail("a")
+    course.complete("b")
+    assert course.again(from_step="b").statuses() == {"a": "dispatched"}
 
 
 def test_a_replay_from_a_step_runs_again_what_was_undone_before_it(world: World) -> None:
@@ -418,7 +552,7 @@ def test_a_replay_from_a_step_runs_again_what_was_undone_before_it(world: World)
     course.complete("a", 1)
     course.fail("b")
     undo_next(course)
-    assert again(course, from_step="b").statuses() == {"a": "dispatched"}
+    assert course.again(from_step="b").statuses() == {"a": "dispatched"}
 
 
 def test_a_retry_runs_again_what_went_on_without_a_step_that_failed(world: World) -> None:
@@ -427,7 +561,7 @@ def test_a_retry_runs_again_what_went_on_without_a_step_that_failed(world: World
     course.fail("a")
     course.complete("b")
     course.fail("c")
-    assert again(course).statuses() == {"a": "dispatched"}
+    assert course.again().statuses() == {"a": "dispatched"}
 
 
 # -- the schema -----------------------------------------------------------------------------------------------------

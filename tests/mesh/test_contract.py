@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
+from orchestrator_agent.service import OrchestratorWorker
 from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, rows
 from tests.mesh.conftest import PlainClient
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("words")
 
@@ -122,6 +123,43 @@ async def test_one_dead_letter_is_found_and_redriven_by_its_id_however_many_are_
     assert (await plain.ask("mesh.redrive", {"id": last}))["result"] == {"redriven": [last]}
     await plain.until(lambda: len(plain.dead) == 61)
     assert await query({"id": last}) == []
+
+
+async def test_a_bulk_of_dead_letters_is_redriven_whole_and_only_once_round(
+    plain: PlainClient, orchestrated: AgentProcess
+) -> None:
+    """Of a bulk, 10,000 were sent again, and nothing said that there were more."""
+    letters = [str(new_id()) for _ in range(10_050)]
+    for letter_id in letters:
+        letter = {"id": letter_id, "subject": "agent.nobody.task", "reason": "test", "body_base64": "e30="}
+        letter["at"] = "2026-01-01T00:00:00Z"
+        await plain.connection.publish("mesh.deadletter.nobody", json.dumps(letter).encode())
+
+    async def kept() -> bool:
+        stream = await plain.connection.jetstream().stream_info("DEAD_LETTERS")
+        return stream.state.messages == len(letters)
+
+    # Whoever listens hears of them a moment before the stream has them.
+    await until(kept, "all letters in the stream")
+    assert isinstance(orchestrated.worker, OrchestratorWorker)
+    dead_letters = orchestrated.worker.parts.dead_letters
+    # An answer holds only so many, and says so.
+    assert await dead_letters.redrive(letter_id=None, name="nobody", reason=None, at_most=5) == (letters[:5], True)
+    # The broker overwrites what it deletes: ten seconds for as many, on two cores that do nothing else.
+    bulk = await plain.answer(await plain.send("mesh.redrive", {"name": "nobody"}), 4 * PATIENCE_SECONDS)
+    assert bulk["result"] == {"redriven": letters[5:]}
+    assert (await plain.ask("mesh.redrive", {"name": "nobody"}))["result"] == {"redriven": []}
+    tasks = await plain.connection.jetstream().stream_info("AGENT_TASKS", subjects_filter="agent.nobody.task")
+    assert tasks.state.subjects == {"agent.nobody.task": len(letters)}
+    # What comes back while it is sent again is not sent for ever.
+    for number in range(300):
+        await plain.connection.publish("agent.orchestrator_agent.task", f"letter {number}".encode())
+    await plain.until(lambda: len(plain.dead) == len(letters) + 300)
+    assert len((await plain.ask("mesh.redrive", {"all": True}))["result"]["redriven"]) == 300
+    await plain.until(lambda: len(plain.dead) == len(letters) + 600)
+    refused = await plain.ask("mesh.redrive", {"name": "no body"})
+    assert refused["error"]["code"] == "invalid_request"
+    assert "'no body' cannot be an agent's name" in refused["error"]["message"]
 
 
 async def test_unknown_fields_and_nulls_are_ignored(plain: PlainClient) -> None:

@@ -248,6 +248,28 @@ async def test_what_is_paused_is_listed_with_who_did_it_when_and_how_much_waits(
         assert (await other.wait(held[1], timeout_seconds=PATIENCE_SECONDS)).status == "completed"
 
 
+async def test_what_is_cancelled_is_undone_though_its_workflow_is_paused(
+    words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
+) -> None:
+    """It waited for the end of the pause, as a paused task does not. The agent's own pause has it wait in line, too."""
+    undo = {"compensate": {"task": "echo", "with": {"undone": 1}}}
+    steps = {"a": {"task": "uppercase", "with": {"text": "a"}, **undo}, "w": {"wait_for": {"signal": "go"}}}
+    for agent_too in (False, True):
+        task_id = await mesh.submit("execute_dag", {"steps": steps})
+        await until_row(
+            settings, "select 1 from tasks where root_task_id = $1 and step = 'a' and status = 'completed'", task_id
+        )
+        await mesh.pause(workflow="execute_dag")
+        if agent_too:
+            await mesh.pause(agent="words_agent")
+        assert (await mesh.cancel(task_id))["status"] == "compensating"
+        if agent_too:
+            await mesh.resume(agent="words_agent")
+        assert (await mesh.wait(task_id, timeout_seconds=PATIENCE_SECONDS)).status == "cancelled"
+        await mesh.resume(workflow="execute_dag")
+    assert seen.count("echo") == 2
+
+
 async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails(
     words: AgentProcess, mesh: Mesh, settings: MeshSettings
 ) -> None:
@@ -544,3 +566,33 @@ async def test_what_cannot_be_a_name_cannot_be_paused(
         with pytest.raises(TaskFailed, match="cannot be a name") as failed:
             await mesh.run(operation, target)
         assert failed.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("name", ["", "go\0", "g" * 129])
+async def test_a_signal_that_nobody_can_wait_for_is_refused_and_changes_nothing(
+    orchestrated: AgentProcess, mesh: Mesh, name: str
+) -> None:
+    """The database refused the name, and with it the task that was given it: whoever knew a task's id could end it."""
+    task_id = await mesh.submit("execute_dag", {"steps": {"a": {"wait_for": {"signal": "go"}}}})
+    with pytest.raises(TaskFailed, match=r"payload\.signal: must be the name") as failed:
+        await mesh.signal(task_id, name)
+    assert failed.value.code == "invalid_request"
+    assert (await mesh.signal(task_id, "go"))["taken"]
+    assert (await mesh.wait(task_id)).status == "completed"
+
+
+async def test_what_never_began_is_not_run_again_and_says_why(
+    orchestrated: AgentProcess, mesh: Mesh, words: AgentProcess
+) -> None:
+    """It was said that the payload had no steps; a second task of an idempotency key ran with no payload at all."""
+    refused = await mesh.submit("execute_dag", {"steps": {"a": {"task": "echo", "needs": ["a"]}}})
+    assert (await mesh.wait(refused)).status == "failed"
+    first = await mesh.submit("refuse", {"n": 1}, idempotency_key="k")
+    await mesh.wait(first)
+    second = await mesh.submit("refuse", {"n": 1}, idempotency_key="k")
+    await mesh.wait(second)
+    for task_id, words_said in ((refused, "was refused before it began"), (second, f"ends as {first} does")):
+        for operation in ("mesh.retry", "mesh.replay"):
+            with pytest.raises(TaskFailed, match=words_said) as failed:
+                await mesh.run(operation, {"task_id": str(task_id)})
+            assert failed.value.code == "invalid_request"

@@ -6,6 +6,7 @@ from textwrap import dedent
 import pytest
 
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_file, load_folder, read_workflow
+from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow
 
@@ -48,6 +49,20 @@ def test_a_file_without_a_name_is_called_like_the_file(tmp_path: Path) -> None:
     path = tmp_path / "my_flow.yaml"
     path.write_text("steps: {a: {task: x}}")
     assert load_file(path).name == "my_flow"
+
+
+def test_two_files_of_one_content_are_two_workflows(tmp_path: Path) -> None:
+    """They had one version, which the database knew by the first one's name: to pause the second paused nothing."""
+    plans = []
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text("steps: {a: {task: x}}")
+        plans.append(load_file(tmp_path / f"{name}.yaml"))
+    assert plans[0].version != plans[1].version
+    library = Library()
+    for plan in plans:
+        assert plan.version is not None
+        library.remember(plan.version, plan.name, plan.definition or {})
+        assert library.version(plan.version).version == plan.version
 
 
 def test_a_date_in_yaml_is_the_string_that_stands_there() -> None:
@@ -139,6 +154,27 @@ MISTAKES = [
     ("an alias of itself", "steps: &s\n  a: *s\n", 1, 1, "holds itself"),
     ("a number for a step's name", "steps:\n  7: {task: x}\n", 2, 3, ""),
     ("a boolean for a step's name", "steps:\n  yes: {task: x}\n", 2, 3, ""),
+    (
+        "a list that is a text",
+        "steps:\n  a:\n    task: x\n    for_each: input.l\n",
+        4,
+        5,
+        "'for_each' must be a list, or one",
+    ),
+    ("a list in a text", "steps:\n  a:\n    task: x\n    for_each: 'x ${input.l}'\n", 4, 5, "must be a list, or one"),
+    ("a list that is an object", "steps:\n  a:\n    task: x\n    for_each: {b: 1}\n", 4, 5, "for_each: must be a list"),
+    ("a need that is no list", "steps:\n  a: {task: x}\n  b:\n    task: x\n    needs: a\n", 5, 5, "must be a list"),
+    ("steps that are a list", "steps:\n  - task: x\n", 1, 1, "steps: must be an object"),
+    ("a key of another kind of step", "steps:\n  a:\n    sleep: 1\n    with: {b: 1}\n", 4, 5, "'with' does not belong"),
+    ("a key that is a boolean", "steps:\n  on: {task: x}\n", 2, 3, "must be a text: put it in quotes"),
+    (
+        "a schedule's input that the workflow refuses",
+        "input: {required: [b]}\nsteps: {a: {task: x}}\nschedule:\n  cron: '1 1 * * *'\n  input: {c: 1}\n",
+        5,
+        3,
+        "schedule.input does not fit",
+    ),
+    ("a name that is taken", "steps: {a: {task: x}}\nname: execute_dag\n", 2, 1, "no workflow can be called"),
     ("a control character", "steps: \x07\n", 1, 1, "not YAML"),
 ]
 

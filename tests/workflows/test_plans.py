@@ -411,3 +411,18 @@ def test_a_single_task_is_a_plan_of_one_step() -> None:
     assert plan.single
     assert plan is library.single("translate")
     assert plan.steps["translate"].payload.render({"input": {"a": 1}}) == {"a": 1}
+
+
+@pytest.mark.parametrize("reference", ["file:///etc/passwd", "http://127.0.0.1:9/schema.json"])
+def test_a_schema_that_leads_elsewhere_is_refused_and_not_followed(reference: str) -> None:
+    """The orchestrator read its own machine's files, and asked servers of its network, for whoever sent a graph."""
+    step = {"wait_for": {"signal": "go", "schema": {"$ref": reference}}}
+    with pytest.raises(InvalidWorkflow, match="is outside of the schema, and is not fetched"):
+        compile_workflow(Workflow.model_validate({"steps": {"a": step}}), name="w")
+
+
+def test_a_schema_that_leads_to_a_place_in_itself_is_followed() -> None:
+    schema = {"$ref": "#/$defs/text", "$defs": {"text": {"required": ["text"]}}}
+    plan = compile_workflow(Workflow.model_validate({"input": schema, "steps": {"a": {"task": "x"}}}), name="w")
+    with pytest.raises(InvalidRequest, match="text"):
+        plan.read_input({})
