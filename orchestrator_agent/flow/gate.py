@@ -73,6 +73,10 @@ class Gate:
     def full(self, agent: str) -> str:
         return "all its places are taken" if self.window.room(agent) <= 0 else "its rate limit is reached"
 
+    def at_work(self, agent: str) -> int:
+        """How many tasks an agent has, as far as this process knows."""
+        return self.window.at_work(agent)
+
     def passed(self, wanted: Wanted, agent: str) -> None:
         self.window.take(agent)
         if self.tokens.active:

@@ -62,7 +62,12 @@ class Window:
         return traffic.size
 
     def out(self, agent: str) -> int:
-        return self._of(agent).out
+        traffic = self._agents.get(agent)
+        return 0 if traffic is None else traffic.out
+
+    def at_work(self, agent: str) -> int:
+        """About how many tasks the agent has of all orchestrators: each has an equal share of them."""
+        return self.out(agent) * self.processes
 
     def room(self, agent: str) -> int:
         traffic = self._agents.get(agent)

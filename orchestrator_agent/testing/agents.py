@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, get_type_hints
 from uuid import UUID
 
+from orchestrator_agent.routing import Open
 from orchestrator_agent.testing.clock import RESTING, Clock, Resting, rest
 from pantheon.agent import Agent
 from pantheon.context import TaskContext, sayable
@@ -114,6 +115,11 @@ class Agents:
 
     def task_types(self) -> frozenset[str]:
         return frozenset(task_type for fake in self._fakes.values() for task_type in fake.services)
+
+    def at_work(self, name: str) -> int:
+        """How many attempts an agent has."""
+        fake = self._fakes.get(name)
+        return 0 if fake is None else len(fake.at_work) + len(fake.queue)
 
     # -- who is there -------------------------------------------------------------------------------------------------
 
@@ -288,6 +294,16 @@ async def _look_on(agent: Agent | None, moment: str, *arguments: Any) -> None:
     with contextlib.suppress(Exception):
         if agent is not None:
             await agent.call_hooks(moment, *arguments)
+
+
+class Places(Open):
+    """No flow control, but alternatives share by what each has at work."""
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+
+    def at_work(self, agent: str) -> int:
+        return self._agents.at_work(agent)
 
 
 def error_of(raised: Exception) -> ErrorInfo:

@@ -28,7 +28,7 @@ from orchestrator_agent.engine.turn import Open, decide_turns
 from orchestrator_agent.intake import Planner, Replayed
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.standing import Standings
-from orchestrator_agent.testing.agents import Agents, Call, Service, handler_of
+from orchestrator_agent.testing.agents import Agents, Call, Places, Service, handler_of
 from orchestrator_agent.testing.clock import RESTING, START, Clock, moment_of, rest
 from orchestrator_agent.testing.course import Course, explain
 from orchestrator_agent.testing.task import Stuck, Task
@@ -80,7 +80,7 @@ class TestMesh:
         self.library = Library(load_folder(BUILTIN_FOLDER))
         self._agents = Agents(self.clock, self._delegate)
         self._standings = Standings(self.clock.seconds)
-        self.router = Router(self._agents, self.library, self._standings, Pauses())
+        self.router = Router(self._agents, self.library, self._standings, Pauses(), Places(self._agents))
         self._planner = Planner(self.library, self.router, self.rules, DEFAULT_TIMEOUT_SECONDS)
         self._patience_seconds = patience_seconds
         self._chance = random.Random(seed)
@@ -434,17 +434,12 @@ class TestMesh:
             self._answer(row.task_id, final_response(row, run.facts))
         for row in decisions.dispatched.values():
             assert row.agent is not None
-            self._standings.dispatched(row.agent)
             self._agents.give(row.agent, parse_request(task_request(run, row)), self._answered)
         for agent, task_id, attempt, _ in decisions.stopped:
             self._agents.stop(agent, task_id, attempt)
 
     def _answered(self, response: TaskResponse) -> None:
-        took = None
-        if response.started_at is not None and response.completed_at is not None:
-            took = (response.completed_at - response.started_at).total_seconds() * 1000
-        failed = response.status == "failed" and response.error is not None and response.error.retryable
-        self._standings.answered(response.agent, response.task_type, took, failed=failed)
+        self._standings.judge(response)
         self._look = True
         self._happenings.append(
             Answered(
