@@ -37,6 +37,7 @@ from orchestrator_agent.reconciler import Reconciler
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
+from orchestrator_agent.stops import Stops
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database, ProcessLock
 from orchestrator_agent.store.processes import Processes
@@ -163,7 +164,8 @@ class Orchestrator:
         router = Router(registry, self._library, standings, pauses, gate)
         rules = rules_of(self._settings)
         runs = Runs(store, reader, self._library, shared=lambda: window.processes > 1)
-        outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, source=process.source)
+        stops = Stops(process.bus, reader.stale)
+        outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, stops, source=process.source)
         outbox.on_ended = process.micro.record
         debts = Debts(process.publisher, store=store, reader=reader, runs=runs, outbox=outbox)
         planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
@@ -234,6 +236,7 @@ class Orchestrator:
             processes=processes,
             debts=debts,
             outbox=outbox,
+            stops=stops,
         )
         watch = BrokerWatch(
             process.bus,

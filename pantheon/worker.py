@@ -67,6 +67,7 @@ class _Running:
 
     deliveries: list[Delivery]
     work: "asyncio.Task[None]"
+    root_task_id: UUID
     context: TaskContext | None = None
     stop_reason: str | None = None
     answering: bool = False
@@ -118,7 +119,10 @@ class Worker:
 
     @property
     def running(self) -> tuple[RunningTask, ...]:
-        return tuple(RunningTask(task_id=task_id, attempt=attempt) for task_id, attempt in self._running)
+        return tuple(
+            RunningTask(task_id=task_id, attempt=attempt, root_task_id=running.root_task_id)
+            for (task_id, attempt), running in self._running.items()
+        )
 
     async def start(self) -> None:
         await self._puller.start()
@@ -234,7 +238,7 @@ class Worker:
             return
         current = asyncio.current_task()
         assert current is not None
-        running = self._running[key] = _Running([delivery], current)
+        running = self._running[key] = _Running([delivery], current, request.root_task_id or request.task_id)
         try:
             response = await self._respond(request, running)
             body = await self._body(request, response)

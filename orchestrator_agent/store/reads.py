@@ -56,6 +56,17 @@ from tasks t where t.root_task_id = any($1::uuid[]) and t.dispatched_by = $2 and
 """
 
 
+# Of attempts that agents have at work: those that are given up, and why.
+STALE = """
+select u.b as task_id, u.attempt, t.reason
+from unnest($1::uuid[], $2::uuid[], $3::int[]) as u(a, b, attempt), lateral (
+    select t.status, t.attempt, t.error ->> 'message' as reason
+    from {table} t where t.root_task_id = u.a and t.task_id = u.b limit 1
+) t
+where t.status <> 'dispatched' or t.attempt <> u.attempt
+"""
+
+
 class Reader:
     """Statements; each raises StoreError when Postgres is away."""
 
@@ -74,6 +85,16 @@ class Reader:
     async def owed_of(self, root_task_ids: Collection[UUID], process_id: UUID) -> Sequence[asyncpg.Record]:
         """Every attempt and final response of these roots that a process has to publish."""
         return await self._database.fetch(OWED_OF, list(root_task_ids), process_id)
+
+    async def stale(self, attempts: Collection[tuple[UUID, UUID, int]]) -> dict[tuple[UUID, int], str | None]:
+        """Of attempts (root, task, number): those that are not wanted any more, and what their tasks say of it. What is
+        not known is none of the orchestrator's."""
+        found: dict[tuple[UUID, int], str | None] = {}
+        columns = [list(column) for column in zip(*attempts, strict=True)]
+        for table in _BOTH if columns else ():
+            for record in await self._database.fetch(STALE.format(table=table), *columns):
+                found[(record["task_id"], record["attempt"])] = record["reason"]
+        return found
 
     async def note_streams(self, marks: Mapping[str, tuple[str, int]]) -> None:
         """Keep where the broker's streams stand, so that a loss is seen even when nobody was there."""
