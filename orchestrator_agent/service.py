@@ -145,7 +145,8 @@ class Orchestrator:
         circuits = Circuits(shared, standings, lambda: {one.name for one in registry.instances()})
         self._stack.push_async_callback(circuits.close)
         # flow control: what may go to agents now, and the line of what waits
-        window = Window(Capacity(registry))
+        capacity = Capacity(registry)
+        window = Window(capacity, waiting=capacity.waiting)
         limits = Limits(flow.rate_limits, registry, shared, processes=lambda: window.processes)
         registry.on_change(limits.learn)
         self._stack.push_async_callback(limits.close)
@@ -344,6 +345,10 @@ class OrchestratorWorker:
     @property
     def running(self) -> tuple[()]:
         return ()
+
+    @property
+    def lent(self) -> int:
+        return 0
 
     async def missing(self) -> list[str]:
         """What it lacks to settle tasks, for a probe: Postgres, or the lock that says this process lives."""

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge,
 from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext, sayable
 from pantheon.declaration import Declaration
+from pantheon.places import Place, Places
 from protocol import subjects
 from protocol.errors import BusError, ErrorCode, InvalidRequest, PantheonError, TaskFailure, TooLarge
 from protocol.ids import new_id
@@ -67,6 +69,7 @@ class _Running:
 
     deliveries: list[Delivery]
     work: "asyncio.Task[None]"
+    place: Place
     root_task_id: UUID
     context: TaskContext | None = None
     stop_reason: str | None = None
@@ -100,7 +103,10 @@ class Worker:
         self._objects = objects or Objects(bus)
         self._instance_id = instance_id
         self._config = config or (lambda: AgentConfig.of(agent.name, instance_id))
-        self.max_concurrency = max_concurrency
+        self._places = Places(max_concurrency)
+        self._places.on_change = self._places_changed
+        # Told when attempts wait for tasks that they gave out, and there are as many attempts as places.
+        self.on_lent: Callable[[], None] = lambda: None
         self._observer = observer
         self._delegate = delegate
         self._puller = Puller(bus, TASKS.name, task_consumer(agent.name), capacity=max_concurrency)
@@ -110,12 +116,22 @@ class Worker:
         self._answers_bytes = 0
         self._cancelled: dict[tuple[UUID, int | None], float] = {}
         self._loops: list[asyncio.Task[None]] = []
-        self._place = asyncio.Event()
+        # Places came, or messages.
+        self._wake = asyncio.Event()
         self._draining = False
+
+    @property
+    def max_concurrency(self) -> int:
+        return self._places.count
 
     @property
     def active(self) -> int:
         return len(self._running)
+
+    @property
+    def lent(self) -> int:
+        """How many attempts wait for tasks that they gave out, where there are as many attempts as places."""
+        return self._places.lent if self._places.crowded else 0
 
     @property
     def running(self) -> tuple[RunningTask, ...]:
@@ -125,6 +141,7 @@ class Worker:
         )
 
     async def start(self) -> None:
+        self._puller.wake_on(self._wake)
         await self._puller.start()
         self._loops = [
             asyncio.create_task(self._take(), name=f"{self._agent.name}-take"),
@@ -141,9 +158,11 @@ class Worker:
 
     def resize(self, max_concurrency: int) -> None:
         """Work on more or fewer attempts at once from now on; what runs goes on."""
-        self.max_concurrency = max_concurrency
-        self._puller.set_capacity(max_concurrency)
-        self._place.set()
+        self._places.resize(max_concurrency)
+
+    def _places_changed(self) -> None:
+        self._puller.set_capacity(self._places.count + self._places.lent)
+        self._wake.set()
 
     def pause(self) -> None:
         self._puller.pause()
@@ -193,20 +212,22 @@ class Worker:
 
     async def _take(self) -> None:
         while not self._draining:
-            # The server may send more than was asked for last, where requests overlap: after a reconnect, say.
-            if (places := self.max_concurrency - len(self._works)) <= 0:
-                self._place.clear()
-                await self._place.wait()
-                continue
-            for delivery in await self._puller.take(places):
-                work = asyncio.create_task(self._work(delivery), name=f"{self._agent.name}-work")
+            # As many as there are places at this moment: the server may send more than was asked for last, where
+            # requests overlap (after a reconnect, say), and an attempt that had lent its place may have it back.
+            self._wake.clear()
+            deliveries = self._puller.take_now(self._places.free)
+            if not deliveries:
+                await self._wake.wait()
+            for delivery in deliveries:
+                place = self._places.take()
+                work = asyncio.create_task(self._work(delivery, place), name=f"{self._agent.name}-work")
                 self._works.add(work)
-                work.add_done_callback(self._finished)
+                work.add_done_callback(partial(self._finished, place))
 
-    def _finished(self, work: "asyncio.Task[None]") -> None:
+    def _finished(self, place: Place, work: "asyncio.Task[None]") -> None:
         self._works.discard(work)
-        self._place.set()
         self._puller.release()
+        place.leave()
         if not work.cancelled() and (error := work.exception()) is not None:
             log.error("worker.failed", error=repr(error), exc_info=error)
 
@@ -218,7 +239,7 @@ class Worker:
             for delivery in [*running, *self._puller.waiting]:
                 await hold(delivery)
 
-    async def _work(self, delivery: Delivery) -> None:
+    async def _work(self, delivery: Delivery, place: Place) -> None:
         try:
             request = parse_request(delivery.data)
         except InvalidRequest as error:
@@ -238,7 +259,7 @@ class Worker:
             return
         current = asyncio.current_task()
         assert current is not None
-        running = self._running[key] = _Running([delivery], current, request.root_task_id or request.task_id)
+        running = self._running[key] = _Running([delivery], current, place, request.root_task_id or request.task_id)
         try:
             response = await self._respond(request, running)
             body = await self._body(request, response)
@@ -387,7 +408,13 @@ class Worker:
             raise PantheonError("this process has no mesh to delegate to")
         if self._agent.has_hooks("delegation"):
             await self._agent.call_hooks("delegation", context, request)
-        return await self._delegate(context, request)
+        running = self._running.get((context.task_id, context.attempt))
+        if running is None:
+            raise PantheonError("the attempt that this context is of has ended")
+        async with running.place.lent():
+            if self.lent:
+                self.on_lent()
+            return await self._delegate(context, request)
 
     async def _progress(self, progress: TaskProgress) -> None:
         await self._bus.publish_quietly(subjects.progress(self._agent.name, progress.root_task_id), to_bytes(progress))

@@ -74,6 +74,8 @@ class Attempt:
     resting: Resting
     work: "asyncio.Task[None] | None" = None
     stopped: bool = False
+    # Tasks that it gave out and waits for.
+    delegations: int = 0
     timed_out: float | None = None
     alarm: "asyncio.Future[None] | None" = None
 
@@ -164,7 +166,8 @@ class Agents:
         """Set to work what there is a place for; False where there was nothing."""
         begun = False
         for fake in self._fakes.values():
-            while fake.queue and len(fake.at_work) < fake.max_concurrency:
+            # Who waits for a task that it gave out lends its place, as in `pantheon.places`.
+            while fake.queue and sum(not one.delegations for one in fake.at_work) < fake.max_concurrency:
                 attempt = fake.queue.popleft()
                 if attempt.stopped:
                     continue
@@ -206,7 +209,7 @@ class Agents:
     async def _respond(self, fake: Fake, service: Service, attempt: Attempt) -> TaskResponse:
         request, agent = attempt.request, fake.agent
         context = TaskContext(
-            request, agent=fake.name, publish_progress=self._note, delegate=self._delegate_of(fake.agent)
+            request, agent=fake.name, publish_progress=self._note, delegate=self._delegate_of(fake.agent, attempt)
         )
         step = request.metadata.get("step", "")
         self.calls.append(
@@ -271,11 +274,16 @@ class Agents:
         attempt.alarm = self._clock.alarm(self._clock.now + timedelta(seconds=limit))
         attempt.alarm.add_done_callback(over)
 
-    def _delegate_of(self, agent: Agent | None) -> Callable[[TaskContext, TaskRequest], Any]:
+    def _delegate_of(self, agent: Agent | None, attempt: Attempt) -> Callable[[TaskContext, TaskRequest], Any]:
         async def delegate(context: TaskContext, request: TaskRequest) -> Any:
             if agent is not None:
                 await agent.call_hooks("delegation", context, request)
-            return await self._delegate(context, request)
+            attempt.delegations += 1
+            self.changed.set()
+            try:
+                return await self._delegate(context, request)
+            finally:
+                attempt.delegations -= 1
 
         return delegate
 

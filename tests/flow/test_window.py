@@ -34,7 +34,9 @@ def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0,
 def router(*records: InstanceRecord) -> tuple[Router, Gate]:
     registry = Registry()
     registry.apply(records)
-    gate = Gate(Window(Capacity(registry), Clock()), Line(Database("postgresql://nowhere/none")), NoLimits())
+    capacity = Capacity(registry)
+    window = Window(capacity, Clock(), waiting=capacity.waiting)
+    gate = Gate(window, Line(Database("postgresql://nowhere/none")), NoLimits())
     return Router(registry, Library(), Standings(), gate=gate), gate
 
 
@@ -70,6 +72,16 @@ def test_an_agent_is_as_loaded_as_the_broker_says() -> None:
     gate.window.processes = 2
     gate.window.correct("a", 6, gate.window.before("a"))
     assert {one.agent: one.outstanding for one in made.candidates(Wanted("x"))} == {"a": 6, "b": 0}
+
+
+def test_tasks_that_wait_for_others_which_they_gave_out_take_no_place_from_these() -> None:
+    made, gate = router(
+        instance("a", "x", concurrency=2, waiting="3"), instance("a", "x", concurrency=1, number=1, waiting="many")
+    )
+    for _ in range(12):
+        assert made.place(Wanted("x")) is not None
+    assert made.place(Wanted("x")) is None
+    assert gate.at_work("a") == 9
 
 
 def test_orchestrators_share_a_window_and_each_has_a_place_at_least() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -177,6 +178,39 @@ async def test_an_attempt_that_was_given_up_is_stopped_though_the_orchestrator_t
             assert str(unwanted) not in {str(one.root_task_id) for one in agent.worker.running}
             gate.set()
             assert (await mesh.wait(wanted)).result == {"n": 1}
+
+
+@pytest.mark.parametrize(("roots", "orchestrators"), [(1, 1), (12, 2)])
+async def test_an_agent_gives_tasks_to_itself_however_few_its_places(
+    settings: MeshSettings, mesh: Mesh, roots: int, orchestrators: int
+) -> None:
+    """Its places, and those that it has in the broker, were taken by attempts that waited for what only a free place
+    could bring: all of it waited until its timeout."""
+    agent = Agent("nesting_agent", max_concurrency=1)
+    at_work = most = 0
+
+    @agent.task("nest")
+    async def nest(task: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
+        nonlocal at_work, most
+        counts = [1]
+        if task["depth"]:
+            below = {"depth": task["depth"] - 1}
+            results = await asyncio.gather(*(ctx.run("nest", below) for _ in range(2)))
+            counts += [one["count"] for one in results]
+        # Waiting is free; work is not.
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.01)
+        at_work -= 1
+        return {"count": sum(counts)}
+
+    async with AsyncExitStack() as stack:
+        for _ in range(orchestrators):
+            await stack.enter_async_context(orchestrator(settings, load_library([])))
+        await stack.enter_async_context(AgentProcess(agent, settings))
+        asked = [mesh.run("nest", {"depth": 2}, wait_seconds=PATIENCE_SECONDS) for _ in range(roots)]
+        assert await asyncio.gather(*asked) == [{"count": 7}] * roots
+    assert most == 1
 
 
 async def test_a_deadline_stops_everything_that_runs(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:
