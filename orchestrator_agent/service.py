@@ -30,6 +30,7 @@ from orchestrator_agent.flow.taker import Taker
 from orchestrator_agent.flow.window import Window
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.operations import Operations
+from orchestrator_agent.outages import Outages
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.purges import Purges
 from orchestrator_agent.queries import Queries
@@ -214,6 +215,7 @@ class Orchestrator:
             look_now=lambda: reconciler.look_now(),
         )
         conductor.acceptance.on_operation = operations.begin
+        outages = Outages(lambda: (process.bus.connected, process.bus.generation))
         reconciler = Reconciler(
             process.bus,
             conductor=conductor,
@@ -228,6 +230,7 @@ class Orchestrator:
             schedules=Schedules(reader, self._library, conductor.acceptance.accept_own),
             taker=taker,
             circuits=circuits,
+            outages=outages,
         )
         processes = Processes(database)
         adoption = Adoption(
@@ -246,6 +249,7 @@ class Orchestrator:
             replicas=self._settings.stream_replicas,
             uses_kv=not self._settings.uses_consul,
             on_lost=adoption.broker_lost,
+            outages=outages,
         )
         purges = Purges(process.bus, process_id=lock.process_id, processes=processes, debts=debts)
         queries = Queries(

@@ -20,11 +20,11 @@ from protocol.messages import now
 DUE = """
 select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_id as is_root, t.duplicate_of,
        t.agent, t.task_type, t.requester, t.deadline_at <= $4 as late,
-       t.queue, t.flow, t.priority, t.expires_at <= $4 as over,
+       t.queue, t.flow, t.priority, t.expires_at <= $4 as over, t.dispatched_at, t.expires_at,
        case when t.task_type like 'mesh.%' then t.payload end as operation
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null
-  and ((t.status = 'dispatched' and t.expires_at <= $4)
+  and ((t.status = 'dispatched' and t.expires_at <= $4 and $5)
     or (t.status = 'waiting' and t.run_after <= $4)
     or (t.status = 'waiting' and t.duplicate_of is not null
         and not exists (select 1 from tasks o where o.root_task_id = t.duplicate_of and o.task_id = t.duplicate_of
@@ -73,13 +73,15 @@ class Reader:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def due(self, limit: int, served: Collection[str], paused: Collection[str]) -> Sequence[asyncpg.Record]:
-        """Rows whose time has come, and ready ones that are in no line though somebody serves their task type and their
-        workflow is not among the `paused`; none while another process is looking."""
+    async def due(
+        self, limit: int, served: Collection[str], paused: Collection[str], *, expired: bool = True
+    ) -> Sequence[asyncpg.Record]:
+        """Rows whose time has come (attempts only with `expired`), and ready ones that are in no line though somebody
+        serves their task type and their workflow is not among the `paused`; none while another process is looking."""
         async with self._database.connection() as connection, connection.transaction():
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", SWEEP_LOCK_KEY):
                 return []
-            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused), now())
+            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused), now(), expired)
             return rows
 
     async def owed_of(self, root_task_ids: Collection[UUID], process_id: UUID) -> Sequence[asyncpg.Record]:
