@@ -110,6 +110,7 @@ class Worker:
         self._observer = observer
         self._delegate = delegate
         self._puller = Puller(bus, TASKS.name, task_consumer(agent.name), capacity=max_concurrency)
+        self._capacity = max_concurrency
         self._running: dict[Key, _Running] = {}
         self._works: set[asyncio.Task[None]] = set()
         self._answers: OrderedDict[Key, bytes] = OrderedDict()
@@ -161,7 +162,10 @@ class Worker:
         self._places.resize(max_concurrency)
 
     def _places_changed(self) -> None:
-        self._puller.set_capacity(self._places.count + self._places.lent)
+        # At every end of an attempt, and seldom news: the puller wakes by it.
+        if (capacity := self._places.count + self._places.lent) != self._capacity:
+            self._capacity = capacity
+            self._puller.set_capacity(capacity)
         self._wake.set()
 
     def pause(self) -> None:
