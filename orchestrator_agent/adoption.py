@@ -1,5 +1,5 @@
-"""Adoption: this process lives, and says so; what processes that died owe, it publishes and takes over. For one that
-lives and does not reach the broker it publishes too.
+"""Adoption: this process lives, and says so; what processes that died owe, it publishes and takes over, and what they
+had ordered agents to end, it looks out for. For one that lives and does not reach the broker it publishes too.
 
 See ADR 0004. It looks every two seconds or so, in a loop of its own: a long sweep must not hold it up.
 """
@@ -16,6 +16,7 @@ import structlog
 
 from orchestrator_agent.debts import Debts
 from orchestrator_agent.outbox import Outbox
+from orchestrator_agent.stops import Stops
 from orchestrator_agent.store.pool import ProcessLock
 from orchestrator_agent.store.processes import DeadProcess, Processes
 from pantheon.background import end
@@ -59,6 +60,7 @@ class Adoption:
         processes: Processes,
         debts: Debts,
         outbox: Outbox,
+        stops: Stops,
     ) -> None:
         self._bus = bus
         self._publisher = publisher
@@ -66,6 +68,7 @@ class Adoption:
         self._processes = processes
         self._debts = debts
         self._outbox = outbox
+        self._stops = stops
         self._poke = asyncio.Event()
         self._losses = 0
         self._said: dict[Occasion, Said] = {}
@@ -163,6 +166,7 @@ class Adoption:
             adopted = await self._processes.take_over(dead, self._lock.process_id)
             if adopted is not None:
                 log.info("process.adopted", process_id=str(dead.process_id), rows=adopted, again=len(unsure))
+                self._stops.look_out()
         finally:
             await self._lock.leave_other(dead.lock_key)
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from orchestrator_agent.outages import Outages
 from orchestrator_agent.store.reads import Reader
 from pantheon.background import end
 from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, ensure_streams, stream_mark
@@ -36,6 +37,7 @@ class BrokerWatch:
         replicas: int,
         uses_kv: bool,
         on_lost: Callable[[], Awaitable[None]],
+        outages: Outages,
     ) -> None:
         self._bus = bus
         self._publisher = publisher
@@ -43,6 +45,7 @@ class BrokerWatch:
         self._replicas = replicas
         self._uses_kv = uses_kv
         self._on_lost = on_lost
+        self._outages = outages
         self._marks: dict[str, StreamMark] = {}
         self._lost = False
         self._poke = asyncio.Event()
@@ -82,6 +85,7 @@ class BrokerWatch:
             # Before the question: while its answer is on the way, more is acknowledged than the answer knows of.
             acknowledged = self._publisher.highest_sequence.get(name, 0)
             mark = await stream_mark(self._bus, name)
+            self._outages.heard()
             if mark is None:
                 self._lost = True
                 continue

@@ -135,6 +135,10 @@ class Conductor:
         # Roots are many and shared between the processes: where a task is, the database says.
         return ()
 
+    @property
+    def lent(self) -> int:
+        return 0
+
     async def start(self) -> None:
         self._responses.wake_on(self._wake)
         await self._responses.start()

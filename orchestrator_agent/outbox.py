@@ -42,6 +42,7 @@ class Outbox:
         objects: Objects,
         store: TaskStore,
         standings: Standings,
+        stops: Stops,
         *,
         source: str,
     ) -> None:
@@ -51,7 +52,7 @@ class Outbox:
         self._store = store
         self._standings = standings
         self._source = source
-        self._stops = Stops(bus)
+        self._stops = stops
         self._answered: list[UUID] = []
         self._noting: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()

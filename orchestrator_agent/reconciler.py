@@ -21,6 +21,7 @@ from orchestrator_agent.flow.circuits import Circuits
 from orchestrator_agent.flow.line import Waiting
 from orchestrator_agent.flow.taker import Taker
 from orchestrator_agent.operations import Operations
+from orchestrator_agent.outages import Outages
 from orchestrator_agent.routing import Pauses
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
@@ -62,6 +63,7 @@ class Reconciler:
         schedules: Schedules,
         taker: Taker,
         circuits: Circuits,
+        outages: Outages,
     ) -> None:
         self._bus = bus
         self._conductor = conductor
@@ -76,6 +78,9 @@ class Reconciler:
         self._schedules = schedules
         self._taker = taker
         self._circuits = circuits
+        self._outages = outages
+        # Attempts that the last look found to be over.
+        self._expired: set[tuple[UUID, int]] = set()
         self._poke = asyncio.Event()
         self._look = True
         self._forget_at = 0.0
@@ -153,7 +158,9 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         """Post what is due."""
-        due = await self._reader.due(SWEEP_LIMIT, self._registry.task_types(), self._pauses.workflows)
+        settled = self._outages.settled
+        due = await self._reader.due(SWEEP_LIMIT, self._registry.task_types(), self._pauses.workflows, expired=settled)
+        before, self._expired = self._expired, set()
         duplicates: list[UUID] = []
         back: list[tuple[UUID, UUID, Waiting]] = []
         for row in due:
@@ -165,8 +172,16 @@ class Reconciler:
             elif row["duplicate_of"] is not None:
                 duplicates.append(task_id)
             elif row["status"] == Status.DISPATCHED:
-                self._standings.answered(row["agent"], row["task_type"], None, failed=True)
-                self._conductor.post(Expired(root_task_id, task_id, row["attempt"]))
+                unheard = self._outages.touched(row["dispatched_at"], row["expires_at"])
+                self._expired.add((task_id, row["attempt"]))
+                if (task_id, row["attempt"]) in before:
+                    # Found once more before it was written.
+                    pass
+                elif unheard:
+                    self._standings.on_answer(row["agent"])
+                else:
+                    self._standings.answered(row["agent"], row["task_type"], None, failed=True)
+                self._conductor.post(Expired(root_task_id, task_id, row["attempt"], unheard))
             elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
                 back.append((root_task_id, task_id, Waiting(row["queue"], row["priority"], row["flow"])))
             else:

@@ -30,6 +30,7 @@ from orchestrator_agent.flow.taker import Taker
 from orchestrator_agent.flow.window import Window
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.operations import Operations
+from orchestrator_agent.outages import Outages
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.purges import Purges
 from orchestrator_agent.queries import Queries
@@ -37,6 +38,7 @@ from orchestrator_agent.reconciler import Reconciler
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.standing import Standings
+from orchestrator_agent.stops import Stops
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database, ProcessLock
 from orchestrator_agent.store.processes import Processes
@@ -144,7 +146,8 @@ class Orchestrator:
         circuits = Circuits(shared, standings, lambda: {one.name for one in registry.instances()})
         self._stack.push_async_callback(circuits.close)
         # flow control: what may go to agents now, and the line of what waits
-        window = Window(Capacity(registry))
+        capacity = Capacity(registry)
+        window = Window(capacity, waiting=capacity.waiting)
         limits = Limits(flow.rate_limits, registry, shared, processes=lambda: window.processes)
         registry.on_change(limits.learn)
         self._stack.push_async_callback(limits.close)
@@ -163,7 +166,8 @@ class Orchestrator:
         router = Router(registry, self._library, standings, pauses, gate)
         rules = rules_of(self._settings)
         runs = Runs(store, reader, self._library, shared=lambda: window.processes > 1)
-        outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, source=process.source)
+        stops = Stops(process.bus, reader.stale)
+        outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, stops, source=process.source)
         outbox.on_ended = process.micro.record
         debts = Debts(process.publisher, store=store, reader=reader, runs=runs, outbox=outbox)
         planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
@@ -213,6 +217,7 @@ class Orchestrator:
             look_now=lambda: reconciler.look_now(),
         )
         conductor.acceptance.on_operation = operations.begin
+        outages = Outages(lambda: (process.bus.connected, process.bus.generation))
         reconciler = Reconciler(
             process.bus,
             conductor=conductor,
@@ -227,6 +232,7 @@ class Orchestrator:
             schedules=Schedules(reader, self._library, conductor.acceptance.accept_own),
             taker=taker,
             circuits=circuits,
+            outages=outages,
         )
         processes = Processes(database)
         adoption = Adoption(
@@ -236,6 +242,7 @@ class Orchestrator:
             processes=processes,
             debts=debts,
             outbox=outbox,
+            stops=stops,
         )
         watch = BrokerWatch(
             process.bus,
@@ -244,6 +251,7 @@ class Orchestrator:
             replicas=self._settings.stream_replicas,
             uses_kv=not self._settings.uses_consul,
             on_lost=adoption.broker_lost,
+            outages=outages,
         )
         purges = Purges(process.bus, process_id=lock.process_id, processes=processes, debts=debts)
         queries = Queries(
@@ -343,6 +351,10 @@ class OrchestratorWorker:
     @property
     def running(self) -> tuple[()]:
         return ()
+
+    @property
+    def lent(self) -> int:
+        return 0
 
     async def missing(self) -> list[str]:
         """What it lacks to settle tasks, for a probe: Postgres, or the lock that says this process lives."""

@@ -19,7 +19,7 @@ from pantheon.bus import Delivery, Objects, Publisher, acknowledge, hand_back, t
 from pantheon.dead_letter import publish_dead_letter
 from protocol import subjects
 from protocol.errors import InvalidRequest
-from protocol.messages import TaskResponse, salvage_ids
+from protocol.messages import salvage_ids
 from protocol.names import ORCHESTRATOR
 
 # An answer of a large tree that another process has in mind is handed back, for the first time after this time, then so
@@ -124,7 +124,8 @@ class Settlement:
                 first = False
                 for root in happened:
                     for one in arrived.get(root, ()):
-                        self._judge(one.response)
+                        if one.response is not None:
+                            self._standings.judge(one.response)
             happened = await self._transitions.apply(happened, outcomes)
         for root in roots:
             for happening, done in asked.get(root, ()):
@@ -149,16 +150,6 @@ class Settlement:
             and all(times_delivered(one.delivery) <= HAND_BACK_LIMIT for one in arrived[root])
         ]
         return await patiently(self._runs.elsewhere, many) if many else []
-
-    def _judge(self, response: TaskResponse | None) -> None:
-        """Note what an answer says of its agent; a payload that was refused says nothing against it."""
-        if response is None:
-            return
-        took = None
-        if response.started_at is not None and response.completed_at is not None:
-            took = (response.completed_at - response.started_at).total_seconds() * 1000
-        failed = response.status == "failed" and response.error is not None and response.error.retryable
-        self._standings.answered(response.agent, response.task_type, took, failed=failed)
 
 
 def _asked_for(happening: Happening) -> UUID | None:

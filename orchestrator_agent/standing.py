@@ -1,4 +1,4 @@
-"""Standings: what this orchestrator has seen of each agent: answer times, failures, what it has at work; and circuits.
+"""Standings: what this orchestrator has seen of each agent: answer times and failures; and circuits.
 
 A circuit (closed, open, half-open) keeps tasks from an agent that only fails. Averages fade with time, so that an
 agent that was mended is not judged by its past.
@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocol.messages import TaskResponse
+
 # The weight of the newest answer in the moving averages: about the last twenty count.
 WEIGHT = 0.1
 # A circuit opens after this many failures in a row, and lets one task through after the wait to see.
 OPEN_AFTER_FAILURES = 5
 OPEN_SECONDS = 10.0
-# A failure rate that nothing has confirmed halves in this time.
+# A failure rate that nothing has confirmed halves in this time. A response time is good for as long, and halves in it
+# then: an agent that was slow once (a model that was loaded) would get nothing any more that could show it to be fast.
 FORGET_HALF_SECONDS = 60.0
 
 CircuitState = Literal["closed", "open", "half_open"]
@@ -51,11 +54,26 @@ class Circuit:
 
 
 @dataclass
+class ResponseTime:
+    """A moving average, and when it was last confirmed."""
+
+    milliseconds: float
+    at: float
+
+    def remembered(self, now: float) -> float:
+        """How much of it still counts, 0 to 1."""
+        return float(0.5 ** (max(0.0, now - self.at - FORGET_HALF_SECONDS) / FORGET_HALF_SECONDS))
+
+    def learn(self, milliseconds: float, now: float) -> None:
+        kept = (1 - WEIGHT) * self.remembered(now)
+        self.milliseconds, self.at = self.milliseconds * kept + milliseconds * (1 - kept), now
+
+
+@dataclass
 class Standing:
-    response_ms: dict[str, float] = field(default_factory=dict)
+    response_ms: dict[str, ResponseTime] = field(default_factory=dict)
     failure_rate: float = 0.0
     judged_at: float = 0.0
-    outstanding: int = 0
     circuit: Circuit = field(default_factory=Circuit)
 
 
@@ -65,7 +83,8 @@ class Standings:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._standings: dict[str, Standing] = {}
-        # Told of every attempt that is sent, and of every one that ended: it gives its place back.
+        # Told of every attempt that is sent, and of every one that ended: it gives its place back. How many an agent
+        # has at work is counted there (`flow.window`), where the broker's own count puts it right.
         self.on_dispatch: Callable[[str], None] = lambda agent: None
         self.on_answer: Callable[[str], None] = lambda agent: None
         # Told of circuits that this process opened or closed, by what it saw itself.
@@ -82,7 +101,6 @@ class Standings:
 
     def dispatched(self, agent: str) -> None:
         self.on_dispatch(agent)
-        self.of(agent).outstanding += 1
 
     def placed(self, agent: str) -> None:
         """A task was given to it; where its circuit is half open, it is the only one."""
@@ -93,11 +111,22 @@ class Standings:
             standing.circuit.probed_at = self._clock()
             self.on_probe(agent)
 
+    def judge(self, response: TaskResponse) -> None:
+        """Note what an answer says of its agent; that it was stopped, or given a payload that is wrong, says nothing
+        against it, and how fast it refused says nothing of how fast it works."""
+        if response.status == "cancelled":
+            self.on_answer(response.agent)
+            return
+        took = None
+        if response.status == "completed" and response.started_at is not None and response.completed_at is not None:
+            took = (response.completed_at - response.started_at).total_seconds() * 1000
+        failed = response.status == "failed" and response.error is not None and response.error.retryable
+        self.answered(response.agent, response.task_type, took, failed=failed)
+
     def answered(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
         """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload."""
         self.on_answer(agent)
         standing = self.of(agent)
-        standing.outstanding = max(0, standing.outstanding - 1)
         now = self._clock()
         standing.failure_rate = self._faded(standing, now) * (1 - WEIGHT) + (WEIGHT if failed else 0.0)
         standing.judged_at = now
@@ -110,21 +139,19 @@ class Standings:
             self.on_circuit(agent, "closed")
         standing.circuit.succeeded()
         if milliseconds is not None:
-            before = standing.response_ms.get(task_type, milliseconds)
-            standing.response_ms[task_type] = before * (1 - WEIGHT) + milliseconds * WEIGHT
+            known = standing.response_ms.setdefault(task_type, ResponseTime(milliseconds, now))
+            known.learn(milliseconds, now)
 
     @staticmethod
     def _faded(standing: Standing, now: float) -> float:
         return float(standing.failure_rate * 0.5 ** ((now - standing.judged_at) / FORGET_HALF_SECONDS))
 
     def response_ms(self, agent: str, task_type: str) -> float | None:
-        return self.of(agent).response_ms.get(task_type)
+        known = self.of(agent).response_ms.get(task_type)
+        return None if known is None else known.milliseconds * known.remembered(self._clock())
 
     def failure_rate(self, agent: str) -> float:
         return self._faded(self.of(agent), self._clock())
-
-    def outstanding(self, agent: str) -> int:
-        return self.of(agent).outstanding
 
     def admits(self, agent: str) -> bool:
         standing = self._standings.get(agent)

@@ -27,7 +27,7 @@ from pantheon.micro import Endpoint, MicroService
 from pantheon.settings import MeshSettings
 from pantheon.worker import Worker
 from protocol import subjects
-from protocol.discovery import InstanceRecord
+from protocol.discovery import WAITING_KEY, InstanceRecord
 from protocol.errors import PantheonError
 from protocol.events import event
 from protocol.messages import Control, Heartbeat, RunningTask, now, to_bytes
@@ -35,18 +35,22 @@ from protocol.names import ORCHESTRATOR
 
 log = structlog.get_logger()
 
+# Places that attempts have lent are told as soon as they are needed, and not more often than this.
+TELL_LENT_SECONDS = 0.5
 GC_THRESHOLDS = (50_000, 20, 100)
 
 
 class Conductor(Protocol):
     """What an AgentProcess runs: a Worker, or the orchestrator's engine in its place."""
 
-    max_concurrency: int
-
+    @property
+    def max_concurrency(self) -> int: ...
     @property
     def active(self) -> int: ...
     @property
     def running(self) -> tuple[RunningTask, ...]: ...
+    @property
+    def lent(self) -> int: ...
     async def start(self) -> None: ...
     async def wait_ready(self) -> None: ...
     async def missing(self) -> list[str]: ...
@@ -75,6 +79,7 @@ class AgentProcess:
         self.instance_id = settings.instance_id or new_instance_id()
         self._make_worker = make_worker
         self._stop = asyncio.Event()
+        self._lent = asyncio.Event()
         self._closing = False
         # Defaults, file and environment now; the KV store's layer once there is a connection.
         self.config: ConfigManager[AgentConfig] = self._configuration(None)
@@ -115,6 +120,9 @@ class AgentProcess:
         return f"/{self.agent.name}/{self.instance_id}"
 
     def record(self, status: Literal["ready", "draining"] = "ready") -> InstanceRecord:
+        # Only where it matters: each change is told to every orchestrator.
+        lent = self.worker.lent if hasattr(self, "worker") else 0
+        waiting = {WAITING_KEY: str(lent)} if lent else {}
         return InstanceRecord(
             name=self.agent.name,
             instance_id=self.instance_id,
@@ -122,7 +130,7 @@ class AgentProcess:
             max_concurrency=self.max_concurrency,
             version=self.agent.version,
             status=status,
-            metadata=self.agent.metadata,
+            metadata={**self.agent.metadata, **waiting},
         )
 
     def _endpoints(self) -> list[Endpoint]:
@@ -190,7 +198,7 @@ class AgentProcess:
         else:
             from pantheon.delegation import Delegation
 
-            self.worker = Worker(
+            self.worker = worker = Worker(
                 self.agent,
                 self.bus,
                 self.publisher,
@@ -201,11 +209,13 @@ class AgentProcess:
                 observer=self.micro,
                 delegate=Delegation(self.bus, self.publisher, self.objects).run,
             )
+            worker.on_lent = self._lent.set
         await self.worker.start()
         self._control = await self.bus.subscribe(subjects.control(self.agent.name), self._on_control)
         await self.micro.start()
         self._registration = await self.discovery.register(self.record())
         self._tasks.append(asyncio.create_task(self._beat(), name="heartbeat"))
+        self._tasks.append(asyncio.create_task(self._tell_lent(), name="tell-lent-places"))
         await self._say("registered")
         log.info(
             "agent.started",
@@ -250,12 +260,23 @@ class AgentProcess:
             await asyncio.sleep(self.config.current.heartbeat_interval_seconds)
 
     async def _learn(self) -> None:
-        """Tell of task types that came while the process runs: an orchestrator's workflows."""
+        """Tell what has changed while the process runs: an orchestrator's workflows, places that came back."""
         self.micro.describe(self._endpoints())
         registration = self._registration
-        if registration is None or self._closing or registration.record.task_types == self.agent.task_types:
-            return
-        await registration.update(self.record())
+        if registration is not None and not self._closing and registration.record != (record := self.record()):
+            await registration.update(record)
+
+    async def _tell_lent(self) -> None:
+        while True:
+            await self._lent.wait()
+            self._lent.clear()
+            registration = self._registration
+            if registration is None or self._closing:
+                continue
+            record = self.record()
+            if record.waiting > registration.record.waiting:
+                await registration.update(record)
+                await asyncio.sleep(TELL_LENT_SECONDS)
 
     async def _on_control(self, delivery: Delivery) -> None:
         try:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
+from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from pantheon.bus import Bus, Delivery, Objects
 from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext, sayable
 from pantheon.declaration import Declaration
+from pantheon.places import Place
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError, TaskFailure
 from protocol.large import parse_value
@@ -33,6 +35,8 @@ class Running:
 
     deliveries: list[Delivery]
     work: "asyncio.Task[None]"
+    place: Place
+    root_task_id: UUID
     # Its cancellation overtook it in the queue.
     cancelled: bool = False
     context: TaskContext | None = None

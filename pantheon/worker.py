@@ -6,6 +6,7 @@ A process that dies anywhere in it leaves the task to another instance.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -17,8 +18,9 @@ from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge,
 from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext
 from pantheon.declaration import Declaration
+from pantheon.places import Place, Places
 from pantheon.runner import HandBack, Observer, Runner, Running
-from protocol.errors import InvalidRequest, TooLarge
+from protocol.errors import InvalidRequest, PantheonError, TooLarge
 from protocol.messages import RunningTask, TaskRequest, parse_request, to_bytes
 from protocol.streams import IN_PROGRESS_SECONDS, TASKS, task_consumer
 
@@ -53,27 +55,46 @@ class Worker:
             instance_id=instance_id,
             config=config or (lambda: AgentConfig.of(agent.name, instance_id)),
             observer=observer,
-            delegate=delegate,
+            delegate=self._delegated if delegate is not None else None,
         )
         self._answers = Answers(bus, publisher, objects, agent=agent.name, instance_id=instance_id)
-        self.max_concurrency = max_concurrency
+        self._places = Places(max_concurrency)
+        self._places.on_change = self._places_changed
+        # Told when attempts wait for tasks that they gave out, and there are as many attempts as places.
+        self.on_lent: Callable[[], None] = lambda: None
+        self._delegate = delegate
         self._puller = Puller(bus, TASKS.name, task_consumer(agent.name), capacity=max_concurrency)
+        self._capacity = max_concurrency
         self._running: dict[Key, Running] = {}
         self._works: set[asyncio.Task[None]] = set()
         self._cancelled: dict[tuple[UUID, int | None], float] = {}
         self._loops: list[asyncio.Task[None]] = []
-        self._place = asyncio.Event()
+        # Places came, or messages.
+        self._wake = asyncio.Event()
         self._draining = False
+
+    @property
+    def max_concurrency(self) -> int:
+        return self._places.count
 
     @property
     def active(self) -> int:
         return len(self._running)
 
     @property
+    def lent(self) -> int:
+        """How many attempts wait for tasks that they gave out, where there are as many attempts as places."""
+        return self._places.lent if self._places.crowded else 0
+
+    @property
     def running(self) -> tuple[RunningTask, ...]:
-        return tuple(RunningTask(task_id=task_id, attempt=attempt) for task_id, attempt in self._running)
+        return tuple(
+            RunningTask(task_id=task_id, attempt=attempt, root_task_id=running.root_task_id)
+            for (task_id, attempt), running in self._running.items()
+        )
 
     async def start(self) -> None:
+        self._puller.wake_on(self._wake)
         await self._puller.start()
         self._loops = [
             asyncio.create_task(self._take(), name=f"{self._agent.name}-take"),
@@ -90,9 +111,14 @@ class Worker:
 
     def resize(self, max_concurrency: int) -> None:
         """Work on more or fewer attempts at once from now on; what runs goes on."""
-        self.max_concurrency = max_concurrency
-        self._puller.set_capacity(max_concurrency)
-        self._place.set()
+        self._places.resize(max_concurrency)
+
+    def _places_changed(self) -> None:
+        # At every end of an attempt, and seldom news: the puller wakes by it.
+        if (capacity := self._places.count + self._places.lent) != self._capacity:
+            self._capacity = capacity
+            self._puller.set_capacity(capacity)
+        self._wake.set()
 
     def pause(self) -> None:
         self._puller.pause()
@@ -142,22 +168,34 @@ class Worker:
 
     async def _take(self) -> None:
         while not self._draining:
-            # The server may send more than was asked for last, where requests overlap: after a reconnect, say.
-            if (places := self.max_concurrency - len(self._works)) <= 0:
-                self._place.clear()
-                await self._place.wait()
-                continue
-            for delivery in await self._puller.take(places):
-                work = asyncio.create_task(self._work(delivery), name=f"{self._agent.name}-work")
+            # As many as there are places at this moment: the server may send more than was asked for last, where
+            # requests overlap (after a reconnect, say), and an attempt that had lent its place may have it back.
+            self._wake.clear()
+            deliveries = self._puller.take_now(self._places.free)
+            if not deliveries:
+                await self._wake.wait()
+            for delivery in deliveries:
+                place = self._places.take()
+                work = asyncio.create_task(self._work(delivery, place), name=f"{self._agent.name}-work")
                 self._works.add(work)
-                work.add_done_callback(self._finished)
+                work.add_done_callback(partial(self._finished, place))
 
-    def _finished(self, work: "asyncio.Task[None]") -> None:
+    def _finished(self, place: Place, work: "asyncio.Task[None]") -> None:
         self._works.discard(work)
-        self._place.set()
         self._puller.release()
+        place.leave()
         if not work.cancelled() and (error := work.exception()) is not None:
             log.error("worker.failed", error=repr(error), exc_info=error)
+
+    async def _delegated(self, context: TaskContext, request: TaskRequest) -> Any:
+        assert self._delegate is not None
+        running = self._running.get((context.task_id, context.attempt))
+        if running is None:
+            raise PantheonError("the attempt that this context is of has ended")
+        async with running.place.lent():
+            if self.lent:
+                self.on_lent()
+            return await self._delegate(context, request)
 
     async def _hold(self) -> None:
         """In-progress acks for all that runs, so that a long task is not given to another instance."""
@@ -167,7 +205,7 @@ class Worker:
             for delivery in [*running, *self._puller.waiting]:
                 await hold(delivery)
 
-    async def _work(self, delivery: Delivery) -> None:
+    async def _work(self, delivery: Delivery, place: Place) -> None:
         try:
             request = parse_request(delivery.data)
         except InvalidRequest as error:
@@ -188,7 +226,9 @@ class Worker:
             return
         current = asyncio.current_task()
         assert current is not None
-        running = self._running[key] = Running([delivery], current, self._is_cancelled(key))
+        running = self._running[key] = Running(
+            [delivery], current, place, request.root_task_id or request.task_id, self._is_cancelled(key)
+        )
         try:
             response = await self._runner.run(request, running)
             body = await self._answers.body(request, response)

@@ -13,6 +13,10 @@ DEREGISTER_AFTER_SECONDS = 60
 KV_BUCKET = "agents"
 CONSUL_TAG = "mesh-agent"
 CONSUL_TASK_TAG_PREFIX = "task:"
+# The key in `metadata` of how many of an instance's tasks wait for tasks that they gave out, and take no place.
+WAITING_KEY = "waiting"
+# An instance holds some thousands at most: a longer number is none of ours.
+WAITING_MAX_DIGITS = 5
 
 AgentName = Annotated[str, Field(pattern=AGENT_NAME.pattern.replace(r"\Z", "$"), max_length=63)]
 InstanceId = Annotated[str, Field(pattern=INSTANCE_ID.pattern.replace(r"\Z", "$"), max_length=64)]
@@ -49,6 +53,12 @@ class InstanceRecord(BaseModel):
     version: Annotated[str, null_means("0.0.0")] = "0.0.0"
     status: Annotated[Literal["ready", "draining"], null_means("ready")] = "ready"
     metadata: Annotated[Metadata, null_means({})] = Field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """How many of its tasks take no place; whatever its metadata says that is no number counts for nothing."""
+        text = self.metadata.get(WAITING_KEY, "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= WAITING_MAX_DIGITS else 0
 
     @property
     def key(self) -> str:

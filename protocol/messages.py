@@ -130,8 +130,11 @@ class TaskProgress(Message):
 
 
 class RunningTask(Message):
+    """`root_task_id` lets an orchestrator that knows nothing of the attempt find out whether it is still wanted."""
+
     task_id: TaskId
     attempt: Attempt
+    root_task_id: TaskId | None = None
 
 
 class Heartbeat(Message):

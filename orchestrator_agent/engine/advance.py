@@ -159,6 +159,9 @@ class _Transition(Endings):
         if row.status is not Status.DISPATCHED:
             return
         self.ledger.stop(row, "its time is over")
+        if expired.unheard:
+            self.attempt_lost(row)
+            return
         message = f"no answer from {row.agent} within {row.timeout_seconds:g} s"
         self.attempt_failed(row, ErrorInfo(code=ErrorCode.TIMEOUT, message=message, retryable=True))
 

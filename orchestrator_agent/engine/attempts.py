@@ -147,6 +147,13 @@ class Attempts:
         self.ledger.decisions.wake_at.append(row.run_after)
         self.ledger.step_event("retrying", row, error=error, wait_seconds=round(decision.wait_seconds, 3))
 
+    def attempt_lost(self, row: Row) -> None:
+        """Nothing can be known of an attempt: another one, which is no retry."""
+        row.attempt += 1
+        row.become(Status.WAITING)
+        self.ledger.step_event("retrying", row, wait_seconds=0)
+        self.make_ready(row)
+
     def no_place(self, row: Row) -> None:
         """Nobody may serve it any more: the wait for an agent begins, or is over."""
         if not self.run.at_work or (row.expires_at is not None and row.expires_at > self.now):

@@ -25,11 +25,12 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """An attempt's time is over."""
+    """An attempt's time is over. `unheard`: the broker was away in some of it, and nothing speaks against the agent."""
 
     root_task_id: UUID
     task_id: UUID
     attempt: int
+    unheard: bool = False
 
 
 @dataclass(frozen=True, slots=True)

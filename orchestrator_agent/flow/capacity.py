@@ -1,4 +1,5 @@
-"""Capacity: how many tasks an agent's live instances work on at once, summed up at each change of the registry."""
+"""Capacity: how many tasks an agent's live instances work on at once, and how many wait there for tasks that they gave
+out, summed up at each change of the registry."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -17,9 +18,15 @@ class Capacity:
     def __init__(self, registry: Instances) -> None:
         self._registry = registry
         self._version = -1
-        self._known: dict[str, int] = {}
+        self._known: dict[str, tuple[int, int]] = {}
 
     def __call__(self, agent: str) -> int:
+        return self._of(agent)[0]
+
+    def waiting(self, agent: str) -> int:
+        return self._of(agent)[1]
+
+    def _of(self, agent: str) -> tuple[int, int]:
         if self._version != self._registry.version:
             self._version = self._registry.version
             self._known.clear()
@@ -27,5 +34,7 @@ class Capacity:
         if capacity is None:
             records = self._registry.instances(agent)
             ready = [one for one in records if one.status == "ready"] or records
-            capacity = self._known[agent] = sum(one.max_concurrency for one in ready)
+            # One that drains takes nothing new, but what waits there is in the broker all the same.
+            capacity = sum(one.max_concurrency for one in ready), sum(one.waiting for one in records)
+            self._known[agent] = capacity
         return capacity

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from orchestrator_agent.engine.attempts import wanted_of
 from orchestrator_agent.engine.decisions import Decisions, Wanted
-from orchestrator_agent.engine.state import Row, Run, Status
+from orchestrator_agent.engine.state import Role, Row, Run, Status
 from orchestrator_agent.flow.line import Line, Queue, Waiting, flow_of, queue_of
 from orchestrator_agent.flow.window import Window
 
@@ -73,6 +73,10 @@ class Gate:
     def full(self, agent: str) -> str:
         return "all its places are taken" if self.window.room(agent) <= 0 else "its rate limit is reached"
 
+    def at_work(self, agent: str) -> int:
+        """How many tasks an agent has, as far as this process knows."""
+        return self.window.at_work(agent)
+
     def passed(self, wanted: Wanted, agent: str) -> None:
         self.window.take(agent)
         if self.tokens.active:
@@ -87,7 +91,8 @@ class Gate:
         for run, decisions in batch:
             for row in _ready(decisions):
                 wanted = wanted_of(run, row)
-                waiting = Waiting(self.queue(wanted).name, run.facts.priority, flow_of(wanted.tenant, wanted.requester))
+                flow = _flow_of(run, row, wanted)
+                waiting = Waiting(self.queue(wanted).name, run.facts.priority, flow)
                 places[row.task_id] = (waiting.queue, waiting.flow, None)
                 # A task that is paused is in no line; it joins when it is resumed.
                 if run.at_work:
@@ -112,6 +117,20 @@ class Gate:
         self.joins += 1
         self.waiting.update(queues)
         self.on_joined()
+
+
+def _flow_of(run: Run, row: Row, wanted: Wanted) -> int:
+    """Whose turn it is: the requester's, or, below an attempt that gave a task out and waits for it, that attempt's.
+
+    So what was begun is ended beside what is new. With the requester's own, a thousand tasks that each give one out
+    would all be begun, and wait, before the first of the given ones had its turn.
+    """
+    above: Row | None = row
+    while above is not None and above.parent_task_id is not None:
+        if above.role is Role.DELEGATED:
+            return flow_of(wanted.tenant, str(above.parent_task_id))
+        above = run.rows.get(above.parent_task_id)
+    return flow_of(wanted.tenant, wanted.requester)
 
 
 def _ready(decisions: Decisions) -> list[Row]:

@@ -8,8 +8,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import structlog
 
@@ -22,9 +22,12 @@ from protocol.discovery import InstanceRecord
 
 log = structlog.get_logger()
 
-# A pocket holds what is used up in this time; what is older is let go, because others may have wanted it.
+# A pocket holds what is used up in this time; what is older goes back, because others may want it: of an agent that was
+# only weighed against another one, no token is used.
 POCKET_SECONDS = 0.1
 POCKET_KEPT_SECONDS = 1.0
+# An empty bucket is asked again after this time at the latest: others give tokens back.
+ASK_AGAIN_SECONDS = 2.0
 METADATA_KEY = "rate_limit"
 
 
@@ -33,7 +36,10 @@ class Instances(Protocol):
 
 
 class Bucket:
-    """One limit as this process sees it: its own tokens, or those in its pocket."""
+    """One limit as this process sees it: its own tokens, or those in its pocket.
+
+    Its own are counted all the time: a store that goes away, or comes back, gives nobody a second burst.
+    """
 
     def __init__(self, name: str, limit: RateLimit, now: float) -> None:
         self.name = name
@@ -43,12 +49,21 @@ class Bucket:
         self.pocket = 0
         self.pocket_at = now
         self.asking = False
+        # Tokens of its own were spent since the store was last asked, which does not know of them.
+        self.untold = False
 
     def own(self, now: float, processes: int) -> float:
-        """The tokens of this process's part of the rate."""
+        """The tokens of this process's part of the rate, and of the burst."""
         gained = (now - self.at) * self.limit.per_second / processes
-        self.tokens, self.at = min(self.limit.burst, self.tokens + gained), now
+        self.tokens, self.at = min(self._share(processes), self.tokens + gained), now
         return self.tokens
+
+    def used(self, now: float, processes: int) -> int:
+        """How much of its part of the burst is used up."""
+        return max(0, round(self._share(processes) - self.own(now, processes)))
+
+    def _share(self, processes: int) -> float:
+        return max(1.0, self.limit.burst / processes)
 
     def next_in(self, processes: int) -> float:
         """Seconds until there is a token of one's own."""
@@ -76,6 +91,7 @@ class Limits:
         self._own: dict[str, RateLimit] = {}
         self._buckets: dict[str, Bucket] = {}
         self._asking: set[asyncio.Task[None]] = set()
+        self._closed = False
         # Told when there are tokens again that somebody wanted.
         self.on_tokens: Callable[[], None] = lambda: None
         self.active = False
@@ -120,10 +136,13 @@ class Limits:
             names.append(f"requester:{limited}")
         for name in names:
             if (bucket := self._buckets.get(name)) is not None:
+                tokens = bucket.own(self._clock(), self._processes()) - 1
                 if self._shared.there:
                     bucket.pocket -= 1
+                    # Uneven shares are Redis's affair while it is there.
+                    bucket.tokens = max(0.0, tokens)
                 else:
-                    bucket.tokens -= 1
+                    bucket.tokens, bucket.untold = tokens, True
 
     def _bucket(self, name: str, limit: RateLimit) -> Bucket:
         bucket = self._buckets.get(name)
@@ -134,13 +153,9 @@ class Limits:
     def _tokens(self, bucket: Bucket) -> int:
         now = self._clock()
         if self._shared.there:
-            if now - bucket.pocket_at > POCKET_KEPT_SECONDS:
-                bucket.pocket = 0
             if bucket.pocket <= 0 and not bucket.asking:
                 bucket.asking = True
-                task = asyncio.create_task(self._ask(bucket), name="ask-for-tokens")
-                self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
+                self._go_ask(self._ask(bucket), "ask-for-tokens")
             return max(0, bucket.pocket)
         processes = self._processes()
         tokens = bucket.own(now, processes)
@@ -149,6 +164,11 @@ class Limits:
             asyncio.get_running_loop().call_later(bucket.next_in(processes), self._again, bucket)
         return math.floor(tokens)
 
+    def _go_ask(self, asking: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(asking, name=name)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
     def _again(self, bucket: Bucket) -> None:
         bucket.asking = False
         self.on_tokens()
@@ -156,17 +176,34 @@ class Limits:
     async def _ask(self, bucket: Bucket) -> None:
         limit = bucket.limit
         wanted = min(limit.burst, max(1, math.ceil(limit.per_second * POCKET_SECONDS)))
-        answer = await self._shared.take_tokens(
-            bucket.name, per_second=limit.per_second, burst=limit.burst, wanted=wanted
-        )
+        untold = bucket.used(self._clock(), self._processes()) if bucket.untold else 0
+        answer = await self._take(bucket, untold + wanted)
         if answer is not None:
             given, wait = answer
-            if given > 0:
-                bucket.pocket, bucket.pocket_at = max(0, bucket.pocket) + given, self._clock()
+            bucket.untold = False
+            if given > untold:
+                bucket.pocket, bucket.pocket_at = max(0, bucket.pocket) + given - untold, self._clock()
+                asyncio.get_running_loop().call_later(POCKET_KEPT_SECONDS, self._let_go, bucket, bucket.pocket_at)
             else:
-                await asyncio.sleep(wait)
+                await asyncio.sleep(min(wait, ASK_AGAIN_SECONDS))
         # Without an answer the store is away, and the tokens are this process's own.
         self._again(bucket)
 
+    async def _take(self, bucket: Bucket, wanted: int) -> tuple[int, float] | None:
+        limit = bucket.limit
+        return await self._shared.take_tokens(
+            bucket.name, per_second=limit.per_second, burst=limit.burst, wanted=wanted
+        )
+
+    def _let_go(self, bucket: Bucket, pocket_at: float) -> None:
+        """What is in a pocket since then goes back."""
+        if bucket.pocket_at == pocket_at and bucket.pocket > 0 and not self._closed:
+            left, bucket.pocket = bucket.pocket, 0
+            self._go_ask(self._give_back(bucket, left), "give-tokens-back")
+
+    async def _give_back(self, bucket: Bucket, count: int) -> None:
+        await self._take(bucket, -count)
+
     async def close(self) -> None:
+        self._closed = True
         await end(list(self._asking))

@@ -25,7 +25,7 @@ RETRY_SECONDS = 1.0
 PREFIX = "pantheon:"
 
 # A bucket's tokens and when they were counted, by Redis's own clock. Returns how many were given, of those that were
-# asked for, and after how many milliseconds there will be one more.
+# asked for, and after how many milliseconds there will be one more. To ask for less than none gives back.
 TAKE_TOKENS = """
 local now = redis.call('TIME')
 now = now[1] * 1000 + now[2] / 1000
@@ -36,7 +36,7 @@ if kept[1] then
     tokens = math.min(burst, tonumber(kept[1]) + math.max(0, now - tonumber(kept[2])) * per_ms)
 end
 local given = math.min(wanted, math.floor(tokens))
-tokens = tokens - given
+tokens = math.min(burst, tokens - given)
 redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', tostring(now))
 redis.call('PEXPIRE', KEYS[1], math.ceil(burst / per_ms) + 1000)
 return {given, math.ceil((1 - (tokens - math.floor(tokens))) / per_ms)}
@@ -133,7 +133,10 @@ class Shared:
         await self._ask(act)
 
     async def take_tokens(self, name: str, *, per_second: float, burst: int, wanted: int) -> tuple[int, float] | None:
-        """Take up to `wanted` tokens of a bucket; returns how many were given, and the seconds until there is one."""
+        """Take up to `wanted` tokens of a bucket; returns how many were given, and the seconds until there is one.
+
+        A negative number gives tokens back.
+        """
 
         async def act(redis: Any) -> tuple[int, float]:
             given, milliseconds = await self._tokens(keys=[PREFIX + name], args=[per_second / 1000, burst, wanted])

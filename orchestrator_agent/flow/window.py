@@ -39,8 +39,17 @@ class _Traffic:
 class Window:
     """`take` a place, `answered` gives it back. `processes` is the number of orchestrators that share the window."""
 
-    def __init__(self, capacity: Callable[[str], int], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        capacity: Callable[[str], int],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        waiting: Callable[[str], int] = lambda agent: 0,
+    ) -> None:
         self._capacity = capacity
+        # Tasks of an agent that wait for tasks which they gave out: they are in the broker, and nobody works on them.
+        # Each makes the window two places larger, because it is told late, and more begin to wait until then.
+        self._waiting = waiting
         self._clock = clock
         self._agents: dict[str, _Traffic] = {}
         self.processes = 1
@@ -56,13 +65,18 @@ class Window:
     def size(self, agent: str) -> int:
         """This process's share of the window."""
         traffic = self._of(agent)
-        share = -(-CAPACITIES * self._capacity(agent) // self.processes)
+        share = -(-CAPACITIES * (self._capacity(agent) + self._waiting(agent)) // self.processes)
         traffic.size = share + int(self._rate(traffic) * ROUND_TRIP_SECONDS)
         traffic.size_until = self._clock() + SIZE_SECONDS
         return traffic.size
 
     def out(self, agent: str) -> int:
-        return self._of(agent).out
+        traffic = self._agents.get(agent)
+        return 0 if traffic is None else traffic.out
+
+    def at_work(self, agent: str) -> int:
+        """About how many tasks the agent has of all orchestrators: each has an equal share of them."""
+        return max(0, self.out(agent) * self.processes - self._waiting(agent))
 
     def room(self, agent: str) -> int:
         traffic = self._agents.get(agent)

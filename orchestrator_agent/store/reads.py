@@ -20,11 +20,11 @@ from protocol.messages import now
 DUE = """
 select t.root_task_id, t.task_id, t.status, t.attempt, t.task_id = t.root_task_id as is_root, t.duplicate_of,
        t.agent, t.task_type, t.requester, t.deadline_at <= $4 as late,
-       t.queue, t.flow, t.priority, t.expires_at <= $4 as over,
+       t.queue, t.flow, t.priority, t.expires_at <= $4 as over, t.dispatched_at, t.expires_at,
        case when t.task_type like 'mesh.%' then t.payload end as operation
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null
-  and ((t.status = 'dispatched' and t.expires_at <= $4)
+  and ((t.status = 'dispatched' and t.expires_at <= $4 and $5)
     or (t.status = 'waiting' and t.run_after <= $4)
     or (t.status = 'waiting' and t.duplicate_of is not null
         and not exists (select 1 from tasks o where o.root_task_id = t.duplicate_of and o.task_id = t.duplicate_of
@@ -57,24 +57,47 @@ from tasks t where t.root_task_id = any($1::uuid[]) and t.dispatched_by = $2 and
 """
 
 
+# Of attempts that agents have at work: those that are given up, and why.
+STALE = """
+select u.b as task_id, u.attempt, t.reason
+from unnest($1::uuid[], $2::uuid[], $3::int[]) as u(a, b, attempt), lateral (
+    select t.status, t.attempt, t.error ->> 'message' as reason
+    from {table} t where t.root_task_id = u.a and t.task_id = u.b limit 1
+) t
+where t.status <> 'dispatched' or t.attempt <> u.attempt
+"""
+
+
 class Reader:
     """Statements; each raises StoreError when Postgres is away."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def due(self, limit: int, served: Collection[str], paused: Collection[str]) -> Sequence[asyncpg.Record]:
-        """Rows whose time has come, and ready ones that are in no line though somebody serves their task type and their
-        workflow is not among the `paused`; none while another process is looking."""
+    async def due(
+        self, limit: int, served: Collection[str], paused: Collection[str], *, expired: bool = True
+    ) -> Sequence[asyncpg.Record]:
+        """Rows whose time has come (attempts only with `expired`), and ready ones that are in no line though somebody
+        serves their task type and their workflow is not among the `paused`; none while another process is looking."""
         async with self._database.connection() as connection, connection.transaction():
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", SWEEP_LOCK_KEY):
                 return []
-            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused), now())
+            rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused), now(), expired)
             return rows
 
     async def owed_of(self, root_task_ids: Collection[UUID], process_id: UUID) -> Sequence[asyncpg.Record]:
         """Every attempt and final response of these roots that a process has to publish."""
         return await self._database.fetch(OWED_OF, list(root_task_ids), process_id)
+
+    async def stale(self, attempts: Collection[tuple[UUID, UUID, int]]) -> dict[tuple[UUID, int], str | None]:
+        """Of attempts (root, task, number): those that are not wanted any more, and what their tasks say of it. What is
+        not known is none of the orchestrator's."""
+        found: dict[tuple[UUID, int], str | None] = {}
+        columns = [list(column) for column in zip(*attempts, strict=True)]
+        for table in _BOTH if columns else ():
+            for record in await self._database.fetch(STALE.format(table=table), *columns):
+                found[(record["task_id"], record["attempt"])] = record["reason"]
+        return found
 
     async def note_streams(self, marks: Mapping[str, tuple[str, int]]) -> None:
         """Keep where the broker's streams stand, so that a loss is seen even when nobody was there."""

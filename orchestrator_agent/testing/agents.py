@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, get_type_hints
 from uuid import UUID
 
+from orchestrator_agent.routing import Open
 from orchestrator_agent.testing.clock import RESTING, Clock, Resting, rest
 from pantheon.agent import Agent
 from pantheon.context import TaskContext, sayable
@@ -74,6 +75,8 @@ class Attempt:
     resting: Resting
     work: "asyncio.Task[None] | None" = None
     stopped: bool = False
+    # Tasks that it gave out and waits for.
+    delegations: int = 0
     timed_out: float | None = None
     alarm: "asyncio.Future[None] | None" = None
 
@@ -115,6 +118,11 @@ class Agents:
 
     def task_types(self) -> frozenset[str]:
         return frozenset(task_type for fake in self._fakes.values() for task_type in fake.services)
+
+    def at_work(self, name: str) -> int:
+        """How many attempts an agent has."""
+        fake = self._fakes.get(name)
+        return 0 if fake is None else len(fake.at_work) + len(fake.queue)
 
     # -- who is there -------------------------------------------------------------------------------------------------
 
@@ -159,7 +167,8 @@ class Agents:
         """Set to work what there is a place for; False where there was nothing."""
         begun = False
         for fake in self._fakes.values():
-            while fake.queue and len(fake.at_work) < fake.max_concurrency:
+            # Who waits for a task that it gave out lends its place, as in `pantheon.places`.
+            while fake.queue and sum(not one.delegations for one in fake.at_work) < fake.max_concurrency:
                 attempt = fake.queue.popleft()
                 if attempt.stopped:
                     continue
@@ -201,7 +210,7 @@ class Agents:
     async def _respond(self, fake: Fake, service: Service, attempt: Attempt) -> TaskResponse:
         request, agent = attempt.request, fake.agent
         context = TaskContext(
-            request, agent=fake.name, publish_progress=self._note, delegate=self._delegate_of(fake.agent)
+            request, agent=fake.name, publish_progress=self._note, delegate=self._delegate_of(fake.agent, attempt)
         )
         step = request.metadata.get("step", "")
         self.calls.append(
@@ -266,11 +275,16 @@ class Agents:
         attempt.alarm = self._clock.alarm(self._clock.now + timedelta(seconds=limit))
         attempt.alarm.add_done_callback(over)
 
-    def _delegate_of(self, agent: Agent | None) -> Callable[[TaskContext, TaskRequest], Any]:
+    def _delegate_of(self, agent: Agent | None, attempt: Attempt) -> Callable[[TaskContext, TaskRequest], Any]:
         async def delegate(context: TaskContext, request: TaskRequest) -> Any:
             if agent is not None:
                 await agent.call_hooks("delegation", context, request)
-            return await self._delegate(context, request)
+            attempt.delegations += 1
+            self.changed.set()
+            try:
+                return await self._delegate(context, request)
+            finally:
+                attempt.delegations -= 1
 
         return delegate
 
@@ -289,6 +303,16 @@ async def _look_on(agent: Agent | None, moment: str, *arguments: Any) -> None:
     with contextlib.suppress(Exception):
         if agent is not None:
             await agent.call_hooks(moment, *arguments)
+
+
+class Places(Open):
+    """No flow control, but alternatives share by what each has at work."""
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+
+    def at_work(self, agent: str) -> int:
+        return self._agents.at_work(agent)
 
 
 def handler_of(task_type: str, outcome: Any) -> Handler:

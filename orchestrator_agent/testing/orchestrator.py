@@ -27,7 +27,7 @@ from orchestrator_agent.engine.turn import Open, decide_turns
 from orchestrator_agent.intake import Planner, Replayed, refuse_to_run_again
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.standing import Standings
-from orchestrator_agent.testing.agents import Agents
+from orchestrator_agent.testing.agents import Agents, Places
 from orchestrator_agent.testing.clock import Clock, rest
 from orchestrator_agent.testing.course import Course
 from orchestrator_agent.turns import REPLACED, bound_of, due_times, scheduled_request, workflow_of
@@ -55,7 +55,7 @@ class Orchestrator:
         self.library = Library(load_folder(BUILTIN_FOLDER))
         self.agents = Agents(clock, self._delegate)
         self._standings = Standings(clock.seconds)
-        self.router = Router(self.agents, self.library, self._standings, Pauses())
+        self.router = Router(self.agents, self.library, self._standings, Pauses(), Places(self.agents))
         self._planner = Planner(self.library, self.router, rules, DEFAULT_TIMEOUT_SECONDS)
         self._chance = random.Random(seed)
         self.courses: dict[UUID, Course] = {}
@@ -227,17 +227,12 @@ class Orchestrator:
             self._answer(row.task_id, final_response(row, run.facts))
         for row in decisions.dispatched.values():
             assert row.agent is not None
-            self._standings.dispatched(row.agent)
             self.agents.give(row.agent, parse_request(task_request(run, row)), self._answered)
         for agent, task_id, attempt, _ in decisions.stopped:
             self.agents.stop(agent, task_id, attempt)
 
     def _answered(self, response: TaskResponse) -> None:
-        took = None
-        if response.started_at is not None and response.completed_at is not None:
-            took = (response.completed_at - response.started_at).total_seconds() * 1000
-        failed = response.status == "failed" and response.error is not None and response.error.retryable
-        self._standings.answered(response.agent, response.task_type, took, failed=failed)
+        self._standings.judge(response)
         self.look = True
         self._posted.append(
             Answered(

@@ -171,6 +171,21 @@ def test_after_the_end_nothing_happens(world: World) -> None:
     assert course.result == {"a": "first"}
 
 
+def test_an_attempt_that_ran_out_while_the_broker_was_away_is_made_again_and_counts_as_no_failure(world: World) -> None:
+    course = world.dag({"a": task(timeout=10, retry={"max_attempts": 1})})
+    row = course.row("a")
+    lost = Expired(row.root_task_id, row.task_id, 1, unheard=True)
+    assert course.happen(lost).empty, "its time is not over"
+    course.later(11)
+    decisions = course.happen(lost)
+    assert [one.attempt for one in decisions.dispatched.values()] == [2]
+    assert [(attempt, reason) for *_, attempt, reason in decisions.stopped] == [(1, "its time is over")]
+    assert (row.attempt, row.failures) == (2, 0)
+    assert course.happen(course.completed("a", "late", attempt=1)).empty
+    course.complete("a", "right")
+    assert course.result == {"a": "right"}
+
+
 # -- failing --------------------------------------------------------------------------------------------------------
 
 

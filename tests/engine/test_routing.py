@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 
 from orchestrator_agent.engine.decisions import Placement, Wanted
-from orchestrator_agent.routing import Bar, Candidate, Pauses, Router, choose
-from orchestrator_agent.standing import OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
+from orchestrator_agent.routing import Bar, Candidate, Open, Pauses, Router, choose
+from orchestrator_agent.standing import FORGET_HALF_SECONDS, OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
 from orchestrator_agent.workflows.library import Library
-from protocol import InstanceRecord
+from protocol import InstanceRecord, new_id
+from protocol.messages import TaskResponse
 from protocol.workflow import Requires
 
 
@@ -31,6 +32,16 @@ def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0,
     return InstanceRecord(
         name=name, instance_id=f"i{number}", task_types=task_types, max_concurrency=concurrency, metadata=metadata
     )
+
+
+class Loads(Open):
+    """How many tasks agents have at work."""
+
+    def __init__(self, **counts: int) -> None:
+        self.counts = counts
+
+    def at_work(self, agent: str) -> int:
+        return self.counts.get(agent, 0)
 
 
 class Clock:
@@ -86,8 +97,7 @@ def test_idle_alternatives_share_in_proportion_to_their_places() -> None:
 def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why() -> None:
     standings = Standings()
     made = router(instance("a", "x", concurrency=10), instance("b", "x", concurrency=10), standings=standings)
-    for _ in range(5):
-        standings.dispatched("a")
+    made.gate = Loads(a=5)
     placement = made.place(Wanted("x"))
     assert agent_of(placement) == "b"
     assert placement is not None
@@ -95,15 +105,63 @@ def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why()
     why = json.loads(placement.routing)
     assert why["chosen"] == "b"
     assert {one["agent"]: one["outstanding"] for one in why["candidates"]} == {"a": 5, "b": 0}
+    made.gate = Loads()
     for _ in range(5):
         standings.answered("a", "x", 10.0, failed=False)
-        standings.dispatched("b")
         standings.answered("b", "x", 900.0, failed=False)
     assert agent_of(made.place(Wanted("x"))) == "a"
     standings.answered("a", "x", None, failed=True)
     standings.answered("a", "x", None, failed=True)
     standings.answered("b", "x", 1.0, failed=False)
     assert standings.failure_rate("a") > 0.15
+
+
+def test_an_agent_that_was_slow_once_is_tried_again_after_a_while() -> None:
+    """Its response time was never forgotten: after one slow answer (a model that was loaded) nobody asked it any more,
+    and with `max_response_ms` its tasks ended `no_agent_available` for good."""
+    clock = Clock()
+    standings = Standings(clock)
+    made = router(instance("a", "x"), instance("b", "x"), standings=standings)
+    quick = Wanted("x", requires=Requires(max_response_ms=1000))
+    standings.answered("a", "x", 30_000.0, failed=False)
+    standings.answered("b", "x", 20.0, failed=False)
+    clock.now += FORGET_HALF_SECONDS
+    assert standings.response_ms("a", "x") == 30_000.0
+    assert {agent_of(made.place(Wanted("x"))) for _ in range(30)} == {"b"}
+    clock.now += 5 * FORGET_HALF_SECONDS
+    assert agent_of(made.place(quick._replace(pinned_agent="a"))) == "a"
+    clock.now += 10 * FORGET_HALF_SECONDS
+    assert {agent_of(made.place(Wanted("x"))) for _ in range(100)} == {"a", "b"}
+    # What it says then counts for what it is.
+    standings.answered("a", "x", 50.0, failed=False)
+    assert standings.response_ms("a", "x") == pytest.approx(50.0, rel=0.1)
+    assert made.place(quick) is not None
+
+
+def test_only_what_an_agent_completed_says_how_fast_it_is_and_an_attempt_that_was_stopped_says_nothing() -> None:
+    """An agent that refused everything at once looked like the fastest one."""
+    standings = Standings()
+    given_back: list[str] = []
+    standings.on_answer = given_back.append
+    times = {"started_at": "2026-01-01T00:00:00Z", "completed_at": "2026-01-01T00:00:00.002Z"}
+    ids = {"task_id": new_id(), "root_task_id": new_id(), "task_type": "x", "agent": "a", "attempt": 1}
+
+    def answer(status: str, **more: object) -> TaskResponse:
+        return TaskResponse.model_validate({**ids, **times, "status": status, **more})
+
+    error = {"code": "no_way", "message": "no"}
+    standings.judge(answer("failed", error=error))
+    assert standings.response_ms("a", "x") is None
+    for _ in range(OPEN_AFTER_FAILURES):
+        standings.judge(answer("failed", error={**error, "retryable": True}))
+    rate = standings.failure_rate("a")
+    standings.judge(answer("cancelled", error={"code": "cancelled", "message": "stopped"}))
+    assert standings.circuit("a") == "open"
+    assert standings.failure_rate("a") == pytest.approx(rate, rel=0.01)
+    standings.judge(answer("completed", result={}))
+    assert standings.circuit("a") == "closed"
+    assert standings.response_ms("a", "x") == pytest.approx(2.0)
+    assert given_back == ["a"] * (OPEN_AFTER_FAILURES + 3)
 
 
 def test_a_retry_prefers_another_agent_but_not_at_any_price() -> None:
@@ -210,7 +268,6 @@ def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
     standings = Standings(clock)
     made = router(instance("a", "x"), standings=standings)
     for _ in range(OPEN_AFTER_FAILURES):
-        standings.dispatched("a")
         standings.answered("a", "x", None, failed=True)
     assert standings.circuit("a") == "open"
     assert made.place(Wanted("x")) is None
@@ -218,12 +275,10 @@ def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
     clock.now += OPEN_SECONDS
     assert standings.circuit("a") == "half_open"
     assert agent_of(made.place(Wanted("x"))) == "a"
-    standings.dispatched("a")
     assert made.place(Wanted("x")) is None
     standings.answered("a", "x", None, failed=True)
     assert standings.circuit("a") == "open"
     clock.now += OPEN_SECONDS
-    standings.dispatched("a")
     standings.answered("a", "x", 5.0, failed=False)
     assert standings.circuit("a") == "closed"
 

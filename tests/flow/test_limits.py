@@ -26,7 +26,7 @@ from protocol import InstanceRecord
 from protocol.errors import SettingsError
 from tests.flow.test_fair_mesh import WAITING, Counter, send, until_rows
 from tests.mesh.conftest import PlainClient
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 class Clock:
@@ -89,6 +89,10 @@ async def test_a_process_alone_has_the_rate_and_one_of_three_a_third() -> None:
     made._processes = lambda: 3
     clock.now += 1 / 6 + 0.001
     assert made.of_agent("a") == 0
+    clock.now += 10
+    # Of what may go at once, too.
+    assert made.of_agent("a") == 1
+    made._processes = lambda: 1
     clock.now += 10
     assert made.of_agent("a") == 2
 
@@ -181,6 +185,75 @@ async def test_a_bucket_whose_redis_is_away_is_the_processs_own(valkey: ValkeySe
     assert made.of_agent("a") == 3
     await made.close()
     await shared.close()
+
+
+async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was let go: an agent of 1/h that was only weighed against another, or asked about, had used up its hour."""
+    monkeypatch.setattr("orchestrator_agent.flow.shared.ANSWER_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("orchestrator_agent.flow.limits.POCKET_KEPT_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator_agent.flow.limits.ASK_AGAIN_SECONDS", 0.02)
+    one, other = Shared(valkey.url), Shared(valkey.url)
+    weighing, using = (limits(shared, agents={"a": "1/h burst 1"}) for shared in (one, other))
+    await until(lambda: weighing.of_agent("a") == 1, "the token, in the pocket of who does not use it")
+    await until(lambda: using.of_agent("a") == 1, "the same token at another process")
+    using.spend(Wanted("x"), "a")
+    taken = await one.take_tokens("agent:a", per_second=1 / 3600, burst=1, wanted=1)
+    assert taken is not None
+    assert taken[0] == 0
+    for made in (weighing, using):
+        await made.close()
+    for shared in (one, other):
+        await shared.close()
+
+
+async def test_a_store_that_goes_and_comes_back_gives_no_second_burst(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process had a whole burst of its own when Redis went away, and Redis's bucket was full when it came back."""
+    monkeypatch.setattr("orchestrator_agent.flow.shared.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator_agent.flow.limits.ASK_AGAIN_SECONDS", 0.02)
+    shared = [Shared(valkey.url), Shared(valkey.url)]
+    both = [limits(one, agents={"a": "4/h burst 8"}) for one in shared]
+    for made in both:
+        made._processes = lambda: 2
+    spent = 0
+
+    async def use_up() -> None:
+        nonlocal spent
+        for _ in range(40):
+            for made in both:
+                if made.of_agent("a"):
+                    made.spend(Wanted("x"), "a")
+                    spent += 1
+            await asyncio.sleep(0.005)
+
+    async def until_there(there: bool) -> None:
+        async def asked() -> bool:
+            for one in shared:
+                await one.noted(["n"])
+            return all(one.there is there for one in shared)
+
+        await until(asked, "the store" if there else "that the store is away")
+
+    await until_there(True)
+    while spent < 4:
+        await use_up()
+    before = spent
+    assert before <= 8
+    await valkey.stop()
+    await until_there(False)
+    await use_up()
+    away = spent
+    # What is left of each one's half.
+    assert away <= 8 + 2
+    await valkey.start()
+    await until_there(True)
+    await use_up()
+    assert spent - away <= 1
+    for made in both:
+        await made.close()
+    for one in shared:
+        await one.close()
 
 
 @pytest.mark.parametrize("with_redis", [False, True])

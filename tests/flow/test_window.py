@@ -34,7 +34,9 @@ def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0,
 def router(*records: InstanceRecord) -> tuple[Router, Gate]:
     registry = Registry()
     registry.apply(records)
-    gate = Gate(Window(Capacity(registry), Clock()), Line(Database("postgresql://nowhere/none")), NoLimits())
+    capacity = Capacity(registry)
+    window = Window(capacity, Clock(), waiting=capacity.waiting)
+    gate = Gate(window, Line(Database("postgresql://nowhere/none")), NoLimits())
     return Router(registry, Library(), Standings(), gate=gate), gate
 
 
@@ -52,6 +54,34 @@ def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
     for _ in range(20):
         made.answered("a")
     assert (made.room("a"), made.busy()) == (10, [])
+
+
+def test_an_agent_is_as_loaded_as_the_broker_says() -> None:
+    """What routing took for an agent's load was counted apart, and kept every attempt of which no answer came (its task
+    was cancelled, and the agent dead) or whose answer another orchestrator read: the agent looked busy for ever."""
+    made, gate = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4))
+    for _ in range(8):
+        made.place(Wanted("x", "a"))
+    loads = {one.agent: one.outstanding for one in made.candidates(Wanted("x"))}
+    assert loads == {"a": 8, "b": 0}
+    for _ in range(8):
+        gate.window.sent("a")
+    gate.window.correct("a", 0, gate.window.before("a"))
+    assert [one.outstanding for one in made.candidates(Wanted("x"))] == [0, 0]
+    # Two orchestrators: of what this one does not see, it is told its share.
+    gate.window.processes = 2
+    gate.window.correct("a", 6, gate.window.before("a"))
+    assert {one.agent: one.outstanding for one in made.candidates(Wanted("x"))} == {"a": 6, "b": 0}
+
+
+def test_tasks_that_wait_for_others_which_they_gave_out_take_no_place_from_these() -> None:
+    made, gate = router(
+        instance("a", "x", concurrency=2, waiting="3"), instance("a", "x", concurrency=1, number=1, waiting="many")
+    )
+    for _ in range(12):
+        assert made.place(Wanted("x")) is not None
+    assert made.place(Wanted("x")) is None
+    assert gate.at_work("a") == 9
 
 
 def test_orchestrators_share_a_window_and_each_has_a_place_at_least() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -17,8 +18,9 @@ from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.errors import NotAccepted, PantheonError
 from protocol.messages import now
-from tests.mesh.agents import Seen, rows, words_agent
+from tests.mesh.agents import Seen, orchestrator_process, rows, words_agent
 from tests.mesh.conftest import PlainClient
+from tests.mesh.cut_line import CutLine
 from tests.waiting import PATIENCE_SECONDS, until
 
 QUICK = {"initial_seconds": 0.05, "max_seconds": 0.1}
@@ -150,6 +152,65 @@ async def test_an_order_to_stop_is_given_again_as_long_as_a_heartbeat_shows_the_
         {"command": "cancel", **attempt}
     ] * len(orders)
     assert {order["instance_id"] for order in orders[1:]} == {"m1"}
+
+
+async def test_an_attempt_that_was_given_up_is_stopped_though_the_orchestrator_that_did_so_died(
+    settings: MeshSettings, mesh: Mesh, plain: PlainClient, seen: Seen
+) -> None:
+    """Orders to stop are in memory: the next orchestrator knew of none, and the agent worked on to its end."""
+    gate = seen.gates["echo"] = asyncio.Event()
+    async with (
+        CutLine(settings.nats_url).listening() as line,
+        AgentProcess(words_agent(seen), settings.model_copy(update={"nats_url": line.url})) as agent,
+    ):
+        async with orchestrator_process(settings):
+            unwanted, wanted = [await mesh.submit("echo", {"n": number}) for number in range(2)]
+            await seen.until_called("echo", 2)
+            line.refuse()
+            assert (await mesh.cancel(unwanted))["changed"] is True
+        await line.restore()
+        # What is not in the database is somebody else's own.
+        foreign = {"task_id": str(uuid.uuid4()), "task_type": "echo", "payload": {"n": 2}}
+        await plain.connection.publish("agent.words_agent.task", json.dumps(foreign).encode())
+        await seen.until_called("echo", 3)
+        async with orchestrator(settings, load_library([])):
+            await until(lambda: len(agent.worker.running) == 2, "the end of what nobody wants")
+            assert str(unwanted) not in {str(one.root_task_id) for one in agent.worker.running}
+            gate.set()
+            assert (await mesh.wait(wanted)).result == {"n": 1}
+
+
+@pytest.mark.parametrize(("roots", "orchestrators"), [(1, 1), (12, 2)])
+async def test_an_agent_gives_tasks_to_itself_however_few_its_places(
+    settings: MeshSettings, mesh: Mesh, roots: int, orchestrators: int
+) -> None:
+    """Its places, and those that it has in the broker, were taken by attempts that waited for what only a free place
+    could bring: all of it waited until its timeout."""
+    agent = Agent("nesting_agent", max_concurrency=1)
+    at_work = most = 0
+
+    @agent.task("nest")
+    async def nest(task: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
+        nonlocal at_work, most
+        counts = [1]
+        if task["depth"]:
+            below = {"depth": task["depth"] - 1}
+            results = await asyncio.gather(*(ctx.run("nest", below) for _ in range(2)))
+            counts += [one["count"] for one in results]
+        # Waiting is free; work is not.
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.01)
+        at_work -= 1
+        return {"count": sum(counts)}
+
+    async with AsyncExitStack() as stack:
+        for _ in range(orchestrators):
+            await stack.enter_async_context(orchestrator(settings, load_library([])))
+        await stack.enter_async_context(AgentProcess(agent, settings))
+        asked = [mesh.run("nest", {"depth": 2}, wait_seconds=PATIENCE_SECONDS) for _ in range(roots)]
+        assert await asyncio.gather(*asked) == [{"count": 7}] * roots
+    assert most == 1
 
 
 async def test_a_deadline_stops_everything_that_runs(words: AgentProcess, mesh: Mesh, seen: Seen) -> None:

@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from orchestrator_agent.broker_watch import NEEDED, WATCHED
-from orchestrator_agent.service import load_library, orchestrator
+from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from pantheon import Mesh
 from pantheon.bus import Bus, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
@@ -170,6 +170,49 @@ async def test_a_broker_that_loses_its_store_in_mid_run_loses_no_task(
         await plain.collect("execute_dag", CHAIN, ids)
     assert all(json.loads(plain.responses[task_id][0])["result"] == CHAIN_RESULT for task_id in ids)
     assert all(len(set(plain.responses[task_id])) == 1 for task_id in ids)
+
+
+async def test_an_outage_longer_than_an_attempts_timeout_is_no_failure_of_the_attempt(
+    settings: MeshSettings, broker: NatsServer, seen: Seen, plain: PlainClient
+) -> None:
+    """One is answered while the broker is away, which nobody can hear; of the other the agent never hears. Both counted
+    as failed, and where there was no retry the task with them."""
+    gate = seen.gates["echo"] = asyncio.Event()
+    once = {"timeout": 3, "retry": {"max_attempts": 1}}
+    steps = {
+        "answered": {"task": "echo", "agent": "words_agent", "with": {"n": 1}, **once},
+        "unheard": {"task": "uppercase", "agent": "deaf_agent", "with": {"text": "a"}, **once},
+    }
+    async with (
+        orchestrator(settings, load_library([])) as process,
+        AgentProcess(words_agent(seen), settings),
+        AgentProcess(words_agent(seen, name="deaf_agent"), settings) as deaf,
+    ):
+        await until(lambda: len(registry_of(process).serving("echo")) == 2, "the agents")
+        # Else its first seconds count as those after an outage.
+        await until(
+            lambda: isinstance(process.worker, OrchestratorWorker) and process.worker.parts.watch._outages.settled
+        )
+        deaf.worker.pause()
+        task_id = await plain.submit("execute_dag", {"steps": steps})
+        await seen.until_called("echo")
+        await broker.stop()
+        gate.set()
+
+        async def over() -> bool:
+            late = "select 1 from tasks where status = 'dispatched' and expires_at < now() - interval '3 s'"
+            return len(await rows(settings, late)) == 2
+
+        await until(over, "the end of both attempts' time")
+        await broker.start()
+        await until(lambda: rows(settings, "select 1 from tasks where step = 'unheard' and attempt = 2"), "another one")
+        deaf.worker.resume()
+        await plain.collect("execute_dag", {"steps": steps}, [task_id])
+    answer = json.loads(plain.responses[task_id][0])
+    assert answer["result"] == {"answered": {"n": 1}, "unheard": {"text": "A"}}
+    found = await rows(settings, "select step, attempt, failures from tasks where step is not null order by step")
+    assert [tuple(row) for row in found] == [("answered", 1, 0), ("unheard", 2, 0)]
+    assert seen.count("echo") == 1
 
 
 async def test_what_is_acknowledged_while_the_broker_is_asked_is_not_taken_for_a_loss(
