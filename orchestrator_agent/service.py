@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import asyncpg.pgproto.pgproto
 import structlog
 
 from orchestrator_agent.adoption import Adoption
@@ -54,11 +55,14 @@ from pantheon.process import AgentProcess
 from pantheon.settings import MeshSettings
 from protocol.documents import documents
 from protocol.errors import PantheonError, SettingsError, StoreError
-from protocol.ids import new_id
+from protocol.ids import new_id, use_fast_ids
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
 from protocol.streams import TASKS
 
 log = structlog.get_logger()
+
+# Ids as Postgres's client reads and writes them: made of text in a tenth of the time, hashed in a third.
+use_fast_ids(asyncpg.pgproto.pgproto.UUID)
 
 VERSION = "0.1.0"
 # The migration that this version's statements need; revisions are numbers that sort.

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, WithJsonSchema
 
+from protocol.ids import id_of
 from protocol.names import MESH_OPERATION, TASK_TYPE
 from protocol.subjects import is_reply_subject
 
@@ -15,8 +16,10 @@ _CANONICAL = re.compile(UUID_SHAPE[1:-1])
 
 
 def _canonical_uuid(value: object) -> object:
-    # What has the shape is left to the validator behind this one, which reads it faster than UUID() does.
-    if isinstance(value, UUID) or (isinstance(value, str) and _CANONICAL.fullmatch(value)):
+    # What has the shape and is text still is left to the validator behind this one, which is faster than UUID() is.
+    if isinstance(value, str) and _CANONICAL.fullmatch(value):
+        return id_of(value)
+    if isinstance(value, UUID):
         return value
     raise ValueError("must be a UUID in the canonical lower-case form")
 
