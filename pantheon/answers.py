@@ -9,9 +9,19 @@ import structlog
 from pantheon.bus import Bus, Delivery, Objects, Publisher
 from pantheon.context import sayable
 from pantheon.dead_letter import publish_dead_letter
+from pantheon.runner import Completed
 from protocol import subjects
 from protocol.errors import BusError, InvalidRequest, PantheonError, TooLarge
-from protocol.messages import ErrorInfo, TaskRequest, TaskResponse, json_bytes, now, salvage_ids, to_bytes
+from protocol.messages import (
+    ErrorInfo,
+    TaskRequest,
+    TaskResponse,
+    json_bytes,
+    now,
+    salvage_ids,
+    time_text,
+    to_bytes,
+)
 
 log = structlog.get_logger()
 
@@ -35,6 +45,7 @@ class Answers:
         self._objects = objects
         self._agent = agent
         self._instance_id = instance_id
+        self._says_instance = b',"instance_id":' + json_bytes(instance_id)
         # By task and attempt, the oldest first.
         self.given: OrderedDict[Key, bytes] = OrderedDict()
         self._given_bytes = 0
@@ -44,19 +55,54 @@ class Answers:
         if request.reply_to is not None:
             await self._bus.publish_quietly(request.reply_to, body)
 
-    async def body(self, request: TaskRequest, response: TaskResponse) -> bytes:
+    async def body(self, request: TaskRequest, response: TaskResponse | Completed) -> bytes:
         """A response as JSON, a large result by reference; what JSON cannot carry (a lone surrogate, an object in
         details) is an error of its own, because a task that is not answered is run again and again."""
+        failure = response.error if isinstance(response, TaskResponse) else None
         try:
-            body = to_bytes(response)
+            body = self._spliced(request, response) if isinstance(response, Completed) else to_bytes(response)
             if not self._objects.is_large(body):
                 return body
+            if isinstance(response, Completed):
+                response = self._whole(request, response)
             return await self._by_reference(request, response, body)
         except (ValueError, TypeError) as error:
             log.warning("task.unsayable", task_id=str(request.task_id), task_type=request.task_type, error=str(error))
-            what = "result" if response.error is None else f"error {sayable(response.error.code)}"
+            what = "result" if failure is None else f"error {sayable(failure.code)}"
             message = f"the {what} of '{request.task_type}' cannot be written as JSON: {sayable(error)}"
             return to_bytes(self.failed(request, PantheonError(message)))
+
+    def _spliced(self, request: TaskRequest, completed: Completed) -> bytes:
+        """The same bytes as those of the TaskResponse, in a third of the time; a test holds them against each other."""
+        text = str(request.task_id)
+        root = text if request.root_task_id is None else str(request.root_task_id)
+        parts = [
+            f'{{"task_id":"{text}","root_task_id":"{root}","task_type":"{request.task_type}","agent":"{self._agent}",'
+            f'"attempt":{request.attempt},"status":"completed"'.encode()
+        ]
+        if completed.result is not None:
+            parts += [b',"result":', json_bytes(completed.result)]
+        parts.append(self._says_instance)
+        if completed.usage is not None:
+            parts += [b',"usage":', completed.usage.model_dump_json(exclude_none=True).encode()]
+        started_at, completed_at = time_text(completed.started_at), time_text(completed.completed_at)
+        parts.append(f',"started_at":"{started_at}","completed_at":"{completed_at}"}}'.encode())
+        return b"".join(parts)
+
+    def _whole(self, request: TaskRequest, completed: Completed) -> TaskResponse:
+        return TaskResponse(
+            task_id=request.task_id,
+            root_task_id=request.root_task_id or request.task_id,
+            task_type=request.task_type,
+            agent=self._agent,
+            attempt=request.attempt,
+            status="completed",
+            result=completed.result,
+            instance_id=self._instance_id,
+            usage=completed.usage,
+            started_at=completed.started_at,
+            completed_at=completed.completed_at,
+        )
 
     async def _by_reference(self, request: TaskRequest, response: TaskResponse, body: bytes) -> bytes:
         result = json_bytes(response.result)

@@ -16,6 +16,8 @@ from protocol.errors import InvalidRequest
 from protocol.messages import invalid_request
 from protocol.names import is_task_type
 
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+
 
 class Handler:
     """Validates a payload, calls the function (a plain one in a thread), dumps its result.
@@ -100,7 +102,7 @@ class Handler:
             return result.model_dump(mode="json", by_alias=True)
         if self._output is not None:
             return self._output.dump_python(result, mode="json", by_alias=True, warnings=False)
-        return {} if result is None else TypeAdapter(Any).dump_python(result, mode="json")
+        return {} if result is None else _ANYTHING.dump_python(result, mode="json")
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:

