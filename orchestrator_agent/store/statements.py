@@ -217,8 +217,10 @@ def needed(*batches: Batch) -> tuple[tuple[Part, ...], list[Sequence[Any]]]:
 
 @lru_cache(maxsize=4 * MAX_VARIANTS)
 def apply(roots: Part, changed: Part, made: Part) -> str:
-    """One round trip: lock the roots whose version is still the one the decisions were made on, and write only theirs.
+    """One round trip: move on the roots whose version is still the one that was decided on, and write only theirs.
 
+    The update of a root's row is its lock. They come in the order of their ids (`TaskStore.apply` sorts them), so that
+    two processes that move on the same roots wait for each other, and do not block each other.
     Who lost the race to another process is told by its absence from the answer, and decides again on fresh rows.
     A row that waits keeps the place in line that it has; any other has none.
     """
@@ -232,32 +234,24 @@ def apply(roots: Part, changed: Part, made: Part) -> str:
             f"flow = coalesce({changed.value('flow', 'u')}, t.flow)"
         )
     return f"""
-with roots as materialized (
-    select r.* from {roots.unnest("r", 2)}
-), locked as materialized (
-    select t.root_task_id from tasks t
-    where (t.root_task_id, t.task_id, t.version) in
-          (select r.root_task_id, r.task_id, r.known_version from roots r)
-    order by t.root_task_id
-    for no key update
-), root_rows as (
+with moved as (
     update tasks t set version = u.known_version + 1, dispatched_by = $1, {roots.sets("u")},
         concurrency_key = case when {roots.value("completed_at", "u")} is null then t.concurrency_key end
-    from roots u
-    where u.root_task_id in (select root_task_id from locked)
-      and t.root_task_id = u.root_task_id and t.task_id = u.task_id
+    from {roots.unnest("u", 2)}
+    where t.root_task_id = u.root_task_id and t.task_id = u.task_id and t.version = u.known_version
+    returning t.root_task_id
 ), changed as (
     update tasks t set dispatched_by = $1, {changed.sets("u", but=("queue", "flow", "position"))}, {place}
     from {changed.unnest("u", 2 + roots.width)}
-    where u.root_task_id in (select root_task_id from locked)
+    where u.root_task_id in (select root_task_id from moved)
       and t.root_task_id = u.root_task_id and t.task_id = u.task_id
       and t.status not in ('completed', 'failed', 'cancelled', 'skipped')
 ), made as (
     insert into tasks ({made.names}, dispatched_by)
     select {made.values("u")}, $1 from {made.unnest("u", 2 + roots.width + changed.width)}
-    where u.root_task_id in (select root_task_id from locked)
+    where u.root_task_id in (select root_task_id from moved)
 )
-select root_task_id from locked
+select root_task_id from moved
 """
 
 

@@ -204,7 +204,8 @@ class TaskStore:
                     run.root.completed_at,
                     run.facts.reply_to,
                 )
-                for run, _ in batch
+                # In one order for all processes: see `statements.apply`.
+                for run, _ in sorted(batch, key=lambda one: one[0].root_task_id)
             ),
             len(ROOTS),
         )

@@ -1,4 +1,4 @@
-"""What an agent answers, spliced, is what its TaskResponse would have been; a timer is `asyncio.timeout`, but faster."""
+"""What an agent answers, spliced, is what its TaskResponse would have been; a timer is `asyncio.timeout`, faster."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -21,7 +21,8 @@ values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+# No earlier than what the contract takes.
+moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 usages = st.none() | st.builds(Usage, input_tokens=st.integers(0, 9), cost_usd=st.floats(0, 9))
 
 
@@ -30,7 +31,7 @@ def test_an_answer_is_the_same_bytes_as_its_model(
     result: Any, usage: Usage | None, started_at: datetime, completed_at: datetime, delegated: bool
 ) -> None:
     answers = Answers(
-        cast(Bus, None), cast(Publisher, None), cast(Objects, None), agent="an_agent", instance_id='host-1-"ü"'
+        cast("Bus", None), cast("Publisher", None), cast("Objects", None), agent="an_agent", instance_id='host-1-"ü"'
     )
     request = TaskRequest(task_id=new_id(), root_task_id=new_id() if delegated else None, task_type="work", attempt=3)
     completed = Completed(result, usage, started_at, completed_at)
