@@ -23,6 +23,7 @@ BARE = "bare"
 GROWN = {
     "finished": "finished roots",
     "waiting": "waiting tasks",
+    "backlog": "requests at once",
     "instances": "registered instances",
     "orchestrators": "most orchestrators",
 }

@@ -17,7 +17,7 @@ from benchmarks.rounds import Amounts, Bench
 from benchmarks.shapes import CHAIN_STEPS, SHAPES
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, InstanceRecord
 
-GROWTH = ("finished", "waiting", "instances", "orchestrators")
+GROWTH = ("finished", "waiting", "backlog", "instances", "orchestrators")
 INSTANCES_WATCH_SECONDS = 30.0
 SOAK_SAMPLE_SECONDS = 5.0
 SOAK_AT_ONCE = 500
@@ -29,12 +29,13 @@ class Sizes:
 
     finished: int
     waiting: int
+    backlog: int
     instances: int
     orchestrators: int
 
 
-FULL_SIZES = Sizes(finished=1_000_000, waiting=100_000, instances=1000, orchestrators=3)
-QUICK_SIZES = Sizes(finished=50_000, waiting=10_000, instances=200, orchestrators=2)
+FULL_SIZES = Sizes(finished=1_000_000, waiting=100_000, backlog=100_000, instances=1000, orchestrators=3)
+QUICK_SIZES = Sizes(finished=50_000, waiting=10_000, backlog=20_000, instances=200, orchestrators=2)
 # As rows of a finished 5-step chain are: the columns, the sizes, an hour's worth of creation times behind one another.
 FINISHED = """
 with roots as (
@@ -94,6 +95,9 @@ async def measure(
             # What has left the line meanwhile was not measured with.
             await _until_waiting(full.rig, sizes.waiting, within_seconds=0)
             made["waiting"] = {"tasks": sizes.waiting, **compared}
+    if "backlog" in wanted:
+        async with _mesh(amounts, say, keep=keep) as bench:
+            made["backlog"] = await _behind(bench, sizes.backlog, say)
     if "instances" in wanted:
         async with _mesh(amounts, say, keep=keep) as bench:
             made["instances"] = await _instances(bench, sizes.instances, say)
@@ -160,6 +164,19 @@ def _ratios(mine: Series, its: Series) -> dict[str, float]:
     steps = sorted(pair_ratios(mine.steps_per_s, its.steps_per_s))
     latency = sorted(pair_ratios(mine.p50_ms, its.p50_ms))
     return {"steps_per_s_ratio": steps[len(steps) // 2], "p50_ratio": latency[len(latency) // 2]}
+
+
+async def _behind(bench: Bench, tasks: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """How long somebody's task takes whose request comes behind so many of another's."""
+    order = {"what": "behind", "shape": "chain"}
+    alone = await bench.generator.ask(tasks=0, **order)
+    behind = await bench.generator.ask(tasks=tasks, within_seconds=STANDING_SECONDS, **order)
+    first, later = behind["accepted_ms"][0], sorted(behind["accepted_ms"][1:])
+    say(
+        f"behind {tasks:,} requests of another, the first is accepted after {first / 1e3:.2f} s, the next ones after "
+        f"{later[len(later) // 2] / 1e3:.2f} s; alone after {min(alone['accepted_ms']) / 1e3:.3f} s"
+    )
+    return {"requests": tasks, "alone": alone, "behind": behind}
 
 
 async def _instances(bench: Bench, instances: int, say: Callable[[str], None]) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from benchmarks.shapes import SHAPES
 
 SUBJECT = "agent.orchestrator_agent.task"
 RESPONSES = "agent.orchestrator_agent.response"
+ACCEPTED = "mesh.event.task.accepted"
+# Whoever comes behind a backlog.
+FEW = 5
 # Written to the socket in one go; then the loop may read what has come.
 BURST = 200
 # Nothing ended for this long: the run is lost, and what is missing is told.
@@ -34,6 +37,7 @@ class Generator:
         self._open: set[str] = set()
         self._failed: list[str] = []
         self._ended = asyncio.Event()
+        self._heard = asyncio.Event()
         self._last_end = 0.0
 
     async def listen(self) -> None:
@@ -45,6 +49,7 @@ class Generator:
         if response["task_id"] not in self._open:
             return
         self._open.discard(response["task_id"])
+        self._heard.set()
         self._last_end = time.perf_counter()
         if response["status"] != "completed":
             self._failed.append(json.dumps(response.get("error")))
@@ -102,6 +107,37 @@ class Generator:
         self._open.clear()
         return {"tasks": tasks}
 
+    async def behind(self, body: bytes, tasks: int) -> Order:
+        """Send so many as one requester, and right behind them, one after the other, a few as another; how long each of
+        these took until it was accepted, and until it was answered, in milliseconds."""
+        accepted: dict[str, float] = {}
+
+        async def on_accepted(message: Msg) -> None:
+            accepted.setdefault(json.loads(message.data)["data"]["task_id"], time.perf_counter())
+            self._heard.set()
+
+        await self._connection.subscribe(ACCEPTED, cb=on_accepted)
+        await self._connection.flush()
+        for count in range(tasks):
+            await self._send(b'"requester":"many",' + body)
+            if count % BURST == 0:
+                await self._connection.flush()
+        await self._connection.flush()
+        took_accepted, took = [], []
+        for _ in range(FEW):
+            others = set(self._open)
+            began = time.perf_counter()
+            await self._send(b'"requester":"one",' + body)
+            (mine,) = self._open - others
+            async with asyncio.timeout(STALL_SECONDS):
+                while mine in self._open or mine not in accepted:
+                    self._heard.clear()
+                    await self._heard.wait()
+            took.append((time.perf_counter() - began) * 1e3)
+            took_accepted.append((accepted[mine] - began) * 1e3)
+        await self._wait()
+        return {"accepted_ms": took_accepted, "took_ms": took}
+
     async def steady(self, body: bytes, seconds: float, at_once: int) -> Order:
         """Keep `at_once` roots open for that long: for what is watched over time."""
         end, done = time.perf_counter() + seconds, 0
@@ -126,6 +162,8 @@ async def run(url: str) -> None:
         body = body_of("execute_dag", SHAPES[order["shape"]]().payload)
         if order["what"] == "load":
             return await generator.load(body, order["workflows"])
+        if order["what"] == "behind":
+            return await generator.behind(body_of("echo", {"k": 1}), order["tasks"])
         if order["what"] == "steady":
             return await generator.steady(body, order["seconds"], order["at_once"])
         return await generator.idle(body, order["workflows"])

@@ -44,6 +44,10 @@ LOOK_BYTES = 4 * 1024 * 1024
 READ_BYTES = 4 * 1024 * 1024
 READS_AT_ONCE = 16
 LOOK_AGAIN_SECONDS = 1.0
+# While so many have not been looked at, looking goes before accepting: whose turn it is should be known soon.
+MANY_UNSEEN = 10_000
+ACCEPT_MEANWHILE = 64
+LOOK_WAIT_SECONDS = 0.1
 # What was accepted out of turn can still be on its way from the broker.
 REMEMBERED = 50_000
 
@@ -71,6 +75,7 @@ class Arrivals:
         self._looking: asyncio.Task[None] | None = None
         self._giving_back: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
+        self._looked = asyncio.Event()
         self._can_look = True
         # Of deliveries that were read from the stream: their numbers, by identity.
         self._read: dict[int, int] = {}
@@ -92,6 +97,9 @@ class Arrivals:
                     return left
                 continue
             self._look.set()
+            if backlog.pending - backlog.ahead > MANY_UNSEEN:
+                await self._look_first()
+                limit = min(limit, ACCEPT_MEANWHILE)
             if batch := await self._by_turns(backlog, limit):
                 return batch
             deliveries = await self._requests.take(limit)
@@ -175,6 +183,15 @@ class Arrivals:
                 # At work, with a large value: it is given out again when that is over, or was lost.
                 await hand_back(delivery, after_seconds=LOOK_AGAIN_SECONDS)
                 self._requests.release()
+
+    async def _look_first(self) -> None:
+        self._looked.clear()
+        try:
+            async with asyncio.timeout(LOOK_WAIT_SECONDS):
+                await self._looked.wait()
+        except TimeoutError:
+            # The broker is slow to tell, or what it had not given out is gone.
+            pass
 
     async def _by_turns(self, backlog: Backlog, limit: int) -> list[Delivery]:
         turns = backlog.turns(limit)
@@ -266,5 +283,6 @@ class Arrivals:
                 continue
             for one in stored:
                 backlog.found(one.sequence, one.data)
+            self._looked.set()
             if not behind or backlog.full:
                 await self._look.wait()
