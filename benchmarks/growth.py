@@ -168,9 +168,8 @@ def _ratios(mine: Series, its: Series) -> dict[str, float]:
 
 async def _behind(bench: Bench, tasks: int, say: Callable[[str], None]) -> dict[str, Any]:
     """How long somebody's task takes whose request comes behind so many of another's."""
-    order = {"what": "behind", "shape": "chain"}
-    alone = await bench.generator.ask(tasks=0, **order)
-    behind = await bench.generator.ask(tasks=tasks, within_seconds=STANDING_SECONDS, **order)
+    alone = await bench.generator.ask(what="behind", shape="chain", tasks=0)
+    behind = await bench.generator.ask(what="behind", shape="chain", tasks=tasks, within_seconds=STANDING_SECONDS)
     first, later = behind["accepted_ms"][0], sorted(behind["accepted_ms"][1:])
     say(
         f"behind {tasks:,} requests of another, the first is accepted after {first / 1e3:.2f} s, the next ones after "
