@@ -20,6 +20,7 @@ from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import CancelRequested, Happening
 from orchestrator_agent.intake import Planner
 from orchestrator_agent.outbox import Outbox
+from orchestrator_agent.peers import Peers
 from orchestrator_agent.routing import Router
 from orchestrator_agent.runs import Runs
 from orchestrator_agent.settlement import Posted, Settlement
@@ -57,6 +58,10 @@ BATCHES_IN_FLIGHT = 2
 # take some hundred megabytes while they are read.
 LARGE_IN_FLIGHT = 2
 
+# Of requests and of answers: with so many times as much as it asks for, this process has what it can do, and others
+# keep what they would pass on to it. The broker gives nothing out while too much is not acknowledged, to nobody.
+CROWDED = 4
+
 # What a message with a large value has in it; one that has it for another reason is a batch of its own as well.
 PAYLOAD_REF, RESULT_REF = b'"payload_ref"', b'"result_ref"'
 
@@ -78,6 +83,7 @@ class Conductor:
         planner: Planner,
         outbox: Outbox,
         debts: Debts,
+        peers: Peers,
         rules: Rules,
         max_concurrency: int,
         looks_ahead: Callable[[], bool] = lambda: True,
@@ -86,9 +92,16 @@ class Conductor:
         self.outbox = outbox
         debts.post = self.post
         self.max_concurrency = max_concurrency
-        self._requests = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH)
+        self._peers = peers
+        peers.on_passed = self._on_passed
+        peers.crowded = self._crowded
+        self._requests = Puller(
+            bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH, divert=peers.pass_on
+        )
         self._arrivals = Arrivals(bus, self._requests, known=reader.known, looks_ahead=looks_ahead)
-        self._responses = Puller(bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH)
+        self._responses = Puller(
+            bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH, divert=peers.pass_on
+        )
         self.acceptance = Acceptance(
             publisher,
             objects,
@@ -123,6 +136,7 @@ class Conductor:
         self._held: dict[int, Delivery] = {}
         self._emptied = asyncio.Event()
         self._paused = False
+        self._stuck = False
 
     # -- what an AgentProcess asks of its worker -----------------------------------------------------------------------
 
@@ -163,11 +177,14 @@ class Conductor:
 
     def pause(self) -> None:
         self._paused = True
+        self._peers.be_quiet()
         self._arrivals.pause()
 
     def resume(self) -> None:
         self._paused = False
-        self._arrivals.resume()
+        if not self._stuck:
+            self._arrivals.resume()
+            self._peers.speak()
 
     def resize(self, max_concurrency: int) -> None:
         """How many tasks are open is the requesters' affair; the database holds them."""
@@ -193,6 +210,7 @@ class Conductor:
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no more, write what was taken; what was not goes back to the broker."""
+        self._peers.leave()
         self._stopping = True
         left = [*await self._arrivals.stop(), *await self._responses.stop()]
         self._wake.set()
@@ -202,6 +220,15 @@ class Conductor:
             await hand_back(delivery)
         await end([*self._loops, *self._large])
         await self.outbox.close()
+
+    # -- what others pass on ------------------------------------------------------------------------------------------
+
+    def _on_passed(self, delivery: Delivery) -> None:
+        (self._requests if delivery.subject == subjects.task(ORCHESTRATOR) else self._responses).put(delivery)
+
+    def _crowded(self, subject: str) -> bool:
+        puller = self._requests if subject == subjects.task(ORCHESTRATOR) else self._responses
+        return puller.held > CROWDED * puller.capacity
 
     # -- new tasks -----------------------------------------------------------------------------------------------------
 
@@ -305,6 +332,8 @@ class Conductor:
         """Give everything back and take nothing, until what is at work here is written after all: then it changes
         nothing that another process has written meanwhile."""
         log.warning("conductor.stuck", held=len(self._held))
+        self._stuck = True
+        self._peers.be_quiet()
         self._arrivals.pause()
         self._responses.pause()
         for delivery in self._held.values():
@@ -312,9 +341,10 @@ class Conductor:
         self._emptied.clear()
         if self._held:
             await self._emptied.wait()
+        self._stuck = False
         self._responses.resume()
         if not self._paused:
-            self._arrivals.resume()
+            self.resume()
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -35,19 +35,29 @@ MANY_ROWS = 500
 KNOWN_LARGE_ROOTS = 1000
 
 
+# Whoever has a place for it, or finds that its time has come, moves on a row that waits.
+_WAITS = frozenset({Status.READY, Status.WAITING, Status.PAUSED})
 _WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
 
 
 class Runs:
     """A cache that need not be right: the version in the root's row decides at every write.
 
-    `shared` says whether other processes work on the same runs.
+    `shared` says whether other processes work on the same runs, `mine` whether what happens to a root comes to this one
+    of them.
     """
 
     def __init__(
-        self, store: TaskStore, reader: Reader, library: Library, *, shared: Callable[[], bool] = lambda: False
+        self,
+        store: TaskStore,
+        reader: Reader,
+        library: Library,
+        *,
+        shared: Callable[[], bool] = lambda: False,
+        mine: Callable[[UUID], bool] = lambda root_task_id: False,
     ) -> None:
         self._shared = shared
+        self._mine = mine
         self._store = store
         self._reader = reader
         self._library = library
@@ -149,8 +159,9 @@ class Runs:
         unsure = {one: UNKNOWN for one in root_task_ids if one not in found}
         if self._shared():
             # Whoever takes the answer of a step decides on the next one: what is in mind here is often not the newest.
-            # To ask first is cheaper than to decide, to be told at the write, and to decide again.
-            unsure |= {one: run.version for one, run in found.items()}
+            # To ask first is cheaper than to decide, to be told at the write, and to decide again; but not where nobody
+            # else is given what happens to it.
+            unsure |= {one: run.version for one, run in found.items() if not self._only_here(run)}
         broken: dict[UUID, PantheonError] = {}
         if unsure:
             for root_task_id, records in (await self._store.newer_trees(unsure)).items():
@@ -161,6 +172,14 @@ class Runs:
                     found[root_task_id] = bare_run(records)
                 self.put(found[root_task_id])
         return found, broken
+
+    def _only_here(self, run: Run) -> bool:
+        """Whether nobody but this process will have moved a run on since it did, if all goes well."""
+        root = run.root_task_id
+        # A large tree goes its own way: see `elsewhere`.
+        if not self._mine(root) or root in self._many_rows:
+            return False
+        return not any(row.status in _WAITS for row in run.rows.values())
 
     async def build(self, records: Sequence[Mapping[str, Any]]) -> Run:
         """A run from all rows of its root. Raises InvalidWorkflow, StoreError."""

@@ -33,6 +33,7 @@ from orchestrator_agent.intake import Planner
 from orchestrator_agent.operations import Operations
 from orchestrator_agent.outages import Outages
 from orchestrator_agent.outbox import Outbox
+from orchestrator_agent.peers import Peers
 from orchestrator_agent.purges import Purges
 from orchestrator_agent.queries import Queries
 from orchestrator_agent.reconciler import Reconciler
@@ -169,7 +170,14 @@ class Orchestrator:
         leftovers = Leftovers(process.objects, database)
         router = Router(registry, self._library, standings, pauses, gate)
         rules = rules_of(self._settings)
-        runs = Runs(store, reader, self._library, shared=lambda: window.processes > 1)
+        peers = Peers(process.bus, lock.process_id)
+        runs = Runs(
+            store,
+            reader,
+            self._library,
+            shared=lambda: window.processes > 1,
+            mine=peers.owns,
+        )
         stops = Stops(process.bus, reader.stale)
         outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, stops, source=process.source)
         outbox.on_ended = process.micro.record
@@ -187,6 +195,7 @@ class Orchestrator:
             planner=planner,
             outbox=outbox,
             debts=debts,
+            peers=peers,
             rules=rules,
             max_concurrency=ORCHESTRATOR_CONCURRENCY,
             # One of several is enough; where it is away, requests are accepted in the order of their arrival.
@@ -271,6 +280,7 @@ class Orchestrator:
         )
         parts = Parts(
             conductor,
+            peers,
             reconciler,
             adoption,
             watch,
@@ -319,6 +329,7 @@ class Parts:
     """What an orchestrator process is made of, beside its connections."""
 
     conductor: Conductor
+    peers: Peers
     reconciler: Reconciler
     adoption: Adoption
     watch: BrokerWatch
@@ -374,6 +385,7 @@ class OrchestratorWorker:
         await self.parts.watch.check_store()
         await self.parts.taker.count_processes()
         await self.parts.reconciler.learn()
+        await self.parts.peers.start()
         await self.parts.conductor.start()
         self.parts.taker.start()
         self.parts.history.start()
@@ -386,6 +398,8 @@ class OrchestratorWorker:
         await self.parts.queries.start()
 
     async def drain(self, grace_seconds: float) -> None:
+        # First of all: what others still pass on goes back to the broker at once.
+        self.parts.peers.leave()
         await self.parts.reconciler.close()
         await self.parts.purges.close()
         await self.parts.watch.close()
@@ -397,6 +411,7 @@ class OrchestratorWorker:
         await self.parts.conductor.drain(grace_seconds)
         await self.parts.operations.close()
         await self.parts.turns.close()
+        await self.parts.peers.close()
         # Rows that this process dispatched stay its own until somebody adopts them: the row of the process stays too.
         await self.parts.lock.release()
         await self._stack.aclose()

@@ -11,7 +11,7 @@ from protocol import subjects
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, TTL_SECONDS, InstanceRecord
 from protocol.events import EVENTS
 from protocol.fields import UUID_SHAPE
-from protocol.names import AGENT_NAME
+from protocol.names import AGENT_NAME, ORCHESTRATOR
 from protocol.schema import DIALECT, MODELS, Document, error_codes, event_data, model_schemas
 from protocol.streams import (
     ALL_STREAMS,
@@ -133,6 +133,22 @@ _QUERIES: dict[str, tuple[str, Document, Document]] = {
         {"properties": {"dead_letters": {"type": "array", "items": {"type": "object"}}}, "required": ["dead_letters"]},
     ),
 }
+# Between orchestrators, and nobody else's affair: here because whoever listens on the whole mesh hears it.
+_PEER_BEAT: Document = {
+    "summary": "An orchestrator says that it is there, or that it takes nothing from the others.",
+    "payload": {
+        "schemaFormat": SCHEMA_FORMAT,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "process_id": _UUID,
+                "there": {"type": "boolean"},
+                "crowded": {"type": "array", "items": _STRING, "description": "`task`, `response`: no more of those"},
+            },
+            "required": ["process_id", "there", "crowded"],
+        },
+    },
+}
 _REFUSAL: Document = {
     "type": "object",
     "required": ["error"],
@@ -210,6 +226,8 @@ def _channel(address: str, messages: list[str], description: str, *, stream: Str
         parameters["agent"] = _AGENT_PARAMETER
     if "{rootTaskId}" in address:
         parameters["rootTaskId"] = {"description": "The id of the root task: a UUID."}
+    if "{processId}" in address:
+        parameters["processId"] = {"description": "The id of an orchestrator's process: a UUID."}
     if parameters:
         channel["parameters"] = parameters
     if stream is not None:
@@ -240,6 +258,19 @@ def _channels() -> dict[str, Document]:
             ["DeadLetter"],
             "What an agent could not use, kept whole.",
             stream=DEAD_LETTERS,
+        ),
+        "peerBeat": _channel(
+            subjects.PEER_BEAT, ["PeerBeat"], "Between orchestrators, four times a second. No part of the contract."
+        ),
+        "peerTask": _channel(
+            f"{subjects.peer('{processId}')}.{subjects.task(ORCHESTRATOR)}",
+            ["TaskRequest"],
+            "A request that one orchestrator passes on to another. No part of the contract.",
+        ),
+        "peerResponse": _channel(
+            f"{subjects.peer('{processId}')}.{subjects.response(agent)}",
+            ["TaskResponse"],
+            "An answer that one orchestrator passes on to another. No part of the contract.",
         ),
     }
     # The consumer that all instances of an agent share is made by whichever comes first, with exactly these values.
@@ -280,6 +311,9 @@ def _operations() -> dict[str, Document]:
         ),
         "orchestratorReceivesResponse": _operation("receive", "agentResponse", "The answers of all agents."),
         "orchestratorSendsResponse": _operation("send", "agentResponse", "A root task's one final response."),
+        "orchestratorSaysItIsThere": _operation("send", "peerBeat", "To the other orchestrators."),
+        "orchestratorPassesOnRequest": _operation("send", "peerTask", "To the one that owns the root."),
+        "orchestratorPassesOnResponse": _operation("send", "peerResponse", "To the one that owns the root."),
         "orchestratorSendsControl": _operation("send", "agentControl", "Tells an agent to stop an attempt."),
         "agentReceivesTask": _operation("receive", "agentTask", "Pulls from the agent's consumer."),
         "agentSendsResponse": _operation("send", "agentResponse", "Acknowledged by JetStream before the task is."),
@@ -324,7 +358,7 @@ def asyncapi() -> dict[str, Any]:
         "channels": _channels(),
         "operations": _operations(),
         "components": {
-            "messages": {**messages, **_event_messages(), **_query_messages()},
+            "messages": {**messages, "PeerBeat": _PEER_BEAT, **_event_messages(), **_query_messages()},
             "schemas": {
                 **{name: _formatted(schema) for name, schema in models.items()},
                 "ErrorCode": _formatted(error_codes()),

@@ -6,6 +6,8 @@ ALL_HEARTBEATS = "agent.*.heartbeat"
 ALL_EVENTS = "mesh.event.>"
 ALL_DEAD_LETTERS = "mesh.deadletter.*"
 REPLY_PREFIX = "_INBOX."
+# Between orchestrators, and nobody else's: that one is there, what one passes on to another. Nothing is kept.
+PEER_BEAT = "mesh.peer.beat"
 
 
 def task(agent: str) -> str:
@@ -44,6 +46,11 @@ def dead_letter(name: str) -> str:
 def query(name: str) -> str:
     """Request-reply reads of the orchestrator's state: any orchestrator answers, nothing is kept."""
     return f"mesh.query.{name}"
+
+
+def peer(process_id: object) -> str:
+    """What other orchestrators pass on to one comes below it, with its own subject behind."""
+    return f"mesh.peer.{process_id}"
 
 
 def agent_of(subject: str) -> str:

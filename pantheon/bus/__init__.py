@@ -1,6 +1,6 @@
 """NATS, the one place that knows its client library: connection, pulling, publishing, streams, objects."""
 
-from pantheon.bus.acks import acknowledge, hand_back, hold, times_delivered
+from pantheon.bus.acks import acknowledge, hand_back, hold, is_first_delivery, times_delivered
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import OBJECTS_STREAM, Objects, ensure_objects
 from pantheon.bus.publisher import Publisher
@@ -33,6 +33,7 @@ __all__ = [
     "ensure_streams",
     "hand_back",
     "hold",
+    "is_first_delivery",
     "on_purge",
     "remove_stored",
     "stored_at",

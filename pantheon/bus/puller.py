@@ -39,15 +39,27 @@ _NS = 1_000_000_000
 class Puller:
     """Keeps up to `capacity` messages asked for or held; `take` hands over what has arrived.
 
-    `release(n)` says that n messages were dealt with, which makes room for as many.
+    `release(n)` says that n messages were dealt with, which makes room for as many. `divert` is asked about each
+    message that arrives, and waits for nothing: what it says True to was passed on, and is not held here. What comes by
+    another way than from the broker is `put` in.
     """
 
-    def __init__(self, bus: Bus, stream: str, spec: ConsumerSpec, *, capacity: int, deliver_new: bool = False) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        spec: ConsumerSpec,
+        *,
+        capacity: int,
+        deliver_new: bool = False,
+        divert: Callable[[Delivery], bool] | None = None,
+    ) -> None:
         self._bus = bus
         self._stream = stream
         self._spec = spec
         self._deliver_new = deliver_new
         self._capacity = capacity
+        self._divert = divert
         self._buffer: deque[Delivery] = deque()
         self._held = 0
         self._credit = 0
@@ -95,6 +107,10 @@ class Puller:
         self._wake.set()
 
     @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
     def held(self) -> int:
         """Messages delivered and not released, waiting or at work."""
         return self._held
@@ -122,8 +138,17 @@ class Puller:
         """Also set `event` when messages arrive: for a reader of several pullers."""
         self._also = event
 
+    def put(self, delivery: Delivery) -> None:
+        """Hold what was given to another one and passed on, as if it had been given to this one. There may be more of
+        that than room; then as much less is asked for."""
+        self._held += 1
+        self._arrive(delivery)
+
     def release(self, count: int = 1) -> None:
         self._held -= count
+        self._ask_for_more()
+
+    def _ask_for_more(self) -> None:
         # Asking for every single message again would double the traffic; half of the room at once halves it. But with
         # nothing asked for, waiting for the other half would leave places empty while there is work.
         if self._room() >= max(1, self._capacity // 2):
@@ -149,9 +174,15 @@ class Puller:
             self._on_status(message.headers)
             return
         self._credit = max(0, self._credit - 1)
+        if self._divert is not None and self._divert(message):
+            self._ask_for_more()
+            return
         self._held += 1
         if self._credit == 0 and self._room() > 0:
             self._ask_soon()
+        self._arrive(message)
+
+    def _arrive(self, message: Delivery) -> None:
         self._buffer.append(message)
         self._arrived.set()
         if self._also is not None:

@@ -16,7 +16,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 import pantheon.bus.publisher
 import pantheon.bus.puller
 from pantheon import Agent, TaskContext
-from pantheon.bus import Bus, Delivery, Publisher, Puller, ensure_streams, stream_mark
+from pantheon.bus import Bus, Delivery, Publisher, Puller, ensure_streams, is_first_delivery, stream_mark
 from pantheon.stack.servers import NatsServer
 from protocol import new_id, subjects
 from protocol.errors import BusError, TooLarge
@@ -834,6 +834,70 @@ async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_i
         first.resume()
         await bus.js.publish(subjects.task("a"), b"again")
         assert [delivery.data for delivery in await taken(first, 1)] == [b"again"]
+
+
+async def test_what_was_passed_on_is_not_held_and_makes_room(no_second_look: None, bus: Bus) -> None:
+    diverted: list[Delivery] = []
+
+    def divert(delivery: Delivery) -> bool:
+        if delivery.data == b"mine":
+            return False
+        diverted.append(delivery)
+        return True
+
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, divert=divert) as puller:
+        await put(bus, 30)
+        await bus.js.publish(subjects.task("a"), b"mine")
+        assert [delivery.data for delivery in await taken(puller)] == [b"mine"]
+        assert [delivery.data for delivery in diverted] == [str(number).encode() for number in range(30)]
+        assert puller.held == 1
+        assert puller.most <= 4
+        # Passing on each by itself asks for more not more often than taking does.
+        assert len(puller.asked) <= 31
+
+
+async def test_what_another_one_was_given_is_held_and_given_back_as_its_own(bus: Bus) -> None:
+    spec = task_consumer("a")
+    async with Puller(bus, TASKS.name, spec, capacity=20) as given:
+        puller = Puller(bus, TASKS.name, spec, capacity=4)
+        await put(bus, 10)
+        deliveries: list[Delivery] = []
+        while len(deliveries) < 10:
+            deliveries += await taken(given)
+        for delivery in deliveries:
+            puller.put(delivery)
+        # More than it would have asked for: it asks for nothing until it has room.
+        async with puller:
+            assert puller.held == len(puller.waiting) == 10
+            assert [one.data for one in await taken(puller, 6)] == [str(number).encode() for number in range(6)]
+            puller.release(6)
+            puller.pause()
+            await until(lambda: puller.held == 0, "that it gives back what it was passed")
+        for delivery in deliveries[:6]:
+            await delivery.ack()
+        given.release(10)
+        again: list[bytes] = []
+        while len(again) < 4:
+            again += [one.data for one in await taken(given)]
+        assert sorted(again) == [b"6", b"7", b"8", b"9"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "first"),
+    [
+        ("$JS.ACK.TASKS.a.1.7.7.1795691823968944951.0", True),
+        ("$JS.ACK.TASKS.a.2.7.7.1795691823968944951.0", False),
+        ("$JS.ACK.TASKS.a.11.7.7.1795691823968944951.1", False),
+        # With the domain (_: none) and the account's hash, and in the newer form with something random.
+        ("$JS.ACK._.ACCOUNT.TASKS.a.1.7.7.1795691823968944951.0", True),
+        ("$JS.ACK.hub.ACCOUNT.TASKS.a.1.7.7.1795691823968944951.0.random", True),
+        ("$JS.ACK.hub.ACCOUNT.TASKS.a.3.1.1.1795691823968944951.1.random", False),
+        ("_INBOX.1.1.1.1.1.1.1.1", False),
+        ("", False),
+    ],
+)
+def test_the_first_delivery_is_told_by_the_subject_of_the_ack(reply: str, first: bool) -> None:
+    assert is_first_delivery(Delivery(_client=None, reply=reply)) is first  # type: ignore[arg-type]
 
 
 async def test_a_close_that_is_cancelled_ends_cancelled(broker: NatsServer) -> None:

@@ -161,6 +161,7 @@ def test_subjects_are_those_of_the_contract() -> None:
     assert subjects.event("task", "accepted") == "mesh.event.task.accepted"
     assert subjects.dead_letter("llm_agent") == "mesh.deadletter.llm_agent"
     assert subjects.query("task") == "mesh.query.task"
+    assert subjects.peer(ID) == f"mesh.peer.{ID}"
     assert subjects.agent_of("agent.llm_agent.response") == "llm_agent"
 
 
