@@ -11,7 +11,16 @@ from orchestrator_agent.debts import Debts
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded, Reattached
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.intake import AGAIN, OPERATIONS, RETRY, Planner, Replayed, refuse_to_run_again
+from orchestrator_agent.intake import (
+    AGAIN,
+    OPERATIONS,
+    RETRY,
+    Planner,
+    Replayed,
+    input_of,
+    lay_over,
+    refuse_to_run_again,
+)
 from orchestrator_agent.outbox import Outbox
 from orchestrator_agent.patience import insistently, patiently, read_object
 from orchestrator_agent.runs import Runs, bare_run
@@ -170,8 +179,8 @@ class Acceptance:
                 f"payload.task_id: task {task_id} is {root['status']}: only a failed or cancelled one can be retried",
                 field="payload.task_id",
             )
-        given = dict((payload.get("input") or {}) if root["task_type"] == EXECUTE_DAG else payload)
-        _lay_over(payload, request.payload.get("input"), root["task_type"])
+        given = input_of(payload, root["task_type"])
+        lay_over(payload, request.payload.get("input"), root["task_type"])
         return Replayed(
             task_id=task_id,
             task_type=root["task_type"],
@@ -371,14 +380,3 @@ class Acceptance:
             row = row_of(original)
             if row.ended:
                 self._post(OriginalEnded(task_id, row.status.value, row.result, row.error))  # type: ignore[arg-type]
-
-
-def _lay_over(payload: dict[str, Any], given: Any, task_type: str) -> None:
-    if given is None:
-        return
-    if not isinstance(given, dict):
-        raise InvalidRequest("payload.input: must be an object", field="payload.input")
-    if task_type == EXECUTE_DAG:
-        payload["input"] = {**(payload.get("input") or {}), **given}
-    else:
-        payload.update(given)

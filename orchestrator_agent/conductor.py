@@ -224,10 +224,13 @@ class Conductor:
     # -- what others pass on ------------------------------------------------------------------------------------------
 
     def _on_passed(self, delivery: Delivery) -> None:
-        (self._requests if delivery.subject == subjects.task(ORCHESTRATOR) else self._responses).put(delivery)
+        self._puller_of(delivery.subject).put(delivery)
+
+    def _puller_of(self, subject: str) -> Puller:
+        return self._requests if subject == subjects.task(ORCHESTRATOR) else self._responses
 
     def _crowded(self, subject: str) -> bool:
-        puller = self._requests if subject == subjects.task(ORCHESTRATOR) else self._responses
+        puller = self._puller_of(subject)
         return puller.held > CROWDED * puller.capacity
 
     # -- new tasks -----------------------------------------------------------------------------------------------------

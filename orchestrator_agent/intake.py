@@ -210,6 +210,23 @@ def refuse_to_run_again(root: Mapping[str, Any]) -> None:
     raise InvalidRequest(f"payload.task_id: task {root['task_id']} {reason}", field="payload.task_id")
 
 
+def input_of(payload: Mapping[str, Any], task_type: str) -> dict[str, Any]:
+    """What a root's payload gives to its workflow: of an inline graph, what stands beside it."""
+    return dict((payload.get("input") or {}) if task_type == EXECUTE_DAG else payload)
+
+
+def lay_over(payload: dict[str, Any], given: Any, task_type: str) -> None:
+    """Lay a fork's input over that of the task it is of, top-level key by key. Raises InvalidRequest."""
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise InvalidRequest("payload.input: must be an object", field="payload.input")
+    if task_type == EXECUTE_DAG:
+        payload["input"] = {**(payload.get("input") or {}), **given}
+    else:
+        payload.update(given)
+
+
 def concurrency_key(plan: Plan, given: dict[str, Any], tenant: str) -> str:
     """What tasks of a workflow share when they count against one another: within a tenant, never across.
 

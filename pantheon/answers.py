@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -90,19 +91,7 @@ class Answers:
         return b"".join(parts)
 
     def _whole(self, request: TaskRequest, completed: Completed) -> TaskResponse:
-        return TaskResponse(
-            task_id=request.task_id,
-            root_task_id=request.root_task_id or request.task_id,
-            task_type=request.task_type,
-            agent=self._agent,
-            attempt=request.attempt,
-            status="completed",
-            result=completed.result,
-            instance_id=self._instance_id,
-            usage=completed.usage,
-            started_at=completed.started_at,
-            completed_at=completed.completed_at,
-        )
+        return self._response(request, status="completed", **completed._asdict())
 
     async def _by_reference(self, request: TaskRequest, response: TaskResponse, body: bytes) -> bytes:
         result = json_bytes(response.result)
@@ -121,16 +110,17 @@ class Answers:
                 return to_bytes(response.model_copy(update={"result": None, "result_ref": ref}))
 
     def failed(self, request: TaskRequest, error: PantheonError) -> TaskResponse:
+        return self._response(request, status="failed", error=ErrorInfo.of(error), completed_at=now())
+
+    def _response(self, request: TaskRequest, **outcome: Any) -> TaskResponse:
         return TaskResponse(
             task_id=request.task_id,
             root_task_id=request.root_task_id or request.task_id,
             task_type=request.task_type,
             agent=self._agent,
             attempt=request.attempt,
-            status="failed",
-            error=ErrorInfo.of(error),
             instance_id=self._instance_id,
-            completed_at=now(),
+            **outcome,
         )
 
     def remember(self, key: Key, body: bytes) -> None:

@@ -60,8 +60,8 @@ class Backlog:
         self._flows: dict[int, Flow] = {}
         self._ring: deque[int] = deque()
 
-    def arrived(self, delivery: Delivery) -> int:
-        """The broker gave a request out; returns its number."""
+    def arrived(self, delivery: Delivery) -> None:
+        """The broker gave a request out."""
         metadata = delivery.metadata
         sequence = int(metadata.sequence.stream)
         self.pending = int(metadata.num_pending)
@@ -70,7 +70,6 @@ class Backlog:
         flow = self._flow(flow_key(delivery.data))
         self._forget_given_out(flow)
         flow.here.append((sequence, delivery))
-        return sequence
 
     def found(self, sequence: int, body: bytes) -> None:
         """A request stands in the stream, behind what is known of it."""

@@ -24,7 +24,7 @@ from orchestrator_agent.engine.events import (
 )
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.engine.turn import Open, decide_turns
-from orchestrator_agent.intake import Planner, Replayed, refuse_to_run_again
+from orchestrator_agent.intake import Planner, Replayed, input_of, lay_over, refuse_to_run_again
 from orchestrator_agent.routing import Pauses, Router
 from orchestrator_agent.standing import Standings
 from orchestrator_agent.testing.agents import Agents, Places
@@ -109,11 +109,8 @@ class Orchestrator:
         if keep and root["status"] not in (Status.FAILED, Status.CANCELLED):
             raise PantheonError(f"the task is {root['status']}: only a failed or cancelled one can be retried")
         payload = json.loads(root["payload"] or "{}")
-        before = dict((payload.get("input") or {}) if root["task_type"] == EXECUTE_DAG else payload)
-        if given and root["task_type"] == EXECUTE_DAG:
-            payload["input"] = {**(payload.get("input") or {}), **given}
-        else:
-            payload |= given or {}
+        before = input_of(payload, root["task_type"])
+        lay_over(payload, dict(given) if given else None, root["task_type"])
         request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if keep else "mesh.replay")
         replayed = Replayed(
             task_id=course.run.root_task_id,
