@@ -24,6 +24,7 @@ from pantheon.bus import (
     NoBatches,
     Puller,
     acknowledge,
+    given_out,
     hand_back,
     remove_stored,
     stored_batch,
@@ -43,6 +44,9 @@ LOOK_BYTES = 4 * 1024 * 1024
 # Of one requester's turn; and of how many requesters at once.
 READ_BYTES = 4 * 1024 * 1024
 READS_AT_ONCE = 16
+# With several orchestrators, what is this near to what the broker gives out may be given to another one before it is
+# committed here, which would then answer it as one that was asked for again.
+MARGIN = 2_048
 LOOK_AGAIN_SECONDS = 1.0
 # While so many have not been looked at, looking goes before accepting: whose turn it is should be known soon.
 MANY_UNSEEN = 10_000
@@ -57,7 +61,7 @@ _OPERATION = b'"' + MESH_PREFIX.encode()
 
 class Arrivals:
     """`known` says which of some ids are of tasks that were accepted; `looks_ahead` whether this process is the one of
-    several that does."""
+    several that does; `shared` whether there are several."""
 
     def __init__(
         self,
@@ -66,11 +70,13 @@ class Arrivals:
         *,
         known: Callable[[Sequence[UUID]], Awaitable[dict[UUID, Any]]],
         looks_ahead: Callable[[], bool],
+        shared: Callable[[], bool] = lambda: False,
     ) -> None:
         self._bus = bus
         self._requests = requests
         self._known = known
         self._looks_ahead = looks_ahead
+        self._shared = shared
         self._backlog: Backlog | None = None
         self._looking: asyncio.Task[None] | None = None
         self._giving_back: asyncio.Task[None] | None = None
@@ -200,6 +206,9 @@ class Arrivals:
         if not batch:
             # Then what these have comes next from the broker.
             return []
+        if further and self._shared():
+            position = await given_out(self._bus, TASKS.name, ORCHESTRATOR)
+            further = [one for one in further if position is not None and one[0].ahead[0] > position + MARGIN]
         places = asyncio.Semaphore(READS_AT_ONCE)
         for read in await asyncio.gather(*(self._read_ahead(backlog, places, *one) for one in further)):
             batch += read

@@ -98,7 +98,9 @@ class Conductor:
         self._requests = Puller(
             bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH, divert=peers.pass_on
         )
-        self._arrivals = Arrivals(bus, self._requests, known=reader.known, looks_ahead=looks_ahead)
+        self._arrivals = Arrivals(
+            bus, self._requests, known=reader.known, looks_ahead=looks_ahead, shared=lambda: runs.shared
+        )
         self._responses = Puller(
             bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH, divert=peers.pass_on
         )

@@ -118,3 +118,13 @@ async def before_consumer(bus: Bus, stream: str, durable_name: str) -> int | Non
         log.debug("consumer.not_counted", consumer=durable_name, error=str(error) or type(error).__name__)
         return None
     return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+
+async def given_out(bus: Bus, stream: str, durable_name: str) -> int | None:
+    """The number of the newest message that a consumer has given to anybody; None where the broker does not say."""
+    try:
+        info = await bus.js.consumer_info(stream, durable_name)
+    except (TimeoutError, NatsError, OSError) as error:
+        log.debug("consumer.not_asked", consumer=durable_name, error=str(error) or type(error).__name__)
+        return None
+    return None if info.delivered is None else info.delivered.stream_seq
