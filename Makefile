@@ -78,7 +78,7 @@ containers-test: install ## Build the images, run meshes of containers, kill som
 lint: install ## Check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy protocol pantheon orchestrator_agent agents migrations tests examples benchmarks docker hatch_build.py
+	@$(BIN)/mypy protocol pantheon orchestrator_agent testkit agents migrations tests examples benchmarks docker hatch_build.py
 
 .PHONY: bench
 bench: install ## Measure speed beside the bare loop (ARGS="--quick", "--peers", "--growth")

@@ -60,13 +60,13 @@ class Probe:
 
 def main() -> int:
     from orchestrator_agent.__main__ import main as orchestrate
-    from orchestrator_agent.acceptance import Acceptance
-    from orchestrator_agent.outbox import Outbox
-    from orchestrator_agent.reconciler import Reconciler
-    from orchestrator_agent.settlement import Settlement
+    from orchestrator_agent.intake.acceptance import Acceptance
+    from orchestrator_agent.maintenance.reconciler import Reconciler
+    from orchestrator_agent.runtime.outbox import Outbox
+    from orchestrator_agent.runtime.settlement import Settlement
+    from orchestrator_agent.runtime.transitions import Transitions
     from orchestrator_agent.store.pool import Database
     from orchestrator_agent.store.tasks import TaskStore
-    from orchestrator_agent.transitions import Transitions
 
     probe = Probe()
     probe.measure(TaskStore, "apply", lambda _, batch: len(batch))

@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-from pantheon.extras import needs_extra
-from pantheon.process import run_agent
-from pantheon.settings import MeshSettings
+from pantheon.runtime.extras import needs_extra
+from pantheon.runtime.process import run_agent
+from pantheon.runtime.settings import MeshSettings
 from protocol.errors import PantheonError
 
 with needs_extra("orchestrator_agent"):

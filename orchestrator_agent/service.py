@@ -11,49 +11,49 @@ from typing import Any
 import asyncpg.pgproto.pgproto
 import structlog
 
-from orchestrator_agent.adoption import Adoption
-from orchestrator_agent.broker_watch import BrokerWatch
-from orchestrator_agent.conductor import Conductor
-from orchestrator_agent.dead_letters import DeadLetters
-from orchestrator_agent.debts import Debts
+from orchestrator_agent.dispatch.admission import Gate
+from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.capacity import Capacity
+from orchestrator_agent.dispatch.queue_dispatcher import Taker
+from orchestrator_agent.dispatch.rate_limits import Limits
+from orchestrator_agent.dispatch.ready_queue import Line
+from orchestrator_agent.dispatch.redis_state import Shared
+from orchestrator_agent.dispatch.router import Pauses, Router
+from orchestrator_agent.dispatch.settings import FlowSettings
+from orchestrator_agent.dispatch.shared_circuits import Circuits
+from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import Answered
-from orchestrator_agent.flow.capacity import Capacity
-from orchestrator_agent.flow.circuits import Circuits
-from orchestrator_agent.flow.gate import Gate
-from orchestrator_agent.flow.history import History
-from orchestrator_agent.flow.leftovers import Leftovers
-from orchestrator_agent.flow.limits import Limits
-from orchestrator_agent.flow.line import Line
-from orchestrator_agent.flow.settings import FlowSettings
-from orchestrator_agent.flow.shared import Shared
-from orchestrator_agent.flow.taker import Taker
-from orchestrator_agent.flow.window import Window
-from orchestrator_agent.intake import Planner
-from orchestrator_agent.operations import Operations
-from orchestrator_agent.outages import Outages
-from orchestrator_agent.outbox import Outbox
-from orchestrator_agent.peers import Peers
-from orchestrator_agent.purges import Purges
-from orchestrator_agent.queries import Queries
-from orchestrator_agent.reconciler import Reconciler
-from orchestrator_agent.routing import Pauses, Router
-from orchestrator_agent.runs import Runs
-from orchestrator_agent.standing import Standings
-from orchestrator_agent.stops import Stops
+from orchestrator_agent.intake.planner import Planner
+from orchestrator_agent.maintenance.adoption import Adoption
+from orchestrator_agent.maintenance.broker_outages import Outages
+from orchestrator_agent.maintenance.broker_watch import BrokerWatch
+from orchestrator_agent.maintenance.concurrency_keys import Schedules, Turns
+from orchestrator_agent.maintenance.history_archiver import History
+from orchestrator_agent.maintenance.object_cleaner import Leftovers
+from orchestrator_agent.maintenance.purges import Purges
+from orchestrator_agent.maintenance.reconciler import Reconciler
+from orchestrator_agent.message_loops import Conductor
+from orchestrator_agent.operations.dead_letters import DeadLetters
+from orchestrator_agent.operations.operations import Operations
+from orchestrator_agent.operations.queries import Queries
+from orchestrator_agent.runtime.attempt_cancellation import Stops
+from orchestrator_agent.runtime.outbox import Outbox
+from orchestrator_agent.runtime.republisher import Debts
+from orchestrator_agent.runtime.root_ownership import Peers
+from orchestrator_agent.runtime.run_cache import Runs
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database, ProcessLock
 from orchestrator_agent.store.processes import Processes
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
-from orchestrator_agent.turns import Schedules, Turns
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
 from pantheon.bus import before_consumer, ensure_streams
 from pantheon.discovery import ensure_bucket
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol.documents import documents
 from protocol.errors import PantheonError, SettingsError, StoreError
 from protocol.ids import new_id, use_fast_ids

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pantheon.agent import Agent
-    from pantheon.client import Mesh
-    from pantheon.context import TaskContext
+    from pantheon.client.mesh import Mesh
+    from pantheon.worker.context import TaskContext
     from protocol.errors import PantheonError, TaskCancelled, TaskFailed, TaskFailure
 
 __version__ = "0.1.0"
@@ -15,8 +15,8 @@ __all__ = ["Agent", "Mesh", "PantheonError", "TaskCancelled", "TaskContext", "Ta
 
 _MODULES = {
     "Agent": "pantheon.agent",
-    "Mesh": "pantheon.client",
-    "TaskContext": "pantheon.context",
+    "Mesh": "pantheon.client.mesh",
+    "TaskContext": "pantheon.worker.context",
     "PantheonError": "protocol.errors",
     "TaskCancelled": "protocol.errors",
     "TaskFailed": "protocol.errors",

@@ -6,7 +6,7 @@
         mesh.agent("greet", lambda payload: {"text": f"Hello, {payload['name']}!"})
         assert await mesh.dag({"hi": {"task": "greet", "with": {"name": "Ada"}}}) == {"hi": {"text": "Hello, Ada!"}}
 
-Only the name is here. The code is `orchestrator_agent.testing`, because it runs the engine, and the kit must not import
+Only the name is here. The code is `testkit`, because it runs the engine, and the kit must not import
 the orchestrator: it does so when one of these names is asked for, which an agent's process never does. There is no
 pytest plugin on purpose: one would import the package before coverage measures it, in every run of every project that
 has it installed. docs/testing.md says the rest.
@@ -15,14 +15,14 @@ has it installed. docs/testing.md says the rest.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator_agent.testing import NO_ANSWER as NO_ANSWER
-    from orchestrator_agent.testing import Call as Call
-    from orchestrator_agent.testing import StepView as StepView
-    from orchestrator_agent.testing import Stuck as Stuck
-    from orchestrator_agent.testing import Task as Task
-    from orchestrator_agent.testing import TestMesh as TestMesh
-    from orchestrator_agent.testing import in_turn as in_turn
-    from orchestrator_agent.testing.fixture import mesh as mesh
+    from testkit import NO_ANSWER as NO_ANSWER
+    from testkit import Call as Call
+    from testkit import StepView as StepView
+    from testkit import Stuck as Stuck
+    from testkit import Task as Task
+    from testkit import TestMesh as TestMesh
+    from testkit import in_turn as in_turn
+    from testkit.fixture import mesh as mesh
 
 __all__ = ["NO_ANSWER", "Call", "StepView", "Stuck", "Task", "TestMesh", "in_turn", "mesh"]
 
@@ -32,9 +32,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'pantheon.testing' has no attribute '{name}'")
     if name == "mesh":
         # pytest is the project's that tests, not a dependency of the kit.
-        from orchestrator_agent.testing.fixture import mesh
+        from testkit.fixture import mesh
 
         return mesh
-    import orchestrator_agent.testing
+    import testkit
 
-    return getattr(orchestrator_agent.testing, name)
+    return getattr(testkit, name)

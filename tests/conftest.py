@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 import migrations
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer
 from tests.servers import Databases, consul_server, nats_server, pick_own_free, postgres_server
 

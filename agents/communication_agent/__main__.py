@@ -1,6 +1,6 @@
 """Run the communication agent: `python -m agents.communication_agent`."""
 
-from pantheon.extras import needs_extra
+from pantheon.runtime.extras import needs_extra
 
 with needs_extra("communication_agent"):
     from agents.communication_agent.agent import agent

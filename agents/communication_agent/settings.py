@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr
 
-from pantheon.settings import EnvironmentSettings
+from pantheon.runtime.settings import EnvironmentSettings
 
 
 class CommunicationSettings(EnvironmentSettings):

@@ -1,6 +1,6 @@
 """Run the drafting agent: `python -m agents.drafting_agent`."""
 
-from pantheon.extras import needs_extra
+from pantheon.runtime.extras import needs_extra
 
 with needs_extra("drafting_agent", "pypandoc", "typst"):
     from agents.drafting_agent.agent import agent

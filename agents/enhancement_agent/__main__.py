@@ -1,6 +1,6 @@
 """Run the enhancement agent: `python -m agents.enhancement_agent`."""
 
-from pantheon.extras import needs_extra
+from pantheon.runtime.extras import needs_extra
 
 with needs_extra("enhancement_agent"):
     from agents.enhancement_agent.agent import agent

@@ -3,7 +3,7 @@
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from pantheon.settings import EnvironmentSettings
+from pantheon.runtime.settings import EnvironmentSettings
 
 
 class EnhancementSettings(EnvironmentSettings):

@@ -1,6 +1,6 @@
 """`python -m agents.examination_agent`: the examination agent as a process."""
 
-from pantheon.extras import needs_extra
+from pantheon.runtime.extras import needs_extra
 
 with needs_extra("examination_agent"):
     from agents.examination_agent.agent import agent

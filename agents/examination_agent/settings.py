@@ -5,7 +5,7 @@ from functools import cache
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from pantheon.settings import EnvironmentSettings
+from pantheon.runtime.settings import EnvironmentSettings
 
 
 def _both(name: str) -> AliasChoices:

@@ -5,7 +5,7 @@ from functools import cache
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from pantheon.settings import EnvironmentSettings
+from pantheon.runtime.settings import EnvironmentSettings
 
 
 class LlmSettings(EnvironmentSettings):

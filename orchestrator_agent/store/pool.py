@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from pantheon.settings import one_host_urls
+from pantheon.runtime.settings import one_host_urls
 from protocol.errors import StoreError
 
 log = structlog.get_logger()

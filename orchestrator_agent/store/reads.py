@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from orchestrator_agent.engine.turn import Open, decide_turns
+from orchestrator_agent.engine.concurrency import Open, decide_turns
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS
 from protocol.messages import now

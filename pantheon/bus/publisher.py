@@ -13,8 +13,8 @@ from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from pydantic_core import from_json
 
-from pantheon.background import end
 from pantheon.bus.connection import Bus, Delivery, Subscription
+from pantheon.runtime.background import end
 from protocol.errors import BusError
 
 log = structlog.get_logger()

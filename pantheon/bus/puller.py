@@ -16,8 +16,8 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
-from pantheon.background import end
 from pantheon.bus.connection import Bus, Delivery, Subscription
+from pantheon.runtime.background import end
 from protocol.errors import BusError
 from protocol.streams import ConsumerSpec
 

@@ -17,7 +17,7 @@ from pantheon.cli.running import run_async
 from pantheon.cli.task_ids import TaskId, TaskIds, resolve_root
 
 if TYPE_CHECKING:
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
     from protocol.messages import TaskRequest, TaskResponse
 
 REPLAY = "mesh.replay"

@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare(debug: bool) -> None:
-    from pantheon.logs import configure_logging
+    from pantheon.runtime.logs import configure_logging
 
     configure_logging("debug" if debug else "warning", "console")
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pantheon.settings import FILE_SUFFIX, MeshSettings
+from pantheon.runtime.settings import FILE_SUFFIX, MeshSettings
 
 if TYPE_CHECKING:
     from pantheon.bus import Bus
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
     from pantheon.stack import Endpoints
 
 REQUESTER = "cli"
@@ -67,7 +67,7 @@ def find_mesh(url: str | None = None, *, variable: str = "NATS_URL") -> FoundMes
 async def open_mesh(url: str | None, *, requester: str = REQUESTER) -> AsyncIterator["Mesh"]:
     """A client of the mesh. Raises BusError, SettingsError, NoMeshError."""
     found = find_mesh(url)
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
 
     async with Mesh(found.settings.nats_url, requester=requester, connect_seconds=CONNECT_SECONDS) as mesh:
         yield mesh
@@ -77,7 +77,7 @@ async def open_mesh(url: str | None, *, requester: str = REQUESTER) -> AsyncIter
 async def open_bus(found: FoundMesh, *, wait_seconds: float = CONNECT_SECONDS) -> AsyncIterator["Bus"]:
     """A bare connection, for what the client has no words for."""
     from pantheon.bus import Bus
-    from pantheon.credentials import nats_options
+    from pantheon.runtime.credentials import nats_options
 
     options = nats_options(found.settings)
     bus = await Bus.connect(found.settings.nats_url, name=REQUESTER, wait_seconds=wait_seconds, options=options)

@@ -17,10 +17,10 @@ from pantheon.cli.output import note, print_json, print_line, stdout
 from pantheon.cli.running import run_async
 from pantheon.cli.task_ids import ID_PART_MIN_CHARS, one_of
 from pantheon.cli.units import clock, parse_time
-from pantheon.settings import one_line
+from pantheon.runtime.settings import one_line
 
 if TYPE_CHECKING:
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
 
 # What one query gives at most.
 MOST = 1000

@@ -157,7 +157,7 @@ class Demo:
         return folder.path
 
     async def _ask(self, endpoints: "Endpoints") -> "TaskResponse":
-        from pantheon.client import Mesh
+        from pantheon.client.mesh import Mesh
 
         async with Mesh(endpoints.nats_url, requester="demo") as mesh:
             workflows = (await mesh.query("workflows"))["workflows"]

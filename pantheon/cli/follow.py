@@ -17,7 +17,7 @@ from pantheon.cli.view import draw, line_of
 from protocol.errors import PantheonError
 
 if TYPE_CHECKING:
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
 
 REFRESH_PER_SECOND = 10
 # A pipe gets no more than this of what an agent says on its way.

@@ -16,7 +16,7 @@ from pantheon.cli.task_ids import TaskId, TaskIds, resolve_root
 from protocol.errors import PantheonError, TaskFailed
 
 if TYPE_CHECKING:
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
 
 T = TypeVar("T")
 

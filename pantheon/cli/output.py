@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pantheon.settings import one_line
+from pantheon.runtime.settings import one_line
 
 # A line of a diagnosis may be long, but not a page.
 MESSAGE_MAX_CHARS = 2_000

@@ -13,7 +13,7 @@ from pantheon.cli.running import run_async
 from pantheon.cli.units import clock, parse_time
 
 if TYPE_CHECKING:
-    from pantheon.operations import Paused
+    from pantheon.client.operations import Paused
 
 # The mesh counts no further.
 COUNTED = 10_000

@@ -24,7 +24,7 @@ from pantheon.cli.tree import TaskTree
 from protocol.errors import BusError
 
 if TYPE_CHECKING:
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
     from protocol.messages import TaskRequest, TaskResponse
 
 HELP = """Run a workflow, or one task of an agent, and print its result as JSON.

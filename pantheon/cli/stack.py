@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pantheon.cli.exit_codes import CommandError, ExitCode
 from pantheon.cli.workflows import check_files
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 from protocol import subjects
 from protocol.errors import BusError, SettingsError
 

@@ -10,7 +10,7 @@ from pantheon.cli.task_rows import root_of
 from protocol.errors import PantheonError
 
 if TYPE_CHECKING:
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
 
 # Ids are made of the time: their beginnings are alike, so a part must be long enough to tell them apart.
 ID_PART_MIN_CHARS = 4

@@ -20,11 +20,11 @@ from pantheon.cli.tree import TaskTree
 from pantheon.cli.units import clock, duration, parse_time
 from pantheon.cli.view import draw, look_of
 from pantheon.cli.why import lines_of, waits_of
-from pantheon.settings import one_line
+from pantheon.runtime.settings import one_line
 from protocol.errors import PantheonError
 
 if TYPE_CHECKING:
-    from pantheon.client import Mesh
+    from pantheon.client.mesh import Mesh
 
 
 def tasks(

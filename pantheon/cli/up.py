@@ -17,7 +17,7 @@ from pantheon.cli.listing import Cell, Column, print_listing
 from pantheon.cli.output import flush_answers, is_live, print_json, print_line, stderr, stdout
 from pantheon.cli.stack import check_agent_count, migrate, settled, stack_environment
 from pantheon.cli.units import clock
-from pantheon.settings import MeshSettings, shown
+from pantheon.runtime.settings import MeshSettings, shown
 from protocol.errors import SettingsError
 
 if TYPE_CHECKING:

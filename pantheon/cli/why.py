@@ -6,7 +6,7 @@ from typing import Any
 from rich.text import Text
 
 from pantheon.cli.task_rows import paths_of
-from pantheon.settings import one_line
+from pantheon.runtime.settings import one_line
 
 
 def waits_of(rows: Sequence[Mapping[str, Any]], waiting: Sequence[Mapping[str, Any]]) -> Iterator[Text]:

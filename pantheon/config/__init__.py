@@ -6,7 +6,7 @@ from pantheon.config.agent_config import AgentConfig
 from pantheon.config.layers import Origin
 from pantheon.config.manager import ConfigChange, ConfigManager
 from pantheon.config.sources import FileSource, NatsSource, Source
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 
 __all__ = [
     "AgentConfig",

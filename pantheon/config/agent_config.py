@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pantheon.settings import LogLevel
+from pantheon.runtime.settings import LogLevel
 from protocol.discovery import REFRESH_SECONDS, AgentName, InstanceId
 
 

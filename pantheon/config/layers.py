@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pantheon.config.agent_config import AgentConfig
-from pantheon.settings import one_line
+from pantheon.runtime.settings import one_line
 from protocol.errors import SettingsError
 
 OPTIONS = "options"

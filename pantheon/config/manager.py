@@ -15,11 +15,11 @@ from typing import Any, Generic, Self, TypeVar
 import structlog
 from pydantic import ValidationError
 
-from pantheon.background import end
 from pantheon.config.agent_config import AgentConfig
 from pantheon.config.layers import Layer, Origin, Setting, environment_layer, flat_values, merge, nest, unknown_keys
 from pantheon.config.sources import FileSource, Source
-from pantheon.settings import shown
+from pantheon.runtime.background import end
+from pantheon.runtime.settings import shown
 from protocol.errors import SettingsError
 
 log = structlog.get_logger(__name__)

@@ -5,7 +5,7 @@ from nats.aio.client import Client
 from pantheon.discovery.interface import Discovery, DiscoveryDenied, DiscoveryUnavailable, Registration
 from pantheon.discovery.nats_kv import BUCKET_STREAM, NatsKvDiscovery, ensure_bucket
 from pantheon.discovery.registry import Registry
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 
 __all__ = [
     "BUCKET_STREAM",

@@ -18,7 +18,7 @@ import httpx
 from pydantic import SecretStr
 
 from pantheon.discovery.interface import DiscoveryDenied, DiscoveryUnavailable
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 from protocol.discovery import CONSUL_TAG, DEREGISTER_AFTER_SECONDS, TTL_SECONDS
 from protocol.errors import DiscoveryError, SettingsError
 

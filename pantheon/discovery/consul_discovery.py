@@ -16,7 +16,7 @@ from pantheon.discovery.consul_api import ConsulAddress, ConsulApi, ConsulLost
 from pantheon.discovery.consul_watch import ConsulFollower
 from pantheon.discovery.registration import KeptRegistration
 from pantheon.discovery.registry import Registry
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 from protocol.discovery import CONSUL_TAG, CONSUL_TASK_TAG_PREFIX, InstanceRecord
 
 log = structlog.get_logger(__name__)

@@ -17,10 +17,10 @@ from typing import Any
 
 import structlog
 
-from pantheon.background import end
 from pantheon.discovery.consul_api import ConsulApi
 from pantheon.discovery.refusals import Refusals
 from pantheon.discovery.registry import Key, Registry, key_of
+from pantheon.runtime.background import end
 from protocol.discovery import CONSUL_TASK_TAG_PREFIX, InstanceRecord
 from protocol.errors import DiscoveryError
 

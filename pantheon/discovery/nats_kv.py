@@ -18,12 +18,12 @@ from nats.aio.client import Client
 from nats.js.api import StorageType, StreamInfo
 from nats.js.client import JetStreamContext
 
-from pantheon.background import end
 from pantheon.discovery.interface import DiscoveryUnavailable
 from pantheon.discovery.kv_watch import REQUEST_TIMEOUT_SECONDS, BucketWatch, explain
 from pantheon.discovery.refusals import Refusals
 from pantheon.discovery.registration import KeptRegistration
 from pantheon.discovery.registry import Registry
+from pantheon.runtime.background import end
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, TTL_SECONDS, InstanceRecord
 
 log = structlog.get_logger(__name__)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import structlog
 
-from pantheon.background import end
+from pantheon.runtime.background import end
 from protocol.discovery import REFRESH_SECONDS, InstanceRecord
 from protocol.errors import DiscoveryError
 

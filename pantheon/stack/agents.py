@@ -21,7 +21,7 @@ _NAME_MARK = "agent name: "
 _REASON_MARK = "agent not loaded: "
 _PRINT_NAME = f"""
 import sys
-from pantheon.loading import load_agent
+from pantheon.runtime.loading import load_agent
 from protocol.errors import PantheonError
 try:
     print("\\n{_NAME_MARK}" + load_agent(sys.argv[1]).name, flush=True)
@@ -58,7 +58,7 @@ def built_in_agents() -> tuple[AgentSpec, ...]:
 async def find_agent(target: str, *, environment: Mapping[str, str] | None = None, instances: int = 1) -> AgentSpec:
     """Return the spec of a third party's agent: a module or a Python file with an `Agent` in it.
 
-    `target` is what `pantheon.loading.load_agent` takes. The name is asked of the Agent itself. It is run by the
+    `target` is what `load_agent` takes. The name is asked of the Agent itself. It is run by the
     command line's `agent run`, so that a module without a `__main__` part works too. Raises AgentLoadError with the
     reason when the module does not load.
     """

@@ -16,7 +16,7 @@ from pantheon.config import AgentConfig, ConfigManager, NatsSource, make_live_so
 from pantheon.config.consul_source import ConsulSource
 from pantheon.config.layers import Setting
 from pantheon.discovery.consul_api import ConsulAddress, ConsulApi
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 from protocol.errors import SettingsError
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pantheon.health import Health
+from pantheon.runtime.health import Health
 from tests.containers.engine import why_no_engine
 
 REPOSITORY = Path(__file__).parents[2]

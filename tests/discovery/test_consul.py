@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from pantheon.discovery.consul_api import ConsulAddress
 from pantheon.discovery.consul_discovery import ConsulDiscovery
 from pantheon.discovery.consul_watch import read_checks
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 from protocol import InstanceRecord
 from protocol.errors import SettingsError
 from tests.waiting import PATIENCE_SECONDS, until

@@ -9,7 +9,7 @@ from nats.aio.client import Client
 
 from pantheon.discovery import NatsKvDiscovery, Registry, make_discovery
 from pantheon.discovery.consul_discovery import ConsulDiscovery
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 from protocol import InstanceRecord
 from tests.waiting import PATIENCE_SECONDS
 

@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 
 from orchestrator_agent.service import load_library, orchestrator
-from pantheon.client import Mesh
-from pantheon.settings import MeshSettings
+from pantheon.client.mesh import Mesh
+from pantheon.runtime.settings import MeshSettings
 from tests.servers import Databases, nats_server
 
 REPOSITORY = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pantheon import Agent, TaskContext
-from pantheon.client import Mesh
+from pantheon.client.mesh import Mesh
 from tests.docs.conftest import REPOSITORY, DocumentedMesh, Running, block_with, finish, python
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

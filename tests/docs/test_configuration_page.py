@@ -14,10 +14,10 @@ from agents.drafting_agent.settings import DraftingSettings
 from agents.enhancement_agent.settings import EnhancementSettings
 from agents.examination_agent.settings import ExaminationSettings
 from agents.llm_agent.settings import LlmSettings
-from orchestrator_agent.flow.settings import FlowSettings
+from orchestrator_agent.dispatch.settings import FlowSettings
 from pantheon.config import AgentConfig
 from pantheon.config.layers import parse_file
-from pantheon.settings import MeshSettings, is_secret
+from pantheon.runtime.settings import MeshSettings, is_secret
 from tests.docs.conftest import REPOSITORY, blocks
 
 FILE = REPOSITORY / "docs" / "configuration.md"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator_agent import routing, standing
+from orchestrator_agent.dispatch import agent_health, router
 from orchestrator_agent.engine.state import Role, Status
 from pantheon.cli.app import main
 from pantheon.cli.exit_codes import MEANINGS
@@ -67,13 +67,13 @@ def test_every_role_is_explained(role: Role) -> None:
 
 def test_the_numbers_of_routing_and_circuits_are_the_codes() -> None:
     page = " ".join(OPERATIONS.split())
-    assert f"response time in seconds + {routing.FAILURE_WEIGHT:g} x failure rate" in page
-    assert routing.RESPONSE_SCALE_MS == 1000
-    assert f"has {routing.AVOID_PENALTY:g} added" in page
-    assert f"Scores within {routing.NEAR:g} of the best" in page
-    assert (standing.OPEN_AFTER_FAILURES, standing.FORGET_HALF_SECONDS) == (5, 60)
+    assert f"response time in seconds + {router.FAILURE_WEIGHT:g} x failure rate" in page
+    assert router.RESPONSE_SCALE_MS == 1000
+    assert f"has {router.AVOID_PENALTY:g} added" in page
+    assert f"Scores within {router.NEAR:g} of the best" in page
+    assert (agent_health.OPEN_AFTER_FAILURES, agent_health.FORGET_HALF_SECONDS) == (5, 60)
     assert "Five retryable failures of an agent in a row" in page
-    assert f"it gets nothing for {standing.OPEN_SECONDS:g} s" in page
+    assert f"it gets nothing for {agent_health.OPEN_SECONDS:g} s" in page
 
 
 def test_every_documented_command_has_a_help(capsys: pytest.CaptureFixture[str]) -> None:

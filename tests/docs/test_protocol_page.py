@@ -10,10 +10,10 @@ import jsonschema_rs
 import nats
 import pytest
 
-from orchestrator_agent.intake import OPERATIONS
+from orchestrator_agent.intake.planner import OPERATIONS
 from pantheon import Agent, TaskFailed
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol import documents, schema
 from protocol.discovery import DEREGISTER_AFTER_SECONDS, KV_BUCKET
 from protocol.errors import ErrorCode

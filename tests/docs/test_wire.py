@@ -11,8 +11,8 @@ import pytest
 from nats.aio.msg import Msg
 
 from pantheon import Agent, TaskContext, TaskFailure
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol import documents
 from tests.docs.conftest import DocumentedMesh
 

@@ -13,8 +13,7 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Obstacles, Placement, Rules, Wanted
 from orchestrator_agent.engine.events import Answered, Due, Expired, Happening
 from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
-from orchestrator_agent.intake import Planner, Replayed
-from orchestrator_agent.testing.table import Table
+from orchestrator_agent.intake.planner import Planner, Replayed
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -22,6 +21,7 @@ from protocol import TaskRequest, new_id
 from protocol.messages import ErrorInfo, Usage
 from protocol.names import EXECUTE_DAG
 from protocol.workflow import Workflow
+from testkit.table import Table
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

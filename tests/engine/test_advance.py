@@ -18,7 +18,7 @@ from orchestrator_agent.engine.events import (
     Reattached,
 )
 from orchestrator_agent.engine.state import TRANSITIONS, Row, Status
-from orchestrator_agent.wire import final_response
+from orchestrator_agent.runtime.wire import final_response
 from protocol import TaskRequest, TaskResponse, new_id
 from protocol.messages import ErrorInfo, Usage
 from protocol.workflow import MAX_DEPTH

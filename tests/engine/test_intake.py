@@ -11,8 +11,8 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Answered, Begin
 from orchestrator_agent.engine.state import Role, Run, Status
-from orchestrator_agent.intake import Replayed
-from orchestrator_agent.wire import attempt_id, final_response, request_headers, task_request
+from orchestrator_agent.intake.planner import Replayed
+from orchestrator_agent.runtime.wire import attempt_id, final_response, request_headers, task_request
 from protocol import TaskRequest, TaskResponse, new_id, parse_request, salvage_ids
 from protocol.errors import InvalidRequest
 from protocol.messages import ErrorInfo, Usage

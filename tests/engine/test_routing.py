@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
+from orchestrator_agent.dispatch.agent_health import FORGET_HALF_SECONDS, OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
+from orchestrator_agent.dispatch.router import Bar, Candidate, Open, Pauses, Router, choose
 from orchestrator_agent.engine.decisions import Placement, Wanted
-from orchestrator_agent.routing import Bar, Candidate, Open, Pauses, Router, choose
-from orchestrator_agent.standing import FORGET_HALF_SECONDS, OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
 from orchestrator_agent.workflows.library import Library
 from protocol import InstanceRecord, new_id
 from protocol.messages import TaskResponse

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from orchestrator_agent.turns import Schedules, due_times
+from orchestrator_agent.maintenance.concurrency_keys import Schedules, due_times
 from orchestrator_agent.workflows.files import read_workflow
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -119,7 +119,9 @@ async def test_no_time_is_lost_while_orchestrators_with_another_definition_are_t
         schedules.append(Schedules(kept, library, accept))  # type: ignore[arg-type]
     begin = NEW_YEAR + timedelta(hours=5)
     for seconds in range(0, 3 * 3600, 30):
-        monkeypatch.setattr("orchestrator_agent.turns.now", partial(begin.__add__, timedelta(seconds=seconds)))
+        monkeypatch.setattr(
+            "orchestrator_agent.maintenance.concurrency_keys.now", partial(begin.__add__, timedelta(seconds=seconds))
+        )
         for one in schedules:
             await one.look()
     assert started == {"2026-01-01T06:00:00+00:00", "2026-01-01T07:00:00+00:00"}

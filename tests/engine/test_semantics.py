@@ -17,7 +17,7 @@ from orchestrator_agent.engine.events import (
     Signalled,
 )
 from orchestrator_agent.engine.state import Role, Row, Status
-from orchestrator_agent.wire import task_request
+from orchestrator_agent.runtime.wire import task_request
 from orchestrator_agent.workflows.plan import Plan
 from protocol import ErrorInfo, new_id
 from protocol.messages import Usage

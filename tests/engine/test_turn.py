@@ -5,7 +5,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator_agent.engine.turn import Open, decide_turns
+from orchestrator_agent.engine.concurrency import Open, decide_turns
 
 
 def root(number: int, *, waiting: bool = True, priority: int = 5) -> Open:

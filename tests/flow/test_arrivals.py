@@ -8,12 +8,12 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-import orchestrator_agent.arrivals
-from orchestrator_agent.arrivals import SUBJECT, Arrivals
+import orchestrator_agent.intake.fair_intake
+from orchestrator_agent.intake.fair_intake import SUBJECT, Arrivals
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.bus import Bus, Delivery, NoBatches, Puller, acknowledge, ensure_streams
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import TaskRequest, new_id
 from protocol.messages import json_bytes
@@ -30,7 +30,7 @@ LIMIT = 20
 
 @pytest.fixture(autouse=True)
 def _few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator_agent.arrivals, "MANY", MANY)
+    monkeypatch.setattr(orchestrator_agent.intake.fair_intake, "MANY", MANY)
 
 
 @pytest_asyncio.fixture
@@ -234,7 +234,7 @@ async def test_a_server_that_reads_no_batches_gives_them_in_their_order(
     async def refuse(*_: Any, **__: Any) -> Any:
         raise NoBatches("older than 2.11")
 
-    monkeypatch.setattr(orchestrator_agent.arrivals, "stored_batch", refuse)
+    monkeypatch.setattr(orchestrator_agent.intake.fair_intake, "stored_batch", refuse)
     sent = [*await taking.send("a", 400), *await taking.send("b", 1)]
     await taking.all_of(401)
     assert taking.accepted == sent

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from orchestrator_agent.flow.backlog import Backlog, flow_key
+from orchestrator_agent.intake.backlog import Backlog, flow_key
 from pantheon.bus import Delivery
 
 

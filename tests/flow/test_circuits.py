@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator_agent.flow.circuits import Circuits
-from orchestrator_agent.flow.shared import Shared
+from orchestrator_agent.dispatch.agent_health import OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
+from orchestrator_agent.dispatch.redis_state import Shared
+from orchestrator_agent.dispatch.shared_circuits import Circuits
 from orchestrator_agent.service import load_library, orchestrator
-from orchestrator_agent.standing import OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from tests.mesh.agents import words_agent
 from tests.mesh.conftest import PlainClient
@@ -25,7 +25,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine that stalls for a second, Redis is there all the same."""
-    monkeypatch.setattr("orchestrator_agent.flow.shared.ANSWER_SECONDS", 10.0)
+    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", 10.0)
 
 
 async def kill(server: ValkeyServer) -> None:
@@ -106,7 +106,7 @@ async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_close
 async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit(
     valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_agent.flow.circuits.IN_HAND_SECONDS", 60.0)
+    monkeypatch.setattr("orchestrator_agent.dispatch.shared_circuits.IN_HAND_SECONDS", 60.0)
     with capture_logs() as logs:
         async with processes(*[valkey.url] * 6) as made:
             for process in made:
@@ -130,8 +130,8 @@ async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit
 async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_not(
     valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_agent.flow.circuits.IN_HAND_SECONDS", 0.2)
-    monkeypatch.setattr("orchestrator_agent.flow.circuits.AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr("orchestrator_agent.dispatch.shared_circuits.IN_HAND_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator_agent.dispatch.shared_circuits.AGAIN_SECONDS", 0.02)
     async with processes(valkey.url, valkey.url) as (one, other):
         for process in (one, other):
             process.fail()
@@ -204,7 +204,7 @@ async def test_without_redis_each_process_has_its_own_circuits_and_says_so_once(
 async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
     valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_agent.flow.shared.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.RETRY_SECONDS", 0.05)
     with capture_logs() as logs:
         async with processes(valkey.url, valkey.url) as (one, other):
             await one.circuits.look()
@@ -244,8 +244,8 @@ async def test_a_mesh_goes_on_while_its_redis_is_killed_and_comes_back(
 async def test_on_a_mesh_a_broken_agent_is_probed_with_a_claim_and_used_again(
     settings: MeshSettings, plain: PlainClient, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_agent.standing.OPEN_SECONDS", 0.5)
-    monkeypatch.setattr("orchestrator_agent.flow.circuits.IN_HAND_SECONDS", 60.0)
+    monkeypatch.setattr("orchestrator_agent.dispatch.agent_health.OPEN_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator_agent.dispatch.shared_circuits.IN_HAND_SECONDS", 60.0)
     with_redis: Any = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
     steps = {"a": {"task": "flaky", "with": {"failures": "${input.failures}"}, "retry": {"max_attempts": 1}}}
     with capture_logs() as logs:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator_agent.flow.line import flow_of
+from orchestrator_agent.dispatch.ready_queue import flow_of
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskContext
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol.streams import TASKS
 from tests.mesh.agents import rows
 from tests.mesh.conftest import PlainClient

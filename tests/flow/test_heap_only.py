@@ -3,8 +3,8 @@
 import asyncio
 
 from orchestrator_agent.service import load_library, orchestrator
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from tests.mesh.agents import rows, words_agent
 from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS

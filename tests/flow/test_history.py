@@ -11,14 +11,14 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.flow.history import History, is_over, month_of
+from orchestrator_agent.maintenance.history_archiver import History, is_over, month_of
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.age import surely_new
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.statements import ACCEPTED, not_in_history, whole
 from pantheon import Mesh
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol import new_id
 from protocol.errors import StoreError
 from tests.mesh.agents import Seen, rows, words_agent

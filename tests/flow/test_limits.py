@@ -5,22 +5,22 @@ import time
 
 import pytest
 
+from orchestrator_agent.dispatch.admission import Gate
+from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.capacity import Capacity
+from orchestrator_agent.dispatch.rate_limits import Limits
+from orchestrator_agent.dispatch.ready_queue import Line
+from orchestrator_agent.dispatch.redis_state import Shared
+from orchestrator_agent.dispatch.router import Router
+from orchestrator_agent.dispatch.settings import FlowSettings, RateLimit, read_rate
+from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.decisions import Wanted
-from orchestrator_agent.flow.capacity import Capacity
-from orchestrator_agent.flow.gate import Gate
-from orchestrator_agent.flow.limits import Limits
-from orchestrator_agent.flow.line import Line
-from orchestrator_agent.flow.settings import FlowSettings, RateLimit, read_rate
-from orchestrator_agent.flow.shared import Shared
-from orchestrator_agent.flow.window import Window
-from orchestrator_agent.routing import Router
 from orchestrator_agent.service import load_library, orchestrator
-from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from protocol import InstanceRecord
 from protocol.errors import SettingsError
@@ -152,7 +152,7 @@ async def test_a_limit_that_is_reached_is_told_as_what_a_task_waits_for() -> Non
 
 async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # A store that answers late is away, and then each process goes by a bucket of its own.
-    monkeypatch.setattr("orchestrator_agent.flow.shared.ANSWER_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", PATIENCE_SECONDS)
     one, other = Shared(valkey.url), Shared(valkey.url)
     both = [limits(shared, requesters={"alice": "40/s burst 4"}) for shared in (one, other)]
     spent = 0
@@ -189,9 +189,9 @@ async def test_a_bucket_whose_redis_is_away_is_the_processs_own(valkey: ValkeySe
 
 async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was let go: an agent of 1/h that was only weighed against another, or asked about, had used up its hour."""
-    monkeypatch.setattr("orchestrator_agent.flow.shared.ANSWER_SECONDS", PATIENCE_SECONDS)
-    monkeypatch.setattr("orchestrator_agent.flow.limits.POCKET_KEPT_SECONDS", 0.05)
-    monkeypatch.setattr("orchestrator_agent.flow.limits.ASK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.POCKET_KEPT_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.ASK_AGAIN_SECONDS", 0.02)
     one, other = Shared(valkey.url), Shared(valkey.url)
     weighing, using = (limits(shared, agents={"a": "1/h burst 1"}) for shared in (one, other))
     await until(lambda: weighing.of_agent("a") == 1, "the token, in the pocket of who does not use it")
@@ -210,8 +210,8 @@ async def test_a_store_that_goes_and_comes_back_gives_no_second_burst(
     valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each process had a whole burst of its own when Redis went away, and Redis's bucket was full when it came back."""
-    monkeypatch.setattr("orchestrator_agent.flow.shared.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("orchestrator_agent.flow.limits.ASK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.ASK_AGAIN_SECONDS", 0.02)
     shared = [Shared(valkey.url), Shared(valkey.url)]
     both = [limits(one, agents={"a": "4/h burst 8"}) for one in shared]
     for made in both:
@@ -266,7 +266,7 @@ async def test_a_limited_requester_gets_its_rate_and_delays_nobody(
 ) -> None:
     monkeypatch.setenv("RATE_LIMITS", '{"requesters": {"slow": "10/s burst 1", "rare": "1/h burst 1"}}')
     if with_redis:
-        monkeypatch.setattr("orchestrator_agent.flow.shared.ANSWER_SECONDS", PATIENCE_SECONDS)
+        monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", PATIENCE_SECONDS)
         settings = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
     counter = Counter(concurrency=10)
     counter.gate.set()

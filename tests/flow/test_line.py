@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.flow.line import AGING_SECONDS, CLAIM, TAKE, Line, Waiting, flow_of
+from orchestrator_agent.dispatch.ready_queue import AGING_SECONDS, CLAIM, TAKE, Line, Waiting, flow_of
 from orchestrator_agent.store.pool import Database
 from protocol import new_id
 

@@ -1,12 +1,12 @@
 """The window: a count in memory, put right by what the broker says."""
 
+from orchestrator_agent.dispatch.admission import Gate, NoLimits
+from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.capacity import Capacity
+from orchestrator_agent.dispatch.ready_queue import Line, Queue, queue_of
+from orchestrator_agent.dispatch.router import Router
+from orchestrator_agent.dispatch.window import PERIOD_SECONDS, ROUND_TRIP_SECONDS, Window
 from orchestrator_agent.engine.decisions import Wanted
-from orchestrator_agent.flow.capacity import Capacity
-from orchestrator_agent.flow.gate import Gate, NoLimits
-from orchestrator_agent.flow.line import Line, Queue, queue_of
-from orchestrator_agent.flow.window import PERIOD_SECONDS, ROUND_TRIP_SECONDS, Window
-from orchestrator_agent.routing import Router
-from orchestrator_agent.standing import Standings
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry

@@ -13,7 +13,7 @@ import pytest_asyncio
 from pantheon import Agent
 from pantheon.bus import Bus, Publisher, ensure_streams
 from pantheon.stack.servers import NatsServer
-from pantheon.worker import Worker
+from pantheon.worker.worker import Worker
 from protocol import TaskResponse, new_id, subjects
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 
 import pantheon
 from pantheon import Agent, PantheonError, TaskContext, TaskFailure
-from pantheon.context import LocalTaskContext
-from pantheon.handler import Handler
+from pantheon.worker.context import LocalTaskContext
+from pantheon.worker.handler import Handler
 from protocol import TaskProgress, TaskRequest, new_id
 from protocol.errors import InvalidRequest
 from tests.waiting import PATIENCE_SECONDS

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pantheon.answers import Answers
 from pantheon.bus import Bus, Objects, Publisher
-from pantheon.runner import Completed
-from pantheon.timer import Timer
+from pantheon.worker.attempt_timeout import Timer
+from pantheon.worker.responses import Answers
+from pantheon.worker.runner import Completed
 from protocol import TaskRequest, new_id
 from protocol.messages import Usage, parse_response, to_bytes
 

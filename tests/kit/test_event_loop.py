@@ -6,7 +6,7 @@ import logging
 import pytest
 from structlog.testing import capture_logs
 
-from pantheon import event_loop
+from pantheon.runtime import event_loop
 from tests.waiting import until
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pantheon.places import Place, Places
+from pantheon.worker.slots import Place, Places
 from tests.waiting import until
 
 
@@ -85,7 +85,7 @@ async def test_an_attempt_that_is_interrupted_waits_for_no_place(wants_back: boo
 
 
 async def test_where_too_many_wait_the_next_one_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pantheon.places.LENT_LIMIT", 1)
+    monkeypatch.setattr("pantheon.worker.slots.LENT_LIMIT", 1)
     places = Places(2)
     gate = asyncio.Event()
     made = [places.take(), places.take()]

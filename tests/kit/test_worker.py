@@ -12,8 +12,8 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 from pydantic import BaseModel
 
-import pantheon.answers
-import pantheon.worker
+import pantheon.worker.responses
+import pantheon.worker.worker
 from pantheon import Agent, TaskContext, TaskFailure
 from pantheon.bus import ensure_streams
 from protocol import TaskProgress, TaskResponse, new_id, subjects
@@ -201,7 +201,7 @@ async def test_a_process_that_dies_at_work_leaves_the_task_to_another(rig: Rig, 
 
 
 async def test_a_long_task_stays_with_its_instance(rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pantheon.worker, "IN_PROGRESS_SECONDS", 0.2)
+    monkeypatch.setattr(pantheon.worker.worker, "IN_PROGRESS_SECONDS", 0.2)
     # Long beside the time between two acks, so that a machine that stands still for a moment is no silent worker.
     await ack_wait(rig, 4)
     runs = 0
@@ -252,7 +252,7 @@ async def test_a_task_sent_again_while_it_runs_waits_with_it(
     rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said again after a loss of the broker's store, it is a message of its own; given out five times it was poison."""
-    monkeypatch.setattr(pantheon.worker, "IN_PROGRESS_SECONDS", 0.2)
+    monkeypatch.setattr(pantheon.worker.worker, "IN_PROGRESS_SECONDS", 0.2)
     await ack_wait(rig, 4)
     runs = 0
 
@@ -300,7 +300,7 @@ async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Ri
 async def test_answers_are_remembered_by_what_they_weigh(
     rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pantheon.answers, "REMEMBERED_BYTES", 3000)
+    monkeypatch.setattr(pantheon.worker.responses, "REMEMBERED_BYTES", 3000)
     runs: list[UUID] = []
 
     @agent.task("thousand")

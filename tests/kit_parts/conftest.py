@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 
 
 @pytest.fixture

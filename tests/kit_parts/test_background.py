@@ -2,7 +2,7 @@
 
 import asyncio
 
-from pantheon.background import end
+from pantheon.runtime.background import end
 
 
 async def test_a_task_that_lost_its_cancellation_is_cancelled_again() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from pantheon.logs import bind_process, bind_task, configure_logging, parse_traceparent, plain, set_level
+from pantheon.runtime.logs import bind_process, bind_task, configure_logging, parse_traceparent, plain, set_level
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

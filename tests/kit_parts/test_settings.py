@@ -12,7 +12,7 @@ from agents.examination_agent.settings import ExaminationSettings
 from agents.llm_agent.settings import LlmSettings
 from orchestrator_agent.store.pool import Database
 from pantheon.language_model import require_models
-from pantheon.settings import EnvironmentSettings, MeshSettings, load_settings, redacted
+from pantheon.runtime.settings import EnvironmentSettings, MeshSettings, load_settings, redacted
 from protocol.errors import SettingsError
 
 

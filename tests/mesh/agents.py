@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from orchestrator_agent.service import OrchestratorWorker
 from pantheon import Agent, TaskContext, TaskFailure
 from pantheon.discovery import Registry
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from tests.waiting import PATIENCE_SECONDS
 
 

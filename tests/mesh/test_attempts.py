@@ -13,9 +13,9 @@ from nats.aio.msg import Msg
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskCancelled, TaskContext, TaskFailed
-from pantheon.client import result_of
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.client.mesh import result_of
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol.errors import NotAccepted, PantheonError
 from protocol.messages import now
 from tests.mesh.agents import Seen, orchestrator_process, rows, words_agent
@@ -99,7 +99,7 @@ async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with
     async def write_letter(*_: Any) -> None:
         await letters.wait()
 
-    monkeypatch.setattr("orchestrator_agent.settlement.publish_dead_letter", write_letter)
+    monkeypatch.setattr("orchestrator_agent.runtime.settlement.publish_dead_letter", write_letter)
     await mute_agent(plain)
     ids = [await plain.send("nothing"), await plain.send("nothing")]
     await plain.until(lambda: len(plain.overheard) == 2)
@@ -123,7 +123,7 @@ async def test_an_order_to_stop_is_given_again_as_long_as_a_heartbeat_shows_the_
     orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was given three times within six seconds: an agent that was cut off for longer worked on."""
-    monkeypatch.setattr("orchestrator_agent.stops.AGAIN_SECONDS", ())
+    monkeypatch.setattr("orchestrator_agent.runtime.attempt_cancellation.AGAIN_SECONDS", ())
     orders: list[dict[str, Any]] = []
 
     async def hear(message: Msg) -> None:

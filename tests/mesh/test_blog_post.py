@@ -16,8 +16,8 @@ import pytest_asyncio
 import yaml
 
 from pantheon import Mesh, TaskFailed
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from tests.mesh.agents import rows
 
 AGENTS = ("llm_agent", "enhancement_agent", "examination_agent", "drafting_agent", "communication_agent")

@@ -10,8 +10,8 @@ import pytest
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
 from orchestrator_agent.service import OrchestratorWorker
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, rows
 from tests.mesh.conftest import PlainClient

@@ -10,9 +10,9 @@ import pytest
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskContext, TaskFailed
-from pantheon.client import result_of
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.client.mesh import result_of
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol.messages import now
 from tests.mesh.agents import Seen, registry_of, rows, words_agent
 from tests.mesh.conftest import PlainClient

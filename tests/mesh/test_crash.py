@@ -12,13 +12,13 @@ import pytest
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from orchestrator_agent.broker_watch import NEEDED, WATCHED
+from orchestrator_agent.maintenance.broker_watch import NEEDED, WATCHED
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from pantheon import Mesh
 from pantheon.bus import Bus, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import subjects
 from protocol.ids import new_id
@@ -233,7 +233,7 @@ async def test_what_is_acknowledged_while_the_broker_is_asked_is_not_taken_for_a
         task_id = await plain.submit("echo", {"n": 1})
         await seen.until_called("echo")
         attempts = await listening(plain, "agent.words_agent.task")
-        monkeypatch.setattr("orchestrator_agent.broker_watch.stream_mark", answered_late)
+        monkeypatch.setattr("orchestrator_agent.maintenance.broker_watch.stream_mark", answered_late)
         # What the first whole look came to has been done when the third begins.
         await until(lambda: looks > 2 * (len(WATCHED) + len(NEEDED) + 1), "a third look")
         gate.set()
@@ -332,7 +332,7 @@ async def test_requests_that_wait_for_postgres_are_given_out_once(
     """Those behind the batch that is being written as well: given out five times they were dead letters, `poison`."""
     import migrations
 
-    monkeypatch.setattr("orchestrator_agent.conductor.HOLD_SECONDS", 0.3)
+    monkeypatch.setattr("orchestrator_agent.message_loops.HOLD_SECONDS", 0.3)
     patience = 4.0
     bus = await Bus.connect(broker.url, name="test")
     async with bus, postgres_server(tmp_path / "postgres") as database:
@@ -412,7 +412,7 @@ async def test_what_nobody_owns_any_more_is_published_again(
     settings: MeshSettings, seen: Seen, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that was adopted while it was paused went on, dispatched, and died before it was in the list again."""
-    monkeypatch.setattr("orchestrator_agent.adoption.STRAYS_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator_agent.maintenance.adoption.STRAYS_SECONDS", 0.1)
     async with orchestrator(settings, load_library([])) as process:
         # One message that the broker never takes must not hold that up.
         await process.publisher.send("no.stream.keeps.this", b"")

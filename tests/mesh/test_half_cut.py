@@ -6,8 +6,8 @@ import pytest
 from pydantic import SecretStr
 
 from orchestrator_agent.service import load_library, orchestrator
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from tests.mesh.agents import Seen, registry_of, rows, words_agent
 from tests.mesh.conftest import PlainClient
 from tests.mesh.cut_line import CutLine
@@ -23,8 +23,8 @@ async def test_what_an_orchestrator_without_postgres_holds_is_left_to_another(
     settings: MeshSettings, plain: PlainClient, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It said again and again that it was at work on what it had taken, and nobody else got it."""
-    monkeypatch.setattr("orchestrator_agent.conductor.HOLD_SECONDS", 0.2)
-    monkeypatch.setattr("orchestrator_agent.conductor.STUCK_SECONDS", 1.0)
+    monkeypatch.setattr("orchestrator_agent.message_loops.HOLD_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator_agent.message_loops.STUCK_SECONDS", 1.0)
     assert settings.database_url is not None
     async with CutLine(settings.database_url.get_secret_value()).listening() as line:
         far = settings.model_copy(update={"database_url": SecretStr(line.url)})
@@ -52,7 +52,7 @@ async def test_what_an_orchestrator_without_the_broker_decided_is_published_by_a
 ) -> None:
     """It lives and keeps its rows, and what it dispatched waited for the end of the attempt's time."""
     monkeypatch.setattr("pantheon.bus.publisher.ACK_TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setattr("orchestrator_agent.adoption.HELP_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator_agent.maintenance.adoption.HELP_AFTER_SECONDS", 0.5)
     async with CutLine(settings.nats_url).listening() as line, AgentProcess(words_agent(seen), settings):
         far = settings.model_copy(update={"nats_url": line.url})
         async with orchestrator(far, load_library([])) as cut_off:

@@ -13,8 +13,8 @@ import pytest
 import migrations
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.bus import ensure_streams
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol.errors import SettingsError
 from tests.mesh.agents import Seen, words_agent

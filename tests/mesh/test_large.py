@@ -14,14 +14,14 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError
 from nats.js.object_store import ObjectStore
 
-from orchestrator_agent.flow.history import History
-from orchestrator_agent.flow.leftovers import Leftovers
+from orchestrator_agent.maintenance.history_archiver import History
+from orchestrator_agent.maintenance.object_cleaner import Leftovers
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.pool import Database
 from pantheon import Agent, Mesh, TaskContext, TaskFailed
 from pantheon.bus import Bus, Objects
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol import new_id
 from protocol.errors import TooLarge
 from tests.mesh.agents import Seen, rows, words_agent

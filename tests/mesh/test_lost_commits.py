@@ -10,8 +10,8 @@ import pytest_asyncio
 from pydantic import SecretStr
 
 from orchestrator_agent.service import load_library, orchestrator
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, registry_of, rows, words_agent
 from tests.mesh.conftest import PlainClient

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from orchestrator_agent.outages import SETTLING, SILENCE, Outages
+from orchestrator_agent.maintenance.broker_outages import SETTLING, SILENCE, Outages
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

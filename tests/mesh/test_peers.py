@@ -11,14 +11,14 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-import orchestrator_agent.peers
-from orchestrator_agent.peers import TASK, Peers, root_of
+import orchestrator_agent.runtime.root_ownership
+from orchestrator_agent.runtime.root_ownership import TASK, Peers, root_of
+from orchestrator_agent.runtime.settlement import Settlement
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
-from orchestrator_agent.settlement import Settlement
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Bus, Delivery, Puller, acknowledge, ensure_streams, times_delivered
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import subjects
 from protocol.ids import new_id
@@ -277,7 +277,7 @@ async def second(settings: MeshSettings, orchestrated: AgentProcess) -> AsyncIte
 @pytest.fixture
 def nobody_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine a process may say nothing for as long as it takes."""
-    monkeypatch.setattr(orchestrator_agent.peers, "ALIVE_SECONDS", 10 * PATIENCE_SECONDS)
+    monkeypatch.setattr(orchestrator_agent.runtime.root_ownership, "ALIVE_SECONDS", 10 * PATIENCE_SECONDS)
 
 
 async def test_answers_are_settled_by_the_owner_which_reads_no_tree(

@@ -5,7 +5,7 @@ import pytest
 import migrations
 from orchestrator_agent.service import SCHEMA, load_library, orchestrator
 from orchestrator_agent.store.pool import Database
-from pantheon.settings import MeshSettings
+from pantheon.runtime.settings import MeshSettings
 from protocol.errors import SettingsError
 
 

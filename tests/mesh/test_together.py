@@ -9,11 +9,11 @@ import pytest
 import pytest_asyncio
 
 from orchestrator_agent.engine.state import Run
-from orchestrator_agent.runs import MANY_ROWS, Runs
+from orchestrator_agent.runtime.run_cache import MANY_ROWS, Runs
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from pantheon import Mesh
-from pantheon.process import AgentProcess
-from pantheon.settings import MeshSettings
+from pantheon.runtime.process import AgentProcess
+from pantheon.runtime.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, orchestrator_process, registry_of, rows
 from tests.mesh.conftest import PlainClient

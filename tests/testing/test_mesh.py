@@ -11,10 +11,10 @@ from unittest.mock import AsyncMock
 import pytest
 from pydantic import BaseModel
 
-from orchestrator_agent.testing.clock import START
 from pantheon import Agent, TaskCancelled, TaskContext, TaskFailed, TaskFailure
 from pantheon.testing import NO_ANSWER, Stuck, TestMesh, in_turn
 from protocol.errors import InvalidWorkflow, PantheonError
+from testkit.clock import START
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from orchestrator_agent.testing import StepView, Task, TestMesh
 from pantheon import testing
+from testkit import StepView, Task, TestMesh
 from tests.docs.conftest import REPOSITORY, blocks
 
 PAGE = REPOSITORY / "docs" / "testing.md"

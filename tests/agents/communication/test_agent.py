@@ -11,7 +11,7 @@ from agents.communication_agent.publisher import NotPublished, publish
 from agents.communication_agent.settings import CommunicationSettings
 from agents.communication_agent.store import LockTimedOut, Records, locked
 from pantheon import TaskFailure
-from pantheon.context import LocalTaskContext
+from pantheon.worker.context import LocalTaskContext
 from tests.agents.communication.conftest import SECRET, MailServer, Receiver
 from tests.agents.communication.payloads import article, quiet
 

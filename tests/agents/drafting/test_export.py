@@ -20,7 +20,7 @@ from agents.drafting_agent import agent as binding
 from agents.drafting_agent.conversion import ConversionFailed, ConversionTimedOut, read_markdown, typeset
 from agents.drafting_agent.models import ExportDocument, ExportedDocument
 from pantheon import TaskFailure
-from pantheon.context import LocalTaskContext
+from pantheon.worker.context import LocalTaskContext
 
 PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"

@@ -11,7 +11,7 @@ from agents.enhancement_agent import agent as binding
 from agents.enhancement_agent.models import EnhanceContent
 from agents.enhancement_agent.rewriter import unkept, unwrapped
 from pantheon import TaskFailure
-from pantheon.context import LocalTaskContext
+from pantheon.worker.context import LocalTaskContext
 from tests.agents.http_server import Handler, HttpServer
 from tests.waiting import until
 

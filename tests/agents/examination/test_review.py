@@ -9,7 +9,7 @@ from agents.examination_agent.agent import agent, read_settings, review_content
 from agents.examination_agent.models import Issue, ReviewContent, ReviewedContent, Severity
 from agents.examination_agent.verdict import score_of, summary_of, verdict_of
 from pantheon import TaskFailure
-from pantheon.context import LocalTaskContext
+from pantheon.worker.context import LocalTaskContext
 
 SOURCE = "A retry repeats one step of a task. A key names an effect, so that a receiver knows it again."
 ARTICLE = (

@@ -11,7 +11,7 @@ from agents.examination_agent.models import ReviewContent, ReviewedContent
 from agents.llm_agent.agent import generate_content
 from agents.llm_agent.models import GenerateContent, GeneratedContent
 from agents.llm_agent.settings import settings as writer_settings
-from pantheon.context import LocalTaskContext
+from pantheon.worker.context import LocalTaskContext
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "blog"
 

@@ -10,7 +10,7 @@ import pytest
 from agents.llm_agent.agent import generate_content, summarize_content
 from agents.llm_agent.models import GenerateContent, Issue, Previous, Source, SummarizeContent
 from pantheon import TaskFailure
-from pantheon.context import LocalTaskContext
+from pantheon.worker.context import LocalTaskContext
 from tests.agents.conftest import UseModel
 from tests.waiting import PATIENCE_SECONDS
 

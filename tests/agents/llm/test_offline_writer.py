@@ -17,7 +17,7 @@ from agents.llm_agent.preferences import read_preferences
 from agents.llm_agent.ranking import cosine
 from agents.llm_agent.sentences import split_sentences
 from pantheon import TaskFailure
-from pantheon.context import LocalTaskContext
+from pantheon.worker.context import LocalTaskContext
 
 BREAD = """\
 Sourdough bread is made with a starter of wild yeast and bacteria. The starter is fed with flour and water every day. \

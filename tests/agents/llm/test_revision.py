@@ -9,7 +9,7 @@ from agents.llm_agent.answers import article_of, summary_of
 from agents.llm_agent.article import Entry, parse
 from agents.llm_agent.models import GenerateContent, Issue, Previous
 from pantheon import TaskFailure
-from pantheon.context import LocalTaskContext
+from pantheon.worker.context import LocalTaskContext
 
 INVENTED = "Seventy-three companies in Norway proved it in 2019."
 SOURCE = (

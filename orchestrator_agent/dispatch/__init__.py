@@ -1,0 +1,1 @@
+"""Dispatch: which agent gets an attempt, and when."""

@@ -1,0 +1,258 @@
+"""Taker: takes rows out of the line when there are places for them, and has them placed.
+
+Woken by answers, by rows that join, by tokens that come back; the reconciler's sweep is the backstop. It never asks the
+database whether somebody waits: it knows, and learns of what others know at each sweep.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+import structlog
+
+from orchestrator_agent.dispatch.admission import Gate
+from orchestrator_agent.dispatch.ready_queue import Queue, Taken, Waiting
+from orchestrator_agent.engine.events import Due, Happening
+from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.store.availability import patiently
+from pantheon.runtime.background import end
+
+log = structlog.get_logger()
+
+# As many rows as one transition's batch holds.
+TAKE_LIMIT = 256
+# A row that was taken and could not be placed (the agent that it sticks to is full) lets others go first this long.
+HOLD_SECONDS = 0.5
+# So many at most are passed by: beyond, the oldest get another chance.
+HELD_LIMIT = 2000
+# When a window is full and rows wait, the broker is asked whether it is: what this process counted may be wrong, as
+# others read answers too. Soon, then ever more seldom.
+CHECK_FIRST_SECONDS = 0.05
+CHECK_ALONE_SECONDS = 1.0
+CHECK_MAX_SECONDS = 2.0
+# With several orchestrators the place that one took is often given back at another, to which the answer came: each
+# comes to think that the window is full. What the broker says then is all that anybody knows.
+CHECK_SHARED_SECONDS = 0.1
+HOPELESS_LIMIT = 1000
+
+
+class Rooms(Protocol):
+    """What is asked of routing."""
+
+    def room(self, task_type: str, pinned_agent: str | None) -> int: ...
+    def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]: ...
+
+
+class Taker:
+    """`perform` puts a happening into the conductor and returns when it is committed; `in_broker` counts an agent's
+    tasks there, None where that cannot be said; `cached` is a run in memory; `elsewhere` are roots whose rows another
+    process had better take."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        rooms: Rooms,
+        *,
+        perform: Callable[[Happening], Awaitable[Any]],
+        post: Callable[[Happening], None],
+        cached: Callable[[UUID], Run | None],
+        in_broker: Callable[[str], Awaitable[int | None]],
+        paused_workflows: Callable[[], frozenset[str]],
+        elsewhere: Callable[[], Awaitable[Collection[UUID]]],
+    ) -> None:
+        self._gate = gate
+        self._rooms = rooms
+        self._perform = perform
+        self._post = post
+        self._cached = cached
+        self._in_broker = in_broker
+        self._paused_workflows = paused_workflows
+        self._elsewhere = elsewhere
+        # Of the orchestrators that share the work, the oldest.
+        self.first_process: UUID | None = None
+        self._wake = asyncio.Event()
+        self._loop_task: asyncio.Task[None] | None = None
+        self._takes: dict[tuple[str, ...], asyncio.Task[None]] = {}
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._held: dict[UUID, float] = {}
+        # Where each agent's tasks may come from, so that an answer wakes only who waits for its place.
+        self._waited_for: set[str] = set()
+
+    def start(self) -> None:
+        self._gate.on_joined = self._wake.set
+        self._gate.window.on_free = self._freed
+        self._loop_task = asyncio.create_task(self._run(), name="take-from-line")
+
+    def wake(self) -> None:
+        """Places may have come: an agent, a resumed one, tokens."""
+        if self._gate.waiting:
+            self._wake.set()
+
+    def _freed(self, agent: str) -> None:
+        if agent in self._waited_for:
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            groups: dict[tuple[str, ...], list[Queue]] = {}
+            for name in self._gate.waiting:
+                queue = Queue.of(name)
+                groups.setdefault(self._rooms.agents(queue.task_type, queue.agent), []).append(queue)
+            self._waited_for = {agent for agents in groups for agent in agents}
+            for agents, queues in groups.items():
+                # A task of its own for each: one whose rows are slow to place does not hold up the others.
+                if agents and agents not in self._takes:
+                    task = asyncio.create_task(self._take_group(agents, queues), name="take")
+                    self._takes[agents] = task
+                    task.add_done_callback(lambda done, agents=agents: self._taken(agents, done))  # type: ignore[misc]
+
+    def _taken(self, agents: tuple[str, ...], task: "asyncio.Task[None]") -> None:
+        self._takes.pop(agents, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("take.failed", error=str(error), exc_info=error)
+
+    async def _take_group(self, agents: tuple[str, ...], queues: Sequence[Queue]) -> None:
+        """Queues whose rows go to the same agents share these agents' places."""
+        while True:
+            lanes = list(self._lanes(queues))
+            if not lanes:
+                return
+            room = self._rooms.room(queues[0].task_type, queues[0].agent)
+            if room <= 0:
+                for agent in agents:
+                    # Else it is paused or broken: that is told by who ends it, or found at the next sweep.
+                    if self._gate.window.room(agent) <= 0:
+                        self._check(agent)
+                return
+            share = min(TAKE_LIMIT, -(-room // len(lanes)))
+            taken = [await self._take(names, min(share, tokens), queues[0]) for names, tokens in lanes]
+            if not any(taken):
+                return
+
+    def _lanes(self, queues: Sequence[Queue]) -> Iterable[tuple[list[str], int]]:
+        """Queues that are taken from together, and how many rows may be: a requester with a limit has its own."""
+        waiting = [queue for queue in queues if queue.name in self._gate.waiting]
+        if free := [queue.name for queue in waiting if not queue.limited]:
+            yield free, TAKE_LIMIT
+        for queue in waiting:
+            if queue.limited:
+                tokens = self._gate.tokens.of_requester(queue.limited)
+                if tokens is None or tokens > 0:
+                    yield [queue.name], TAKE_LIMIT if tokens is None else tokens
+
+    async def _take(self, names: list[str], count: int, like: Queue) -> int:
+        """Have the next rows of some queues placed; returns how many there were."""
+        gate, joins = self._gate, self._gate.joins
+        claim = gate.window.processes > 1
+        # To place a row of a large tree, whoever has not its newest state in mind would read it all first.
+        elsewhere = await patiently(self._elsewhere)
+        rows = await patiently(
+            gate.line.take,
+            names,
+            count,
+            passed=self._passed(),
+            paused=self._paused_workflows(),
+            claim=claim,
+            elsewhere=elsewhere,
+        )
+        left_out = bool(self._held) or bool(elsewhere)
+        if len(rows) < count and not left_out and not (claim and rows) and joins == gate.joins:
+            # All who wait have been called; whoever comes now need not stand in line.
+            gate.waiting.difference_update(names)
+        parked = [row for row in rows if row.parked]
+        if parked:
+            await patiently(gate.line.park, parked)
+        called = [row for row in rows if not row.parked]
+        if called:
+            await self._call(called, like)
+        return len(rows)
+
+    async def _call(self, rows: Sequence[Taken], like: Queue) -> None:
+        ids = {row.task_id for row in rows}
+        self._gate.called |= ids
+        try:
+            await asyncio.gather(*(self._perform(Due(row.root_task_id, row.task_id)) for row in rows))
+        finally:
+            self._gate.called -= ids
+        left = [row.task_id for row in rows if self._still_ready(row)]
+        if left and self._rooms.room(like.task_type, like.agent) > 0:
+            # There is room, but not for these.
+            until = time.monotonic() + HOLD_SECONDS
+            self._held.update(dict.fromkeys(left, until))
+            while len(self._held) > HELD_LIMIT:
+                del self._held[next(iter(self._held))]
+            asyncio.get_running_loop().call_later(HOLD_SECONDS, self.wake)
+
+    def _still_ready(self, row: Taken) -> bool:
+        run = self._cached(row.root_task_id)
+        found = run.rows.get(row.task_id) if run is not None else None
+        return found is not None and found.status is Status.READY
+
+    def _passed(self) -> list[UUID]:
+        now = time.monotonic()
+        for task_id in [task_id for task_id, until in self._held.items() if until <= now]:
+            del self._held[task_id]
+        return list(self._held)
+
+    # -- what the broker says -----------------------------------------------------------------------------------------
+
+    def _check(self, agent: str) -> None:
+        if agent not in self._checks:
+            task = asyncio.create_task(self._check_window(agent), name="check-window")
+            self._checks[agent] = task
+            task.add_done_callback(lambda _: self._checks.pop(agent, None))
+
+    async def _check_window(self, agent: str) -> None:
+        """A full window that is not full in truth would hold the line up for ever."""
+        window = self._gate.window
+        shared = window.processes > 1
+        wait = CHECK_FIRST_SECONDS if shared else CHECK_ALONE_SECONDS
+        most = CHECK_SHARED_SECONDS if shared else CHECK_MAX_SECONDS
+        while agent in self._waited_for and window.room(agent) <= 0:
+            await asyncio.sleep(wait)
+            await self.correct(agent)
+            wait = min(wait * 2, most)
+        self.wake()
+
+    async def correct(self, agent: str) -> None:
+        before = self._gate.window.before(agent)
+        in_broker = await self._in_broker(agent)
+        if in_broker is not None:
+            self._gate.window.correct(agent, in_broker, before)
+
+    async def count_processes(self) -> None:
+        """Ask how many orchestrators share the work, and which is the first of them. Raises StoreError."""
+        processes = await self._gate.line.processes()
+        self._gate.window.processes = max(1, len(processes))
+        self.first_process = processes[0] if processes else None
+
+    async def look(self) -> None:
+        """The sweep's part: what other processes have put into the line, how many they are, and who waits in vain.
+
+        Raises StoreError.
+        """
+        gate = self._gate
+        await self.count_processes()
+        names = await gate.line.queues()
+        gate.waiting.update(names)
+        queues = [Queue.of(name) for name in names]
+        hopeless = [queue.name for queue in queues if not self._rooms.agents(queue.task_type, queue.agent)]
+        if hopeless:
+            for root_task_id, task_id in await gate.line.hopeless(hopeless, HOPELESS_LIMIT):
+                self._post(Due(root_task_id, task_id))
+        for agent in gate.window.busy():
+            await self.correct(agent)
+        self.wake()
+
+    async def back(self, rows: Sequence[tuple[UUID, UUID, Waiting]]) -> None:
+        """Rows that were parked, and are not paused any more, wait in line again. Raises StoreError."""
+        if rows:
+            await self._gate.line.back(rows)
+            self._gate.joined({waiting.queue for _, _, waiting in rows})
+
+    async def close(self) -> None:
+        await end([*([self._loop_task] if self._loop_task else []), *self._takes.values(), *self._checks.values()])

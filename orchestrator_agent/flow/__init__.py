@@ -1,1 +1,0 @@
-"""Flow control: how much of what waits is let through to agents, and in which order."""

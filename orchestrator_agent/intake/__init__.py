@@ -1,0 +1,1 @@
+"""Intake: requests become rows."""

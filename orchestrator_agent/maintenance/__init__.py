@@ -1,0 +1,1 @@
+"""Maintenance: what runs beside the messages."""

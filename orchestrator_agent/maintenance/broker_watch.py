@@ -1,0 +1,133 @@
+"""BrokerWatch: whether the broker has lost messages, or a stream. What it lost is published again (`adoption`)."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from orchestrator_agent.maintenance.broker_outages import Outages
+from orchestrator_agent.store.reads import Reader
+from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, ensure_streams, stream_mark
+from pantheon.bus.streams import StreamMark
+from pantheon.discovery import BUCKET_STREAM, ensure_bucket
+from pantheon.runtime.background import end
+from protocol.errors import BusError, StoreError
+from protocol.streams import ALL_STREAMS, RESPONSES, TASKS
+
+log = structlog.get_logger()
+
+WATCH_SECONDS = 2.0
+# What is in these must be said again when the broker has lost it: attempts, answers, large values.
+WATCHED = (TASKS.name, RESPONSES.name, OBJECTS_STREAM)
+# These must only be there: who publishes into one that is gone waits for it.
+NEEDED = tuple(spec.name for spec in ALL_STREAMS if spec.name not in WATCHED)
+
+
+class BrokerWatch:
+    """Compares the streams' creation time and last sequence with what was seen before, and with what this process has
+    had acknowledged. `on_lost` is told of a loss; it must not forget it."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        publisher: Publisher,
+        *,
+        reader: Reader,
+        replicas: int,
+        uses_kv: bool,
+        on_lost: Callable[[], Awaitable[None]],
+        outages: Outages,
+    ) -> None:
+        self._bus = bus
+        self._publisher = publisher
+        self._reader = reader
+        self._replicas = replicas
+        self._uses_kv = uses_kv
+        self._on_lost = on_lost
+        self._outages = outages
+        self._marks: dict[str, StreamMark] = {}
+        self._lost = False
+        self._poke = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._unhook: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        self._publisher.on_gone_back = self._gone_back
+        # What is published from now on covers up what a broker that was started again has lost.
+        self._unhook = self._bus.on_reconnect(self._poke.set)
+        self._task = asyncio.create_task(self._run(), name="watch-broker")
+
+    def _gone_back(self, stream: str) -> None:
+        if stream in WATCHED:
+            self._lost = True
+            self._poke.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._poke.clear()
+            try:
+                await self.look()
+            except (BusError, StoreError) as error:
+                log.debug("watch.waiting", error=str(error))
+            except Exception:
+                log.exception("watch.failed")
+            try:
+                async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.75, 1.25)):
+                    await self._poke.wait()
+            except TimeoutError:
+                continue
+
+    async def look(self) -> None:
+        """Raises BusError, StoreError."""
+        marks: dict[str, StreamMark] = {}
+        for name in WATCHED:
+            # Before the question: while its answer is on the way, more is acknowledged than the answer knows of.
+            acknowledged = self._publisher.highest_sequence.get(name, 0)
+            mark = await stream_mark(self._bus, name)
+            self._outages.heard()
+            if mark is None:
+                self._lost = True
+                continue
+            marks[name] = mark
+            before = self._marks.get(name)
+            self._lost = self._lost or (before is not None and mark.lost_since(before))
+            # What this process has seen acknowledged since the last look is known better.
+            self._lost = self._lost or mark.last_sequence < acknowledged
+        if self._lost or await self._some_missing():
+            await ensure_streams(self._bus, replicas=self._replicas)
+            if self._uses_kv:
+                await ensure_bucket(self._bus.js, self._replicas)
+        if self._lost:
+            log.warning("broker.lost_messages", streams=list(WATCHED))
+            self._publisher.highest_sequence.clear()
+            # Where they stand before anything is said again: a second loss, while it is being said, is seen as well.
+            marks = {name: mark for name in WATCHED if (mark := await stream_mark(self._bus, name)) is not None}
+            await self._on_lost()
+            self._lost = len(marks) < len(WATCHED)
+        if marks != self._marks:
+            await self._reader.note_streams({name: (mark.created, mark.last_sequence) for name, mark in marks.items()})
+        self._marks = marks
+
+    async def _some_missing(self) -> bool:
+        needed = (*NEEDED, BUCKET_STREAM) if self._uses_kv else NEEDED
+        for name in needed:
+            if await stream_mark(self._bus, name) is None:
+                log.warning("broker.stream_missing", stream=name)
+                return True
+        return False
+
+    async def check_store(self) -> None:
+        """Before anything else at start: was the broker's store lost while no orchestrator was there to see it?"""
+        noted = await self._reader.noted_streams()
+        for name in WATCHED:
+            mark = await stream_mark(self._bus, name)
+            if name in noted and (mark is None or mark.lost_since(StreamMark(*noted[name]))):
+                log.warning("broker.lost_messages", stream=name)
+                await self._on_lost()
+                return
+
+    async def close(self) -> None:
+        self._unhook()
+        if self._task is not None:
+            await end([self._task])

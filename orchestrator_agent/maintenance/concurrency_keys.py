@@ -1,0 +1,186 @@
+"""Turns: roots that share a concurrency key, let in by the database's order, whichever orchestrator asks.
+
+And the clock's own tasks: workflows with a schedule, started once for each time however many orchestrators look.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import structlog
+from cronsim import CronSim
+
+from orchestrator_agent.engine.events import Begin, CancelRequested, Happening
+from orchestrator_agent.runtime.run_cache import Runs
+from orchestrator_agent.store.availability import patiently
+from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.workflows.library import Library
+from orchestrator_agent.workflows.plan import Plan
+from pantheon.runtime.background import end
+from protocol.ids import step_task_id
+from protocol.messages import TaskRequest, now
+from protocol.workflow import Schedule
+
+log = structlog.get_logger()
+
+# Ids of scheduled tasks are derived from this, the workflow's name and the time: two starts of one are one.
+SCHEDULES = UUID("7d1b6f0e-5c0b-8a55-9e53-6d1f6a7c2b10")
+# Why a task is cancelled whose place a newer one takes.
+REPLACED = "a newer task of the same concurrency key took its place"
+UNBOUND = 1_000_000
+# However long nobody was there, `catch_up: all` starts at most as many tasks at once.
+CATCH_UP_LIMIT = 1000
+# Where the last time of a schedule is looked for first: an hour holds at most 60, a month of every minute 45,000.
+LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=31))
+
+
+class Turns:
+    """`ask` has whoever is next of a key let in."""
+
+    def __init__(self, reader: Reader, library: Library, runs: Runs, post: Callable[[Happening], None]) -> None:
+        self._reader = reader
+        self._library = library
+        self._runs = runs
+        self._post = post
+        self._asked: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+
+    def ask(self, key: str) -> None:
+        if key in self._asked:
+            self._again.add(key)
+            return
+        task = asyncio.create_task(self._let_in(key), name="turn")
+        self._asked[key] = task
+        task.add_done_callback(lambda _: self._done(key))
+
+    def _done(self, key: str) -> None:
+        self._asked.pop(key, None)
+        if key in self._again:
+            self._again.discard(key)
+            self.ask(key)
+
+    async def _let_in(self, key: str) -> None:
+        if self._runs.shared:
+            # Of a workflow that another orchestrator put in, this one may know neither the name nor the bound.
+            await patiently(self._runs.learn_newest)
+        bound, cancel_older = bound_of(self._library.newest(workflow_of(key)))
+        admitted, older = await patiently(self._reader.admit, key, bound, cancel_older)
+        for task_id in older:
+            self._post(CancelRequested(task_id, REPLACED))
+        for task_id in admitted:
+            self._post(Begin(task_id))
+
+    async def close(self) -> None:
+        self._again.clear()
+        await end(self._asked.values())
+
+
+def bound_of(plan: Plan | None) -> tuple[int, bool]:
+    """How many of a key run at once, and whether newer ones end older ones."""
+    concurrency = plan.concurrency if plan is not None else None
+    # A workflow that lost its bound lets everybody in.
+    return (concurrency.max, concurrency.cancel_older) if concurrency is not None else (UNBOUND, False)
+
+
+def workflow_of(key: str) -> str:
+    """The workflow's name in a concurrency key (`intake.concurrency_key`)."""
+    return key.split(":", 1)[0]
+
+
+class Schedules:
+    """Starts what the clock says; `look` returns when it should be called next. `accept` commits a request, and says
+    whether it was new."""
+
+    def __init__(self, reader: Reader, library: Library, accept: Callable[[TaskRequest], Awaitable[bool]]) -> None:
+        self._reader = reader
+        self._library = library
+        self._accept = accept
+        # Until when this process has looked, by workflow, and for which definition of its schedule.
+        self._looked: dict[str, tuple[str, datetime]] = {}
+
+    async def look(self) -> datetime | None:
+        """Start every scheduled workflow whose time has come. Raises StoreError."""
+        plans = [plan for plan in self._library.plans if plan.schedule is not None]
+        if not plans:
+            return None
+        moment = now()
+        coming: list[datetime] = []
+        fired = await self._reader.schedules()
+        for plan in plans:
+            assert plan.schedule is not None
+            definition = f"{plan.schedule.cron} {plan.schedule.timezone}"
+            known = fired.get(plan.name)
+            if known is not None and known[1] == definition:
+                since = known[0]
+            else:
+                # Times before the schedule was there are nobody's to make up for. It was, where another process only
+                # knows a definition that is older or newer, as while orchestrators are replaced one after the other.
+                before, until = self._looked.get(plan.name, ("", moment))
+                since = until if before == definition else moment
+                await self._reader.schedule_fired(plan.name, since, definition)
+            times, following = due_times(plan, since, moment)
+            for time in times:
+                await self._start(plan, time)
+            if times:
+                # In order, and not by the clock's hands, which go back once a year.
+                await self._reader.schedule_fired(plan.name, times[-1], definition)
+            self._looked[plan.name] = (definition, moment)
+            coming.append(following)
+        return min(coming)
+
+    async def _start(self, plan: Plan, time: datetime) -> None:
+        request = scheduled_request(plan, time)
+        if await self._accept(request):
+            log.info("schedule.started", workflow=plan.name, time=time.isoformat(), task_id=str(request.task_id))
+
+
+def scheduled_request(plan: Plan, time: datetime) -> TaskRequest:
+    """What a schedule asks for at a time: whoever asks, the same task."""
+    assert plan.schedule is not None
+    return TaskRequest(
+        task_id=step_task_id(SCHEDULES, f"{plan.name}@{time.isoformat()}", 0, -1),
+        task_type=plan.name,
+        payload={**plan.schedule.input},
+        requester="schedule",
+        metadata={"scheduled_for": time.isoformat()},
+    )
+
+
+def due_times(plan: Plan, since: datetime, moment: datetime) -> tuple[list[datetime], datetime]:
+    """The times of a schedule after `since`, up to `moment`, that its catch-up policy keeps; and the next one.
+
+    Times that summer time skips are moved behind the gap, those that it repeats are one, unless minutes or hours begin
+    with a star (as cron of Debian does).
+    """
+    assert plan.schedule is not None
+    schedule = plan.schedule
+    if schedule.catch_up == "all":
+        return _between(schedule, since, moment, limit=CATCH_UP_LIMIT)
+    # Only the last one counts: looked for from the end, so that a schedule of every minute that nobody looked after for
+    # a year does not take half a million looks.
+    for begin in (*(max(since, moment - span) for span in LOOK_BACK), since):
+        times, following = _between(schedule, begin, moment)
+        if times or begin == since:
+            break
+    if schedule.catch_up == "none":
+        # The minute that the clock shows now is not the past.
+        times = [time for time in times[-1:] if (moment - time).total_seconds() < 60]
+    return times[-1:], following
+
+
+def _between(
+    schedule: Schedule, since: datetime, moment: datetime, *, limit: int | None = None
+) -> tuple[list[datetime], datetime]:
+    """The first `limit` times of a schedule after `since`, up to `moment`, and the one that follows them."""
+    iterator: Any = CronSim(schedule.cron, since.astimezone(ZoneInfo(schedule.timezone)))
+    times: list[datetime] = []
+    while True:
+        following: datetime = next(iterator)
+        if following > moment or (limit is not None and len(times) >= limit):
+            return times, following
+        # In an hour that is there twice, the clock's hands say the first.
+        if following.astimezone(UTC) > since:
+            times.append(following)

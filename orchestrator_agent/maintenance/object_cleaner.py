@@ -1,0 +1,72 @@
+"""Leftovers: objects of large payloads and results whose task is over, or never came, leave the object store.
+
+A task's objects stay as long as its rows are in `tasks`, which is `HISTORY_AFTER_SECONDS` beyond its answer: that long
+a requester has to read the result. Who comes later asks for the task's response, and the object is made again.
+"""
+
+import asyncio
+import random
+from collections.abc import Collection
+from uuid import UUID
+
+import structlog
+
+from orchestrator_agent.store.pool import Database
+from pantheon.bus import Objects
+from pantheon.runtime.background import end
+from protocol.errors import BusError, StoreError
+from protocol.large import root_of
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 600.0
+
+AT_WORK = """
+select u.a as root_task_id from unnest($1::uuid[], $2::uuid[]) as u(a, b)
+where (select t.task_id from tasks t where t.root_task_id = u.a and t.task_id = u.b limit 1) is not null
+"""
+
+
+class Leftovers:
+    """Looks now and then, in every orchestrator; to remove what another has removed does nothing."""
+
+    def __init__(self, objects: Objects, database: Database) -> None:
+        self._objects = objects
+        self._database = database
+        self._suspected: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="leftovers")
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.75, 1.25))
+            try:
+                await self.look()
+            except (BusError, StoreError) as error:
+                log.warning("leftovers.waiting", error=str(error))
+
+    async def look(self) -> list[str]:
+        """Remove what belonged to no task at this look and at the one before; returns the names.
+
+        Twice: a client puts its payload there before its request is sent. Raises BusError, StoreError.
+        """
+        names = await self._objects.names()
+        wanted = await self._at_work({root for name in names if (root := root_of(name)) is not None})
+        suspected = {name for name in names if root_of(name) not in wanted}
+        removed = sorted(suspected & self._suspected)
+        self._suspected = suspected - set(removed)
+        for name in removed:
+            await self._objects.remove(name)
+        if removed:
+            log.info("leftovers.removed", objects=len(removed))
+        return removed
+
+    async def _at_work(self, roots: Collection[UUID]) -> set[UUID]:
+        records = await self._database.fetch(AT_WORK, list(roots), list(roots))
+        return {record["root_task_id"] for record in records}
+
+    async def close(self) -> None:
+        if self._task is not None:
+            await end([self._task])

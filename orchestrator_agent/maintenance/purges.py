@@ -1,0 +1,78 @@
+"""Purges: attempts that somebody purged from the broker are published again.
+
+Neither a stream's creation time nor its last sequence shows a purge (`broker_watch`); the broker's own advisory does.
+"""
+
+import asyncio
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+
+from orchestrator_agent.engine.state import Status
+from orchestrator_agent.maintenance.broker_watch import WATCHED
+from orchestrator_agent.runtime.republisher import Debts
+from orchestrator_agent.store.processes import Processes
+from pantheon.bus import Bus, Purge, Subscription, on_purge
+from pantheon.runtime.background import end
+from protocol import subjects
+from protocol.errors import BusError, StoreError
+from protocol.messages import now
+from protocol.streams import TASKS
+
+log = structlog.get_logger()
+
+AGAIN_SECONDS = 2.0
+
+
+class Purges:
+    def __init__(self, bus: Bus, *, process_id: UUID, processes: Processes, debts: Debts) -> None:
+        self._bus = bus
+        self._process_id = process_id
+        self._processes = processes
+        self._debts = debts
+        self._heard: asyncio.Queue[tuple[Purge, datetime]] = asyncio.Queue()
+        self._subscription: Subscription | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._subscription = await on_purge(self._bus, self._hear)
+        self._task = asyncio.create_task(self._run(), name="purges")
+
+    def _hear(self, purge: Purge) -> None:
+        if purge.stream in WATCHED:
+            self._heard.put_nowait((purge, now()))
+
+    async def _run(self) -> None:
+        while True:
+            purge, heard_at = await self._heard.get()
+            log.warning("broker.purged", stream=purge.stream, subject=purge.subject)
+            while True:
+                try:
+                    await self.make_up_for(purge, heard_at)
+                    break
+                except (BusError, StoreError) as error:
+                    log.debug("purge.waiting", error=str(error))
+                except Exception:
+                    log.exception("purge.failed")
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def make_up_for(self, purge: Purge, heard_at: datetime) -> None:
+        """Publish what a purge took out of the queues. Who is at work already on such an attempt gets a twin of it, as
+        after the loss of a whole store; where it is the same instance, it knows it. Raises StoreError."""
+        lost = [
+            row
+            for row in await self._processes.owed(self._process_id)
+            if row["status"] == Status.DISPATCHED
+            and row["dispatched_at"] < heard_at
+            and (purge.stream != TASKS.name or purge.subject in (None, subjects.task(row["agent"])))
+        ]
+        # The broker has forgotten the messages, and not their ids: they need others.
+        await self._debts.say_again(lost, again=purge.id)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            await self._bus.unsubscribe(self._subscription)
+            self._subscription = None
+        if self._task is not None:
+            await end([self._task])

@@ -1,0 +1,1 @@
+"""Operations: mesh.* tasks and queries."""

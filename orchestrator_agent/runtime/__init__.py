@@ -1,0 +1,1 @@
+"""Runtime: what happens to runs is decided, written and published."""

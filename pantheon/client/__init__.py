@@ -1,0 +1,1 @@
+"""Client: sends tasks and waits for them."""

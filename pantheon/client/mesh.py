@@ -1,0 +1,352 @@
+"""Mesh: the client. Sends tasks to the orchestrator and waits for their outcome, over NATS alone.
+
+Acceptance and answers both survive lost messages by the contract's rule: send the same task_id again until it is
+accepted or answered; that never runs it twice (PROTOCOL.md, TaskRequest).
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self
+from uuid import UUID
+
+import structlog
+from pydantic import ValidationError
+
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
+from pantheon.client.operations import Changed as Changed
+from pantheon.client.operations import Operations
+from pantheon.client.operations import Paused as Paused
+from pantheon.client.operations import PutWorkflow as PutWorkflow
+from pantheon.client.operations import Signalled as Signalled
+from pantheon.client.watch import Watched, watch
+from pantheon.runtime.credentials import nats_options
+from pantheon.runtime.settings import MeshSettings
+from protocol import subjects
+from protocol.errors import BusError, NotAccepted, ObjectMissing, PantheonError, TaskCancelled, TaskFailed
+from protocol.ids import new_id
+from protocol.large import parse_value
+from protocol.messages import TaskProgress, TaskRequest, TaskResponse, json_bytes, to_bytes
+from protocol.names import ORCHESTRATOR
+
+log = structlog.get_logger()
+
+RESEND_FIRST_SECONDS = 1.0
+RESEND_MAX_SECONDS = 15.0
+# The copy of the answer comes by core NATS, at most once. Asking again this often costs one row look-up.
+ASK_AGAIN_SECONDS = 20.0
+ACCEPT_SECONDS = 30.0
+
+
+@dataclass
+class _Waiter:
+    request: TaskRequest
+    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: "asyncio.Future[TaskResponse]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Mesh(Operations):
+    """`async with Mesh(url) as mesh: result = await mesh.run("create_blog_post", {...})`.
+
+    Without a URL, the environment's NATS_URL and credentials are used. Several tasks may be awaited at once.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, requester: str | None = None, connect_seconds: float | None = 10.0
+    ) -> None:
+        self._settings = MeshSettings.load(nats_url=url)
+        self._requester = requester
+        self._connect_seconds = connect_seconds
+        self._own_bus = True
+        self._subscriptions: list[Subscription] = []
+        self._waiters: dict[UUID, _Waiter] = {}
+        self._bus: Bus
+        self._publisher: Publisher
+        self._objects: Objects
+        self._inbox = ""
+
+    @classmethod
+    async def over(
+        cls, bus: Bus, publisher: Publisher, objects: Objects | None = None, *, requester: str | None = None
+    ) -> Self:
+        """A client over a connection that somebody else owns."""
+        mesh = cls.__new__(cls)
+        mesh._requester = requester
+        mesh._own_bus = False
+        mesh._subscriptions = []
+        mesh._waiters = {}
+        mesh._bus = bus
+        mesh._publisher = publisher
+        mesh._objects = objects or Objects(bus)
+        await mesh._listen()
+        return mesh
+
+    async def __aenter__(self) -> Self:
+        self._bus = await Bus.connect(
+            self._settings.nats_url,
+            name=self._requester or "mesh-client",
+            wait_seconds=self._connect_seconds,
+            options=nats_options(self._settings),
+        )
+        self._publisher = Publisher(self._bus)
+        self._objects = Objects(self._bus, max_bytes=self._settings.max_payload_bytes)
+        await self._listen()
+        return self
+
+    async def _listen(self) -> None:
+        self._inbox = self._bus.new_inbox()
+        self._subscriptions = [
+            await self._bus.subscribe(f"{self._inbox}.*", self._on_answer),
+            await self._bus.subscribe(subjects.event("task", "accepted"), self._on_accepted),
+        ]
+        await self._bus.flush()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        for waiter in self._waiters.values():
+            waiter.answered.cancel()
+        if self._own_bus:
+            await self._publisher.close()
+            await self._bus.close()
+            return
+        for subscription in self._subscriptions:
+            await self._bus.unsubscribe(subscription)
+
+    async def _on_answer(self, delivery: Delivery) -> None:
+        try:
+            response = TaskResponse.model_validate_json(delivery.data)
+        except ValidationError as error:
+            log.warning("answer.invalid", error=str(error))
+            return
+        waiter = self._waiters.get(response.task_id)
+        if waiter is not None and not waiter.answered.done():
+            waiter.answered.set_result(response)
+            waiter.accepted.set()
+
+    async def _on_accepted(self, delivery: Delivery) -> None:
+        if not self._waiters:
+            return
+        try:
+            task_id = UUID(json.loads(delivery.data)["data"]["task_id"])
+        except (ValueError, KeyError, TypeError):
+            return
+        if (waiter := self._waiters.get(task_id)) is not None:
+            waiter.accepted.set()
+
+    def reply_to(self, task_id: UUID) -> str:
+        """Where this client listens for a task's answer."""
+        return f"{self._inbox}.{task_id.hex}"
+
+    def request(
+        self,
+        task_type: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        task_id: UUID | None = None,
+        idempotency_key: str | None = None,
+        priority: int | None = None,
+        timeout_seconds: float | None = None,
+        deadline: datetime | None = None,
+        session_id: str | None = None,
+        tenant: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> TaskRequest:
+        """The TaskRequest that `submit` and `run` send for these arguments. Raises ValidationError of pydantic."""
+        task_id = task_id or new_id()
+        given: dict[str, Any] = {
+            "idempotency_key": idempotency_key,
+            "priority": priority,
+            "timeout_seconds": timeout_seconds,
+            "deadline": deadline,
+            "session_id": session_id,
+            "tenant": tenant,
+            "requester": self._requester,
+            "metadata": dict(metadata) if metadata else None,
+        }
+        return TaskRequest(
+            task_id=task_id,
+            task_type=task_type,
+            payload=dict(payload or {}),
+            reply_to=self.reply_to(task_id),
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+    async def submit(
+        self,
+        task_type: str | TaskRequest,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        accept_seconds: float = ACCEPT_SECONDS,
+        **options: Any,
+    ) -> UUID:
+        """Send a task and return its id once it is accepted, which means committed; re-sent until then.
+
+        `options` are those of `request`. Raises NotAccepted after `accept_seconds`, TooLarge at once. It may still be
+        accepted after NotAccepted: submit the same request again to be sure.
+        """
+        request = task_type if isinstance(task_type, TaskRequest) else self.request(task_type, payload, **options)
+        waiter = self._waiters.setdefault(request.task_id, _Waiter(request))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + accept_seconds
+        wait = RESEND_FIRST_SECONDS
+        while not waiter.accepted.is_set():
+            left = end - loop.time()
+            if left <= 0:
+                self._waiters.pop(request.task_id, None)
+                raise NotAccepted(
+                    f"task {request.task_id} was not accepted within {accept_seconds:g} s: is an orchestrator running, "
+                    "and can it reach Postgres?"
+                )
+            try:
+                await self._send(request, give_up_seconds=left)
+                async with asyncio.timeout(min(wait, max(0.0, end - loop.time()))):
+                    await waiter.accepted.wait()
+            except TimeoutError:
+                wait = min(wait * 2, RESEND_MAX_SECONDS)
+            except BusError as error:
+                if not error.retryable:
+                    self._waiters.pop(request.task_id, None)
+                    raise
+                # An answer that comes at once (a bucket that is gone) must not be asked for as fast as it comes.
+                log.debug("submit.again", error=str(error))
+                await asyncio.sleep(min(wait, max(0.0, end - loop.time())))
+                wait = min(wait * 2, RESEND_MAX_SECONDS)
+        return request.task_id
+
+    async def _send(self, request: TaskRequest, *, give_up_seconds: float) -> None:
+        body = to_bytes(request)
+        if self._objects.is_large(body):
+            # Each time: the store may have lost it since. One that is there is not sent again.
+            ref = await self._objects.put_large(request.task_id, json_bytes(request.payload))
+            if ref is not None:
+                body = to_bytes(request.model_copy(update={"payload": {}, "payload_ref": ref}))
+        await self._publisher.publish(subjects.task(ORCHESTRATOR), body, give_up_seconds=give_up_seconds)
+
+    async def wait(self, task_id: UUID, *, timeout_seconds: float | None = None) -> TaskResponse:
+        """The final response of a task that this client submitted, whatever its status.
+
+        Raises TimeoutError; the task goes on all the same, and `wait` may be called again.
+        """
+        waiter = self._waiters.get(task_id)
+        if waiter is None:
+            return await self._wait_foreign(task_id, timeout_seconds)
+        async with asyncio.timeout(timeout_seconds):
+            while True:
+                try:
+                    response = await self._whole(await self._answer(waiter))
+                    break
+                except BusError as error:
+                    if not error.retryable:
+                        raise
+                    # A large result that the object store has lost is put there again by whoever answers again.
+                    log.debug("wait.result_gone", task_id=str(task_id), error=str(error))
+                    waiter.answered = asyncio.get_running_loop().create_future()
+                    await self._ask_again(waiter)
+        self._waiters.pop(task_id, None)
+        return response
+
+    async def _answer(self, waiter: _Waiter) -> TaskResponse:
+        while not waiter.answered.done():
+            generation = self._bus.generation
+            await asyncio.wait({waiter.answered}, timeout=ASK_AGAIN_SECONDS)
+            if not waiter.answered.done():
+                reconnected = generation != self._bus.generation
+                log.debug("wait.again", task_id=str(waiter.request.task_id), reconnected=reconnected)
+                await self._ask_again(waiter)
+        return await waiter.answered
+
+    async def _ask_again(self, waiter: _Waiter) -> None:
+        try:
+            await self._send(waiter.request, give_up_seconds=ASK_AGAIN_SECONDS)
+        except BusError as error:
+            log.debug("wait.unsent", error=str(error))
+
+    async def _whole(self, response: TaskResponse) -> TaskResponse:
+        """A response with a large result in the place of its reference. Raises BusError, InvalidRequest."""
+        if response.result_ref is None:
+            return response
+        body = await self._objects.get(response.result_ref)
+        result = parse_value(body, response.result_ref, "result")
+        return response.model_copy(update={"result": result, "result_ref": None})
+
+    async def _wait_foreign(self, task_id: UUID, timeout_seconds: float | None) -> TaskResponse:
+        """A task of another process: its row is asked for until it has ended."""
+        async with asyncio.timeout(timeout_seconds):
+            pause = 0.05
+            while True:
+                answer = await self.query("response", {"task_id": str(task_id)})
+                if answer.get("response") is not None:
+                    with contextlib.suppress(ObjectMissing):
+                        return await self._whole(TaskResponse.model_validate_json(json.dumps(answer["response"])))
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, 2.0)
+
+    async def run(
+        self,
+        task_type: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        wait_seconds: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Submit, wait, return the result. Raises TaskFailed or TaskCancelled with the response's error, TimeoutError.
+
+        `wait_seconds` bounds this call; `timeout_seconds` and `deadline`, as in `request`, bound the task itself.
+        """
+        request = self.request(task_type, payload, **options)
+        async with asyncio.timeout(wait_seconds):
+            await self.submit(request)
+            response = await self.wait(request.task_id)
+        return result_of(response)
+
+    async def progress(self, task_id: UUID) -> AsyncIterator[TaskProgress]:
+        """Progress and streamed text of all agents that work on a task, from now until it has ended."""
+        async for seen in self.watch(task_id):
+            if seen.kind == "progress":
+                yield TaskProgress.model_validate_json(json.dumps(seen.data))
+
+    def watch(self, task_id: UUID, *, on_listening: Callable[[], None] | None = None) -> AsyncIterator[Watched]:
+        """Steps' events (kind `step.completed`, …), progress (kind `progress`) and at last the task's own end.
+
+        `on_listening` is called once nothing more can be missed: to watch a task from its beginning, submit it then.
+        """
+        return watch(self._bus, task_id, lambda: self._until_ended(task_id), on_listening)
+
+    async def _until_ended(self, task_id: UUID) -> None:
+        waiter = self._waiters.get(task_id)
+        if waiter is not None:
+            await asyncio.wait({waiter.answered})
+        else:
+            await self._wait_foreign(task_id, None)
+
+    async def query(self, what: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Ask any orchestrator to read its state (`tasks`, `task`, `response`, `workflows`, `pauses`,
+        `dead_letters`).
+
+        Raises PantheonError with the refusal's code.
+        """
+        delivery = await self._bus.request(
+            subjects.query(what), json.dumps(dict(arguments or {})).encode(), timeout_seconds=10
+        )
+        answer: dict[str, Any] = json.loads(delivery.data)
+        if (error := answer.get("error")) is not None:
+            raised = PantheonError(error["message"], details=error.get("details"))
+            raised.code = error["code"]
+            raise raised
+        return answer
+
+
+def result_of(response: TaskResponse) -> Any:
+    """The result of a completed task. Raises TaskCancelled or TaskFailed for the others."""
+    if response.status == "completed":
+        return response.result
+    error = response.error
+    kind = TaskCancelled if response.status == "cancelled" else TaskFailed
+    code = error.code if error else "internal_error"
+    message = error.message if error else f"the task ended {response.status}"
+    raise kind(message, code=code, response=response, details=error.details if error else None)

@@ -1,0 +1,1 @@
+"""Runtime: one process of the mesh."""

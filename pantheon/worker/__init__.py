@@ -1,0 +1,1 @@
+"""Worker: what runs an agent's handlers."""

@@ -1,0 +1,245 @@
+"""Task: a root task of a test's mesh: its status and history, what people do to it, and what a test says of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+from orchestrator_agent.engine.events import CancelRequested, Happening, PauseRequested, ResumeRequested, Signalled
+from orchestrator_agent.engine.state import Role, Row, Status
+from orchestrator_agent.runtime.wire import final_response
+from pantheon.client.mesh import result_of
+from protocol.ids import new_id
+from protocol.messages import ErrorInfo, TaskResponse, Usage
+from testkit.course import Course, Said, shown_time
+from testkit.table import json_of
+
+# Longer than any wait of the language: who needs more says so.
+WITHIN = timedelta(days=400)
+
+
+class Stuck(AssertionError):
+    """A task will never end, or not in the time given; the message says what each of its steps waits for."""
+
+
+@dataclass(frozen=True)
+class StepView:
+    """One row of a task's tree, as it is now. `role` is empty for a step, else `fallback`, `compensation`,
+    `delegated`."""
+
+    path: str
+    task_type: str
+    role: str
+    status: str
+    iteration: int
+    item: int
+    attempt: int
+    failures: int
+    agent: str | None
+    payload: Any
+    result: Any
+    error: ErrorInfo | None
+    usage: Usage | None
+    created_at: datetime | None
+    completed_at: datetime | None
+
+
+class Clockwork(Protocol):
+    """What a task asks of the mesh that it is in: see `testing.mesh.TestMesh`."""
+
+    @property
+    def now(self) -> datetime: ...
+    async def until_ended(self, course: Course, within: timedelta | float | str) -> None: ...
+    async def operate(self, course: Course, happening: Happening, operation: UUID) -> dict[str, Any]: ...
+    def again(
+        self, course: Course, *, from_step: str | None, keep: bool, given: Mapping[str, Any] | None
+    ) -> "Task": ...
+    def explain(self, course: Course) -> str: ...
+
+
+class Task:
+    def __init__(self, mesh: Clockwork, course: Course) -> None:
+        self._mesh = mesh
+        self._course = course
+
+    def __repr__(self) -> str:
+        return f"task '{self._course.root.task_type}' ({self.status})"
+
+    @property
+    def task_id(self) -> UUID:
+        return self._course.run.root_task_id
+
+    @property
+    def task_type(self) -> str:
+        return self._course.root.task_type
+
+    @property
+    def status(self) -> str:
+        return self._course.root.status.value
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        return self._course.root.error
+
+    @property
+    def usage(self) -> Usage | None:
+        """What all attempts of all steps have consumed so far."""
+        return self._course.run.usage()
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self._course.run.facts.metadata
+
+    @property
+    def replay_of(self) -> UUID | None:
+        return self._course.run.facts.replay_of
+
+    @property
+    def duplicate_of(self) -> UUID | None:
+        return self._course.run.facts.duplicate_of
+
+    # -- how it ends --------------------------------------------------------------------------------------------------
+
+    async def result(self, *, within: timedelta | float | str = WITHIN) -> Any:
+        """Let time pass until the task has ended. Raises TaskFailed, TaskCancelled, and Stuck where it never ends."""
+        return result_of(await self.response(within=within))
+
+    async def response(self, *, within: timedelta | float | str = WITHIN) -> TaskResponse:
+        """Let time pass until the task has ended, whatever its end; the final response, as it is on the wire."""
+        await self._mesh.until_ended(self._course, within)
+        return TaskResponse.model_validate_json(final_response(self._course.root, self._course.run.facts))
+
+    # -- what people do to it -----------------------------------------------------------------------------------------
+
+    async def signal(self, name: str, payload: Mapping[str, Any] | None = None, *, by: str | None = None) -> bool:
+        """Give a signal; whether a step has taken it now (it is kept otherwise). Raises PantheonError for a refusal."""
+        told = await self._perform(lambda operation: Signalled(self.task_id, operation, name, dict(payload or {}), by))
+        return bool(told["taken"])
+
+    async def approve(
+        self, name: str, *, approved: bool = True, comment: str | None = None, by: str | None = None
+    ) -> bool:
+        given: dict[str, Any] = {"approved": approved, **({"comment": comment} if comment is not None else {})}
+        return await self.signal(name, given, by=by)
+
+    async def cancel(self, reason: str = "cancelled") -> bool:
+        """Whether it made a difference; what completed is undone before the task ends."""
+        told = await self._perform(lambda operation: CancelRequested(self.task_id, reason, operation))
+        return bool(told["changed"])
+
+    async def pause(self) -> bool:
+        return bool((await self._perform(lambda operation: PauseRequested(self.task_id, operation)))["changed"])
+
+    async def resume(self) -> bool:
+        return bool((await self._perform(lambda operation: ResumeRequested(self.task_id, operation)))["changed"])
+
+    async def _perform(self, made: Callable[[UUID], Happening]) -> dict[str, Any]:
+        operation = new_id()
+        return await self._mesh.operate(self._course, made(operation), operation)
+
+    def retry(self, *, input: Mapping[str, Any] | None = None) -> "Task":  # noqa: A002
+        """A new task that reuses what completed in this one, which failed. Raises PantheonError."""
+        return self._mesh.again(self._course, from_step=None, keep=True, given=input)
+
+    def replay(self, *, from_step: str | None = None, input: Mapping[str, Any] | None = None) -> "Task":  # noqa: A002
+        """A new task that runs again, from a step or as a whole; with `input` laid over the old one, a fork."""
+        return self._mesh.again(self._course, from_step=from_step, keep=False, given=input)
+
+    # -- its history --------------------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> list[StepView]:
+        """Every row of the tree, in the order in which they were made."""
+        rows = self._course.run.rows
+        return [self._view(rows[task_id]) for task_id in self._course.table.records if task_id != self.task_id]
+
+    @property
+    def events(self) -> list[Said]:
+        """What was said of the task and its steps, in order, with its time."""
+        return list(self._course.said)
+
+    @property
+    def steps(self) -> dict[str, str]:
+        """The status of each step by its place (`draft/review`, `notes[3]`): of its newest iteration or fallback."""
+        return {view.path: view.status for view in self.history if view.role in ("", Role.FALLBACK)}
+
+    def step(self, path: str) -> StepView:
+        """The newest row at a place. Raises AssertionError that says which places there are."""
+        found = [view for view in self.history if view.path == path and view.role != Role.SIGNAL]
+        own = [view for view in found if view.role in ("", Role.FALLBACK)]
+        if not found:
+            known = ", ".join(self.steps) or "none yet"
+            raise AssertionError(f"there is no step '{path}' in {self!r}; there is {known}")
+        return (own or found)[-1]
+
+    def _view(self, row: Row) -> StepView:
+        record = self._course.table.records[row.task_id]
+        return StepView(
+            path=self._course.run.path(row),
+            task_type=row.task_type,
+            role=row.role.value,
+            status=row.status.value,
+            iteration=row.iteration,
+            item=row.item,
+            attempt=row.attempt,
+            failures=row.failures,
+            agent=row.agent,
+            payload=json_of(record["payload"]),
+            result=json_of(record["result"]),
+            error=row.error,
+            usage=row.usage,
+            created_at=row.created_at,
+            completed_at=row.completed_at,
+        )
+
+    def explain(self) -> str:
+        """What the task waits for, a line for each step."""
+        return self._mesh.explain(self._course)
+
+    # -- what a test says of it ---------------------------------------------------------------------------------------
+
+    def assert_status(self, status: str) -> None:
+        if self.status != status:
+            raise AssertionError(f"{self!r} is not {status}:\n{self._why()}")
+
+    def assert_failed(self, code: str | None = None, *, step: str | None = None) -> ErrorInfo:
+        """It failed, with this code (of the task's error, or of the step's own in its details), at this step."""
+        self.assert_status(Status.FAILED.value)
+        error = self.error
+        assert error is not None
+        codes = {error.code, (error.details or {}).get("code")}
+        if code is not None and code not in codes:
+            raise AssertionError(f"{self!r} failed with {error.code}, not {code}: {error.message}")
+        if step is not None and error.step != step:
+            raise AssertionError(f"{self!r} failed at step '{error.step}', not '{step}': {error.message}")
+        return error
+
+    def assert_waits_for(self, *texts: str) -> None:
+        """Each of these is in a line of `explain`: the name of a step, of a signal, of an agent."""
+        lines = self.explain()
+        for text in texts:
+            if text not in lines:
+                raise AssertionError(f"{self!r} does not wait for {text!r}; it waits for:\n{lines}")
+
+    def assert_steps(self, **statuses: str) -> None:
+        """The statuses of top-level steps, by name."""
+        wrong = [
+            f"  '{name}' is {self.steps.get(name, 'not begun')}, not {status}"
+            for name, status in statuses.items()
+            if self.steps.get(name) != status
+        ]
+        if wrong:
+            raise AssertionError(f"steps of {self!r}:\n" + "\n".join(wrong) + f"\n{self._why()}")
+
+    def assert_undone(self, *paths: str) -> None:
+        """Exactly these steps were undone, in this order, each well."""
+        found = [(view.path, view.status) for view in self.history if view.role == Role.COMPENSATION]
+        if found != [(path, Status.COMPLETED.value) for path in paths]:
+            shown = ", ".join(f"{path} ({status})" for path, status in found) or "nothing"
+            raise AssertionError(f"undone was {shown}, not {', '.join(paths) or 'nothing'}")
+
+    def _why(self) -> str:
+        if self.error is not None:
+            return f"  {self.error.code}: {self.error.message}"
+        return f"  it is {shown_time(self._mesh.now)}\n{self.explain()}"
