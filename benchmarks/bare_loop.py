@@ -107,7 +107,7 @@ def step_request(task_id: str, workflow_id: str | None, step: int) -> tuple[str,
     return task_id, request.model_dump_json().encode()
 
 
-class Conductor:
+class MessageLoops:
     """The two loops, and the sending of requests, which this process does itself."""
 
     def __init__(self, connection: Client, pool: "asyncpg.Pool[Any]") -> None:
@@ -186,8 +186,8 @@ async def conduct(url: str, database: str) -> None:
     await make_streams(connection.jetstream())
     pool = await asyncpg.create_pool(database, min_size=2, max_size=4)
     await pool.execute(TABLE)
-    conductor = Conductor(connection, pool)
-    loops = [asyncio.create_task(conductor.intake()), asyncio.create_task(conductor.responses())]
+    message_loops = MessageLoops(connection, pool)
+    loops = [asyncio.create_task(message_loops.intake()), asyncio.create_task(message_loops.responses())]
 
     async def answer(order: Order) -> Order:
         if dead := next((loop for loop in loops if loop.done()), None):
@@ -195,8 +195,8 @@ async def conduct(url: str, database: str) -> None:
         if order["what"] == "load":
             # Each round on an empty table, as in a run of its own.
             await pool.execute("truncate bare_tasks")
-            return await conductor.load(order["workflows"])
-        return await conductor.idle(order["workflows"])
+            return await message_loops.load(order["workflows"])
+        return await message_loops.idle(order["workflows"])
 
     await converse(answer)
     for loop in loops:

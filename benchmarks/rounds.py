@@ -52,11 +52,11 @@ class Bench:
     async def start_bare(self) -> None:
         url = await self.rig.database("bare")
         module = ("-m", "benchmarks.bare_loop")
-        conductor = await self.rig.spawn(
+        message_loops = await self.rig.spawn(
             "bare_conductor", *module, "conduct", "--nats", self.rig.nats.url, "--postgres", url, converses=True
         )
         await self.rig.spawn("bare_agent", *module, "agent", "--nats", self.rig.nats.url)
-        self._bare = conductor
+        self._bare = message_loops
 
     async def warm_up(self, shapes: Sequence[str]) -> None:
         """Connections, prepared statements, caches of code and plans: once, unmeasured, for both."""

@@ -13,22 +13,22 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.engine.decisions import Rules
-from orchestrator_agent.engine.events import CancelRequested, Happening
+from orchestrator_agent.engine.events import CancelRequested, RunEvent
 from orchestrator_agent.intake.acceptance import Acceptance
-from orchestrator_agent.intake.fair_intake import Arrivals
+from orchestrator_agent.intake.fair_intake import FairIntake
 from orchestrator_agent.intake.planner import Planner
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.republisher import Debts
-from orchestrator_agent.runtime.root_ownership import Peers
-from orchestrator_agent.runtime.run_cache import Runs
+from orchestrator_agent.runtime.republisher import Republisher
+from orchestrator_agent.runtime.root_ownership import RootOwnership
+from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.settlement import Posted, Settlement
 from orchestrator_agent.runtime.transitions import Transitions
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
-from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, hand_back, hold
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, hold, nak
 from pantheon.runtime.background import end
 from protocol import subjects
 from protocol.messages import RunningTask
@@ -66,7 +66,7 @@ CROWDED = 4
 PAYLOAD_REF, RESULT_REF = b'"payload_ref"', b'"result_ref"'
 
 
-class Conductor:
+class MessageLoops:
     """Runs in an AgentProcess in a Worker's place."""
 
     def __init__(
@@ -77,32 +77,32 @@ class Conductor:
         *,
         store: TaskStore,
         reader: Reader,
-        runs: Runs,
+        runs: RunCache,
         router: Router,
-        standings: Standings,
+        agent_health: AgentHealth,
         planner: Planner,
         outbox: Outbox,
-        debts: Debts,
-        peers: Peers,
+        republisher: Republisher,
+        peers: RootOwnership,
         rules: Rules,
         max_concurrency: int,
         looks_ahead: Callable[[], bool] = lambda: True,
     ) -> None:
         self._runs = runs
         self.outbox = outbox
-        debts.post = self.post
+        republisher.post = self.post
         self.max_concurrency = max_concurrency
         self._peers = peers
-        peers.on_passed = self._on_passed
+        peers.on_forwarded = self._on_forwarded
         peers.crowded = self._crowded
         self._requests = Puller(
-            bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH, divert=peers.pass_on
+            bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH, divert=peers.forward
         )
-        self._arrivals = Arrivals(
+        self._fair_intake = FairIntake(
             bus, self._requests, known=reader.known, looks_ahead=looks_ahead, shared=lambda: runs.shared
         )
         self._responses = Puller(
-            bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH, divert=peers.pass_on
+            bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH, divert=peers.forward
         )
         self.acceptance = Acceptance(
             publisher,
@@ -112,7 +112,7 @@ class Conductor:
             runs=runs,
             planner=planner,
             outbox=outbox,
-            debts=debts,
+            republisher=republisher,
             post=self.post,
         )
         self.acceptance.perform = self.perform
@@ -123,10 +123,10 @@ class Conductor:
             router=router,
             rules=rules,
             outbox=outbox,
-            debts=debts,
+            republisher=republisher,
             acceptance=self.acceptance,
         )
-        self._settlement = Settlement(publisher, objects, runs=runs, standings=standings, transitions=transitions)
+        self._settlement = Settlement(publisher, objects, runs=runs, agent_health=agent_health, transitions=transitions)
         self._posted: deque[Posted] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._large: set[asyncio.Task[None]] = set()
@@ -161,7 +161,7 @@ class Conductor:
         await self._requests.start()
         self._loops = [
             asyncio.create_task(self._watched(self._take_requests()), name="intake"),
-            asyncio.create_task(self._watched(self._take_happenings()), name="transitions"),
+            asyncio.create_task(self._watched(self._take_run_events()), name="transitions"),
             asyncio.create_task(self._hold(), name="hold"),
         ]
 
@@ -179,14 +179,14 @@ class Conductor:
 
     def pause(self) -> None:
         self._paused = True
-        self._peers.be_quiet()
-        self._arrivals.pause()
+        self._peers.stop_accepting()
+        self._fair_intake.pause()
 
     def resume(self) -> None:
         self._paused = False
         if not self._stuck:
-            self._arrivals.resume()
-            self._peers.speak()
+            self._fair_intake.resume()
+            self._peers.resume_accepting()
 
     def resize(self, max_concurrency: int) -> None:
         """How many tasks are open is the requesters' affair; the database holds them."""
@@ -194,19 +194,19 @@ class Conductor:
     def cancel(self, task_id: UUID, attempt: int | None, reason: str) -> None:
         self.post(CancelRequested(task_id, reason))
 
-    def post(self, *happenings: Happening) -> None:
+    def post(self, *run_events: RunEvent) -> None:
         """Put in what did not come from NATS: what the reconciler found, what an operator wants."""
-        self._posted.extend((happening, None) for happening in happenings)
+        self._posted.extend((run_event, None) for run_event in run_events)
         self._wake.set()
 
-    async def perform(self, happening: Happening) -> Any:
+    async def perform(self, run_event: RunEvent) -> Any:
         """Put in a happening and wait until it is committed.
 
         Returns what its operation is told, or, for a task that was given out, whether it is in the tree; None where the
         root is none of ours, or has ended.
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._posted.append((happening, done))
+        self._posted.append((run_event, done))
         self._wake.set()
         return await done
 
@@ -214,18 +214,18 @@ class Conductor:
         """Take no more, write what was taken; what was not goes back to the broker."""
         self._peers.leave()
         self._stopping = True
-        left = [*await self._arrivals.stop(), *await self._responses.stop()]
+        left = [*await self._fair_intake.stop(), *await self._responses.stop()]
         self._wake.set()
         if self._loops:
             await asyncio.wait([*self._loops[:2], *self._large], timeout=max(0.1, min(grace_seconds, 10)))
         for delivery in left:
-            await hand_back(delivery)
+            await nak(delivery)
         await end([*self._loops, *self._large])
         await self.outbox.close()
 
     # -- what others pass on ------------------------------------------------------------------------------------------
 
-    def _on_passed(self, delivery: Delivery) -> None:
+    def _on_forwarded(self, delivery: Delivery) -> None:
         self._puller_of(delivery.subject).put(delivery)
 
     def _puller_of(self, subject: str) -> Puller:
@@ -239,7 +239,7 @@ class Conductor:
 
     async def _take_requests(self) -> None:
         while not self._stopping:
-            deliveries = await self._arrivals.take(INTAKE_BATCH)
+            deliveries = await self._fair_intake.take(INTAKE_BATCH)
             # What was read ahead is nobody's to hold.
             self._held.update((id(one), one) for one in deliveries if one.reply)
             small, large = _apart(deliveries, PAYLOAD_REF)
@@ -251,10 +251,10 @@ class Conductor:
     async def _accept_whole(self, deliveries: Sequence[Delivery]) -> None:
         try:
             await self.acceptance.accept(deliveries)
-            await self._arrivals.accepted(deliveries)
+            await self._fair_intake.accepted(deliveries)
         finally:
             self._let_go(deliveries)
-            self._arrivals.release(deliveries)
+            self._fair_intake.release(deliveries)
 
     def _go_beside(self, batch: Coroutine[Any, Any, None]) -> None:
         """Work on a message with a large value beside the batches of the others."""
@@ -269,7 +269,7 @@ class Conductor:
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
-    async def _take_happenings(self) -> None:
+    async def _take_run_events(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -326,7 +326,7 @@ class Conductor:
             if since and loop.time() - min(since.values()) > STUCK_SECONDS:
                 await self._leave_to_others()
                 since.clear()
-            waiting = [*self._arrivals.waiting, *self._responses.waiting]
+            waiting = [*self._fair_intake.waiting, *self._responses.waiting]
             # Under load there is always something that has just arrived.
             still = [one for one in waiting if id(one) in before]
             before = {id(one) for one in waiting}
@@ -338,11 +338,11 @@ class Conductor:
         nothing that another process has written meanwhile."""
         log.warning("conductor.stuck", held=len(self._held))
         self._stuck = True
-        self._peers.be_quiet()
-        self._arrivals.pause()
+        self._peers.stop_accepting()
+        self._fair_intake.pause()
         self._responses.pause()
         for delivery in self._held.values():
-            await hand_back(delivery)
+            await nak(delivery)
         self._emptied.clear()
         if self._held:
             await self._emptied.wait()

@@ -11,37 +11,37 @@ from typing import Any
 import asyncpg.pgproto.pgproto
 import structlog
 
-from orchestrator_agent.dispatch.admission import Gate
-from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.admission import Admission
+from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
-from orchestrator_agent.dispatch.queue_dispatcher import Taker
-from orchestrator_agent.dispatch.rate_limits import Limits
-from orchestrator_agent.dispatch.ready_queue import Line
-from orchestrator_agent.dispatch.redis_state import Shared
+from orchestrator_agent.dispatch.queue_dispatcher import QueueDispatcher
+from orchestrator_agent.dispatch.rate_limits import RateLimits
+from orchestrator_agent.dispatch.ready_queue import ReadyQueue
+from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Pauses, Router
 from orchestrator_agent.dispatch.settings import FlowSettings
-from orchestrator_agent.dispatch.shared_circuits import Circuits
+from orchestrator_agent.dispatch.shared_circuits import SharedCircuits
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.decisions import Rules
-from orchestrator_agent.engine.events import Answered
+from orchestrator_agent.engine.events import ResponseReceived
 from orchestrator_agent.intake.planner import Planner
 from orchestrator_agent.maintenance.adoption import Adoption
-from orchestrator_agent.maintenance.broker_outages import Outages
+from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.maintenance.broker_watch import BrokerWatch
-from orchestrator_agent.maintenance.concurrency_keys import Schedules, Turns
-from orchestrator_agent.maintenance.history_archiver import History
-from orchestrator_agent.maintenance.object_cleaner import Leftovers
-from orchestrator_agent.maintenance.purges import Purges
+from orchestrator_agent.maintenance.concurrency_keys import ConcurrencyKeys, Schedules
+from orchestrator_agent.maintenance.history_archiver import HistoryArchiver
+from orchestrator_agent.maintenance.object_cleaner import ObjectCleaner
+from orchestrator_agent.maintenance.purges import PurgeWatch
 from orchestrator_agent.maintenance.reconciler import Reconciler
-from orchestrator_agent.message_loops import Conductor
+from orchestrator_agent.message_loops import MessageLoops
 from orchestrator_agent.operations.dead_letters import DeadLetters
 from orchestrator_agent.operations.operations import Operations
 from orchestrator_agent.operations.queries import Queries
-from orchestrator_agent.runtime.attempt_cancellation import Stops
+from orchestrator_agent.runtime.attempt_cancellation import AttemptCanceller
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.republisher import Debts
-from orchestrator_agent.runtime.root_ownership import Peers
-from orchestrator_agent.runtime.run_cache import Runs
+from orchestrator_agent.runtime.republisher import Republisher
+from orchestrator_agent.runtime.root_ownership import RootOwnership
+from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database, ProcessLock
 from orchestrator_agent.store.processes import Processes
@@ -70,7 +70,7 @@ VERSION = "0.1.0"
 SCHEMA = "0004"
 ORCHESTRATOR_CONCURRENCY = 10_000
 # Above it, what can wait waits.
-BUSY_ANSWERS_PER_SECOND = 50.0
+BUSY_RESPONSES_PER_SECOND = 50.0
 # A probe that waits longer counts as failed with whoever asks.
 ASK_POSTGRES_SECONDS = 2.0
 
@@ -144,46 +144,48 @@ class Orchestrator:
             if plan.version is not None and plan.definition is not None:
                 await reader.save_workflow(plan.version, plan.name, plan.definition)
         registry = await process.discovery.registry()
-        standings, pauses = Standings(), Pauses()
+        agent_health, pauses = AgentHealth(), Pauses()
         redis_url = self._settings.redis_url
-        shared = Shared(redis_url.get_secret_value() if redis_url is not None else None)
+        shared = RedisState(redis_url.get_secret_value() if redis_url is not None else None)
         self._stack.push_async_callback(shared.close)
-        circuits = Circuits(shared, standings, lambda: {one.name for one in registry.instances()})
+        circuits = SharedCircuits(shared, agent_health, lambda: {one.name for one in registry.instances()})
         self._stack.push_async_callback(circuits.close)
         # flow control: what may go to agents now, and the line of what waits
         capacity = Capacity(registry)
         window = Window(capacity, waiting=capacity.waiting)
-        limits = Limits(flow.rate_limits, registry, shared, processes=lambda: window.processes)
+        limits = RateLimits(flow.rate_limits, registry, shared, processes=lambda: window.processes)
         registry.on_change(limits.learn)
         self._stack.push_async_callback(limits.close)
-        line = Line(database)
-        gate = Gate(window, line, limits)
-        standings.on_answer = gate.window.answered
-        standings.on_dispatch = gate.window.sent
+        line = ReadyQueue(database)
+        gate = Admission(window, line, limits)
+        agent_health.on_response = gate.window.answered
+        agent_health.on_dispatch = gate.window.sent
         store = TaskStore(database, lock.process_id, gate, flow.history_after_seconds)
-        history = History(
+        history = HistoryArchiver(
             database,
             after_seconds=flow.history_after_seconds,
             retention_days=flow.retention_days,
-            busy=lambda: window.answers_per_second > BUSY_ANSWERS_PER_SECOND,
+            busy=lambda: window.responses_per_second > BUSY_RESPONSES_PER_SECOND,
         )
-        leftovers = Leftovers(process.objects, database)
-        router = Router(registry, self._library, standings, pauses, gate)
+        leftovers = ObjectCleaner(process.objects, database)
+        router = Router(registry, self._library, agent_health, pauses, gate)
         rules = rules_of(self._settings)
-        peers = Peers(process.bus, lock.process_id)
-        runs = Runs(
+        peers = RootOwnership(process.bus, lock.process_id)
+        runs = RunCache(
             store,
             reader,
             self._library,
             shared=lambda: window.processes > 1,
             mine=peers.owns,
         )
-        stops = Stops(process.bus, reader.stale)
-        outbox = Outbox(process.bus, process.publisher, process.objects, store, standings, stops, source=process.source)
+        canceller = AttemptCanceller(process.bus, reader.stale)
+        outbox = Outbox(
+            process.bus, process.publisher, process.objects, store, agent_health, canceller, source=process.source
+        )
         outbox.on_ended = process.micro.record
-        debts = Debts(process.publisher, store=store, reader=reader, runs=runs, outbox=outbox)
+        republisher = Republisher(process.publisher, store=store, reader=reader, runs=runs, outbox=outbox)
         planner = Planner(self._library, router, rules, self._settings.agent_timeout_seconds)
-        conductor = Conductor(
+        message_loops = MessageLoops(
             process.bus,
             process.publisher,
             process.objects,
@@ -191,32 +193,32 @@ class Orchestrator:
             reader=reader,
             runs=runs,
             router=router,
-            standings=standings,
+            agent_health=agent_health,
             planner=planner,
             outbox=outbox,
-            debts=debts,
+            republisher=republisher,
             peers=peers,
             rules=rules,
             max_concurrency=ORCHESTRATOR_CONCURRENCY,
             # One of several is enough; where it is away, requests are accepted in the order of their arrival.
-            looks_ahead=lambda: taker.first_process in (None, lock.process_id),
+            looks_ahead=lambda: queue_dispatcher.first_process in (None, lock.process_id),
         )
-        taker = Taker(
+        queue_dispatcher = QueueDispatcher(
             gate,
             router,
-            perform=conductor.perform,
-            post=conductor.post,
+            perform=message_loops.perform,
+            post=message_loops.post,
             cached=runs.cached,
             in_broker=lambda agent: before_consumer(process.bus, TASKS.name, agent),
             paused_workflows=lambda: pauses.workflows,
-            elsewhere=runs.elsewhere,
+            held_by_other=runs.held_by_other,
         )
-        limits.on_tokens = circuits.on_claim = taker.wake
-        turns = Turns(reader, self._library, runs, conductor.post)
-        conductor.acceptance.on_turn = turns.ask
+        limits.on_tokens = circuits.on_claim = queue_dispatcher.wake
+        turns = ConcurrencyKeys(reader, self._library, runs, message_loops.post)
+        message_loops.acceptance.on_turn = turns.ask
         dead_letters = DeadLetters(process.bus, process.publisher)
-        dead_letters.on_poison = lambda root, task_id, attempt, error: conductor.post(
-            Answered(root, task_id, attempt, "failed", error=error)
+        dead_letters.on_poison = lambda root, task_id, attempt, error: message_loops.post(
+            ResponseReceived(root, task_id, attempt, "failed", error=error)
         )
         operations = Operations(
             process.bus,
@@ -225,25 +227,25 @@ class Orchestrator:
             dead_letters=dead_letters,
             pauses=pauses,
             pause_store=pause_store,
-            perform=conductor.perform,
-            post=conductor.post,
+            perform=message_loops.perform,
+            post=message_loops.post,
             look_now=lambda: reconciler.look_now(),
         )
-        conductor.acceptance.on_operation = operations.begin
-        outages = Outages(lambda: (process.bus.connected, process.bus.generation))
+        message_loops.acceptance.on_operation = operations.begin
+        outages = BrokerOutages(lambda: (process.bus.connected, process.bus.generation))
         reconciler = Reconciler(
             process.bus,
-            conductor=conductor,
+            message_loops=message_loops,
             reader=reader,
             runs=runs,
             registry=registry,
-            standings=standings,
+            agent_health=agent_health,
             pauses=pauses,
             pause_store=pause_store,
             operations=operations,
             turns=turns,
-            schedules=Schedules(reader, self._library, conductor.acceptance.accept_own),
-            taker=taker,
+            schedules=Schedules(reader, self._library, message_loops.acceptance.accept_own),
+            queue_dispatcher=queue_dispatcher,
             circuits=circuits,
             outages=outages,
         )
@@ -253,9 +255,9 @@ class Orchestrator:
             process.publisher,
             lock=lock,
             processes=processes,
-            debts=debts,
+            republisher=republisher,
             outbox=outbox,
-            stops=stops,
+            canceller=canceller,
         )
         watch = BrokerWatch(
             process.bus,
@@ -266,7 +268,7 @@ class Orchestrator:
             on_lost=adoption.broker_lost,
             outages=outages,
         )
-        purges = Purges(process.bus, process_id=lock.process_id, processes=processes, debts=debts)
+        purges = PurgeWatch(process.bus, process_id=lock.process_id, processes=processes, republisher=republisher)
         queries = Queries(
             process.bus,
             process.objects,
@@ -279,7 +281,7 @@ class Orchestrator:
             line=line,
         )
         parts = Parts(
-            conductor,
+            message_loops,
             peers,
             reconciler,
             adoption,
@@ -289,7 +291,7 @@ class Orchestrator:
             operations,
             turns,
             dead_letters,
-            taker,
+            queue_dispatcher,
             history,
             leftovers,
             lock,
@@ -328,19 +330,19 @@ class Orchestrator:
 class Parts:
     """What an orchestrator process is made of, beside its connections."""
 
-    conductor: Conductor
-    peers: Peers
+    message_loops: MessageLoops
+    peers: RootOwnership
     reconciler: Reconciler
     adoption: Adoption
     watch: BrokerWatch
-    purges: Purges
+    purges: PurgeWatch
     queries: Queries
     operations: Operations
-    turns: Turns
+    turns: ConcurrencyKeys
     dead_letters: DeadLetters
-    taker: Taker
-    history: History
-    leftovers: Leftovers
+    queue_dispatcher: QueueDispatcher
+    history: HistoryArchiver
+    leftovers: ObjectCleaner
     lock: ProcessLock
     database: Database
 
@@ -351,17 +353,17 @@ class OrchestratorWorker:
     def __init__(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
         self.parts = parts
         self._stack = stack
-        conductor = parts.conductor
-        self.max_concurrency = conductor.max_concurrency
-        self.cancel = conductor.cancel
-        self.pause = conductor.pause
-        self.resume = conductor.resume
-        self.wait_ready = conductor.wait_ready
-        self.resize = conductor.resize
+        message_loops = parts.message_loops
+        self.max_concurrency = message_loops.max_concurrency
+        self.cancel = message_loops.cancel
+        self.pause = message_loops.pause
+        self.resume = message_loops.resume
+        self.wait_ready = message_loops.wait_ready
+        self.resize = message_loops.resize
 
     @property
     def active(self) -> int:
-        return self.parts.conductor.active
+        return self.parts.message_loops.active
 
     @property
     def running(self) -> tuple[()]:
@@ -383,11 +385,11 @@ class OrchestratorWorker:
     async def start(self) -> None:
         await self.parts.lock.take()
         await self.parts.watch.check_store()
-        await self.parts.taker.count_processes()
+        await self.parts.queue_dispatcher.count_processes()
         await self.parts.reconciler.learn()
         await self.parts.peers.start()
-        await self.parts.conductor.start()
-        self.parts.taker.start()
+        await self.parts.message_loops.start()
+        self.parts.queue_dispatcher.start()
         self.parts.history.start()
         self.parts.leftovers.start()
         await self.parts.reconciler.start()
@@ -405,10 +407,10 @@ class OrchestratorWorker:
         await self.parts.watch.close()
         await self.parts.adoption.close()
         await self.parts.dead_letters.close()
-        await self.parts.taker.close()
+        await self.parts.queue_dispatcher.close()
         await self.parts.history.close()
         await self.parts.leftovers.close()
-        await self.parts.conductor.drain(grace_seconds)
+        await self.parts.message_loops.drain(grace_seconds)
         await self.parts.operations.close()
         await self.parts.turns.close()
         await self.parts.peers.close()

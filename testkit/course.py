@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator_agent.dispatch.router import Router
-from orchestrator_agent.engine.attempts import wanted_of
-from orchestrator_agent.engine.decisions import Decisions, Wanted
+from orchestrator_agent.engine.attempts import route_request_of
+from orchestrator_agent.engine.decisions import Decisions, RouteRequest
 from orchestrator_agent.engine.state import Role, Row, Run, Status
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import StepPlan
@@ -99,7 +99,7 @@ def _line(course: Course, row: Row, router: Router) -> str:
                 f"since {shown_time(row.dispatched_at)}, until {shown_time(row.expires_at)}"
             )
         case Status.READY:
-            return f"{what} waits for an agent: {_nobody(router, wanted_of(course.run, row))}"
+            return f"{what} waits for an agent: {_nobody(router, route_request_of(course.run, row))}"
         case _ if row.failures:
             message = "" if row.error is None else f" failed: {row.error.code}: {row.error.message};"
             return f"{what}:{message} attempt {row.attempt} begins at {shown_time(row.run_after)}"
@@ -116,8 +116,8 @@ def _waits(plan: StepPlan, row: Row) -> str:
     return f"waits for the {kind} '{plan.wait.name}'{who} {until}"
 
 
-def _nobody(router: Router, wanted: Wanted) -> str:
+def _nobody(router: Router, wanted: RouteRequest) -> str:
     if not router.candidates(wanted):
         pinned = f" of agent '{wanted.pinned_agent}'" if wanted.pinned_agent else ""
         return f"none serves '{wanted.task_type}'{pinned}; there is {', '.join(sorted(router.servable())) or 'nobody'}"
-    return str(router.obstacles(wanted))
+    return str(router.wait_reasons(wanted))

@@ -8,7 +8,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from orchestrator_agent.engine.decisions import Rules
-from orchestrator_agent.engine.events import Happening
+from orchestrator_agent.engine.events import RunEvent
 from orchestrator_agent.engine.state import Status
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.files import load_file, read_workflow
@@ -268,14 +268,14 @@ class TestMesh:
                 self.router.pauses.remove(kind, name)
         self._orchestrator.look = True
 
-    async def operate(self, course: Course, happening: Happening, operation: UUID) -> dict[str, Any]:
+    async def operate(self, course: Course, run_event: RunEvent, operation: UUID) -> dict[str, Any]:
         """What an operation is told. All that can happen before it happens before it, then what it brings about.
 
         Raises PantheonError for a refusal.
         """
         async with self._driving:
             await self._settle()
-            outcome = self._orchestrator.happen(happening).outcomes.get(operation)
+            outcome = self._orchestrator.happen(run_event).outcomes.get(operation)
             await self._settle()
         if isinstance(outcome, dict):
             return outcome

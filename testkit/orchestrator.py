@@ -9,21 +9,21 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.router import Pauses, Router
 from orchestrator_agent.engine.advance import advance
-from orchestrator_agent.engine.concurrency import Open, decide_turns
+from orchestrator_agent.engine.concurrency import Open, decide_concurrency
 from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.events import (
-    Answered,
     Begin,
     CancelRequested,
     DeadlinePassed,
     Delegated,
     Due,
     Expired,
-    Happening,
     OriginalEnded,
+    ResponseReceived,
+    RunEvent,
 )
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake.planner import Planner, Replayed, input_of, lay_over, refuse_to_run_again
@@ -60,12 +60,12 @@ class Orchestrator:
         self.rules = rules
         self.library = Library(load_folder(BUILTIN_FOLDER))
         self.agents = Agents(clock, self._delegate)
-        self._standings = Standings(clock.seconds)
-        self.router = Router(self.agents, self.library, self._standings, Pauses(), Places(self.agents))
+        self._agent_health = AgentHealth(clock.seconds)
+        self.router = Router(self.agents, self.library, self._agent_health, Pauses(), Places(self.agents))
         self._planner = Planner(self.library, self.router, rules, DEFAULT_TIMEOUT_SECONDS)
         self._chance = random.Random(seed)
         self.courses: dict[UUID, Course] = {}
-        self._posted: list[Happening] = []
+        self._posted: list[RunEvent] = []
         self._delegations: dict[UUID, list[asyncio.Future[TaskResponse]]] = {}
         self._scheduled: dict[str, datetime] = {}
         self._looked_at = clock.now
@@ -169,7 +169,7 @@ class Orchestrator:
                 self._posted.append(DeadlinePassed(root_task_id))
             for row in run.active():
                 if row.status is Status.DISPATCHED and row.expires_at is not None and row.expires_at <= now:
-                    self._standings.answered(row.agent or "", row.task_type, None, failed=True)
+                    self._agent_health.answered(row.agent or "", row.task_type, None, failed=True)
                     self._posted.append(Expired(root_task_id, row.task_id, row.attempt))
                 elif row.status is Status.WAITING and row.run_after is not None and row.run_after <= now:
                     self._posted.append(Due(root_task_id, row.task_id))
@@ -186,25 +186,25 @@ class Orchestrator:
 
     def step(self) -> bool:
         """Apply what has happened, look for agents, set agents to work; False where there was nothing to do."""
-        happenings, self._posted = self._posted, []
-        for happening in happenings:
-            self.happen(happening)
+        run_events, self._posted = self._posted, []
+        for run_event in run_events:
+            self.happen(run_event)
         looked = self.look
         if looked:
             self.look, self._looked_at = False, self.clock.now
             for course in list(self.courses.values()):
                 for row in course.looking():
                     self.happen(Due(course.run.root_task_id, row.task_id))
-        return self.agents.begin() or bool(happenings) or looked
+        return self.agents.begin() or bool(run_events) or looked
 
     # -- what happens -------------------------------------------------------------------------------------------------
 
-    def happen(self, happening: Happening) -> Decisions:
+    def happen(self, run_event: RunEvent) -> Decisions:
         """Apply one happening: the engine's transition, its writes, what it gives out."""
-        course = self.courses[happening.root_task_id]
+        course = self.courses[run_event.root_task_id]
         run = course.run
         with self._drawn():
-            decisions = advance(run, [happening], directory=self.router, rules=self.rules, now=self.clock.now)
+            decisions = advance(run, [run_event], directory=self.router, rules=self.rules, now=self.clock.now)
         if not decisions.empty:
             course.table.apply(run, decisions)
         self._deliver(course, decisions)
@@ -235,10 +235,10 @@ class Orchestrator:
             self.agents.stop(agent, task_id, attempt)
 
     def _answered(self, response: TaskResponse) -> None:
-        self._standings.judge(response)
+        self._agent_health.judge(response)
         self.look = True
         self._posted.append(
-            Answered(
+            ResponseReceived(
                 root_task_id=response.root_task_id,
                 task_id=response.task_id,
                 attempt=response.attempt,
@@ -273,7 +273,7 @@ class Orchestrator:
             for one in self.courses.values()
             if one.run.facts.concurrency_key == key and not one.root.ended
         ]
-        admitted, older = decide_turns(roots, bound=bound, cancel_older=cancel_older)
+        admitted, older = decide_concurrency(roots, bound=bound, cancel_older=cancel_older)
         self._posted += [CancelRequested(task_id, REPLACED) for task_id in older]
         for task_id in admitted:
             course = self.courses[task_id]

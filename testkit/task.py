@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator_agent.engine.events import CancelRequested, Happening, PauseRequested, ResumeRequested, Signalled
+from orchestrator_agent.engine.events import CancelRequested, PauseRequested, ResumeRequested, RunEvent, Signalled
 from orchestrator_agent.engine.state import Role, Row, Status
 from orchestrator_agent.runtime.wire import final_response
 from pantheon.client.mesh import result_of
@@ -51,7 +51,7 @@ class Clockwork(Protocol):
     @property
     def now(self) -> datetime: ...
     async def until_ended(self, course: Course, within: timedelta | float | str) -> None: ...
-    async def operate(self, course: Course, happening: Happening, operation: UUID) -> dict[str, Any]: ...
+    async def operate(self, course: Course, run_event: RunEvent, operation: UUID) -> dict[str, Any]: ...
     def again(
         self, course: Course, *, from_step: str | None, keep: bool, given: Mapping[str, Any] | None
     ) -> "Task": ...
@@ -134,7 +134,7 @@ class Task:
     async def resume(self) -> bool:
         return bool((await self._perform(lambda operation: ResumeRequested(self.task_id, operation)))["changed"])
 
-    async def _perform(self, made: Callable[[UUID], Happening]) -> dict[str, Any]:
+    async def _perform(self, made: Callable[[UUID], RunEvent]) -> dict[str, Any]:
         operation = new_id()
         return await self._mesh.operate(self._course, made(operation), operation)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Protocol
 from uuid import UUID
 
-from orchestrator_agent.dispatch.ready_queue import Line, Queue, Waiting, flow_of, queue_of
+from orchestrator_agent.dispatch.ready_queue import Queue, ReadyQueue, Waiting, flow_of, queue_of
 from orchestrator_agent.dispatch.window import Window
-from orchestrator_agent.engine.attempts import wanted_of
-from orchestrator_agent.engine.decisions import Decisions, Wanted
+from orchestrator_agent.engine.attempts import route_request_of
+from orchestrator_agent.engine.decisions import Decisions, RouteRequest
 from orchestrator_agent.engine.state import Role, Row, Run, Status
 
 
@@ -26,14 +26,14 @@ class Tokens(Protocol):
 
     def of_requester(self, limited: str) -> int | None: ...
 
-    def limited(self, wanted: Wanted) -> str:
+    def limited(self, wanted: RouteRequest) -> str:
         """The requester's text, where a limit holds for it; else empty."""
 
-    def spend(self, wanted: Wanted, agent: str) -> None: ...
+    def spend(self, wanted: RouteRequest, agent: str) -> None: ...
 
 
-class Gate:
-    def __init__(self, window: Window, line: Line, tokens: Tokens) -> None:
+class Admission:
+    def __init__(self, window: Window, line: ReadyQueue, tokens: Tokens) -> None:
         self.window = window
         self.line = line
         self.tokens = tokens
@@ -48,17 +48,17 @@ class Gate:
 
     # -- asked by routing ---------------------------------------------------------------------------------------------
 
-    def queue(self, wanted: Wanted) -> Queue:
+    def queue(self, wanted: RouteRequest) -> Queue:
         return queue_of(wanted, self.tokens.limited(wanted) if self.tokens.active else "")
 
-    def limited(self, wanted: Wanted) -> bool:
+    def limited(self, wanted: RouteRequest) -> bool:
         """Whether its requester's rate limit is used up for now."""
         if self.tokens.active and (limited := self.tokens.limited(wanted)):
             tokens = self.tokens.of_requester(limited)
             return tokens is not None and tokens <= 0
         return False
 
-    def admits(self, wanted: Wanted) -> bool:
+    def admits(self, wanted: RouteRequest) -> bool:
         """Whether it may be this task's turn, whatever agent it goes to."""
         if self.limited(wanted):
             return False
@@ -77,20 +77,20 @@ class Gate:
         """How many tasks an agent has, as far as this process knows."""
         return self.window.at_work(agent)
 
-    def passed(self, wanted: Wanted, agent: str) -> None:
+    def passed(self, wanted: RouteRequest, agent: str) -> None:
         self.window.take(agent)
         if self.tokens.active:
             self.tokens.spend(wanted, agent)
 
     # -- asked by the store -------------------------------------------------------------------------------------------
 
-    async def line_up(self, batch: Sequence[tuple[Run, Decisions]]) -> dict[UUID, tuple[str, int, int | None]]:
+    async def enqueue(self, batch: Sequence[tuple[Run, Decisions]]) -> dict[UUID, tuple[str, int, int | None]]:
         """Queue, flow and position of every row of a batch that will wait for an agent. Raises StoreError."""
         places: dict[UUID, tuple[str, int, int | None]] = {}
         standing: list[tuple[UUID, Waiting]] = []
         for run, decisions in batch:
             for row in _ready(decisions):
-                wanted = wanted_of(run, row)
+                wanted = route_request_of(run, row)
                 flow = _flow_of(run, row, wanted)
                 waiting = Waiting(self.queue(wanted).name, run.facts.priority, flow)
                 places[row.task_id] = (waiting.queue, waiting.flow, None)
@@ -119,7 +119,7 @@ class Gate:
         self.on_joined()
 
 
-def _flow_of(run: Run, row: Row, wanted: Wanted) -> int:
+def _flow_of(run: Run, row: Row, wanted: RouteRequest) -> int:
     """Whose turn it is: the requester's, or, below an attempt that gave a task out and waits for it, that attempt's.
 
     So what was begun is ended beside what is new. With the requester's own, a thousand tasks that each give one out
@@ -151,7 +151,7 @@ class NoLimits:
     def of_requester(self, limited: str) -> int | None:
         return None
 
-    def limited(self, wanted: Wanted) -> str:
+    def limited(self, wanted: RouteRequest) -> str:
         return ""
 
-    def spend(self, wanted: Wanted, agent: str) -> None: ...
+    def spend(self, wanted: RouteRequest, agent: str) -> None: ...

@@ -70,33 +70,33 @@ class ResponseTime:
 
 
 @dataclass
-class Standing:
+class HealthOfAgent:
     response_ms: dict[str, ResponseTime] = field(default_factory=dict)
     failure_rate: float = 0.0
     judged_at: float = 0.0
     circuit: Circuit = field(default_factory=Circuit)
 
 
-class Standings:
+class AgentHealth:
     """One process's own experience; `clock` in seconds, for tests."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._standings: dict[str, Standing] = {}
+        self._agent_health: dict[str, HealthOfAgent] = {}
         # Told of every attempt that is sent, and of every one that ended: it gives its place back. How many an agent
         # has at work is counted there (`flow.window`), where the broker's own count puts it right.
         self.on_dispatch: Callable[[str], None] = lambda agent: None
-        self.on_answer: Callable[[str], None] = lambda agent: None
+        self.on_response: Callable[[str], None] = lambda agent: None
         # Told of circuits that this process opened or closed, by what it saw itself.
         self.on_circuit: Callable[[str, CircuitState], None] = lambda agent, state: None
         # Whether this process may be the one that lets a task through a half-open circuit; told when it has.
         self.may_probe: Callable[[str], bool] = lambda agent: True
         self.on_probe: Callable[[str], None] = lambda agent: None
 
-    def of(self, agent: str) -> Standing:
-        standing = self._standings.get(agent)
+    def of(self, agent: str) -> HealthOfAgent:
+        standing = self._agent_health.get(agent)
         if standing is None:
-            standing = self._standings[agent] = Standing()
+            standing = self._agent_health[agent] = HealthOfAgent()
         return standing
 
     def dispatched(self, agent: str) -> None:
@@ -104,7 +104,7 @@ class Standings:
 
     def placed(self, agent: str) -> None:
         """A task was given to it; where its circuit is half open, it is the only one."""
-        standing = self._standings.get(agent)
+        standing = self._agent_health.get(agent)
         if standing is None or standing.circuit.opened_at is None:
             return
         if standing.circuit.state(self._clock()) == "half_open":
@@ -115,7 +115,7 @@ class Standings:
         """Note what an answer says of its agent; that it was stopped, or given a payload that is wrong, says nothing
         against it, and how fast it refused says nothing of how fast it works."""
         if response.status == "cancelled":
-            self.on_answer(response.agent)
+            self.on_response(response.agent)
             return
         took = None
         if response.status == "completed" and response.started_at is not None and response.completed_at is not None:
@@ -125,7 +125,7 @@ class Standings:
 
     def answered(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
         """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload."""
-        self.on_answer(agent)
+        self.on_response(agent)
         standing = self.of(agent)
         now = self._clock()
         standing.failure_rate = self._faded(standing, now) * (1 - WEIGHT) + (WEIGHT if failed else 0.0)
@@ -143,7 +143,7 @@ class Standings:
             known.learn(milliseconds, now)
 
     @staticmethod
-    def _faded(standing: Standing, now: float) -> float:
+    def _faded(standing: HealthOfAgent, now: float) -> float:
         return float(standing.failure_rate * 0.5 ** ((now - standing.judged_at) / FORGET_HALF_SECONDS))
 
     def response_ms(self, agent: str, task_type: str) -> float | None:
@@ -154,7 +154,7 @@ class Standings:
         return self._faded(self.of(agent), self._clock())
 
     def admits(self, agent: str) -> bool:
-        standing = self._standings.get(agent)
+        standing = self._agent_health.get(agent)
         if standing is None or standing.circuit.opened_at is None:
             return True
         return standing.circuit.admits(self._clock()) and self.may_probe(agent)

@@ -12,11 +12,11 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.dispatch.admission import Gate
+from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.ready_queue import Queue, Taken, Waiting
-from orchestrator_agent.engine.events import Due, Happening
+from orchestrator_agent.engine.events import Due, RunEvent
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.store.availability import patiently
+from orchestrator_agent.store.availability import retry_until_available
 from pantheon.runtime.background import end
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ CHECK_MAX_SECONDS = 2.0
 # With several orchestrators the place that one took is often given back at another, to which the answer came: each
 # comes to think that the window is full. What the broker says then is all that anybody knows.
 CHECK_SHARED_SECONDS = 0.1
-HOPELESS_LIMIT = 1000
+UNSERVED_LIMIT = 1000
 
 
 class Rooms(Protocol):
@@ -45,22 +45,22 @@ class Rooms(Protocol):
     def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]: ...
 
 
-class Taker:
+class QueueDispatcher:
     """`perform` puts a happening into the conductor and returns when it is committed; `in_broker` counts an agent's
-    tasks there, None where that cannot be said; `cached` is a run in memory; `elsewhere` are roots whose rows another
-    process had better take."""
+    tasks there, None where that cannot be said; `cached` is a run in memory; `held_by_other` are roots whose rows
+    another process had better take."""
 
     def __init__(
         self,
-        gate: Gate,
+        gate: Admission,
         rooms: Rooms,
         *,
-        perform: Callable[[Happening], Awaitable[Any]],
-        post: Callable[[Happening], None],
+        perform: Callable[[RunEvent], Awaitable[Any]],
+        post: Callable[[RunEvent], None],
         cached: Callable[[UUID], Run | None],
         in_broker: Callable[[str], Awaitable[int | None]],
         paused_workflows: Callable[[], frozenset[str]],
-        elsewhere: Callable[[], Awaitable[Collection[UUID]]],
+        held_by_other: Callable[[], Awaitable[Collection[UUID]]],
     ) -> None:
         self._gate = gate
         self._rooms = rooms
@@ -69,7 +69,7 @@ class Taker:
         self._cached = cached
         self._in_broker = in_broker
         self._paused_workflows = paused_workflows
-        self._elsewhere = elsewhere
+        self._held_by_other = held_by_other
         # Of the orchestrators that share the work, the oldest.
         self.first_process: UUID | None = None
         self._wake = asyncio.Event()
@@ -149,23 +149,23 @@ class Taker:
         gate, joins = self._gate, self._gate.joins
         claim = gate.window.processes > 1
         # To place a row of a large tree, whoever has not its newest state in mind would read it all first.
-        elsewhere = await patiently(self._elsewhere)
-        rows = await patiently(
+        held_by_other = await retry_until_available(self._held_by_other)
+        rows = await retry_until_available(
             gate.line.take,
             names,
             count,
             passed=self._passed(),
             paused=self._paused_workflows(),
             claim=claim,
-            elsewhere=elsewhere,
+            held_by_other=held_by_other,
         )
-        left_out = bool(self._held) or bool(elsewhere)
+        left_out = bool(self._held) or bool(held_by_other)
         if len(rows) < count and not left_out and not (claim and rows) and joins == gate.joins:
             # All who wait have been called; whoever comes now need not stand in line.
             gate.waiting.difference_update(names)
         parked = [row for row in rows if row.parked]
         if parked:
-            await patiently(gate.line.park, parked)
+            await retry_until_available(gate.line.park, parked)
         called = [row for row in rows if not row.parked]
         if called:
             await self._call(called, like)
@@ -240,9 +240,9 @@ class Taker:
         names = await gate.line.queues()
         gate.waiting.update(names)
         queues = [Queue.of(name) for name in names]
-        hopeless = [queue.name for queue in queues if not self._rooms.agents(queue.task_type, queue.agent)]
-        if hopeless:
-            for root_task_id, task_id in await gate.line.hopeless(hopeless, HOPELESS_LIMIT):
+        unserved = [queue.name for queue in queues if not self._rooms.agents(queue.task_type, queue.agent)]
+        if unserved:
+            for root_task_id, task_id in await gate.line.unserved(unserved, UNSERVED_LIMIT):
                 self._post(Due(root_task_id, task_id))
         for agent in gate.window.busy():
             await self.correct(agent)

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import structlog
 
 from orchestrator_agent.dispatch.ready_queue import requester_text
-from orchestrator_agent.dispatch.redis_state import Shared
+from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import RateLimit, read_rate
-from orchestrator_agent.engine.decisions import Wanted
+from orchestrator_agent.engine.decisions import RouteRequest
 from pantheon.runtime.background import end
 from protocol.discovery import InstanceRecord
 
@@ -70,14 +70,14 @@ class Bucket:
         return max(0.0, (1 - self.tokens) * processes / self.limit.per_second)
 
 
-class Limits:
+class RateLimits:
     """The gate's Tokens. `limits` are the settings'; agents may bring their own as metadata (`rate_limit`)."""
 
     def __init__(
         self,
         limits: dict[str, dict[str, RateLimit]],
         registry: Instances,
-        shared: Shared,
+        shared: RedisState,
         *,
         processes: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
@@ -119,7 +119,7 @@ class Limits:
         limit = self._limit_of(tenant, requester)
         return None if limit is None else self._tokens(self._bucket(f"requester:{limited}", limit))
 
-    def limited(self, wanted: Wanted) -> str:
+    def limited(self, wanted: RouteRequest) -> str:
         if not self._requesters or self._limit_of(wanted.tenant, wanted.requester or "") is None:
             return ""
         return requester_text(wanted.tenant, wanted.requester)
@@ -130,7 +130,7 @@ class Limits:
                 return limit
         return None
 
-    def spend(self, wanted: Wanted, agent: str) -> None:
+    def spend(self, wanted: RouteRequest, agent: str) -> None:
         names = [f"agent:{agent}"]
         if limited := self.limited(wanted):
             names.append(f"requester:{limited}")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from orchestrator_agent.engine.decisions import Wanted
+from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.store.pool import NO_FLUSH, Database
 from protocol.messages import json_bytes
 
@@ -48,7 +48,7 @@ class Queue:
         return cls(task_type, agent or None, requires, limited)
 
 
-def queue_of(wanted: Wanted, limited: str = "") -> Queue:
+def queue_of(wanted: RouteRequest, limited: str = "") -> Queue:
     requires = ""
     if wanted.requires is not None:
         text = wanted.requires.model_dump_json(exclude_defaults=True)
@@ -165,7 +165,7 @@ with recursive q as (
 select q.queue from q where q.queue is not null
 """
 
-HOPELESS = """
+UNSERVED = """
 select t.root_task_id, t.task_id from tasks t
 where t.queue = any($1::text[]) and t.position is not null and t.expires_at is null limit $2
 """
@@ -178,7 +178,7 @@ from unnest($1::text[]) as q(queue)
 """
 
 
-class Line:
+class ReadyQueue:
     """The statements. Each raises StoreError when Postgres is away."""
 
     def __init__(self, database: Database) -> None:
@@ -207,13 +207,13 @@ class Line:
         passed: Collection[UUID],
         paused: Collection[str],
         claim: bool,
-        elsewhere: Collection[UUID] = (),
+        held_by_other: Collection[UUID] = (),
     ) -> list[Taken]:
-        """The next rows of these queues, without those in `passed` and those of the roots `elsewhere`; `paused` are
+        """The next rows of these queues, without those in `passed` and those of the roots `held_by_other`; `paused` are
         names of workflows."""
         statement = CLAIM if claim else TAKE
         records = await self._database.fetch(
-            statement, list(queues), count, list(passed), list(paused), list(elsewhere)
+            statement, list(queues), count, list(passed), list(paused), list(held_by_other)
         )
         return [Taken(record["root_task_id"], record["task_id"], bool(record["parked"])) for record in records]
 
@@ -235,9 +235,9 @@ class Line:
         records = await self._database.fetch(LENGTHS, list(queues), limit)
         return {record["queue"]: record["rows"] for record in records}
 
-    async def hopeless(self, queues: Sequence[str], limit: int) -> list[tuple[UUID, UUID]]:
+    async def unserved(self, queues: Sequence[str], limit: int) -> list[tuple[UUID, UUID]]:
         """Rows of queues that nobody serves any more, and whose wait for an agent has not begun."""
-        records = await self._database.fetch(HOPELESS, list(queues), limit)
+        records = await self._database.fetch(UNSERVED, list(queues), limit)
         return [(record["root_task_id"], record["task_id"]) for record in records]
 
     async def processes(self) -> list[UUID]:

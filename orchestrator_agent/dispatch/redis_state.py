@@ -46,7 +46,7 @@ return {given, math.ceil((1 - (tokens - math.floor(tokens))) / per_ms)}
 KEEP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 
 
-class Shared:
+class RedisState:
     """`await shared.…` never raises: None means that there is no answer."""
 
     def __init__(self, url: str | None) -> None:

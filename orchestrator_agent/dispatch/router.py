@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any, Protocol
 
-from orchestrator_agent.engine.decisions import Obstacles, Placement, Wanted
+from orchestrator_agent.engine.decisions import Placement, RouteRequest, WaitReasons
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol.discovery import InstanceRecord
@@ -38,7 +38,7 @@ class LiveInstances(Protocol):
 
 
 class Experience(Protocol):
-    """What has been seen of an agent: see `standing.Standings`."""
+    """What has been seen of an agent: see `standing.AgentHealth`."""
 
     def response_ms(self, agent: str, task_type: str) -> float | None: ...
     def failure_rate(self, agent: str) -> float: ...
@@ -48,24 +48,24 @@ class Experience(Protocol):
     def placed(self, agent: str) -> None: ...
 
 
-class Admission(Protocol):
-    """Flow control, as routing sees it: see `flow.gate.Gate`."""
+class AdmissionPolicy(Protocol):
+    """Flow control, as routing sees it: see `flow.gate.Admission`."""
 
-    def admits(self, wanted: Wanted) -> bool: ...
-    def limited(self, wanted: Wanted) -> bool: ...
+    def admits(self, wanted: RouteRequest) -> bool: ...
+    def limited(self, wanted: RouteRequest) -> bool: ...
     def room(self, agent: str) -> int: ...
     def full(self, agent: str) -> str: ...
     def at_work(self, agent: str) -> int: ...
-    def passed(self, wanted: Wanted, agent: str) -> None: ...
+    def passed(self, wanted: RouteRequest, agent: str) -> None: ...
 
 
 class Open:
     """No flow control: everything passes."""
 
-    def admits(self, wanted: Wanted) -> bool:
+    def admits(self, wanted: RouteRequest) -> bool:
         return True
 
-    def limited(self, wanted: Wanted) -> bool:
+    def limited(self, wanted: RouteRequest) -> bool:
         return False
 
     def room(self, agent: str) -> int:
@@ -77,7 +77,7 @@ class Open:
     def at_work(self, agent: str) -> int:
         return 0
 
-    def passed(self, wanted: Wanted, agent: str) -> None: ...
+    def passed(self, wanted: RouteRequest, agent: str) -> None: ...
 
 
 # What an agent says of itself may be long.
@@ -214,9 +214,9 @@ class Router:
     library: Library
     experience: Experience
     pauses: Pauses = field(default_factory=Pauses)
-    gate: Admission = field(default_factory=Open)
+    gate: AdmissionPolicy = field(default_factory=Open)
 
-    def candidates(self, wanted: Wanted) -> list[Candidate]:
+    def candidates(self, wanted: RouteRequest) -> list[Candidate]:
         found = []
         for agent in self.agents(wanted.task_type, wanted.pinned_agent):
             records = [one for one in self.registry.instances(agent) if wanted.task_type in one.task_types]
@@ -231,7 +231,7 @@ class Router:
             found.append(self._judged(wanted, candidate, ready))
         return found
 
-    def _judged(self, wanted: Wanted, candidate: Candidate, records: Collection[InstanceRecord]) -> Candidate:
+    def _judged(self, wanted: RouteRequest, candidate: Candidate, records: Collection[InstanceRecord]) -> Candidate:
         agent = candidate.agent
         # First what will not pass: nobody should wait for the end of a pause that would change nothing.
         if wanted.requires is not None and (reason := unfit(wanted.requires, records, candidate)) is not None:
@@ -247,7 +247,7 @@ class Router:
             return candidate.barred(Bar.FULL, self.gate.full(agent))
         return candidate
 
-    def place(self, wanted: Wanted) -> Placement | None:
+    def place(self, wanted: RouteRequest) -> Placement | None:
         if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
             return None
         if not self.gate.admits(wanted):
@@ -273,17 +273,17 @@ class Router:
             told["sticky"] = wanted.sticky
         return Placement(chosen.agent, json_bytes(told) if len(candidates) > 1 or wanted.requires else None)
 
-    def _placed(self, wanted: Wanted, agent: str) -> None:
+    def _placed(self, wanted: RouteRequest, agent: str) -> None:
         self.gate.passed(wanted, agent)
         self.experience.placed(agent)
 
-    def served(self, wanted: Wanted) -> bool:
+    def served(self, wanted: RouteRequest) -> bool:
         if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
             return True
         # Busy, paused and broken agents will take tasks again; those that do not fit will not.
         return any(one.bar is not Bar.UNFIT for one in self.candidates(wanted))
 
-    def obstacles(self, wanted: Wanted) -> Obstacles:
+    def wait_reasons(self, wanted: RouteRequest) -> WaitReasons:
         """See Directory.obstacles."""
         serving = self.agents(wanted.task_type, None)
         records = (one for agent in serving for one in self.registry.instances(agent))
@@ -294,9 +294,9 @@ class Router:
         if wanted.pinned_agent is not None:
             named = f"the step names '{wanted.pinned_agent}'"
             reasons |= {agent: named for agent in serving if agent != wanted.pinned_agent}
-        return Obstacles(wanted.task_type, self._holds_up(wanted, serving), instances, reasons)
+        return WaitReasons(wanted.task_type, self._holds_up(wanted, serving), instances, reasons)
 
-    def _holds_up(self, wanted: Wanted, serving: Collection[str]) -> str | None:
+    def _holds_up(self, wanted: RouteRequest, serving: Collection[str]) -> str | None:
         """What keeps a task from every agent."""
         if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
             return f"the workflow '{wanted.workflow}' is paused"

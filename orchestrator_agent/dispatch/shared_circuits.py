@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import structlog
 
-from orchestrator_agent.dispatch.agent_health import OPEN_SECONDS, CircuitState, Standings
-from orchestrator_agent.dispatch.redis_state import Shared
+from orchestrator_agent.dispatch.agent_health import OPEN_SECONDS, AgentHealth, CircuitState
+from orchestrator_agent.dispatch.redis_state import RedisState
 from pantheon.runtime.background import end
 
 log = structlog.get_logger()
@@ -28,12 +28,12 @@ USED_SECONDS = OPEN_SECONDS
 AGAIN_SECONDS = 1.0
 
 
-class Circuits:
+class SharedCircuits:
     """`agents` names those that live."""
 
-    def __init__(self, shared: Shared, standings: Standings, agents: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, shared: RedisState, agent_health: AgentHealth, agents: Callable[[], Iterable[str]]) -> None:
         self._shared = shared
-        self._standings = standings
+        self._agent_health = agent_health
         self._agents = agents
         self._news: dict[str, CircuitState] = {}
         self._telling: asyncio.Task[None] | None = None
@@ -43,9 +43,9 @@ class Circuits:
         self._in_hand: dict[str, asyncio.Event] = {}
         # Told when a task may be let through to an agent that somebody wanted.
         self.on_claim: Callable[[], None] = lambda: None
-        standings.on_circuit = self._changed
-        standings.may_probe = self._may_probe
-        standings.on_probe = self._probed
+        agent_health.on_circuit = self._changed
+        agent_health.may_probe = self._may_probe
+        agent_health.on_probe = self._probed
 
     def _changed(self, agent: str, state: CircuitState) -> None:
         self._news[agent] = state
@@ -55,7 +55,7 @@ class Circuits:
     async def _tell(self) -> None:
         while self._news:
             news, self._news = self._news, {}
-            notes = {_name(agent): (state, self._standings.open_for(agent)) for agent, state in news.items()}
+            notes = {_name(agent): (state, self._agent_health.open_for(agent)) for agent, state in news.items()}
             if not await self._shared.note(notes):
                 # The next sweep tells it, unless it has become old.
                 self._news = {**news, **self._news}
@@ -102,9 +102,9 @@ class Circuits:
             if agent in self._news:
                 continue
             if state == OPEN:
-                self._standings.learn_open(agent, seconds)
+                self._agent_health.learn_open(agent, seconds)
             elif state == CLOSED:
-                closed = self._standings.learn_closed(agent) or closed
+                closed = self._agent_health.learn_closed(agent) or closed
         return closed
 
     async def close(self) -> None:

@@ -140,7 +140,7 @@ class Window:
         traffic.out = max(0, size - share + unsent + traffic.out - out)
 
     @property
-    def answers_per_second(self) -> float:
+    def responses_per_second(self) -> float:
         return sum(self._rate(traffic) for traffic in self._agents.values())
 
     def busy(self) -> list[str]:

@@ -11,7 +11,6 @@ from typing import Any
 from orchestrator_agent.engine.decisions import Decisions, Directory, Rules
 from orchestrator_agent.engine.endings import Endings
 from orchestrator_agent.engine.events import (
-    Answered,
     Begin,
     Broken,
     CancelRequested,
@@ -19,12 +18,13 @@ from orchestrator_agent.engine.events import (
     Delegated,
     Due,
     Expired,
-    Happening,
     OperationEnded,
     OriginalEnded,
     PauseRequested,
     Reattached,
+    ResponseReceived,
     ResumeRequested,
+    RunEvent,
     Signalled,
 )
 from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status, in_order
@@ -36,12 +36,12 @@ from protocol.messages import ErrorInfo, json_bytes, time_text
 
 
 def advance(
-    run: Run, happenings: Sequence[Happening], *, directory: Directory, rules: Rules, now: datetime
+    run: Run, run_events: Sequence[RunEvent], *, directory: Directory, rules: Rules, now: datetime
 ) -> Decisions:
     """Apply what happened, in order, and everything that follows from it."""
     transition = _Transition(run, directory, rules, now)
-    for happening in happenings:
-        transition.apply(happening)
+    for run_event in run_events:
+        transition.apply(run_event)
     return transition.ledger.decisions
 
 
@@ -72,45 +72,45 @@ def _refusal(plan: StepPlan, signal: Signalled) -> ErrorInfo | None:
 
 
 class _Transition(Endings):
-    def apply(self, happening: Happening) -> None:
+    def apply(self, run_event: RunEvent) -> None:
         if self.run.root.ended:
-            self._too_late(happening)
+            self._too_late(run_event)
             return
-        match happening:
-            case Answered():
-                self._answered(happening)
+        match run_event:
+            case ResponseReceived():
+                self._answered(run_event)
             case Expired():
-                self._expired(happening)
+                self._expired(run_event)
             case Due():
-                self._due(happening)
+                self._due(run_event)
             case DeadlinePassed():
                 self._deadline_passed()
             case CancelRequested():
-                self._cancel(happening)
+                self._cancel(run_event)
             case PauseRequested():
-                self._pause(happening)
+                self._pause(run_event)
             case ResumeRequested():
-                self._resume(happening)
+                self._resume(run_event)
             case Signalled():
-                self._signalled(happening)
+                self._signalled(run_event)
             case Delegated():
-                self._delegated(happening)
+                self._delegated(run_event)
             case Begin():
                 self.begin()
             case OperationEnded():
-                result = None if happening.result is None else json_bytes(happening.result)
+                result = None if run_event.result is None else json_bytes(run_event.result)
                 self.end_root(
-                    Status.FAILED if happening.error else Status.COMPLETED, result=result, error=happening.error
+                    Status.FAILED if run_event.error else Status.COMPLETED, result=result, error=run_event.error
                 )
             case Reattached():
-                if self.run.facts.reply_to != happening.reply_to:
-                    self.run.facts.reply_to = happening.reply_to
+                if self.run.facts.reply_to != run_event.reply_to:
+                    self.run.facts.reply_to = run_event.reply_to
                     self.ledger.change(self.run.root)
             case OriginalEnded():
                 if self.run.root.status is Status.WAITING:
-                    self.end_root(Status(happening.status), result=happening.result, error=happening.error)
+                    self.end_root(Status(run_event.status), result=run_event.result, error=run_event.error)
             case Broken():
-                self.end_root(Status.FAILED, error=happening.error)
+                self.end_root(Status.FAILED, error=run_event.error)
 
     def begin(self) -> None:
         """Plan the first steps of the root, once."""
@@ -133,7 +133,7 @@ class _Transition(Endings):
 
     # -- attempts -----------------------------------------------------------------------------------------------------
 
-    def _answered(self, answer: Answered) -> None:
+    def _answered(self, answer: ResponseReceived) -> None:
         row = self.run.current(answer.task_id, answer.attempt)
         if row is None:
             return
@@ -159,7 +159,7 @@ class _Transition(Endings):
         if row.status is not Status.DISPATCHED:
             return
         self.ledger.stop(row, "its time is over")
-        if expired.unheard:
+        if expired.broker_was_down:
             self.attempt_lost(row)
             return
         message = f"no answer from {row.agent} within {row.timeout_seconds:g} s"
@@ -213,25 +213,25 @@ class _Transition(Endings):
             cancelled = error.code == ErrorCode.CANCELLED
             self.end_root(Status.CANCELLED if cancelled else Status.FAILED, error=error)
 
-    def _cancel(self, happening: CancelRequested) -> None:
+    def _cancel(self, run_event: CancelRequested) -> None:
         before = self.run.root.status
-        self._end(ErrorInfo(code=ErrorCode.CANCELLED, message=happening.reason))
-        self._tell(happening.operation, changed=self.run.root.status is not before)
+        self._end(ErrorInfo(code=ErrorCode.CANCELLED, message=run_event.reason))
+        self._tell(run_event.operation, changed=self.run.root.status is not before)
 
-    def _pause(self, happening: PauseRequested) -> None:
+    def _pause(self, run_event: PauseRequested) -> None:
         root = self.run.root
         if root.status is Status.RUNNING:
             root.become(Status.PAUSED)
             self.ledger.change(root)
             self.ledger.task_event("paused")
-            self._tell(happening.operation, changed=True)
+            self._tell(run_event.operation, changed=True)
         else:
-            self._tell(happening.operation, changed=False)
+            self._tell(run_event.operation, changed=False)
 
-    def _resume(self, happening: ResumeRequested) -> None:
+    def _resume(self, run_event: ResumeRequested) -> None:
         root = self.run.root
         if root.status is not Status.PAUSED:
-            self._tell(happening.operation, changed=False)
+            self._tell(run_event.operation, changed=False)
             return
         root.become(Status.RUNNING)
         self.ledger.change(root)
@@ -241,7 +241,7 @@ class _Transition(Endings):
                 self.ledger.change(row)
                 row.expires_at = None
                 self._wait_again(row)
-        self._tell(happening.operation, changed=True)
+        self._tell(run_event.operation, changed=True)
 
     def _wait_again(self, row: Row) -> None:
         row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
@@ -253,11 +253,11 @@ class _Transition(Endings):
             told = {"task_id": str(root.task_id), "status": root.status.value, "changed": changed}
             self.ledger.decisions.outcomes[operation] = told
 
-    def _too_late(self, happening: Happening) -> None:
-        operation = getattr(happening, "operation", None)
+    def _too_late(self, run_event: RunEvent) -> None:
+        operation = getattr(run_event, "operation", None)
         if operation is None:
             return
-        if isinstance(happening, Signalled):
+        if isinstance(run_event, Signalled):
             message = f"task {self.run.root_task_id} has ended {self.run.root.status.value}: nothing waits for a signal"
             self.ledger.decisions.outcomes[operation] = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=message)
         else:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from orchestrator_agent.engine.decisions import Directory, Ledger, Rules, Wanted
+from orchestrator_agent.engine.decisions import DecisionBuilder, Directory, RouteRequest, Rules
 from orchestrator_agent.engine.retry import decide_retry
 from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status
 from protocol.errors import ErrorCode
@@ -19,7 +19,7 @@ class Attempts:
         self.directory = directory
         self.rules = rules
         self.now = now
-        self.ledger = Ledger(run, rules, now)
+        self.ledger = DecisionBuilder(run, rules, now)
         self._to_do: deque[Callable[[], None]] = deque()
         self._doing = False
 
@@ -79,8 +79,8 @@ class Attempts:
                 )
         return None
 
-    def wanted(self, row: Row) -> Wanted:
-        return wanted_of(self.run, row)
+    def wanted(self, row: Row) -> RouteRequest:
+        return route_request_of(self.run, row)
 
     def place(self, row: Row) -> None:
         """Give a ready row to an agent, if there is a place for it now."""
@@ -104,7 +104,7 @@ class Attempts:
         self.ledger.decisions.dispatched[row.task_id] = row
         self.ledger.step_event("dispatched", row, agent=row.agent)
 
-    def _wait(self, row: Row, wanted: Wanted) -> None:
+    def _wait(self, row: Row, wanted: RouteRequest) -> None:
         """Flow control: there is an end to the wait for an agent, but none to that for a place at one."""
         if row.expires_at is None:
             return
@@ -162,19 +162,19 @@ class Attempts:
         if self.directory.served(wanted):
             return
         if row.expires_at is not None:
-            self.step_failed(row, self.ledger.no_agent(row, self.directory.obstacles(wanted)))
+            self.step_failed(row, self.ledger.no_agent(row, self.directory.wait_reasons(wanted)))
             return
         row.expires_at = self.now + timedelta(seconds=self.rules.no_agent_wait_seconds)
         self.ledger.change(row)
         self.ledger.decisions.wake_at.append(row.expires_at)
 
 
-def wanted_of(run: Run, row: Row) -> Wanted:
+def route_request_of(run: Run, row: Row) -> RouteRequest:
     """What a ready row looks for."""
     facts = run.facts
     plan = run.step_plan(row)
     own = row.role is Role.STEP
-    return Wanted(
+    return RouteRequest(
         task_type=row.task_type,
         pinned_agent=row.pinned_agent,
         requires=plan.requires if own else None,

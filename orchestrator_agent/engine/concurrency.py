@@ -14,7 +14,7 @@ class Open:
     priority: int
 
 
-def decide_turns(roots: Sequence[Open], *, bound: int, cancel_older: bool) -> tuple[list[UUID], list[UUID]]:
+def decide_concurrency(roots: Sequence[Open], *, bound: int, cancel_older: bool) -> tuple[list[UUID], list[UUID]]:
     """Of a key's open roots, the oldest first: those to let in, and those to cancel. Never more than `bound` run.
 
     With `cancel_older` the newest stay. What is cancelled for them is at work until it has ended, which may be after it

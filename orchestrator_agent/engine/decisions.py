@@ -22,7 +22,7 @@ SHOWN_AGENTS = 20
 
 
 # Tuples: one of each is made at every step, and a frozen dataclass takes several times as long to make.
-class Wanted(NamedTuple):
+class RouteRequest(NamedTuple):
     """A task that looks for an agent. `avoid` is the agent that its last attempt failed at."""
 
     task_type: str
@@ -45,7 +45,7 @@ class Placement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Obstacles:
+class WaitReasons:
     """Why a task has no agent: what holds up the task whatever agent it might go to, how many instances serve its type,
     and what speaks against each of their agents."""
 
@@ -83,13 +83,13 @@ class Obstacles:
 class Directory(Protocol):
     """What planning asks of the world: who serves a task type now, and which workflows there are."""
 
-    def place(self, wanted: Wanted) -> Placement | None:
+    def place(self, wanted: RouteRequest) -> Placement | None:
         """Where to send a task, or None while there is no place for it."""
 
-    def served(self, wanted: Wanted) -> bool:
+    def served(self, wanted: RouteRequest) -> bool:
         """Whether anybody could take such a task, now or when there is a place again."""
 
-    def obstacles(self, wanted: Wanted) -> Obstacles:
+    def wait_reasons(self, wanted: RouteRequest) -> WaitReasons:
         """Why nobody takes such a task now."""
 
     def workflow(self, name: str) -> Plan | None:
@@ -133,7 +133,7 @@ class Decisions:
         return not self.made and not self.changed
 
 
-class Ledger:
+class DecisionBuilder:
     """Notes of a run's transition: rows made and changed, events, and how errors are worded."""
 
     def __init__(self, run: Run, rules: Rules, now: datetime) -> None:
@@ -213,15 +213,15 @@ class Ledger:
             details=details,
         )
 
-    def no_agent(self, row: Row, obstacles: Obstacles) -> ErrorInfo:
+    def no_agent(self, row: Row, wait_reasons: WaitReasons) -> ErrorInfo:
         path = self.run.path(row)
         wanted = f"'{row.task_type}' of agent '{row.pinned_agent}'" if row.pinned_agent else f"'{row.task_type}'"
         took = f"no agent took {wanted} within {self.rules.no_agent_wait_seconds:g} s"
         return ErrorInfo(
             code=ErrorCode.NO_AGENT_AVAILABLE,
-            message=f"step '{path}': {took}: {obstacles}",
+            message=f"step '{path}': {took}: {wait_reasons}",
             step=path,
-            details=obstacles.shown(),
+            details=wait_reasons.shown(),
         )
 
     def expression_error(self, above: Row, name: str, error: ExpressionError) -> ErrorInfo:

@@ -9,7 +9,7 @@ from protocol.ids import step_task_id
 from protocol.messages import ErrorInfo, Usage
 
 
-class Answered(NamedTuple):
+class ResponseReceived(NamedTuple):
     """An agent answered one attempt. `result` is Python of JSON. A tuple: the one that happens at every step, and a
     frozen dataclass takes several times as long to make."""
 
@@ -25,12 +25,12 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """An attempt's time is over. `unheard`: the broker was away in some of it, and nothing speaks against the agent."""
+    """An attempt's time is over. `broker_was_down`: for part of it, so that nothing speaks against the agent."""
 
     root_task_id: UUID
     task_id: UUID
     attempt: int
-    unheard: bool = False
+    broker_was_down: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,8 @@ class Broken:
     error: ErrorInfo
 
 
-Happening = (
-    Answered
+RunEvent = (
+    ResponseReceived
     | Expired
     | Due
     | DeadlinePassed

@@ -8,7 +8,7 @@ from uuid import UUID
 import structlog
 
 from orchestrator_agent.engine.decisions import Decisions
-from orchestrator_agent.engine.events import Delegated, Happening, OriginalEnded, Reattached
+from orchestrator_agent.engine.events import Delegated, OriginalEnded, Reattached, RunEvent
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.intake.planner import (
     AGAIN,
@@ -21,9 +21,9 @@ from orchestrator_agent.intake.planner import (
     refuse_to_run_again,
 )
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.republisher import Debts
-from orchestrator_agent.runtime.run_cache import Runs, bare_run
-from orchestrator_agent.store.availability import insistently, patiently, read_object
+from orchestrator_agent.runtime.republisher import Republisher
+from orchestrator_agent.runtime.run_cache import RunCache, bare_run
+from orchestrator_agent.store.availability import read_object, retry_until_available, retry_write
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
@@ -52,11 +52,11 @@ class Acceptance:
         *,
         store: TaskStore,
         reader: Reader,
-        runs: Runs,
+        runs: RunCache,
         planner: Planner,
         outbox: Outbox,
-        debts: Debts,
-        post: Callable[[Happening], None],
+        republisher: Republisher,
+        post: Callable[[RunEvent], None],
     ) -> None:
         self._publisher = publisher
         self._objects = objects
@@ -65,13 +65,13 @@ class Acceptance:
         self._runs = runs
         self._planner = planner
         self._outbox = outbox
-        self._debts = debts
+        self._republisher = republisher
         self._post = post
         # Set by who puts the orchestrator together: operations, turns of concurrency keys, happenings that are
         # waited for until they are committed (the answer: their outcome, or whether the run knows the task).
         self.on_operation: Callable[[Run], None] = lambda run: None
         self.on_turn: Callable[[str], None] = lambda key: None
-        self.perform: Callable[[Happening], Awaitable[Any]]
+        self.perform: Callable[[RunEvent], Awaitable[Any]]
 
     async def accept(self, deliveries: Sequence[Delivery]) -> None:
         learned = not self._runs.shared
@@ -100,7 +100,7 @@ class Acceptance:
                 else:
                     if not learned and self._in_database(request.task_type):
                         # Another orchestrator may have answered a moment ago that it has put the workflow in.
-                        await patiently(self._runs.learn_newest)
+                        await retry_until_available(self._runs.learn_newest)
                         learned = True
                     try:
                         if await self._delegated(request):
@@ -127,7 +127,7 @@ class Acceptance:
         assert request.payload_ref is not None
         if request.payload:
             raise InvalidRequest("payload: must be absent beside payload_ref", field="payload")
-        if await patiently(self._reader.known, [request.task_id]):
+        if await retry_until_available(self._reader.known, [request.task_id]):
             # Sent again: what it was is in its row, and its object may be gone.
             return request
         payload = await read_object(self._objects, request.payload_ref, "payload")
@@ -159,7 +159,7 @@ class Acceptance:
             raise InvalidRequest("payload.task_id: must be the id of a task", field="payload.task_id") from None
         if not isinstance(begin, str | None):
             raise InvalidRequest("payload.from: must be a step's name", field="payload.from")
-        records = (await patiently(self._store.trees, [task_id])).get(task_id)
+        records = (await retry_until_available(self._store.trees, [task_id])).get(task_id)
         if not records:
             raise InvalidRequest(f"payload.task_id: there is no task {task_id}", field="payload.task_id")
         root = next(record for record in records if record["task_id"] == task_id)
@@ -170,7 +170,7 @@ class Acceptance:
             )
         refuse_to_run_again(root)
         if root["workflow_version"] is not None:
-            await patiently(self._runs.learn, {root["workflow_version"]})
+            await retry_until_available(self._runs.learn, {root["workflow_version"]})
         plan = self._runs.plan_of(root)
         payload = json.loads(root["payload"])
         retry = request.task_type == RETRY
@@ -205,7 +205,7 @@ class Acceptance:
         if not fresh:
             return
         try:
-            new, doubtful = await insistently(
+            new, doubtful = await retry_write(
                 self._store.accept, [(run, decisions) for run, decisions, _, _ in fresh.values()]
             )
         except PoisonedBatch as error:
@@ -236,7 +236,7 @@ class Acceptance:
         old = [(task_id, one) for task_id, one in fresh.items() if task_id not in new]
         if doubtful and old:
             # Known from before, or accepted by the try whose answer was lost: then nobody else dispatches its steps.
-            await self._debts.of_roots([task_id for task_id, _ in old])
+            await self._republisher.of_roots([task_id for task_id, _ in old])
         if old or again:
             await self._meet_again(old, again)
 
@@ -244,7 +244,7 @@ class Acceptance:
         """Accept a task that the orchestrator itself wants (a schedule's); whether it was new. It needs no broker."""
         run, decisions = self._planner.plan(request, headers=None, now=now())
         try:
-            new = await patiently(self._store.accept, [(run, decisions)])
+            new = await retry_until_available(self._store.accept, [(run, decisions)])
         except PoisonedBatch as error:
             log.error("accept.poisoned", task_id=str(run.root_task_id), error=str(error))
             return False
@@ -295,7 +295,7 @@ class Acceptance:
             )
         )
         if not taken:
-            tree = (await patiently(self._store.trees, [root])).get(root)
+            tree = (await retry_until_available(self._store.trees, [root])).get(root)
             if tree is not None:
                 await self._not_taken(request, bare_run(tree))
             return tree is not None
@@ -336,7 +336,7 @@ class Acceptance:
     ) -> None:
         """Tasks that are known already: announced or answered once more, or made duplicates by their key."""
         ids = [task_id for task_id, _ in old] + [task_id for task_id, _ in again]
-        known = await patiently(self._reader.known, ids)
+        known = await retry_until_available(self._reader.known, ids)
         wants = [(task_id, one[0].facts.reply_to) for task_id, one in old] + list(again)
         for task_id, reply_to in wants:
             if (record := known.get(task_id)) is not None:
@@ -357,11 +357,13 @@ class Acceptance:
     async def _duplicate(self, request: TaskRequest, delivery: Delivery) -> None:
         if request.idempotency_key is None:
             return
-        original = await patiently(self._reader.by_key, request.tenant, request.requester, request.idempotency_key)
+        original = await retry_until_available(
+            self._reader.by_key, request.tenant, request.requester, request.idempotency_key
+        )
         if original is None:
             return
         run, decisions = self._planner.duplicate(request, original, headers=delivery.headers, now=now())
-        if run.root_task_id in await patiently(self._store.accept, [(run, decisions)]):
+        if run.root_task_id in await retry_until_available(self._store.accept, [(run, decisions)]):
             run.version = 1
             self._runs.put(run)
             await self._announce(run)
@@ -369,8 +371,8 @@ class Acceptance:
 
     async def end_duplicates(self, task_ids: Sequence[UUID]) -> None:
         """Give duplicates whose original has ended its outcome."""
-        duplicates = await patiently(self._reader.known, task_ids)
-        originals = await patiently(
+        duplicates = await retry_until_available(self._reader.known, task_ids)
+        originals = await retry_until_available(
             self._reader.known, list({record["duplicate_of"] for record in duplicates.values()} - {None})
         )
         for task_id, record in duplicates.items():

@@ -16,7 +16,7 @@ from nats.errors import Error as NatsError
 from pydantic_core import from_json
 
 from orchestrator_agent.intake.backlog import Backlog, Flow
-from orchestrator_agent.store.availability import patiently
+from orchestrator_agent.store.availability import retry_until_available
 from pantheon.bus import (
     Bus,
     Delivery,
@@ -24,7 +24,7 @@ from pantheon.bus import (
     Puller,
     acknowledge,
     given_out,
-    hand_back,
+    nak,
     remove_stored,
     stored_batch,
 )
@@ -59,7 +59,7 @@ SUBJECT = subjects.task(ORCHESTRATOR)
 _OPERATION = b'"' + MESH_PREFIX.encode()
 
 
-class Arrivals:
+class FairIntake:
     """`known` says which of some ids are of tasks that were accepted; `looks_ahead` whether this process is the one of
     several that does; `shared` whether there are several."""
 
@@ -139,7 +139,7 @@ class Arrivals:
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            await hand_back(delivery)
+            await nak(delivery)
         self._requests.release(len(deliveries))
 
     def resume(self) -> None:
@@ -187,7 +187,7 @@ class Arrivals:
                 self._requests.release()
             else:
                 # At work, with a large value: it is given out again when that is over, or was lost.
-                await hand_back(delivery, after_seconds=LOOK_AGAIN_SECONDS)
+                await nak(delivery, after_seconds=LOOK_AGAIN_SECONDS)
                 self._requests.release()
 
     async def _look_first(self) -> None:
@@ -273,7 +273,7 @@ class Arrivals:
             task_id = UUID(request["payload"]["task_id"])
         except (ValueError, KeyError, TypeError, AttributeError):
             return False
-        return task_id not in await patiently(self._known, [task_id])
+        return task_id not in await retry_until_available(self._known, [task_id])
 
     async def _look_ahead(self, backlog: Backlog) -> None:
         while True:

@@ -14,9 +14,9 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.runtime.attempt_cancellation import Stops
+from orchestrator_agent.runtime.attempt_cancellation import AttemptCanceller
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.republisher import Debts
+from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.store.pool import ProcessLock
 from orchestrator_agent.store.processes import DeadProcess, Processes
 from pantheon.bus import Bus, Publisher, stream_mark
@@ -58,17 +58,17 @@ class Adoption:
         *,
         lock: ProcessLock,
         processes: Processes,
-        debts: Debts,
+        republisher: Republisher,
         outbox: Outbox,
-        stops: Stops,
+        canceller: AttemptCanceller,
     ) -> None:
         self._bus = bus
         self._publisher = publisher
         self._lock = lock
         self._processes = processes
-        self._debts = debts
+        self._republisher = republisher
         self._outbox = outbox
-        self._stops = stops
+        self._canceller = canceller
         self._poke = asyncio.Event()
         self._losses = 0
         self._said: dict[Occasion, Said] = {}
@@ -134,9 +134,9 @@ class Adoption:
         if not await self._processes.owes_all(self._lock.process_id):
             return
         losses = self._losses
-        owed = await self._processes.owed(self._lock.process_id)
-        log.info("broker.saying_again", rows=len(owed))
-        if await self._say((self._lock.process_id, losses), owed) and losses == self._losses:
+        unpublished = await self._processes.unpublished(self._lock.process_id)
+        log.info("broker.saying_again", rows=len(unpublished))
+        if await self._say((self._lock.process_id, losses), unpublished) and losses == self._losses:
             await self._processes.owes_no_more(self._lock.process_id)
 
     async def _say(self, occasion: Occasion, rows: Iterable[Any]) -> bool:
@@ -144,9 +144,9 @@ class Adoption:
         agent's queue is full, say) is repeated by the publisher and said no second time for the same occasion."""
         said = self._said.setdefault(occasion, Said(self._publisher.published))
         fresh = {_key(row): row for row in rows if _key(row) not in said.keys}
-        await self._debts.say_again(fresh.values())
+        await self._republisher.republish(fresh.values())
         said.keys |= fresh.keys()
-        if not await self._debts.settled(said.since):
+        if not await self._republisher.settled(said.since):
             return False
         del self._said[occasion]
         return True
@@ -159,14 +159,14 @@ class Adoption:
             return
         self._helped.pop(dead.process_id, None)
         try:
-            rows = await self._processes.owed(dead.process_id)
+            rows = await self._processes.unpublished(dead.process_id)
             unsure = dead.may_owe(rows)
             if not await self._say((dead.process_id, dead.noted), unsure):
                 return
             adopted = await self._processes.take_over(dead, self._lock.process_id)
             if adopted is not None:
                 log.info("process.adopted", process_id=str(dead.process_id), rows=adopted, again=len(unsure))
-                self._stops.look_out()
+                self._canceller.look_out()
         finally:
             await self._lock.leave_other(dead.lock_key)
 
@@ -178,18 +178,18 @@ class Adoption:
             self._helped.pop(other.process_id, None)
             return
         said = self._helped.setdefault(other.process_id, set())
-        rows = other.may_owe(await self._processes.owed(other.process_id))
+        rows = other.may_owe(await self._processes.unpublished(other.process_id))
         fresh = {_key(row): row for row in rows if _key(row) not in said}
         if fresh:
             log.info("process.helped", process_id=str(other.process_id), rows=len(fresh))
-            await self._debts.say_again(fresh.values())
+            await self._republisher.republish(fresh.values())
             said |= fresh.keys()
 
     async def _adopt_strays(self) -> None:
         """A process that came back from a long pause works before it has entered itself again. If it dies just then,
         its rows name a process that is in no list."""
         for stray in await self._processes.strays():
-            rows = await self._processes.owed(stray.process_id)
+            rows = await self._processes.unpublished(stray.process_id)
             if await self._say((stray.process_id, None), rows):
                 adopted = await self._processes.take_over(stray, self._lock.process_id)
                 log.info("process.stray_adopted", process_id=str(stray.process_id), rows=adopted, again=len(rows))

@@ -20,7 +20,7 @@ SETTLING = timedelta(seconds=5)
 REMEMBERED = 1000
 
 
-class Outages:
+class BrokerOutages:
     """`connected` says whether there is a connection, and how many there have been; `clock` is for tests."""
 
     def __init__(self, connected: Callable[[], tuple[bool, int]], clock: Callable[[], datetime] = now) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from orchestrator_agent.maintenance.broker_outages import Outages
+from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.store.reads import Reader
 from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
@@ -37,7 +37,7 @@ class BrokerWatch:
         replicas: int,
         uses_kv: bool,
         on_lost: Callable[[], Awaitable[None]],
-        outages: Outages,
+        outages: BrokerOutages,
     ) -> None:
         self._bus = bus
         self._publisher = publisher

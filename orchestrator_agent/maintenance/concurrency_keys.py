@@ -13,9 +13,9 @@ from zoneinfo import ZoneInfo
 import structlog
 from cronsim import CronSim
 
-from orchestrator_agent.engine.events import Begin, CancelRequested, Happening
-from orchestrator_agent.runtime.run_cache import Runs
-from orchestrator_agent.store.availability import patiently
+from orchestrator_agent.engine.events import Begin, CancelRequested, RunEvent
+from orchestrator_agent.runtime.run_cache import RunCache
+from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -37,10 +37,10 @@ CATCH_UP_LIMIT = 1000
 LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=31))
 
 
-class Turns:
+class ConcurrencyKeys:
     """`ask` has whoever is next of a key let in."""
 
-    def __init__(self, reader: Reader, library: Library, runs: Runs, post: Callable[[Happening], None]) -> None:
+    def __init__(self, reader: Reader, library: Library, runs: RunCache, post: Callable[[RunEvent], None]) -> None:
         self._reader = reader
         self._library = library
         self._runs = runs
@@ -65,9 +65,9 @@ class Turns:
     async def _let_in(self, key: str) -> None:
         if self._runs.shared:
             # Of a workflow that another orchestrator put in, this one may know neither the name nor the bound.
-            await patiently(self._runs.learn_newest)
+            await retry_until_available(self._runs.learn_newest)
         bound, cancel_older = bound_of(self._library.newest(workflow_of(key)))
-        admitted, older = await patiently(self._reader.admit, key, bound, cancel_older)
+        admitted, older = await retry_until_available(self._reader.admit, key, bound, cancel_older)
         for task_id in older:
             self._post(CancelRequested(task_id, REPLACED))
         for task_id in admitted:

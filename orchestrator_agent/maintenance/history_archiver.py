@@ -79,7 +79,7 @@ def is_over(name: str, today: date, retention_days: float) -> bool:
     return month_of(first)[2] <= today - timedelta(days=retention_days)
 
 
-class History:
+class HistoryArchiver:
     """Moves and drops in the background; `busy` says whether there is work that must not be slowed."""
 
     def __init__(

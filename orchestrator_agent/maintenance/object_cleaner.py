@@ -27,7 +27,7 @@ where (select t.task_id from tasks t where t.root_task_id = u.a and t.task_id = 
 """
 
 
-class Leftovers:
+class ObjectCleaner:
     """Looks now and then, in every orchestrator; to remove what another has removed does nothing."""
 
     def __init__(self, objects: Objects, database: Database) -> None:

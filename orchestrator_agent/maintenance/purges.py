@@ -11,7 +11,7 @@ import structlog
 
 from orchestrator_agent.engine.state import Status
 from orchestrator_agent.maintenance.broker_watch import WATCHED
-from orchestrator_agent.runtime.republisher import Debts
+from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.store.processes import Processes
 from pantheon.bus import Bus, Purge, Subscription, on_purge
 from pantheon.runtime.background import end
@@ -25,12 +25,12 @@ log = structlog.get_logger()
 AGAIN_SECONDS = 2.0
 
 
-class Purges:
-    def __init__(self, bus: Bus, *, process_id: UUID, processes: Processes, debts: Debts) -> None:
+class PurgeWatch:
+    def __init__(self, bus: Bus, *, process_id: UUID, processes: Processes, republisher: Republisher) -> None:
         self._bus = bus
         self._process_id = process_id
         self._processes = processes
-        self._debts = debts
+        self._republisher = republisher
         self._heard: asyncio.Queue[tuple[Purge, datetime]] = asyncio.Queue()
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
@@ -62,13 +62,13 @@ class Purges:
         after the loss of a whole store; where it is the same instance, it knows it. Raises StoreError."""
         lost = [
             row
-            for row in await self._processes.owed(self._process_id)
+            for row in await self._processes.unpublished(self._process_id)
             if row["status"] == Status.DISPATCHED
             and row["dispatched_at"] < heard_at
             and (purge.stream != TASKS.name or purge.subject in (None, subjects.task(row["agent"])))
         ]
         # The broker has forgotten the messages, and not their ids: they need others.
-        await self._debts.say_again(lost, again=purge.id)
+        await self._republisher.republish(lost, again=purge.id)
 
     async def close(self) -> None:
         if self._subscription is not None:

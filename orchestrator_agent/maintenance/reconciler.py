@@ -14,18 +14,18 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.dispatch.agent_health import Standings
-from orchestrator_agent.dispatch.queue_dispatcher import Taker
+from orchestrator_agent.dispatch.agent_health import AgentHealth
+from orchestrator_agent.dispatch.queue_dispatcher import QueueDispatcher
 from orchestrator_agent.dispatch.ready_queue import Waiting
 from orchestrator_agent.dispatch.router import Pauses
-from orchestrator_agent.dispatch.shared_circuits import Circuits
+from orchestrator_agent.dispatch.shared_circuits import SharedCircuits
 from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired
 from orchestrator_agent.engine.state import Status
-from orchestrator_agent.maintenance.broker_outages import Outages
-from orchestrator_agent.maintenance.concurrency_keys import Schedules, Turns
-from orchestrator_agent.message_loops import Conductor
+from orchestrator_agent.maintenance.broker_outages import BrokerOutages
+from orchestrator_agent.maintenance.concurrency_keys import ConcurrencyKeys, Schedules
+from orchestrator_agent.message_loops import MessageLoops
 from orchestrator_agent.operations.operations import Operations
-from orchestrator_agent.runtime.run_cache import Runs
+from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.reads import Reader
 from pantheon.bus import Bus
@@ -51,32 +51,32 @@ class Reconciler:
         self,
         bus: Bus,
         *,
-        conductor: Conductor,
+        message_loops: MessageLoops,
         reader: Reader,
-        runs: Runs,
+        runs: RunCache,
         registry: Registry,
-        standings: Standings,
+        agent_health: AgentHealth,
         pauses: Pauses,
         pause_store: PauseStore,
         operations: Operations,
-        turns: Turns,
+        turns: ConcurrencyKeys,
         schedules: Schedules,
-        taker: Taker,
-        circuits: Circuits,
-        outages: Outages,
+        queue_dispatcher: QueueDispatcher,
+        circuits: SharedCircuits,
+        outages: BrokerOutages,
     ) -> None:
         self._bus = bus
-        self._conductor = conductor
+        self._message_loops = message_loops
         self._reader = reader
         self._runs = runs
         self._registry = registry
-        self._standings = standings
+        self._agent_health = agent_health
         self._pauses = pauses
         self._pause_store = pause_store
         self._operations = operations
         self._turns = turns
         self._schedules = schedules
-        self._taker = taker
+        self._queue_dispatcher = queue_dispatcher
         self._circuits = circuits
         self._outages = outages
         # Attempts that the last look found to be over.
@@ -90,7 +90,7 @@ class Reconciler:
         self._unhook: list[Any] = []
 
     async def start(self) -> None:
-        self._conductor.outbox.on_wake_at = self.wake_at
+        self._message_loops.outbox.on_wake_at = self.wake_at
         self._unhook = [self._registry.on_change(self.look_now), self._bus.on_reconnect(self.look_now)]
         self._tasks = [
             asyncio.create_task(self._sweep_for_ever(), name="reconcile"),
@@ -168,29 +168,29 @@ class Reconciler:
             if row["operation"] is not None and row["is_root"]:
                 self._operations.again(task_id, row["task_type"], row["operation"].encode(), row["requester"])
             elif row["is_root"] and row["late"]:
-                self._conductor.post(DeadlinePassed(root_task_id))
+                self._message_loops.post(DeadlinePassed(root_task_id))
             elif row["duplicate_of"] is not None:
                 duplicates.append(task_id)
             elif row["status"] == Status.DISPATCHED:
-                unheard = self._outages.touched(row["dispatched_at"], row["expires_at"])
+                broker_was_down = self._outages.touched(row["dispatched_at"], row["expires_at"])
                 self._expired.add((task_id, row["attempt"]))
                 if (task_id, row["attempt"]) in before:
                     # Found once more before it was written.
                     pass
-                elif unheard:
-                    self._standings.on_answer(row["agent"])
+                elif broker_was_down:
+                    self._agent_health.on_response(row["agent"])
                 else:
-                    self._standings.answered(row["agent"], row["task_type"], None, failed=True)
-                self._conductor.post(Expired(root_task_id, task_id, row["attempt"], unheard))
+                    self._agent_health.answered(row["agent"], row["task_type"], None, failed=True)
+                self._message_loops.post(Expired(root_task_id, task_id, row["attempt"], broker_was_down))
             elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
                 back.append((root_task_id, task_id, Waiting(row["queue"], row["priority"], row["flow"])))
             else:
-                self._conductor.post(Due(root_task_id, task_id))
+                self._message_loops.post(Due(root_task_id, task_id))
         if duplicates:
-            await self._conductor.acceptance.end_duplicates(duplicates)
+            await self._message_loops.acceptance.end_duplicates(duplicates)
         await self._circuits.look()
-        await self._taker.back(back)
-        await self._taker.look()
+        await self._queue_dispatcher.back(back)
+        await self._queue_dispatcher.look()
         if len(due) >= SWEEP_LIMIT:
             self.look_now()
         await self.learn()

@@ -15,15 +15,15 @@ import structlog
 from orchestrator_agent.dispatch.router import Pauses
 from orchestrator_agent.engine.events import (
     CancelRequested,
-    Happening,
     OperationEnded,
     PauseRequested,
     ResumeRequested,
+    RunEvent,
     Signalled,
 )
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.operations.dead_letters import DeadLetters
-from orchestrator_agent.store.availability import patiently
+from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.workflows.expression import shown
@@ -54,8 +54,8 @@ class Operations:
         dead_letters: DeadLetters,
         pauses: Pauses,
         pause_store: PauseStore,
-        perform: Callable[[Happening], Awaitable[Any]],
-        post: Callable[[Happening], None],
+        perform: Callable[[RunEvent], Awaitable[Any]],
+        post: Callable[[RunEvent], None],
         look_now: Callable[[], None],
     ) -> None:
         self._bus = bus
@@ -109,23 +109,23 @@ class Operations:
 
     # -- on one task --------------------------------------------------------------------------------------------------
 
-    async def _told(self, happening: Happening) -> Result:
+    async def _told(self, run_event: RunEvent) -> Result:
         """What a happening on another task came to. Raises PantheonError for a refusal, UnknownTask."""
-        outcome = await self._perform(happening)
+        outcome = await self._perform(run_event)
         if isinstance(outcome, ErrorInfo):
             raise _refused(outcome)
         if isinstance(outcome, dict):
             return outcome
-        task_id = happening.root_task_id
-        record = (await patiently(self._reader.known, [task_id])).get(task_id)
+        task_id = run_event.root_task_id
+        record = (await retry_until_available(self._reader.known, [task_id])).get(task_id)
         if record is None:
             raise UnknownTask(f"payload.task_id: there is no root task {task_id}")
-        if isinstance(happening, Signalled):
-            for row in await patiently(self._reader.tree, task_id):
-                if row["task_id"] == happening.row_id:
+        if isinstance(run_event, Signalled):
+            for row in await retry_until_available(self._reader.tree, task_id):
+                if row["task_id"] == run_event.row_id:
                     # It was given, and the task has come to its end, before that could be noted.
                     taken = row["status"] == Status.COMPLETED
-                    return {"task_id": str(task_id), "signal": happening.name, "taken": taken}
+                    return {"task_id": str(task_id), "signal": run_event.name, "taken": taken}
             raise InvalidRequest(f"task {task_id} is {record['status']}: nothing waits for a signal")
         return {"task_id": str(task_id), "status": record["status"], "changed": False}
 
@@ -136,7 +136,7 @@ class Operations:
     async def _pause(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         if (target := _one_of(payload, "workflow", "agent")) is not None:
             kind, name = target
-            await patiently(self._pause_store.pause, kind, name, operation, requester)
+            await retry_until_available(self._pause_store.pause, kind, name, operation, requester)
             self._pauses.add(kind, name)
             await self._tell_agent(kind, name, "pause")
             return {kind: name, "paused": True}
@@ -144,20 +144,20 @@ class Operations:
         told = await self._told(PauseRequested(task_id, operation))
         if told["status"] == Status.PAUSED:
             # Also when nothing has changed: whoever paused it may have died before it could note so.
-            await patiently(self._pause_store.pause, "task", str(task_id), operation, requester)
+            await retry_until_available(self._pause_store.pause, "task", str(task_id), operation, requester)
         return told
 
     async def _resume(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         if (target := _one_of(payload, "workflow", "agent")) is not None:
             kind, name = target
-            await patiently(self._pause_store.resume, kind, name)
+            await retry_until_available(self._pause_store.resume, kind, name)
             self._pauses.remove(kind, name)
             await self._tell_agent(kind, name, "resume")
             self._look_now()
             return {kind: name, "paused": False}
         task_id = _task_id(payload)
         told = await self._told(ResumeRequested(task_id, operation))
-        await patiently(self._pause_store.resume, "task", str(task_id))
+        await retry_until_available(self._pause_store.resume, "task", str(task_id))
         return told
 
     async def _tell_agent(self, kind: str, name: str, command: Any) -> None:
@@ -214,8 +214,8 @@ class Operations:
             raise InvalidWorkflow(f"'{plan.name}' comes from a file of the orchestrator's: change it there")
         assert plan.version is not None
         assert plan.definition is not None
-        await patiently(self._reader.save_workflow, plan.version, plan.name, plan.definition)
-        await patiently(self._reader.publish_workflow, plan.version)
+        await retry_until_available(self._reader.save_workflow, plan.version, plan.name, plan.definition)
+        await retry_until_available(self._reader.publish_workflow, plan.version)
         self._library.add(plan)
         return {"workflow": plan.name, "version": plan.version}
 

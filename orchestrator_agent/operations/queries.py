@@ -11,12 +11,12 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.dispatch.ready_queue import Line, Queue
+from orchestrator_agent.dispatch.ready_queue import Queue, ReadyQueue
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.wait_reasons import waiting_of
 from orchestrator_agent.engine.state import ENDED, Status
 from orchestrator_agent.operations.dead_letters import DeadLetters
-from orchestrator_agent.runtime.run_cache import Runs
+from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.wire import final_response
 from orchestrator_agent.store.pauses import COUNTED_ROWS, PauseStore
 from orchestrator_agent.store.reads import Reader
@@ -48,12 +48,12 @@ class Queries:
         objects: Objects,
         *,
         reader: Reader,
-        runs: Runs,
+        runs: RunCache,
         router: Router,
         library: Library,
         dead_letters: DeadLetters,
         pause_store: PauseStore,
-        line: Line,
+        line: ReadyQueue,
     ) -> None:
         self._bus = bus
         self._objects = objects

@@ -13,7 +13,7 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from orchestrator_agent.store.availability import patiently
+from orchestrator_agent.store.availability import retry_until_available
 from pantheon.bus import Bus, Delivery, Subscription
 from pantheon.runtime.background import end
 from protocol import subjects
@@ -43,7 +43,7 @@ class _Order:
     said: float
 
 
-class Stops:
+class AttemptCanceller:
     """Listens to the heartbeats of those agents alone that it has orders for; for a while to all after `look_out`.
 
     `stale` says which attempts (root, task, number) are not wanted any more, and why.
@@ -154,7 +154,7 @@ class Stops:
 
     async def _ask_about(self, attempts: Collection[tuple[_Key, tuple[UUID, str]]]) -> None:
         agents = {key: agent for key, (_, agent) in attempts}
-        stale = await patiently(self._stale, [(root, *key) for key, (root, _) in attempts])
+        stale = await retry_until_available(self._stale, [(root, *key) for key, (root, _) in attempts])
         for key, reason in stale.items():
             log.info("attempt.stale", agent=agents[key], task_id=str(key[0]), attempt=key[1])
             reason = (reason or "it is not wanted any more")[:REASON_CHARS]

@@ -11,10 +11,10 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
-from orchestrator_agent.runtime.attempt_cancellation import Stops
+from orchestrator_agent.runtime.attempt_cancellation import AttemptCanceller
 from orchestrator_agent.runtime.wire import attempt_id, final_response, request_headers, task_request
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Bus, Objects, Publisher
@@ -41,8 +41,8 @@ class Outbox:
         publisher: Publisher,
         objects: Objects,
         store: TaskStore,
-        standings: Standings,
-        stops: Stops,
+        agent_health: AgentHealth,
+        canceller: AttemptCanceller,
         *,
         source: str,
     ) -> None:
@@ -50,9 +50,9 @@ class Outbox:
         self._publisher = publisher
         self._objects = objects
         self._store = store
-        self._standings = standings
+        self._agent_health = agent_health
         self._source = source
-        self._stops = stops
+        self._canceller = canceller
         self._answered: list[UUID] = []
         self._noting: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
@@ -71,10 +71,10 @@ class Outbox:
         for row in decisions.answers:
             await self._answer_delegated(run, row)
         for row in decisions.dispatched.values():
-            self._standings.dispatched(row.agent or "")
+            self._agent_health.dispatched(row.agent or "")
             await self.dispatch(run, row, decisions.at)
         for agent, task_id, attempt, reason in decisions.stopped:
-            self._go_beside(self._stops.say(agent, task_id, attempt, reason), "stop-attempt")
+            self._go_beside(self._canceller.say(agent, task_id, attempt, reason), "stop-attempt")
         for entity, name, data in decisions.events:
             await self.say(entity, name, data, decisions.at)
         for moment in decisions.wake_at:
@@ -196,7 +196,7 @@ class Outbox:
         while self._answered:
             batch, self._answered = self._answered, []
             try:
-                await self._store.mark_answered(batch)
+                await self._store.mark_responded(batch)
             except StoreError as error:
                 # They will be answered once more after this process has gone: the same bytes.
                 log.warning("answers.not_noted", count=len(batch), error=str(error))
@@ -211,9 +211,9 @@ class Outbox:
 
     async def close(self) -> None:
         await end([*self._beside, *([self._noting] if self._noting else [])])
-        await self._stops.close()
+        await self._canceller.close()
         if self._answered:
             try:
-                await self._store.mark_answered(self._answered)
+                await self._store.mark_responded(self._answered)
             except StoreError as error:
                 log.debug("answers.not_noted", error=str(error))

@@ -10,11 +10,11 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.engine.events import Due, Happening
+from orchestrator_agent.engine.events import Due, RunEvent
 from orchestrator_agent.engine.state import ENDED, Status
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.run_cache import Runs
-from orchestrator_agent.store.availability import patiently
+from orchestrator_agent.runtime.run_cache import RunCache
+from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Publisher
@@ -28,19 +28,21 @@ TREES = 256
 SETTLE_SECONDS = 10.0
 
 
-class Debts:
-    """`say_again` publishes; `settled` waits for the broker's acknowledgements."""
+class Republisher:
+    """`republish` publishes; `settled` waits for the broker's acknowledgements."""
 
-    def __init__(self, publisher: Publisher, *, store: TaskStore, reader: Reader, runs: Runs, outbox: Outbox) -> None:
+    def __init__(
+        self, publisher: Publisher, *, store: TaskStore, reader: Reader, runs: RunCache, outbox: Outbox
+    ) -> None:
         self._publisher = publisher
         self._store = store
         self._reader = reader
         self._runs = runs
         self._outbox = outbox
         # Set by the conductor: where a run that cannot be built is told that it is broken.
-        self.post: Callable[[Happening], None] = lambda happening: None
+        self.post: Callable[[RunEvent], None] = lambda run_event: None
 
-    async def say_again(self, records: Iterable[Any], *, again: str = "") -> None:
+    async def republish(self, records: Iterable[Any], *, again: str = "") -> None:
         """Publish the attempts and final responses of these rows, as they are now. Raises StoreError.
 
         With `again` (any text), attempts have message ids of their own: for a broker that remembers the old ones.
@@ -72,10 +74,10 @@ class Debts:
         """Publish what this process owes of these roots: it wrote them, and was not told that it had."""
 
         async def say() -> None:
-            await self.say_again(await self._reader.owed_of(root_task_ids, self._store.process_id))
+            await self.republish(await self._reader.unpublished_of(root_task_ids, self._store.process_id))
 
         log.info("commit.unheard", roots=len(root_task_ids))
-        await patiently(say)
+        await retry_until_available(say)
 
     async def settled(self, since: int) -> bool:
         """Whether all that was published since then has been acknowledged; waits for it, not for long."""

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from orchestrator_agent.engine.events import Answered
+from orchestrator_agent.engine.events import ResponseReceived
 from orchestrator_agent.store.availability import read_object
 from pantheon.bus import Delivery, Objects
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
@@ -14,11 +14,11 @@ class Arrived(NamedTuple):
     """An answer off the wire. `response` is None where it could not be read."""
 
     delivery: Delivery
-    answer: Answered
+    answer: ResponseReceived
     response: TaskResponse | None
 
 
-async def read_answer(objects: Objects, delivery: Delivery) -> Arrived:
+async def read_response(objects: Objects, delivery: Delivery) -> Arrived:
     """Raises InvalidRequest. It waits for nothing unless the result is by reference, and those come alone."""
     response = parse_response(delivery.data)
     result, failure = response.result, response.error
@@ -29,7 +29,7 @@ async def read_answer(objects: Objects, delivery: Delivery) -> Arrived:
             code = ErrorCode.INVALID_RESPONSE if isinstance(error, InvalidRequest) else error.code
             failure = ErrorInfo(code=code, message=error.message, retryable=error.retryable)
     instance = response.instance_id
-    answer = Answered(
+    answer = ResponseReceived(
         root_task_id=response.root_task_id,
         task_id=response.task_id,
         attempt=response.attempt,
@@ -42,12 +42,12 @@ async def read_answer(objects: Objects, delivery: Delivery) -> Arrived:
     return Arrived(delivery, answer, response)
 
 
-def unread_answer(delivery: Delivery, error: InvalidRequest) -> Answered | None:
+def unread_response(delivery: Delivery, error: InvalidRequest) -> ResponseReceived | None:
     """The end of an attempt whose answer cannot be read, where it can be told which."""
     known = salvage_ids(delivery.data)
     if "task_id" not in known or "root_task_id" not in known:
         return None
-    return Answered(
+    return ResponseReceived(
         root_task_id=known["root_task_id"],
         task_id=known["task_id"],
         attempt=known.get("attempt", 1),

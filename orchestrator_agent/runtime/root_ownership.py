@@ -17,7 +17,7 @@ from uuid import UUID
 
 import structlog
 
-from pantheon.bus import Bus, Delivery, Subscription, hand_back, is_first_delivery
+from pantheon.bus import Bus, Delivery, Subscription, is_first_delivery, nak
 from pantheon.runtime.background import end
 from protocol import subjects
 from protocol.names import ORCHESTRATOR
@@ -58,14 +58,14 @@ class Peer:
     before: list[Delivery] = field(default_factory=list)
 
 
-class Peers:
-    """`on_passed` is told of each message that another one passed on, as the broker had given it out; `crowded` says
+class RootOwnership:
+    """`on_forwarded` is told of each message that another one passed on, as the broker had given it out; `crowded` says
     whether there is too much of what comes on a subject already."""
 
     def __init__(self, bus: Bus, process_id: UUID) -> None:
         self._bus = bus
         self._own = str(process_id)
-        self.on_passed: Callable[[Delivery], None] = lambda delivery: None
+        self.on_forwarded: Callable[[Delivery], None] = lambda delivery: None
         self.crowded: Callable[[str], bool] = lambda subject: False
         self._others: dict[str, Peer] = {}
         # All that are there, in an order that is the same for all of them; empty where this process is alone.
@@ -98,7 +98,7 @@ class Peers:
     def _owner(self, root: int) -> str:
         return self._members[root % len(self._members)]
 
-    def pass_on(self, delivery: Delivery) -> bool:
+    def forward(self, delivery: Delivery) -> bool:
         """Pass a message to the owner of its root; False where it is to be kept."""
         # What this mesh answered is nothing that anybody decides on.
         if not self._members or delivery.subject == FINAL:
@@ -125,9 +125,9 @@ class Peers:
         if delivery.reply:
             delivery.reply = ACK_PREFIX + delivery.reply
         if self._quiet:
-            self._go_beside(hand_back(delivery))
+            self._go_beside(nak(delivery))
         else:
-            self.on_passed(delivery)
+            self.on_forwarded(delivery)
 
     def _go_beside(self, giving_back: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(giving_back, name="give-back")
@@ -136,13 +136,13 @@ class Peers:
 
     # -- who is there --------------------------------------------------------------------------------------------------
 
-    def be_quiet(self) -> None:
-        """Take nothing from the others until `speak`: what they pass on before they hear of it is handed back."""
+    def stop_accepting(self) -> None:
+        """Take nothing from the others until `resume_accepting`: what they forward before they hear of it goes back."""
         self._quiet = True
         self._say(there=False)
         self._count()
 
-    def speak(self) -> None:
+    def resume_accepting(self) -> None:
         if self._left is None:
             self._quiet = False
             self._say(there=True)
@@ -152,7 +152,7 @@ class Peers:
         """Be quiet for good."""
         if self._left is None:
             self._left = asyncio.get_running_loop().time()
-            self.be_quiet()
+            self.stop_accepting()
 
     async def close(self) -> None:
         """After `leave`. Hears what comes until the others have heard of it."""
@@ -217,15 +217,15 @@ class Peers:
             for one in silent:
                 peer = self._others.pop(one)
                 log.warning("peer.silent", process_id=one, handed_back=len(peer.before) + len(peer.passed))
-                self._go_beside(_hand_back_all([*peer.before, *peer.passed]))
+                self._go_beside(_nak_all([*peer.before, *peer.passed]))
             if silent:
                 self._count()
 
 
-async def _hand_back_all(deliveries: Sequence[Delivery]) -> None:
+async def _nak_all(deliveries: Sequence[Delivery]) -> None:
     """What was acknowledged is not given out again, whoever hands it back."""
     for delivery in deliveries:
-        await hand_back(delivery)
+        await nak(delivery)
 
 
 def _kind(subject: str) -> str:

@@ -29,7 +29,7 @@ CACHED_LARGE_BYTES = 128 * 1024 * 1024
 FORGET_RUNS = 1000
 FORGET_ROUNDS = 10
 # To read and build a tree takes a tenth of a millisecond a row. Of one this large, several processes that take its
-# answers in turns would do little else: those are left to the process that has it in mind (`conductor`).
+# answers in turns would do little else: those are left to the process that has it in mind (`message_loops`).
 MANY_ROWS = 500
 # Of so many such roots it is known that they are large, also when their trees are not in mind.
 KNOWN_LARGE_ROOTS = 1000
@@ -40,7 +40,7 @@ _WAITS = frozenset({Status.READY, Status.WAITING, Status.PAUSED})
 _WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
 
 
-class Runs:
+class RunCache:
     """A cache that need not be right: the version in the root's row decides at every write.
 
     `shared` says whether other processes work on the same runs, `mine` whether what happens to a root comes to this one
@@ -78,7 +78,7 @@ class Runs:
         """Whether its tree is known to be large; also one that was dropped."""
         return root_task_id in self._many_rows
 
-    async def elsewhere(self, root_task_ids: Iterable[UUID] | None = None) -> list[UUID]:
+    async def held_by_other(self, root_task_ids: Iterable[UUID] | None = None) -> list[UUID]:
         """Of these roots (None: of all), those of large trees that another process has in mind as they are now, so that
         whatever can wait a moment is better left to it. Raises StoreError."""
         wanted = self._many_rows if root_task_ids is None else root_task_ids
@@ -176,7 +176,7 @@ class Runs:
     def _only_here(self, run: Run) -> bool:
         """Whether nobody but this process will have moved a run on since it did, if all goes well."""
         root = run.root_task_id
-        # A large tree goes its own way: see `elsewhere`.
+        # A large tree goes its own way: see `held_by_other`.
         if not self._mine(root) or root in self._many_rows:
             return False
         return not any(row.status in _WAITS for row in run.rows.values())

@@ -9,13 +9,13 @@ from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.dispatch.agent_health import Standings
-from orchestrator_agent.engine.events import Delegated, Happening
-from orchestrator_agent.runtime.response_reader import Arrived, read_answer, unread_answer
-from orchestrator_agent.runtime.run_cache import Runs
+from orchestrator_agent.dispatch.agent_health import AgentHealth
+from orchestrator_agent.engine.events import Delegated, RunEvent
+from orchestrator_agent.runtime.response_reader import Arrived, read_response, unread_response
+from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.transitions import Transitions
-from orchestrator_agent.store.availability import patiently
-from pantheon.bus import Delivery, Objects, Publisher, acknowledge, hand_back, times_delivered
+from orchestrator_agent.store.availability import retry_until_available
+from pantheon.bus import Delivery, Objects, Publisher, acknowledge, nak, times_delivered
 from pantheon.bus.dead_letter import publish_dead_letter
 from protocol import subjects
 from protocol.errors import InvalidRequest
@@ -24,23 +24,29 @@ from protocol.names import ORCHESTRATOR
 
 # An answer of a large tree that another process has in mind is handed back, for the first time after this time, then so
 # much later each time; whoever has had it so often works on it all the same: the other one may be frozen.
-HAND_BACK_SECONDS = 0.005
-HAND_BACK_LIMIT = 60
+NAK_SECONDS = 0.005
+NAK_LIMIT = 60
 
 # A happening, and who waits for it to be committed.
-Posted = tuple[Happening, "asyncio.Future[Any] | None"]
+Posted = tuple[RunEvent, "asyncio.Future[Any] | None"]
 
 
 class Settlement:
     """`settle` may be called for several batches at once."""
 
     def __init__(
-        self, publisher: Publisher, objects: Objects, *, runs: Runs, standings: Standings, transitions: Transitions
+        self,
+        publisher: Publisher,
+        objects: Objects,
+        *,
+        runs: RunCache,
+        agent_health: AgentHealth,
+        transitions: Transitions,
     ) -> None:
         self._publisher = publisher
         self._objects = objects
         self._runs = runs
-        self._standings = standings
+        self._agent_health = agent_health
         self._transitions = transitions
         # What each batch at work has left, in the order in which they came.
         self._begun: dict[object, set[UUID]] = {}
@@ -53,10 +59,10 @@ class Settlement:
             if delivery.subject == subjects.response(ORCHESTRATOR):
                 continue
             try:
-                one = await read_answer(self._objects, delivery)
+                one = await read_response(self._objects, delivery)
             except InvalidRequest as wrong:
                 unread.append((delivery, wrong))
-                answer = unread_answer(delivery, wrong)
+                answer = unread_response(delivery, wrong)
                 if answer is None:
                     continue
                 one = Arrived(delivery, answer, None)
@@ -112,48 +118,48 @@ class Settlement:
         """Decide and write what happened to some roots; returns the identities of deliveries that were handed back."""
         outcomes: dict[UUID, Any] = {}
         handed_back: set[int] = set()
-        happened = {root: self._happenings(root, arrived, asked) for root in roots}
+        happened = {root: self._run_events(root, arrived, asked) for root in roots}
         first = True
         while happened:
-            for root in await self._elsewhere([one for one in happened if one not in asked], arrived):
+            for root in await self._held_by_other([one for one in happened if one not in asked], arrived):
                 del happened[root]
                 for one in arrived[root]:
-                    await hand_back(one.delivery, after_seconds=HAND_BACK_SECONDS * times_delivered(one.delivery))
+                    await nak(one.delivery, after_seconds=NAK_SECONDS * times_delivered(one.delivery))
                     handed_back.add(id(one.delivery))
             if first:
                 first = False
                 for root in happened:
                     for one in arrived.get(root, ()):
                         if one.response is not None:
-                            self._standings.judge(one.response)
+                            self._agent_health.judge(one.response)
             happened = await self._transitions.apply(happened, outcomes)
         for root in roots:
-            for happening, done in asked.get(root, ()):
+            for run_event, done in asked.get(root, ()):
                 if done is not None and not done.done():
-                    key = _asked_for(happening)
+                    key = _asked_for(run_event)
                     done.set_result(outcomes.get(key) if key is not None else None)
         return handed_back
 
     @staticmethod
-    def _happenings(
+    def _run_events(
         root: UUID, arrived: Mapping[UUID, list[Arrived]], asked: Mapping[UUID, list[Posted]]
-    ) -> list[Happening]:
-        return [*(one.answer for one in arrived.get(root, ())), *(happening for happening, _ in asked.get(root, ()))]
+    ) -> list[RunEvent]:
+        return [*(one.answer for one in arrived.get(root, ())), *(run_event for run_event, _ in asked.get(root, ()))]
 
-    async def _elsewhere(self, roots: Sequence[UUID], arrived: Mapping[UUID, list[Arrived]]) -> list[UUID]:
+    async def _held_by_other(self, roots: Sequence[UUID], arrived: Mapping[UUID, list[Arrived]]) -> list[UUID]:
         """Of roots to which nothing happened but answers: those of large trees that another process has in mind as they
         are now. It has their answers when they are handed back; here each would cost a reading of the whole tree."""
         many = [
             root
             for root in roots
             if self._runs.has_many_rows(root)
-            and all(times_delivered(one.delivery) <= HAND_BACK_LIMIT for one in arrived[root])
+            and all(times_delivered(one.delivery) <= NAK_LIMIT for one in arrived[root])
         ]
-        return await patiently(self._runs.elsewhere, many) if many else []
+        return await retry_until_available(self._runs.held_by_other, many) if many else []
 
 
-def _asked_for(happening: Happening) -> UUID | None:
+def _asked_for(run_event: RunEvent) -> UUID | None:
     """What the outcome of a happening that somebody waits for is found by."""
-    if isinstance(happening, Delegated):
-        return happening.task_id
-    return getattr(happening, "operation", None)
+    if isinstance(run_event, Delegated):
+        return run_event.task_id
+    return getattr(run_event, "operation", None)

@@ -9,13 +9,13 @@ import structlog
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Rules
-from orchestrator_agent.engine.events import Broken, Delegated, Happening
+from orchestrator_agent.engine.events import Broken, Delegated, RunEvent
 from orchestrator_agent.engine.state import Run
 from orchestrator_agent.intake.acceptance import Acceptance
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.republisher import Debts
-from orchestrator_agent.runtime.run_cache import Runs
-from orchestrator_agent.store.availability import insistently, patiently
+from orchestrator_agent.runtime.republisher import Republisher
+from orchestrator_agent.runtime.run_cache import RunCache
+from orchestrator_agent.store.availability import retry_until_available, retry_write
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from protocol.errors import ErrorCode
@@ -32,11 +32,11 @@ class Transitions:
         *,
         store: TaskStore,
         reader: Reader,
-        runs: Runs,
+        runs: RunCache,
         router: Router,
         rules: Rules,
         outbox: Outbox,
-        debts: Debts,
+        republisher: Republisher,
         acceptance: Acceptance,
     ) -> None:
         self._store = store
@@ -45,28 +45,28 @@ class Transitions:
         self._router = router
         self._rules = rules
         self._outbox = outbox
-        self._debts = debts
+        self._republisher = republisher
         self._acceptance = acceptance
 
     async def apply(
-        self, happened: dict[UUID, list[Happening]], outcomes: dict[UUID, Any]
-    ) -> dict[UUID, list[Happening]]:
+        self, happened: dict[UUID, list[RunEvent]], outcomes: dict[UUID, Any]
+    ) -> dict[UUID, list[RunEvent]]:
         """Decide and write; returns what must be decided again because another process was faster."""
-        runs, broken = await patiently(self._runs.load, list(happened))
+        runs, broken = await retry_until_available(self._runs.load, list(happened))
         moment = now()
         batch: list[tuple[Run, Decisions]] = []
         unmoved: list[Run] = []
         for root_task_id, run in runs.items():
-            happenings = happened[root_task_id]
+            run_events = happened[root_task_id]
             if root_task_id in broken and not run.root.ended:
-                happenings = [Broken(root_task_id, ErrorInfo.of(broken[root_task_id]))]
+                run_events = [Broken(root_task_id, ErrorInfo.of(broken[root_task_id]))]
             try:
-                decisions = advance(run, happenings, directory=self._router, rules=self._rules, now=moment)
+                decisions = advance(run, run_events, directory=self._router, rules=self._rules, now=moment)
             except Exception as error:
                 decisions = await self._give_up(run, error)
                 run = self._runs.cached(root_task_id) or run
             outcomes.update(decisions.outcomes)
-            for one in happenings:
+            for one in run_events:
                 if isinstance(one, Delegated):
                     outcomes[one.task_id] = one.task_id in run.rows
             if decisions.empty:
@@ -77,11 +77,11 @@ class Transitions:
             else:
                 batch.append((run, decisions))
         behind = await self._behind(unmoved)
-        lost: dict[UUID, list[Happening]] = {root_task_id: happened[root_task_id] for root_task_id in behind}
+        lost: dict[UUID, list[RunEvent]] = {root_task_id: happened[root_task_id] for root_task_id in behind}
         if not batch:
             return lost
         try:
-            written, doubtful = await insistently(self._store.apply, batch)
+            written, doubtful = await retry_write(self._store.apply, batch)
         except PoisonedBatch as error:
             for run, _ in batch:
                 self._runs.drop(run.root_task_id)
@@ -104,18 +104,18 @@ class Transitions:
             else:
                 self._runs.weigh(run, (*decisions.made, *decisions.changed.values()))
             await self._outbox.deliver(run, decisions)
-        if doubtful and (unheard := [run.root_task_id for run, _ in batch if run.root_task_id not in written]):
+        if doubtful and (broker_was_down := [run.root_task_id for run, _ in batch if run.root_task_id not in written]):
             # Moved on by another process, or by the try whose answer was lost: then nobody else publishes it.
-            await self._debts.of_roots(unheard)
+            await self._republisher.of_roots(broker_was_down)
         if ended:
-            await self._acceptance.end_duplicates(await patiently(self._reader.duplicates_waiting, ended))
+            await self._acceptance.end_duplicates(await retry_until_available(self._reader.duplicates_waiting, ended))
         return lost
 
     async def _behind(self, runs: Sequence[Run]) -> list[UUID]:
         """Of runs that nothing happened to: those which another process has moved on, so that it may have."""
         if not runs:
             return []
-        versions = await patiently(self._reader.versions, [run.root_task_id for run in runs])
+        versions = await retry_until_available(self._reader.versions, [run.root_task_id for run in runs])
         behind = [run.root_task_id for run in runs if versions.get(run.root_task_id) != run.version]
         for root_task_id in behind:
             self._runs.drop(root_task_id)
@@ -125,7 +125,7 @@ class Transitions:
         """A transition raised: the run as the database has it ends, saying so, rather than waiting for ever."""
         log.exception("advance.failed", task_id=str(run.root_task_id))
         self._runs.drop(run.root_task_id)
-        runs, _ = await patiently(self._runs.load, [run.root_task_id])
+        runs, _ = await retry_until_available(self._runs.load, [run.root_task_id])
         message = f"the orchestrator could not go on with this task: {type(error).__name__}: {error}"
         reason = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message)
         fresh = runs[run.root_task_id]
@@ -138,17 +138,17 @@ class Transitions:
         )
 
     async def _isolate(
-        self, happened: dict[UUID, list[Happening]], error: PoisonedBatch, outcomes: dict[UUID, Any]
-    ) -> dict[UUID, list[Happening]]:
+        self, happened: dict[UUID, list[RunEvent]], error: PoisonedBatch, outcomes: dict[UUID, Any]
+    ) -> dict[UUID, list[RunEvent]]:
         """Postgres refused a batch for something in it: one root at a time, the culprit fails alone."""
         if len(happened) > 1:
-            lost: dict[UUID, list[Happening]] = {}
-            for root_task_id, happenings in happened.items():
-                lost |= await self.apply({root_task_id: happenings}, outcomes)
+            lost: dict[UUID, list[RunEvent]] = {}
+            for root_task_id, run_events in happened.items():
+                lost |= await self.apply({root_task_id: run_events}, outcomes)
             return lost
-        (root_task_id, happenings) = next(iter(happened.items()))
+        (root_task_id, run_events) = next(iter(happened.items()))
         log.error("apply.poisoned", task_id=str(root_task_id), error=str(error))
-        if any(isinstance(one, Broken) for one in happenings):
+        if any(isinstance(one, Broken) for one in run_events):
             return {}
         message = f"the database refused the outcome: {error}"
         return {root_task_id: [Broken(root_task_id, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message))]}

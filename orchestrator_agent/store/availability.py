@@ -20,14 +20,14 @@ WAIT_FIRST_SECONDS = 0.1
 WAIT_MAX_SECONDS = 2.0
 
 
-async def patiently(call: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> T:
+async def retry_until_available(call: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> T:
     """Call the store until it answers: without Postgres nothing is taken, nothing is dropped, all of it waits."""
-    return (await insistently(call, *arguments, **named))[0]
+    return (await retry_write(call, *arguments, **named))[0]
 
 
-async def insistently(call: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> tuple[T, bool]:
-    """As `patiently`, for a write; also whether an earlier try failed, and may have been committed all the same: a
-    connection can end between the commit and the word of it."""
+async def retry_write(call: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> tuple[T, bool]:
+    """As `retry_until_available`, for a write; also whether an earlier try failed, and may have been committed all the
+    same: a connection can end between the commit and the word of it."""
     wait = WAIT_FIRST_SECONDS
     doubtful = False
     while True:

@@ -9,7 +9,7 @@ from uuid import UUID
 from orchestrator_agent.store.pool import Database
 
 # Every attempt and final response that a process has to publish, or published in vain.
-OWED = """
+UNPUBLISHED = """
 select t.root_task_id, t.task_id, t.status, t.agent, t.dispatched_at
 from tasks r join tasks t on t.root_task_id = r.root_task_id
 where r.task_id = r.root_task_id and r.answered_at is null and t.dispatched_by = $1
@@ -92,8 +92,8 @@ class Processes:
         records = await self._database.fetch(STRAYS)
         return [DeadProcess(one["process_id"], 0) for one in records]
 
-    async def owed(self, process_id: UUID) -> Sequence[Any]:
-        return await self._database.fetch(OWED, process_id)
+    async def unpublished(self, process_id: UUID) -> Sequence[Any]:
+        return await self._database.fetch(UNPUBLISHED, process_id)
 
     async def take_over(self, dead: DeadProcess, process_id: UUID) -> int | None:
         """Make the rows of a dead process this one's, and strike it off the list; None where something was noted about

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from orchestrator_agent.engine.concurrency import Open, decide_turns
+from orchestrator_agent.engine.concurrency import Open, decide_concurrency
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS
 from protocol.messages import now
@@ -49,7 +49,7 @@ _BOTH = ("tasks", "tasks_history")
 SWEEP_LOCK_KEY = 0x73776565
 
 # Of some roots, what a process has to publish.
-OWED_OF = """
+UNPUBLISHED_OF = """
 select t.root_task_id, t.task_id
 from tasks t where t.root_task_id = any($1::uuid[]) and t.dispatched_by = $2 and t.answered_at is null
   and (t.status = 'dispatched'
@@ -85,9 +85,9 @@ class Reader:
             rows: list[asyncpg.Record] = await connection.fetch(DUE, limit, list(served), list(paused), now(), expired)
             return rows
 
-    async def owed_of(self, root_task_ids: Collection[UUID], process_id: UUID) -> Sequence[asyncpg.Record]:
+    async def unpublished_of(self, root_task_ids: Collection[UUID], process_id: UUID) -> Sequence[asyncpg.Record]:
         """Every attempt and final response of these roots that a process has to publish."""
-        return await self._database.fetch(OWED_OF, list(root_task_ids), process_id)
+        return await self._database.fetch(UNPUBLISHED_OF, list(root_task_ids), process_id)
 
     async def stale(self, attempts: Collection[tuple[UUID, UUID, int]]) -> dict[tuple[UUID, int], str | None]:
         """Of attempts (root, task, number): those that are not wanted any more, and what their tasks say of it. What is
@@ -242,7 +242,7 @@ class Reader:
                 key,
             )
             roots = [Open(row["task_id"], row["status"] == "waiting", row["priority"]) for row in rows]
-            admitted, older = decide_turns(roots, bound=bound, cancel_older=cancel_older)
+            admitted, older = decide_concurrency(roots, bound=bound, cancel_older=cancel_older)
             if admitted:
                 await connection.execute(
                     "update tasks set status = 'running', version = version + 1 "

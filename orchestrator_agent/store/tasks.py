@@ -149,9 +149,9 @@ _NO_PLACE = (None, None, None)
 
 
 class Waitings(Protocol):
-    """Who gives waiting rows their places: see `flow.gate.Gate`."""
+    """Who gives waiting rows their places: see `flow.gate.Admission`."""
 
-    async def line_up(self, batch: Sequence[tuple[Run, Decisions]]) -> Places: ...
+    async def enqueue(self, batch: Sequence[tuple[Run, Decisions]]) -> Places: ...
     def joined(self, queues: Iterable[str]) -> None: ...
     def written(self, batch: Sequence[tuple[Run, Decisions]], roots: Set[UUID]) -> None: ...
 
@@ -173,7 +173,7 @@ class TaskStore:
 
         Raises StoreError, PoisonedBatch.
         """
-        places = await self._line_up(batch)
+        places = await self._enqueue(batch)
         roots = _columns((_accepted_values(run) for run, _ in batch), len(ACCEPTED))
         moment = now()
         check = any(
@@ -190,7 +190,7 @@ class TaskStore:
 
         Raises StoreError, PoisonedBatch.
         """
-        places = await self._line_up(batch)
+        places = await self._enqueue(batch)
         moved = _columns(
             (
                 (
@@ -225,8 +225,8 @@ class TaskStore:
         values = ((*_made_values(run, row), *places.get(row.task_id, _NO_PLACE)) for run, row in rows)
         return MADE_PLACED, _columns(values, len(MADE_PLACED))
 
-    async def _line_up(self, batch: Sequence[tuple[Run, Decisions]]) -> Places:
-        return await self.gate.line_up(batch) if self.gate is not None else {}
+    async def _enqueue(self, batch: Sequence[tuple[Run, Decisions]]) -> Places:
+        return await self.gate.enqueue(batch) if self.gate is not None else {}
 
     def _written(self, batch: Sequence[tuple[Run, Decisions]], places: Places, roots: set[UUID]) -> set[UUID]:
         if self.gate is not None:
@@ -247,7 +247,7 @@ class TaskStore:
         except (UnicodeEncodeError, asyncpg.exceptions.UntranslatableCharacterError) as error:
             raise PoisonedBatch(str(error)) from error
 
-    async def mark_answered(self, task_ids: Sequence[UUID]) -> None:
+    async def mark_responded(self, task_ids: Sequence[UUID]) -> None:
         """Note that final responses were acknowledged by the broker. Raises StoreError."""
         await self.database.execute(ANSWERED, list(task_ids), list(task_ids))
 

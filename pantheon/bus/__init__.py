@@ -1,6 +1,6 @@
 """NATS, the one place that knows its client library: connection, pulling, publishing, streams, objects."""
 
-from pantheon.bus.acks import acknowledge, hand_back, hold, is_first_delivery, times_delivered
+from pantheon.bus.acks import acknowledge, hold, is_first_delivery, nak, times_delivered
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import OBJECTS_STREAM, Objects, ensure_objects
 from pantheon.bus.publisher import Publisher
@@ -33,9 +33,9 @@ __all__ = [
     "ensure_objects",
     "ensure_streams",
     "given_out",
-    "hand_back",
     "hold",
     "is_first_delivery",
+    "nak",
     "on_purge",
     "remove_stored",
     "stored_at",

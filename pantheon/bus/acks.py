@@ -47,7 +47,7 @@ async def acknowledge(delivery: Delivery) -> None:
         _note(error)
 
 
-async def hand_back(delivery: Delivery, *, after_seconds: float | None = None) -> None:
+async def nak(delivery: Delivery, *, after_seconds: float | None = None) -> None:
     """Not begun: another may have it, now or so much later."""
     await _quietly(delivery.nak(delay=after_seconds))
 

@@ -37,7 +37,7 @@ STORE_AGAIN_SECONDS = 1.0
 Key = tuple[UUID, int]
 
 
-class Answers:
+class SentResponses:
     """What an instance of an agent answers: `body`, then `send`, then `remember`."""
 
     def __init__(self, bus: Bus, publisher: Publisher, objects: Objects, *, agent: str, instance_id: str) -> None:

@@ -12,12 +12,12 @@ from uuid import UUID
 
 import structlog
 
-from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hand_back, hold
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, acknowledge, hold, nak
 from pantheon.config.agent_config import AgentConfig
 from pantheon.runtime.background import end
 from pantheon.worker.context import TaskContext
 from pantheon.worker.declaration import Declaration
-from pantheon.worker.responses import Answers, Key
+from pantheon.worker.responses import Key, SentResponses
 from pantheon.worker.runner import HandBack, Observer, Runner, Running
 from pantheon.worker.slots import Place, Places
 from protocol.errors import InvalidRequest, PantheonError, TooLarge
@@ -57,7 +57,7 @@ class Worker:
             observer=observer,
             delegate=self._delegated if delegate is not None else None,
         )
-        self._answers = Answers(bus, publisher, objects, agent=agent.name, instance_id=instance_id)
+        self._answers = SentResponses(bus, publisher, objects, agent=agent.name, instance_id=instance_id)
         self._places = Places(max_concurrency)
         self._places.on_change = self._places_changed
         # Told when attempts wait for tasks that they gave out, and there are as many attempts as places.
@@ -151,7 +151,7 @@ class Worker:
         """Take no more; let what runs finish within the grace, hand the rest back to the queue."""
         self._draining = True
         for delivery in await self._puller.stop():
-            await hand_back(delivery)
+            await nak(delivery)
         for loop_task in self._loops[:1]:
             loop_task.cancel()
         if self._works:
@@ -218,7 +218,7 @@ class Worker:
             # which nothing but its own in-progress acks keeps from being given out until it counts as poison.
             twin.deliveries.append(delivery)
             await asyncio.wait({twin.work})
-            await (acknowledge if twin.answered else hand_back)(delivery)
+            await (acknowledge if twin.answered else nak)(delivery)
             return
         if (answer := self._answers.given.get(key)) is not None:
             await self._answers.send(request, answer, message_id=None)
@@ -241,6 +241,6 @@ class Worker:
             running.answered = True
             await acknowledge(delivery)
         except HandBack:
-            await hand_back(delivery)
+            await nak(delivery)
         finally:
             del self._running[key]

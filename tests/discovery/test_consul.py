@@ -58,8 +58,8 @@ async def put_foreign(server: Server, instance_id: str, **changes: object) -> No
 
 
 async def test_what_is_registered_is_found_as_it_was_said(consul_server: Server, record: Record) -> None:
-    async with discovery_of(consul_server) as agent, discovery_of(consul_server) as conductor:
-        registry = await conductor.registry()
+    async with discovery_of(consul_server) as agent, discovery_of(consul_server) as message_loops:
+        registry = await message_loops.registry()
         assert not registry.stale
         assert registry.instances() == ()
         mine = record(metadata={"model": "openai:x"}, task_types=("generate_content", "summarize_content"))
@@ -67,7 +67,7 @@ async def test_what_is_registered_is_found_as_it_was_said(consul_server: Server,
         assert registration.active
         await until(lambda: registry.serving("generate_content") == ("llm_agent",))
         assert registry.instances() == (mine,)
-        assert (await conductor.registry()).instances("llm_agent") == (mine,)
+        assert (await message_loops.registry()).instances("llm_agent") == (mine,)
         await registration.close()
         await registration.close()
         await until(lambda: registry.instances() == ())
@@ -143,8 +143,8 @@ async def test_a_consul_killed_and_wiped_leaves_the_last_known_registry_until_it
     own_consul_server: Server, record: Record
 ) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with discovery_of(own_consul_server) as agent, discovery_of(own_consul_server) as conductor:
-            registry = await conductor.registry()
+        async with discovery_of(own_consul_server) as agent, discovery_of(own_consul_server) as message_loops:
+            registry = await message_loops.registry()
             registration = await agent.register(record())
             gone = await agent.register(record(instance_id="two", task_types=("summarize_content",)))
             await until(lambda: len(registry) == 2)

@@ -35,8 +35,8 @@ def warnings_in(logs: list[Any]) -> list[Any]:
 
 async def test_what_is_registered_is_found_as_it_was_said(client: Client, other_client: Client, record: Record) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as conductor:
-        registry = await conductor.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
+        registry = await message_loops.registry()
         assert not registry.stale
         assert registry.serving("generate_content") == ()
         mine = record(metadata={"model": "openai:x"}, task_types=("generate_content", "summarize_content"))
@@ -46,7 +46,7 @@ async def test_what_is_registered_is_found_as_it_was_said(client: Client, other_
         assert registry.instances() == (mine,)
         assert registry.task_types() == {"generate_content", "summarize_content"}
         # A later registry finds it too, from the bucket's content.
-        assert (await conductor.registry()).instances("llm_agent") == (mine,)
+        assert (await message_loops.registry()).instances("llm_agent") == (mine,)
 
 
 async def test_the_value_on_the_wire_is_the_contracts(client: Client, record: Record) -> None:
@@ -84,8 +84,8 @@ async def test_a_draining_instance_is_listed_but_does_not_serve(client: Client, 
 
 async def test_a_clean_end_is_seen_at_once(client: Client, other_client: Client, record: Record) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as conductor:
-        registry = await conductor.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
+        registry = await message_loops.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         version = registry.version
@@ -154,8 +154,8 @@ async def test_a_bucket_deleted_and_made_anew_is_followed_again_and_nobody_leave
 ) -> None:
     js = client.jetstream()
     await ensure_bucket(js)
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as conductor:
-        registry = await conductor.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
+        registry = await message_loops.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         await js.delete_key_value("agents")
@@ -173,8 +173,8 @@ async def test_a_broker_killed_and_wiped_leaves_the_last_known_registry_until_it
     client: Client, other_client: Client, nats_server: Server, record: Record
 ) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as conductor:
-        registry = await conductor.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
+        registry = await message_loops.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         nats_server.stop()
@@ -195,9 +195,9 @@ async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_anyb
     await ensure_bucket(client.jetstream(), ttl_seconds=3)
     async with (
         NatsKvDiscovery(client, ttl_seconds=3) as agent,
-        NatsKvDiscovery(other_client, ttl_seconds=3) as conductor,
+        NatsKvDiscovery(other_client, ttl_seconds=3) as message_loops,
     ):
-        registry = await conductor.registry()
+        registry = await message_loops.registry()
         await agent.register(record())
         await until(lambda: len(registry) == 1)
         sizes: set[int] = set()
@@ -257,8 +257,8 @@ async def test_a_watch_that_lost_its_consumer_without_a_word_is_made_again(
 ) -> None:
     js = client.jetstream()
     await ensure_bucket(js)
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as conductor:
-        registry = await conductor.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
+        registry = await message_loops.registry()
         for consumer in await js.consumers_info("KV_agents"):
             await js.delete_consumer("KV_agents", consumer.name)
         await agent.register(record())

@@ -10,8 +10,8 @@ from uuid import UUID
 import pytest
 
 from orchestrator_agent.engine.advance import advance
-from orchestrator_agent.engine.decisions import Decisions, Obstacles, Placement, Rules, Wanted
-from orchestrator_agent.engine.events import Answered, Due, Expired, Happening
+from orchestrator_agent.engine.decisions import Decisions, Placement, RouteRequest, Rules, WaitReasons
+from orchestrator_agent.engine.events import Due, Expired, ResponseReceived, RunEvent
 from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
 from orchestrator_agent.intake.planner import Planner, Replayed
 from orchestrator_agent.workflows.compiler import compile_workflow
@@ -107,15 +107,15 @@ class World:
     everything_served_by: str | None = "worker"
 
     # The engine's Directory.
-    def place(self, wanted: Wanted) -> Placement | None:
+    def place(self, wanted: RouteRequest) -> Placement | None:
         agent = self.agents.get(wanted.task_type, self.everything_served_by)
         return Placement(agent) if agent is not None and wanted.pinned_agent in (None, agent) else None
 
-    def served(self, wanted: Wanted) -> bool:
+    def served(self, wanted: RouteRequest) -> bool:
         return self.place(wanted) is not None
 
-    def obstacles(self, wanted: Wanted) -> Obstacles:
-        return Obstacles(wanted.task_type)
+    def wait_reasons(self, wanted: RouteRequest) -> WaitReasons:
+        return WaitReasons(wanted.task_type)
 
     def workflow(self, name: str) -> Plan | None:
         return self.library.newest(name)
@@ -156,9 +156,9 @@ class Course:
         self._note(decisions)
         self.check()
 
-    def happen(self, *happenings: Happening) -> Decisions:
+    def happen(self, *run_events: RunEvent) -> Decisions:
         before_root = self.run.root.status
-        decisions = advance(self.run, happenings, directory=self.world, rules=self.world.rules, now=self.world.now)
+        decisions = advance(self.run, run_events, directory=self.world, rules=self.world.rules, now=self.world.now)
         if not decisions.empty:
             self.table.apply(self.run, decisions)
         self._note(decisions)
@@ -230,9 +230,9 @@ class Course:
 
     def completed(
         self, path: str, result: Any = None, *, attempt: int | None = None, usage: Usage | None = None
-    ) -> Answered:
+    ) -> ResponseReceived:
         row = self.row(path)
-        return Answered(
+        return ResponseReceived(
             self.run.root_task_id,
             row.task_id,
             row.attempt if attempt is None else attempt,
@@ -244,18 +244,20 @@ class Course:
 
     def answered(
         self, row: Row, result: Any, *, error: ErrorInfo | None = None, usage: Usage | None = None
-    ) -> Answered:
+    ) -> ResponseReceived:
         """The answer of a row's current attempt, where a path would not tell which row."""
         status: Literal["completed", "failed"] = "completed" if error is None else "failed"
-        return Answered(row.root_task_id, row.task_id, row.attempt, status, result=result, error=error, usage=usage)
+        return ResponseReceived(
+            row.root_task_id, row.task_id, row.attempt, status, result=result, error=error, usage=usage
+        )
 
     def failed(
         self, path: str, code: str = "no", *, retryable: bool = False, attempt: int | None = None, message: str = "no"
-    ) -> Answered:
+    ) -> ResponseReceived:
         row = self.row(path)
         error = ErrorInfo(code=code, message=message, retryable=retryable)
         number = row.attempt if attempt is None else attempt
-        return Answered(self.run.root_task_id, row.task_id, number, "failed", error=error, instance_id="i")
+        return ResponseReceived(self.run.root_task_id, row.task_id, number, "failed", error=error, instance_id="i")
 
     def complete(self, path: str, result: Any = None) -> Decisions:
         return self.happen(self.completed(path, result))

@@ -8,7 +8,6 @@ import pytest
 
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import (
-    Answered,
     Broken,
     CancelRequested,
     DeadlinePassed,
@@ -16,6 +15,7 @@ from orchestrator_agent.engine.events import (
     Expired,
     OriginalEnded,
     Reattached,
+    ResponseReceived,
 )
 from orchestrator_agent.engine.state import TRANSITIONS, Row, Status
 from orchestrator_agent.runtime.wire import final_response
@@ -93,7 +93,7 @@ def test_usage_adds_up_over_steps_attempts_and_ends(world: World) -> None:
     row = course.row("a")
     used = Usage(input_tokens=1, cost_usd=0.5)
     error = ErrorInfo(code="no", message="no", retryable=True)
-    course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error, usage=used))
+    course.happen(ResponseReceived(course.run.root_task_id, row.task_id, 1, "failed", error=error, usage=used))
     course.later(10)
     course.due("a")
     course.happen(course.completed("a", {}, usage=Usage(output_tokens=2)))
@@ -145,7 +145,7 @@ def test_a_late_answer_of_an_old_attempt_changes_nothing(world: World) -> None:
 def test_an_answer_to_nothing_that_is_known_changes_nothing(world: World) -> None:
     course = world.dag({"a": task()})
     for task_id in (new_id(), course.run.root_task_id):
-        assert course.happen(Answered(course.run.root_task_id, task_id, 1, "completed", result={})).empty
+        assert course.happen(ResponseReceived(course.run.root_task_id, task_id, 1, "completed", result={})).empty
         assert course.happen(Expired(course.run.root_task_id, task_id, 1)).empty
         assert course.happen(Due(course.run.root_task_id, task_id)).empty
 
@@ -157,7 +157,7 @@ def test_after_the_end_nothing_happens(world: World) -> None:
     course.later(3600)
     root = course.run.root_task_id
     error = ErrorInfo(code="c", message="m")
-    for happening in (
+    for run_event in (
         late,
         Expired(root, late.task_id, 1),
         Due(root, late.task_id),
@@ -167,14 +167,14 @@ def test_after_the_end_nothing_happens(world: World) -> None:
         OriginalEnded(root, "failed", error=error),
         Reattached(root, "_INBOX.x"),
     ):
-        assert course.happen(happening).empty
+        assert course.happen(run_event).empty
     assert course.result == {"a": "first"}
 
 
 def test_an_attempt_that_ran_out_while_the_broker_was_away_is_made_again_and_counts_as_no_failure(world: World) -> None:
     course = world.dag({"a": task(timeout=10, retry={"max_attempts": 1})})
     row = course.row("a")
-    lost = Expired(row.root_task_id, row.task_id, 1, unheard=True)
+    lost = Expired(row.root_task_id, row.task_id, 1, broker_was_down=True)
     assert course.happen(lost).empty, "its time is not over"
     course.later(11)
     decisions = course.happen(lost)
@@ -193,7 +193,7 @@ def test_a_steps_failure_is_the_tasks_with_the_agents_error_in_its_details(world
     course = world.dag({"a": task(), "b": task(), "c": task(needs=["a"])})
     row = course.row("a")
     error = ErrorInfo(code="no_paper", message="fill the tray", details={"tray": 2})
-    decisions = course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error))
+    decisions = course.happen(ResponseReceived(course.run.root_task_id, row.task_id, 1, "failed", error=error))
     assert course.status == "failed"
     assert course.error.model_dump() == {
         "code": "step_failed",
@@ -212,7 +212,7 @@ def test_a_steps_failure_is_the_tasks_with_the_agents_error_in_its_details(world
 
 def test_a_failure_without_a_reason_has_one_all_the_same(world: World) -> None:
     course = world.dag({"a": task()})
-    course.happen(Answered(course.run.root_task_id, course.row("a").task_id, 1, "cancelled"))
+    course.happen(ResponseReceived(course.run.root_task_id, course.row("a").task_id, 1, "cancelled"))
     assert course.error.code == "step_failed"
     assert course.error.details is not None
     assert course.error.details["code"] == "internal_error"
@@ -329,7 +329,7 @@ def test_an_agents_error_of_any_size_leaves_an_answer_that_can_be_sent(world: Wo
     course = world.dag({"outer": {"steps": {"a": task()}}})
     row = course.row("outer/a")
     error = ErrorInfo(code="no", message="m" * size, details={"trace": "t" * size})
-    course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error))
+    course.happen(ResponseReceived(course.run.root_task_id, row.task_id, 1, "failed", error=error))
     answer = final_response(course.run.root, course.run.facts)
     assert TaskResponse.model_validate_json(answer).status == "failed"
     assert len(answer) < world.rules.max_payload_bytes
@@ -684,8 +684,8 @@ def test_a_duplicate_ends_as_its_original_does(world: World) -> None:
         assert decisions.empty
         from orchestrator_agent.engine.advance import advance
 
-        for happening in (Due(run.root_task_id, run.root_task_id), DeadlinePassed(run.root_task_id)):
-            assert advance(run, [happening], directory=world, rules=world.rules, now=world.now).empty
+        for run_event in (Due(run.root_task_id, run.root_task_id), DeadlinePassed(run.root_task_id)):
+            assert advance(run, [run_event], directory=world, rules=world.rules, now=world.now).empty
         advance(
             run,
             [OriginalEnded(run.root_task_id, status, result, error)],  # type: ignore[arg-type]

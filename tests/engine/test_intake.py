@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
-from orchestrator_agent.engine.events import Answered, Begin
+from orchestrator_agent.engine.events import Begin, ResponseReceived
 from orchestrator_agent.engine.state import Role, Run, Status
 from orchestrator_agent.intake.planner import Replayed
 from orchestrator_agent.runtime.wire import attempt_id, final_response, request_headers, task_request
@@ -285,7 +285,7 @@ def test_what_a_replay_reuses_is_not_undone_when_it_fails(world: World) -> None:
     assert [json.loads(row.payload or b"") for row in undone] == [{"of": "new mail"}]
     course.restart()
     (row,) = undone
-    course.happen(Answered(row.root_task_id, row.task_id, row.attempt, "completed"))
+    course.happen(ResponseReceived(row.root_task_id, row.task_id, row.attempt, "completed"))
     assert course.status == "failed"
     assert course.run.root.error is not None
     assert course.run.root.error.code == "step_failed"
@@ -407,9 +407,9 @@ def test_a_failed_response_is_the_same_bytes_too(world: World) -> None:
     course = world.dag({"s": {"task": "x"}})
     row = course.row("s")
     error = ErrorInfo(code="no", message="é", details={"nan": float("nan"), "none": None, "n": 1.5})
-    from orchestrator_agent.engine.events import Answered
+    from orchestrator_agent.engine.events import ResponseReceived
 
-    course.happen(Answered(course.run.root_task_id, row.task_id, 1, "failed", error=error))
+    course.happen(ResponseReceived(course.run.root_task_id, row.task_id, 1, "failed", error=error))
     again = course.read_back()
     assert final_response(again.root, again.facts) == final_response(course.run.root, course.run.facts)
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.events import (
-    Answered,
     CancelRequested,
     DeadlinePassed,
     Delegated,
     Due,
     Expired,
-    Happening,
     PauseRequested,
+    ResponseReceived,
     ResumeRequested,
+    RunEvent,
     Signalled,
 )
 from orchestrator_agent.engine.state import Role, Row, Status
@@ -291,7 +291,7 @@ class Storm:
         self.weather = weather or Weather()
         self.usage = usage
         self.check: Callable[[Decisions], None] = lambda decisions: None
-        self.said: list[Happening] = []
+        self.said: list[RunEvent] = []
         self.transitions = 0
 
     @property
@@ -312,32 +312,32 @@ class Storm:
             if self.chance.random() < self.weather.restarts:
                 self.course.restart()
             if self.chance.random() < 0.3:
-                self._say_again()
+                self._republish()
             if self.going:
                 self.check(self.course.happen(*batch))
             self.said += batch
         for _ in range(5):
-            self._say_again()
+            self._republish()
 
-    def _say_again(self) -> None:
+    def _republish(self) -> None:
         """What was said before is not current any more: alone, it must change nothing."""
         if not self.said:
             return
-        happening = self.chance.choice(self.said)
+        run_event = self.chance.choice(self.said)
         run = self.course.run
-        if isinstance(happening, Answered | Expired):
-            row = run.rows.get(happening.task_id)
-            if row is not None and row.status is Status.DISPATCHED and row.attempt == happening.attempt:
+        if isinstance(run_event, ResponseReceived | Expired):
+            row = run.rows.get(run_event.task_id)
+            if row is not None and row.status is Status.DISPATCHED and row.attempt == run_event.attempt:
                 return
-        elif self.going and not (isinstance(happening, Signalled) and self._kept(happening)):
+        elif self.going and not (isinstance(run_event, Signalled) and self._kept(run_event)):
             return
-        assert self.course.happen(happening).empty
+        assert self.course.happen(run_event).empty
 
     def _kept(self, signal: Signalled) -> bool:
         task_id = step_task_id(self.root, f"signal:{signal.name}", 0, signal.operation.int % 2**31)
         return task_id in self.course.run.rows
 
-    def _one(self) -> Happening:
+    def _one(self) -> RunEvent:
         if (other := self._weather()) is not None:
             return other
         run, world = self.course.run, self.course.world
@@ -364,7 +364,7 @@ class Storm:
                 world.everything_served_by = "worker"
                 return Due(self.root, row.task_id)
 
-    def _weather(self) -> Happening | None:
+    def _weather(self) -> RunEvent | None:
         weather, draw = self.weather, self.chance.random
         world = self.course.world
         if self.transitions == weather.cancel_at:
@@ -387,7 +387,7 @@ class Storm:
             return self._delegation()
         return None
 
-    def _delegation(self) -> Happening | None:
+    def _delegation(self) -> RunEvent | None:
         at_work = [row for row in self.course.run.active() if row.status is Status.DISPATCHED]
         if not at_work:
             return None
@@ -399,7 +399,7 @@ class Storm:
             return None
         return Delegated(self.root, parent.task_id, task_id, given, {"needs": {}}, plan, reply_to="_INBOX.a")
 
-    def _end_of(self, row: Row) -> Happening:
+    def _end_of(self, row: Row) -> RunEvent:
         run = self.course.run
         path, stands_in = run.path(row), row.role is Role.FALLBACK
         above = run.rows[row.parent_task_id] if row.parent_task_id is not None else run.root
@@ -418,13 +418,13 @@ class Storm:
         elif path in (self.model.worse if stands_in else self.model.failing):
             return self._failed(row, retryable=False)
         result = answer(json.loads(row.payload or b"{}"))
-        return Answered(
+        return ResponseReceived(
             self.root, row.task_id, row.attempt, "completed", result=result, instance_id="i", usage=self.usage
         )
 
-    def _failed(self, row: Row, *, retryable: bool) -> Answered:
+    def _failed(self, row: Row, *, retryable: bool) -> ResponseReceived:
         error = ErrorInfo(code="no", message="no", retryable=retryable)
-        return Answered(self.root, row.task_id, row.attempt, "failed", error=error, usage=self.usage)
+        return ResponseReceived(self.root, row.task_id, row.attempt, "failed", error=error, usage=self.usage)
 
 
 def stormy_world(steps: list[Shape]) -> World:

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from orchestrator_agent.dispatch.agent_health import FORGET_HALF_SECONDS, OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
+from orchestrator_agent.dispatch.agent_health import FORGET_HALF_SECONDS, OPEN_AFTER_FAILURES, OPEN_SECONDS, AgentHealth
 from orchestrator_agent.dispatch.router import Bar, Candidate, Open, Pauses, Router, choose
-from orchestrator_agent.engine.decisions import Placement, Wanted
+from orchestrator_agent.engine.decisions import Placement, RouteRequest
 from orchestrator_agent.workflows.library import Library
 from protocol import InstanceRecord, new_id
 from protocol.messages import TaskResponse
@@ -51,8 +51,8 @@ class Clock:
         return self.now
 
 
-def router(*records: InstanceRecord, standings: Standings | None = None) -> Router:
-    return Router(Registry(*records), Library(), standings or Standings())
+def router(*records: InstanceRecord, agent_health: AgentHealth | None = None) -> Router:
+    return Router(Registry(*records), Library(), agent_health or AgentHealth())
 
 
 def agent_of(placement: Placement | None) -> str | None:
@@ -61,24 +61,24 @@ def agent_of(placement: Placement | None) -> str | None:
 
 def test_a_task_goes_to_the_agent_that_serves_it() -> None:
     made = router(instance("one", "x"), instance("two", "y"))
-    assert agent_of(made.place(Wanted("x"))) == "one"
-    assert agent_of(made.place(Wanted("y"))) == "two"
-    assert made.place(Wanted("z")) is None
-    assert not made.served(Wanted("z"))
+    assert agent_of(made.place(RouteRequest("x"))) == "one"
+    assert agent_of(made.place(RouteRequest("y"))) == "two"
+    assert made.place(RouteRequest("z")) is None
+    assert not made.served(RouteRequest("z"))
     assert made.workflow("x") is None
 
 
 def test_a_pinned_agent_serves_it_or_nobody() -> None:
     made = router(instance("one", "x"), instance("two", "y"))
-    assert agent_of(made.place(Wanted("x", "one"))) == "one"
-    assert made.place(Wanted("x", "two")) is None
-    assert made.place(Wanted("x", "nobody")) is None
+    assert agent_of(made.place(RouteRequest("x", "one"))) == "one"
+    assert made.place(RouteRequest("x", "two")) is None
+    assert made.place(RouteRequest("x", "nobody")) is None
 
 
 def test_the_orchestrator_is_no_agent_to_send_steps_to() -> None:
     made = router(instance("orchestrator_agent", "x"))
-    assert made.place(Wanted("x")) is None
-    assert not made.served(Wanted("x", "orchestrator_agent"))
+    assert made.place(RouteRequest("x")) is None
+    assert not made.served(RouteRequest("x", "orchestrator_agent"))
 
 
 def test_idle_alternatives_share_in_proportion_to_their_places() -> None:
@@ -89,16 +89,16 @@ def test_idle_alternatives_share_in_proportion_to_their_places() -> None:
         instance("big", "y", concurrency=900, number=2),
         instance("small", "x", concurrency=10),
     )
-    drawn = Counter(agent_of(made.place(Wanted("x"))) for _ in range(2000))
+    drawn = Counter(agent_of(made.place(RouteRequest("x"))) for _ in range(2000))
     assert set(drawn) == {"big", "small"}
     assert 120 < drawn["small"] < 290
 
 
 def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why() -> None:
-    standings = Standings()
-    made = router(instance("a", "x", concurrency=10), instance("b", "x", concurrency=10), standings=standings)
+    agent_health = AgentHealth()
+    made = router(instance("a", "x", concurrency=10), instance("b", "x", concurrency=10), agent_health=agent_health)
     made.gate = Loads(a=5)
-    placement = made.place(Wanted("x"))
+    placement = made.place(RouteRequest("x"))
     assert agent_of(placement) == "b"
     assert placement is not None
     assert placement.routing is not None
@@ -107,42 +107,42 @@ def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why()
     assert {one["agent"]: one["outstanding"] for one in why["candidates"]} == {"a": 5, "b": 0}
     made.gate = Loads()
     for _ in range(5):
-        standings.answered("a", "x", 10.0, failed=False)
-        standings.answered("b", "x", 900.0, failed=False)
-    assert agent_of(made.place(Wanted("x"))) == "a"
-    standings.answered("a", "x", None, failed=True)
-    standings.answered("a", "x", None, failed=True)
-    standings.answered("b", "x", 1.0, failed=False)
-    assert standings.failure_rate("a") > 0.15
+        agent_health.answered("a", "x", 10.0, failed=False)
+        agent_health.answered("b", "x", 900.0, failed=False)
+    assert agent_of(made.place(RouteRequest("x"))) == "a"
+    agent_health.answered("a", "x", None, failed=True)
+    agent_health.answered("a", "x", None, failed=True)
+    agent_health.answered("b", "x", 1.0, failed=False)
+    assert agent_health.failure_rate("a") > 0.15
 
 
 def test_an_agent_that_was_slow_once_is_tried_again_after_a_while() -> None:
     """Its response time was never forgotten: after one slow answer (a model that was loaded) nobody asked it any more,
     and with `max_response_ms` its tasks ended `no_agent_available` for good."""
     clock = Clock()
-    standings = Standings(clock)
-    made = router(instance("a", "x"), instance("b", "x"), standings=standings)
-    quick = Wanted("x", requires=Requires(max_response_ms=1000))
-    standings.answered("a", "x", 30_000.0, failed=False)
-    standings.answered("b", "x", 20.0, failed=False)
+    agent_health = AgentHealth(clock)
+    made = router(instance("a", "x"), instance("b", "x"), agent_health=agent_health)
+    quick = RouteRequest("x", requires=Requires(max_response_ms=1000))
+    agent_health.answered("a", "x", 30_000.0, failed=False)
+    agent_health.answered("b", "x", 20.0, failed=False)
     clock.now += FORGET_HALF_SECONDS
-    assert standings.response_ms("a", "x") == 30_000.0
-    assert {agent_of(made.place(Wanted("x"))) for _ in range(30)} == {"b"}
+    assert agent_health.response_ms("a", "x") == 30_000.0
+    assert {agent_of(made.place(RouteRequest("x"))) for _ in range(30)} == {"b"}
     clock.now += 5 * FORGET_HALF_SECONDS
     assert agent_of(made.place(quick._replace(pinned_agent="a"))) == "a"
     clock.now += 10 * FORGET_HALF_SECONDS
-    assert {agent_of(made.place(Wanted("x"))) for _ in range(100)} == {"a", "b"}
+    assert {agent_of(made.place(RouteRequest("x"))) for _ in range(100)} == {"a", "b"}
     # What it says then counts for what it is.
-    standings.answered("a", "x", 50.0, failed=False)
-    assert standings.response_ms("a", "x") == pytest.approx(50.0, rel=0.1)
+    agent_health.answered("a", "x", 50.0, failed=False)
+    assert agent_health.response_ms("a", "x") == pytest.approx(50.0, rel=0.1)
     assert made.place(quick) is not None
 
 
 def test_only_what_an_agent_completed_says_how_fast_it_is_and_an_attempt_that_was_stopped_says_nothing() -> None:
     """An agent that refused everything at once looked like the fastest one."""
-    standings = Standings()
+    agent_health = AgentHealth()
     given_back: list[str] = []
-    standings.on_answer = given_back.append
+    agent_health.on_response = given_back.append
     times = {"started_at": "2026-01-01T00:00:00Z", "completed_at": "2026-01-01T00:00:00.002Z"}
     ids = {"task_id": new_id(), "root_task_id": new_id(), "task_type": "x", "agent": "a", "attempt": 1}
 
@@ -150,80 +150,82 @@ def test_only_what_an_agent_completed_says_how_fast_it_is_and_an_attempt_that_wa
         return TaskResponse.model_validate({**ids, **times, "status": status, **more})
 
     error = {"code": "no_way", "message": "no"}
-    standings.judge(answer("failed", error=error))
-    assert standings.response_ms("a", "x") is None
+    agent_health.judge(answer("failed", error=error))
+    assert agent_health.response_ms("a", "x") is None
     for _ in range(OPEN_AFTER_FAILURES):
-        standings.judge(answer("failed", error={**error, "retryable": True}))
-    rate = standings.failure_rate("a")
-    standings.judge(answer("cancelled", error={"code": "cancelled", "message": "stopped"}))
-    assert standings.circuit("a") == "open"
-    assert standings.failure_rate("a") == pytest.approx(rate, rel=0.01)
-    standings.judge(answer("completed", result={}))
-    assert standings.circuit("a") == "closed"
-    assert standings.response_ms("a", "x") == pytest.approx(2.0)
+        agent_health.judge(answer("failed", error={**error, "retryable": True}))
+    rate = agent_health.failure_rate("a")
+    agent_health.judge(answer("cancelled", error={"code": "cancelled", "message": "stopped"}))
+    assert agent_health.circuit("a") == "open"
+    assert agent_health.failure_rate("a") == pytest.approx(rate, rel=0.01)
+    agent_health.judge(answer("completed", result={}))
+    assert agent_health.circuit("a") == "closed"
+    assert agent_health.response_ms("a", "x") == pytest.approx(2.0)
     assert given_back == ["a"] * (OPEN_AFTER_FAILURES + 3)
 
 
 def test_a_retry_prefers_another_agent_but_not_at_any_price() -> None:
     made = router(instance("a", "x"), instance("b", "x"))
-    assert {agent_of(made.place(Wanted("x", avoid="a"))) for _ in range(30)} == {"b"}
+    assert {agent_of(made.place(RouteRequest("x", avoid="a"))) for _ in range(30)} == {"b"}
     alone = router(instance("a", "x"))
-    assert agent_of(alone.place(Wanted("x", avoid="a"))) == "a"
+    assert agent_of(alone.place(RouteRequest("x", avoid="a"))) == "a"
 
 
 def test_sticky_tasks_go_to_the_same_agent_while_it_is_there() -> None:
     records = [instance(name, "x") for name in ("a", "b", "c", "d")]
     made = router(*records)
-    first = {key: agent_of(made.place(Wanted("x", sticky=key))) for key in map(str, range(40))}
-    assert {agent_of(made.place(Wanted("x", sticky="7"))) for _ in range(20)} == {first["7"]}
+    first = {key: agent_of(made.place(RouteRequest("x", sticky=key))) for key in map(str, range(40))}
+    assert {agent_of(made.place(RouteRequest("x", sticky="7"))) for _ in range(20)} == {first["7"]}
     assert len(set(first.values())) == 4
     gone = first["7"]
     fewer = router(*(one for one in records if one.name != gone))
-    moved = {key for key in first if agent_of(fewer.place(Wanted("x", sticky=key))) != first[key]}
+    moved = {key for key in first if agent_of(fewer.place(RouteRequest("x", sticky=key))) != first[key]}
     assert moved == {key for key, agent in first.items() if agent == gone}
 
 
 def test_what_a_step_requires_is_met_or_it_waits() -> None:
-    standings = Standings()
+    agent_health = AgentHealth()
     made = router(
-        instance("a", "x", model="small", tags="eu, cheap"), instance("b", "x", model="large"), standings=standings
+        instance("a", "x", model="small", tags="eu, cheap"),
+        instance("b", "x", model="large"),
+        agent_health=agent_health,
     )
-    assert agent_of(made.place(Wanted("x", requires=Requires(model="large")))) == "b"
-    assert agent_of(made.place(Wanted("x", requires=Requires(tags=("eu",))))) == "a"
-    assert made.place(Wanted("x", requires=Requires(tags=("us",)))) is None
-    assert not made.served(Wanted("x", requires=Requires(tags=("us",))))
-    standings.answered("a", "x", 500.0, failed=False)
-    standings.answered("b", "x", 20.0, failed=False)
-    assert agent_of(made.place(Wanted("x", requires=Requires(max_response_ms=100)))) == "b"
+    assert agent_of(made.place(RouteRequest("x", requires=Requires(model="large")))) == "b"
+    assert agent_of(made.place(RouteRequest("x", requires=Requires(tags=("eu",))))) == "a"
+    assert made.place(RouteRequest("x", requires=Requires(tags=("us",)))) is None
+    assert not made.served(RouteRequest("x", requires=Requires(tags=("us",))))
+    agent_health.answered("a", "x", 500.0, failed=False)
+    agent_health.answered("b", "x", 20.0, failed=False)
+    assert agent_of(made.place(RouteRequest("x", requires=Requires(max_response_ms=100)))) == "b"
     for _ in range(3):
-        standings.answered("b", "x", None, failed=True)
-    assert agent_of(made.place(Wanted("x", requires=Requires(min_reliability=0.9)))) == "a"
+        agent_health.answered("b", "x", None, failed=True)
+    assert agent_of(made.place(RouteRequest("x", requires=Requires(min_reliability=0.9)))) == "a"
 
 
 def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values() -> None:
     clock = Clock()
-    standings = Standings(clock)
+    agent_health = AgentHealth(clock)
     made = router(
         instance("llm_agent", "x", model="a"),
         instance("llm_agent", "x", model="a", number=1),
         instance("other_agent", "x", model="b"),
         instance("third_agent", "x", model="b"),
         instance("elsewhere", "y", model="b"),
-        standings=standings,
+        agent_health=agent_health,
     )
     made.pauses.add("agent", "third_agent")
     # Nobody should wait for the end of a pause that would change nothing.
     made.pauses.add("agent", "llm_agent")
     for _ in range(OPEN_AFTER_FAILURES):
-        standings.answered("other_agent", "x", None, failed=True)
+        agent_health.answered("other_agent", "x", None, failed=True)
     clock.now += 2.5
-    wanted = Wanted("x", requires=Requires(model="b"))
+    wanted = RouteRequest("x", requires=Requires(model="b"))
     assert made.place(wanted) is None
-    assert str(made.obstacles(wanted)) == (
+    assert str(made.wait_reasons(wanted)) == (
         "4 instances of 3 agents serve 'x'; llm_agent: its model is 'a', 'b' is required; "
         "other_agent: its circuit is open for 8 s more; third_agent: it is paused"
     )
-    assert made.obstacles(wanted).shown() == {
+    assert made.wait_reasons(wanted).shown() == {
         "task_type": "x",
         "instances": 4,
         "agents": {
@@ -233,68 +235,68 @@ def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values()
         },
     }
     clock.now += OPEN_SECONDS
-    standings.placed("other_agent")
-    assert made.obstacles(wanted).agents["other_agent"] == "its circuit is half open, and one task tries it"
-    assert str(made.obstacles(Wanted("x", "gone_agent"))) == (
+    agent_health.placed("other_agent")
+    assert made.wait_reasons(wanted).agents["other_agent"] == "its circuit is half open, and one task tries it"
+    assert str(made.wait_reasons(RouteRequest("x", "gone_agent"))) == (
         "no instance of 'gone_agent' is there; 4 instances of 3 agents serve 'x'; "
         "llm_agent: the step names 'gone_agent'; other_agent: the step names 'gone_agent'; "
         "third_agent: the step names 'gone_agent'"
     )
-    assert made.obstacles(Wanted("x", "elsewhere")).task == "'elsewhere' does not serve it"
+    assert made.wait_reasons(RouteRequest("x", "elsewhere")).task == "'elsewhere' does not serve it"
     made.pauses.add("workflow", "flow")
-    assert made.obstacles(Wanted("y", workflow="flow")).task == "the workflow 'flow' is paused"
-    assert str(made.obstacles(Wanted("z"))) == "nobody serves 'z'"
+    assert made.wait_reasons(RouteRequest("y", workflow="flow")).task == "the workflow 'flow' is paused"
+    assert str(made.wait_reasons(RouteRequest("z"))) == "nobody serves 'z'"
 
 
 def test_an_agent_that_does_not_fit_is_not_waited_for_because_it_is_paused() -> None:
     made = router(instance("a", "x", model="small"))
     made.pauses.add("agent", "a")
-    assert made.served(Wanted("x", requires=Requires(model="small")))
-    assert not made.served(Wanted("x", requires=Requires(model="large")))
+    assert made.served(RouteRequest("x", requires=Requires(model="small")))
+    assert not made.served(RouteRequest("x", requires=Requires(model="large")))
 
 
 def test_of_a_thousand_agents_that_do_not_fit_some_are_named() -> None:
     made = router(*(instance(f"agent_{n:04}", "x", model="long" * 200, tags="eu") for n in range(1000)))
-    obstacles = made.obstacles(Wanted("x", requires=Requires(model="b")))
-    assert str(obstacles).startswith("1000 instances of 1000 agents serve 'x'; agent_0000: its model is 'longlong")
-    assert str(obstacles).endswith("; and 995 more")
-    assert len(str(obstacles)) < 1000
-    shown = obstacles.shown()
+    wait_reasons = made.wait_reasons(RouteRequest("x", requires=Requires(model="b")))
+    assert str(wait_reasons).startswith("1000 instances of 1000 agents serve 'x'; agent_0000: its model is 'longlong")
+    assert str(wait_reasons).endswith("; and 995 more")
+    assert len(str(wait_reasons)) < 1000
+    shown = wait_reasons.shown()
     assert (len(shown["agents"]), shown["more"]) == (20, 980)
 
 
 def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
     clock = Clock()
-    standings = Standings(clock)
-    made = router(instance("a", "x"), standings=standings)
+    agent_health = AgentHealth(clock)
+    made = router(instance("a", "x"), agent_health=agent_health)
     for _ in range(OPEN_AFTER_FAILURES):
-        standings.answered("a", "x", None, failed=True)
-    assert standings.circuit("a") == "open"
-    assert made.place(Wanted("x")) is None
-    assert made.served(Wanted("x"))
+        agent_health.answered("a", "x", None, failed=True)
+    assert agent_health.circuit("a") == "open"
+    assert made.place(RouteRequest("x")) is None
+    assert made.served(RouteRequest("x"))
     clock.now += OPEN_SECONDS
-    assert standings.circuit("a") == "half_open"
-    assert agent_of(made.place(Wanted("x"))) == "a"
-    assert made.place(Wanted("x")) is None
-    standings.answered("a", "x", None, failed=True)
-    assert standings.circuit("a") == "open"
+    assert agent_health.circuit("a") == "half_open"
+    assert agent_of(made.place(RouteRequest("x"))) == "a"
+    assert made.place(RouteRequest("x")) is None
+    agent_health.answered("a", "x", None, failed=True)
+    assert agent_health.circuit("a") == "open"
     clock.now += OPEN_SECONDS
-    standings.answered("a", "x", 5.0, failed=False)
-    assert standings.circuit("a") == "closed"
+    agent_health.answered("a", "x", 5.0, failed=False)
+    assert agent_health.circuit("a") == "closed"
 
 
 def test_what_is_paused_gets_nothing_and_is_waited_for() -> None:
     made = router(instance("a", "x"), instance("b", "y"))
     made.pauses.add("agent", "a")
-    assert made.place(Wanted("x")) is None
-    assert made.served(Wanted("x"))
-    assert agent_of(made.place(Wanted("y"))) == "b"
+    assert made.place(RouteRequest("x")) is None
+    assert made.served(RouteRequest("x"))
+    assert agent_of(made.place(RouteRequest("y"))) == "b"
     made.pauses.remove("agent", "a")
-    assert agent_of(made.place(Wanted("x"))) == "a"
+    assert agent_of(made.place(RouteRequest("x"))) == "a"
     made.pauses.add("workflow", "flow")
-    assert made.place(Wanted("x", workflow="flow")) is None
-    assert made.served(Wanted("x", workflow="flow"))
-    assert agent_of(made.place(Wanted("x", workflow="other"))) == "a"
+    assert made.place(RouteRequest("x", workflow="flow")) is None
+    assert made.served(RouteRequest("x", workflow="flow"))
+    assert agent_of(made.place(RouteRequest("x", workflow="other"))) == "a"
     assert Pauses() == Pauses(frozenset(), frozenset())
 
 

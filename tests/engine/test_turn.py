@@ -5,7 +5,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator_agent.engine.concurrency import Open, decide_turns
+from orchestrator_agent.engine.concurrency import Open, decide_concurrency
 
 
 def root(number: int, *, waiting: bool = True, priority: int = 5) -> Open:
@@ -18,16 +18,16 @@ def numbers(ids: list[UUID]) -> list[int]:
 
 def test_the_queue_is_by_priority_then_age() -> None:
     roots = [root(1, waiting=False), root(2), root(3, priority=9), root(4)]
-    admitted, older = decide_turns(roots, bound=3, cancel_older=False)
+    admitted, older = decide_concurrency(roots, bound=3, cancel_older=False)
     assert (numbers(admitted), older) == ([3, 2], [])
 
 
 def test_the_newest_takes_the_place_of_an_older_one_when_that_has_ended() -> None:
     roots = [root(1, waiting=False), root(2), root(3)]
-    admitted, older = decide_turns(roots, bound=1, cancel_older=True)
+    admitted, older = decide_concurrency(roots, bound=1, cancel_older=True)
     assert (admitted, numbers(older)) == ([], [1, 2])
     # It undid what it had done, and has ended: whoever ends it asks again.
-    admitted, older = decide_turns([root(3)], bound=1, cancel_older=True)
+    admitted, older = decide_concurrency([root(3)], bound=1, cancel_older=True)
     assert (numbers(admitted), older) == ([3], [])
 
 
@@ -41,7 +41,7 @@ def test_no_more_than_the_bound_are_let_in_and_no_place_stays_free(
 ) -> None:
     roots = [root(n, waiting=waiting, priority=priority) for n, (waiting, priority) in enumerate(given_roots)]
     at_work = sum(not one.waiting for one in roots)
-    admitted, older = decide_turns(roots, bound=bound, cancel_older=cancel_older)
+    admitted, older = decide_concurrency(roots, bound=bound, cancel_older=cancel_older)
     assert not set(admitted) & set(older)
     assert len(admitted) <= max(0, bound - at_work)
     stay = [one for one in roots if one.waiting and one.task_id not in older]

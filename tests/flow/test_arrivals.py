@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 import orchestrator_agent.intake.fair_intake
-from orchestrator_agent.intake.fair_intake import SUBJECT, Arrivals
+from orchestrator_agent.intake.fair_intake import SUBJECT, FairIntake
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.bus import Bus, Delivery, NoBatches, Puller, acknowledge, ensure_streams
 from pantheon.runtime.process import AgentProcess
@@ -49,7 +49,7 @@ class Taking:
         self.accepted: list[UUID] = []
         self.of: list[str] = []
         self.puller = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * LIMIT)
-        self.arrivals = Arrivals(bus, self.puller, known=self._known, looks_ahead=lambda: self.looks_ahead)
+        self.fair_intake = FairIntake(bus, self.puller, known=self._known, looks_ahead=lambda: self.looks_ahead)
 
     async def _known(self, task_ids: Sequence[UUID]) -> dict[UUID, Any]:
         return {one: one for one in task_ids if one in self.accepted}
@@ -81,14 +81,14 @@ class Taking:
     async def looked(self) -> None:
         """Take until it is noticed that many wait, and wait until all of them have been seen."""
         last = await self.last()
-        while self.arrivals._backlog is None:
+        while self.fair_intake._backlog is None:
             # What the broker gave out while the rest was being sent does not say how many there are.
             await self.batch()
-        backlog = self.arrivals._backlog
+        backlog = self.fair_intake._backlog
         await until(lambda: backlog.seen >= last, "all of it was seen")
 
     async def batch(self) -> list[TaskRequest]:
-        deliveries = await self.arrivals.take(LIMIT)
+        deliveries = await self.fair_intake.take(LIMIT)
         await self.accept(deliveries)
         return [TaskRequest.model_validate_json(one.data) for one in deliveries]
 
@@ -98,8 +98,8 @@ class Taking:
         self.of += [one.requester or "" for one in requests]
         for one in deliveries:
             await acknowledge(one)
-        await self.arrivals.accepted(deliveries)
-        self.arrivals.release(deliveries)
+        await self.fair_intake.accepted(deliveries)
+        self.fair_intake.release(deliveries)
 
     async def all_of(self, count: int) -> None:
         while len(self.accepted) < count:
@@ -112,14 +112,14 @@ async def taking(bus: Bus) -> AsyncIterator[Taking]:
     await made.puller.start()
     await made.puller.wait_ready()
     yield made
-    await made.arrivals.stop()
+    await made.fair_intake.stop()
 
 
 async def test_few_are_accepted_as_they_came(taking: Taking) -> None:
     sent = [*await taking.send("a", MANY - 2), *await taking.send("b", 1)]
     await taking.all_of(MANY - 1)
     assert taking.accepted == sent
-    assert taking.arrivals._backlog is None
+    assert taking.fair_intake._backlog is None
 
 
 async def test_one_is_not_behind_the_thousand_of_another_and_each_is_accepted_once(taking: Taking) -> None:
@@ -178,9 +178,9 @@ async def test_who_pauses_gives_back_what_it_has_and_takes_all_of_it_later(takin
     sent = [*await taking.send("a", 400), *await taking.send("b", 5)]
     await taking.looked()
     await taking.batch()
-    taking.arrivals.pause()
+    taking.fair_intake.pause()
     await until(lambda: _given_back(taking), "what was given out is back")
-    taking.arrivals.resume()
+    taking.fair_intake.resume()
     await taking.all_of(405)
     assert sorted(taking.accepted) == sorted(sent)
 
@@ -198,17 +198,17 @@ async def test_of_several_one_looks_ahead_and_each_request_is_accepted_once(taki
     await taking.looked()
     while not len(taking.accepted) + len(other.accepted) >= 620:
         for one in (taking, other):
-            if one.arrivals.waiting or one.arrivals._backlog is not None:
+            if one.fair_intake.waiting or one.fair_intake._backlog is not None:
                 await one.batch()
         await until(
             lambda: (
-                bool(taking.arrivals.waiting or other.arrivals.waiting)
+                bool(taking.fair_intake.waiting or other.fair_intake.waiting)
                 or len(taking.accepted) + len(other.accepted) >= 620
             )
         )
     assert sorted([*taking.accepted, *other.accepted]) == sorted(sent)
     assert len(other.accepted) > 0
-    await other.arrivals.stop()
+    await other.fair_intake.stop()
 
 
 async def test_what_was_read_and_not_accepted_comes_from_the_broker_later(taking: Taking, bus: Bus) -> None:
@@ -216,16 +216,16 @@ async def test_what_was_read_and_not_accepted_comes_from_the_broker_later(taking
     await taking.send("a", 300)
     one = await taking.send("b", 1)
     await taking.looked()
-    lost = await taking.arrivals.take(LIMIT)
+    lost = await taking.fair_intake.take(LIMIT)
     assert one[0] in [TaskRequest.model_validate_json(delivery.data).task_id for delivery in lost]
-    for delivery in [*lost, *await taking.arrivals.stop()]:
+    for delivery in [*lost, *await taking.fair_intake.stop()]:
         if delivery.reply:
             await delivery.nak()
     other = Taking(bus)
     await other.puller.start()
     await other.all_of(301 - len(taking.accepted))
     assert one[0] in other.accepted
-    await other.arrivals.stop()
+    await other.fair_intake.stop()
 
 
 async def test_a_server_that_reads_no_batches_gives_them_in_their_order(

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator_agent.dispatch.agent_health import OPEN_AFTER_FAILURES, OPEN_SECONDS, Standings
-from orchestrator_agent.dispatch.redis_state import Shared
-from orchestrator_agent.dispatch.shared_circuits import Circuits
+from orchestrator_agent.dispatch.agent_health import OPEN_AFTER_FAILURES, OPEN_SECONDS, AgentHealth
+from orchestrator_agent.dispatch.redis_state import RedisState
+from orchestrator_agent.dispatch.shared_circuits import SharedCircuits
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.runtime.process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
@@ -46,13 +46,13 @@ class Process:
 
     def __init__(self, url: str | None) -> None:
         self.clock = Clock()
-        self.standings = Standings(self.clock)
-        self.shared = Shared(url)
-        self.circuits = Circuits(self.shared, self.standings, lambda: ["a", "b"])
+        self.agent_health = AgentHealth(self.clock)
+        self.shared = RedisState(url)
+        self.circuits = SharedCircuits(self.shared, self.agent_health, lambda: ["a", "b"])
 
     def fail(self, agent: str = "a") -> None:
         for _ in range(OPEN_AFTER_FAILURES):
-            self.standings.answered(agent, "x", None, failed=True)
+            self.agent_health.answered(agent, "x", None, failed=True)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Sweep until it is so."""
@@ -66,7 +66,7 @@ class Process:
     def half_open(self) -> None:
         """Only this process's clock goes on: Redis would say that the circuit is open as yet, if it were asked."""
         self.clock.now += OPEN_SECONDS
-        assert self.standings.circuit("a") == "half_open"
+        assert self.agent_health.circuit("a") == "half_open"
 
     async def close(self) -> None:
         await self.circuits.close()
@@ -88,19 +88,19 @@ async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_close
 ) -> None:
     async with processes(valkey.url, valkey.url) as (one, other):
         one.fail()
-        await other.until(lambda: not other.standings.admits("a"))
-        assert other.standings.circuit("a") == "open"
-        assert other.standings.admits("b")
+        await other.until(lambda: not other.agent_health.admits("a"))
+        assert other.agent_health.circuit("a") == "open"
+        assert other.agent_health.admits("b")
         for process in (one, other):
             process.half_open()
-        await until(lambda: one.standings.admits("a"))
-        one.standings.placed("a")
-        assert not one.standings.admits("a")
-        one.standings.answered("a", "x", 5.0, failed=False)
-        await other.until(lambda: other.standings.circuit("a") == "closed")
+        await until(lambda: one.agent_health.admits("a"))
+        one.agent_health.placed("a")
+        assert not one.agent_health.admits("a")
+        one.agent_health.answered("a", "x", 5.0, failed=False)
+        await other.until(lambda: other.agent_health.circuit("a") == "closed")
         # Closed is old news soon: who sees it fail again may open it.
         other.fail()
-        await one.until(lambda: one.standings.circuit("a") == "open")
+        await one.until(lambda: one.agent_health.circuit("a") == "open")
 
 
 async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit(
@@ -112,19 +112,19 @@ async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit
             for process in made:
                 process.fail()
                 process.half_open()
-                assert not process.standings.admits("a")
+                assert not process.agent_health.admits("a")
             await until(lambda: len([one for one in logs if one["event"] == "circuit.probe"]) == 6)
             claimed = [one["claimed"] for one in logs if one["event"] == "circuit.probe"]
             assert sorted(claimed) == [False] * 5 + [True]
-            (chosen,) = [process for process in made if process.standings.admits("a")]
-            chosen.standings.placed("a")
-            assert not any(process.standings.admits("a") for process in made)
+            (chosen,) = [process for process in made if process.agent_health.admits("a")]
+            chosen.agent_health.placed("a")
+            assert not any(process.agent_health.admits("a") for process in made)
             # Whoever reads the answer tells the others.
             reader = next(process for process in made if process is not chosen)
-            reader.standings.answered("a", "x", 5.0, failed=False)
+            reader.agent_health.answered("a", "x", 5.0, failed=False)
             for process in made:
-                await process.until(lambda process=process: process.standings.circuit("a") == "closed")  # type: ignore[misc]
-                assert process.standings.admits("a")
+                await process.until(lambda process=process: process.agent_health.circuit("a") == "closed")  # type: ignore[misc]
+                assert process.agent_health.admits("a")
 
 
 async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_not(
@@ -138,19 +138,19 @@ async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_no
             process.half_open()
         told = asyncio.Event()
         one.circuits.on_claim = told.set
-        assert not one.standings.admits("a")
+        assert not one.agent_health.admits("a")
         await asyncio.wait_for(told.wait(), PATIENCE_SECONDS)
-        await until(lambda: other.standings.admits("a"))
-        other.standings.placed("a")
-        assert not one.standings.admits("a")
+        await until(lambda: other.agent_health.admits("a"))
+        other.agent_health.placed("a")
+        assert not one.agent_health.admits("a")
         # From now on it is kept as long as a probe is waited for, and not as long as it was claimed for.
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 noted = await other.shared.noted(["probe:a"])
                 if noted and noted["probe:a"][1] <= OPEN_SECONDS:
                     break
-        assert not one.standings.admits("a")
-        assert not other.standings.admits("a")
+        assert not one.agent_health.admits("a")
+        assert not other.agent_health.admits("a")
 
 
 async def test_a_claim_belongs_to_who_has_it(valkey: ValkeyServer) -> None:
@@ -177,19 +177,19 @@ async def test_while_redis_is_away_each_process_probes_for_itself(valkey: Valkey
         for process in made:
             process.fail()
             process.half_open()
-            await process.until(lambda process=process: process.standings.admits("a"))  # type: ignore[misc]
-            process.standings.placed("a")
-            assert not process.standings.admits("a")
+            await process.until(lambda process=process: process.agent_health.admits("a"))  # type: ignore[misc]
+            process.agent_health.placed("a")
+            assert not process.agent_health.admits("a")
 
 
 async def test_a_probe_of_which_nothing_is_heard_is_followed_by_another() -> None:
     async with processes(None) as (one,):
         one.fail()
         one.clock.now += OPEN_SECONDS
-        one.standings.placed("a")
-        assert not one.standings.admits("a")
+        one.agent_health.placed("a")
+        assert not one.agent_health.admits("a")
         one.clock.now += OPEN_SECONDS
-        assert one.standings.admits("a")
+        assert one.agent_health.admits("a")
 
 
 async def test_without_redis_each_process_has_its_own_circuits_and_says_so_once() -> None:
@@ -197,7 +197,7 @@ async def test_without_redis_each_process_has_its_own_circuits_and_says_so_once(
         async with processes(None) as (one,):
             one.fail()
             assert await one.circuits.look() is False
-            assert one.standings.circuit("a") == "open"
+            assert one.agent_health.circuit("a") == "open"
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["shared.none"]
 
 
@@ -213,7 +213,7 @@ async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
             for _ in range(3):
                 await one.circuits.look()
                 await asyncio.sleep(0.06)
-            assert one.standings.circuit("a") == "open"
+            assert one.agent_health.circuit("a") == "open"
             assert one.shared.there is False
             await valkey.start()
 
@@ -221,7 +221,7 @@ async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
             async def told() -> bool:
                 await one.circuits.look()
                 await other.circuits.look()
-                return not other.standings.admits("a")
+                return not other.agent_health.admits("a")
 
             await until(told, "the open circuit at the other one")
     assert [entry["event"] for entry in logs if entry["event"] == "shared.back"]

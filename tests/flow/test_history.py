@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.maintenance.history_archiver import History, is_over, month_of
+from orchestrator_agent.maintenance.history_archiver import HistoryArchiver, is_over, month_of
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.age import surely_new
 from orchestrator_agent.store.pool import Database
@@ -59,11 +59,11 @@ async def count(database: Database, table: str) -> int:
     return int((await database.fetch(f"select count(*) from {table}"))[0][0])
 
 
-def history(database: Database, *, after: float = HOUR, days: float = 30) -> History:
-    return History(database, after_seconds=after, retention_days=days)
+def history(database: Database, *, after: float = HOUR, days: float = 30) -> HistoryArchiver:
+    return HistoryArchiver(database, after_seconds=after, retention_days=days)
 
 
-async def settle(made: History) -> int:
+async def settle(made: HistoryArchiver) -> int:
     steps = 1
     while await made.step():
         steps += 1
@@ -73,11 +73,11 @@ async def settle(made: History) -> int:
 async def test_whole_trees_move_in_batches_and_what_is_young_or_not_answered_stays(database: Database) -> None:
     await fill(database, 700, steps=3, age=timedelta(hours=2))
     young = await fill(database, 3, age=timedelta(minutes=10))
-    owed = await fill(database, 2, age=timedelta(hours=3), answered=False)
+    unpublished = await fill(database, 2, age=timedelta(hours=3), answered=False)
     large = await fill(database, 1, steps=3000, age=timedelta(hours=2))
     assert await settle(history(database)) > 4
     left = await database.fetch("select distinct root_task_id from tasks")
-    assert {row[0] for row in left} == {*young, *owed}
+    assert {row[0] for row in left} == {*young, *unpublished}
     assert await count(database, "tasks_history") == 700 * 4 + 3001
     moved = await database.fetch("select count(*) from tasks_history where root_task_id = $1", large[0])
     assert moved[0][0] == 3001

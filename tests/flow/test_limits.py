@@ -5,16 +5,16 @@ import time
 
 import pytest
 
-from orchestrator_agent.dispatch.admission import Gate
-from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.admission import Admission
+from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
-from orchestrator_agent.dispatch.rate_limits import Limits
-from orchestrator_agent.dispatch.ready_queue import Line
-from orchestrator_agent.dispatch.redis_state import Shared
+from orchestrator_agent.dispatch.rate_limits import RateLimits
+from orchestrator_agent.dispatch.ready_queue import ReadyQueue
+from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.settings import FlowSettings, RateLimit, read_rate
 from orchestrator_agent.dispatch.window import Window
-from orchestrator_agent.engine.decisions import Wanted
+from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.workflows.library import Library
@@ -39,9 +39,9 @@ class Clock:
 ALICE = '["default","alice"]'
 
 
-def limits(shared: Shared, clock: Clock | None = None, **kinds: dict[str, str]) -> Limits:
+def limits(shared: RedisState, clock: Clock | None = None, **kinds: dict[str, str]) -> RateLimits:
     read = {kind: {name: read_rate(rate) for name, rate in rates.items()} for kind, rates in kinds.items()}
-    return Limits(read, Registry(), shared, clock=clock or time.monotonic)
+    return RateLimits(read, Registry(), shared, clock=clock or time.monotonic)
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_the_settings_say_what_is_wrong_with_them(monkeypatch: pytest.MonkeyPatc
 
 async def test_a_process_alone_has_the_rate_and_one_of_three_a_third() -> None:
     clock = Clock()
-    made = limits(Shared(None), clock, agents={"a": "6/s burst 2"})
+    made = limits(RedisState(None), clock, agents={"a": "6/s burst 2"})
     assert made.active
     assert made.of_agent("b") is None
     assert made.of_agent("a") == 2
-    made.spend(Wanted("x"), "a")
-    made.spend(Wanted("x"), "a")
+    made.spend(RouteRequest("x"), "a")
+    made.spend(RouteRequest("x"), "a")
     assert made.of_agent("a") == 0
     clock.now += 1 / 6 + 0.001
     assert made.of_agent("a") == 1
-    made.spend(Wanted("x"), "a")
+    made.spend(RouteRequest("x"), "a")
     made._processes = lambda: 3
     clock.now += 1 / 6 + 0.001
     assert made.of_agent("a") == 0
@@ -99,12 +99,12 @@ async def test_a_process_alone_has_the_rate_and_one_of_three_a_third() -> None:
 
 async def test_who_waits_for_a_token_is_told_when_there_is_one() -> None:
     clock = Clock()
-    made = limits(Shared(None), clock, agents={"a": "20/s burst 1"})
+    made = limits(RedisState(None), clock, agents={"a": "20/s burst 1"})
     told = asyncio.Event()
     made.on_tokens = told.set
-    made.spend(Wanted("x"), "a")
+    made.spend(RouteRequest("x"), "a")
     assert made.of_agent("a") == 1
-    made.spend(Wanted("x"), "a")
+    made.spend(RouteRequest("x"), "a")
     assert made.of_agent("a") == 0
     async with asyncio.timeout(PATIENCE_SECONDS):
         await told.wait()
@@ -113,47 +113,51 @@ async def test_who_waits_for_a_token_is_told_when_there_is_one() -> None:
 
 
 async def test_the_most_exact_name_of_a_requester_counts() -> None:
-    made = limits(Shared(None), requesters={"*": "1/s burst 9", "alice": "1/s burst 3", "blue/alice": "1/s burst 5"})
-    assert made.of_requester(made.limited(Wanted("x", tenant="blue", requester="alice"))) == 5
-    assert made.of_requester(made.limited(Wanted("x", tenant="red", requester="alice"))) == 3
-    assert made.of_requester(made.limited(Wanted("x"))) == 9
-    named = limits(Shared(None), requesters={"alice": "1/s"})
-    assert named.limited(Wanted("x", requester="bob")) == ""
-    assert named.limited(Wanted("x", requester="alice")) == ALICE
+    made = limits(
+        RedisState(None), requesters={"*": "1/s burst 9", "alice": "1/s burst 3", "blue/alice": "1/s burst 5"}
+    )
+    assert made.of_requester(made.limited(RouteRequest("x", tenant="blue", requester="alice"))) == 5
+    assert made.of_requester(made.limited(RouteRequest("x", tenant="red", requester="alice"))) == 3
+    assert made.of_requester(made.limited(RouteRequest("x"))) == 9
+    named = limits(RedisState(None), requesters={"alice": "1/s"})
+    assert named.limited(RouteRequest("x", requester="bob")) == ""
+    assert named.limited(RouteRequest("x", requester="alice")) == ALICE
 
 
 async def test_an_agent_brings_its_own_limit_unless_the_settings_have_one() -> None:
     registry = Registry()
-    made = Limits({"agents": {"b": read_rate("1/s burst 2")}}, registry, Shared(None))
+    made = RateLimits({"agents": {"b": read_rate("1/s burst 2")}}, registry, RedisState(None))
     assert made.of_agent("a") is None
     for name, rate in (("a", "1/s burst 4"), ("b", "1/s burst 8"), ("c", "nonsense")):
         registry.apply([InstanceRecord(name=name, instance_id="i", task_types=("x",), metadata={"rate_limit": rate})])
     made.learn()
     assert (made.of_agent("a"), made.of_agent("b"), made.of_agent("c")) == (4, 2, None)
     assert made.active
-    assert not Limits({}, Registry(), Shared(None)).active
+    assert not RateLimits({}, Registry(), RedisState(None)).active
 
 
 async def test_a_limit_that_is_reached_is_told_as_what_a_task_waits_for() -> None:
     registry = Registry()
     registry.apply([InstanceRecord(name=name, instance_id="i", task_types=(name,), max_concurrency=9) for name in "ab"])
     rates = {"agents": {"a": read_rate("1/h")}, "requesters": {"alice": read_rate("1/h burst 2")}}
-    made = Limits(rates, registry, Shared(None))
-    gate = Gate(Window(Capacity(registry)), Line(Database("postgresql://nowhere/nothing")), made)
-    router = Router(registry, Library(), Standings(), gate=gate)
+    made = RateLimits(rates, registry, RedisState(None))
+    gate = Admission(Window(Capacity(registry)), ReadyQueue(Database("postgresql://nowhere/nothing")), made)
+    router = Router(registry, Library(), AgentHealth(), gate=gate)
     for task_type in "ab":
-        assert router.place(Wanted(task_type, requester="alice")) is not None
-        assert router.place(Wanted("a", requester="bob")) is None
-    assert router.obstacles(Wanted("a", requester="bob")).agents == {"a": "its rate limit is reached"}
-    assert router.obstacles(Wanted("b", requester="bob")).task is None
-    assert router.obstacles(Wanted("b", requester="alice")).task == "the rate limit of its requester is reached"
+        assert router.place(RouteRequest(task_type, requester="alice")) is not None
+        assert router.place(RouteRequest("a", requester="bob")) is None
+    assert router.wait_reasons(RouteRequest("a", requester="bob")).agents == {"a": "its rate limit is reached"}
+    assert router.wait_reasons(RouteRequest("b", requester="bob")).task is None
+    assert (
+        router.wait_reasons(RouteRequest("b", requester="alice")).task == "the rate limit of its requester is reached"
+    )
     await made.close()
 
 
 async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # A store that answers late is away, and then each process goes by a bucket of its own.
     monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", PATIENCE_SECONDS)
-    one, other = Shared(valkey.url), Shared(valkey.url)
+    one, other = RedisState(valkey.url), RedisState(valkey.url)
     both = [limits(shared, requesters={"alice": "40/s burst 4"}) for shared in (one, other)]
     spent = 0
     began = time.monotonic()
@@ -161,7 +165,7 @@ async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, mon
         while spent < 50:
             for made in both:
                 if (made.of_requester(ALICE) or 0) > 0:
-                    made.spend(Wanted("x", requester="alice"), "a")
+                    made.spend(RouteRequest("x", requester="alice"), "a")
                     spent += 1
             await asyncio.sleep(0.001)
     # Not faster together than one alone might be; slower is a machine that is busy.
@@ -174,7 +178,7 @@ async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, mon
 
 
 async def test_a_bucket_whose_redis_is_away_is_the_processs_own(valkey: ValkeyServer) -> None:
-    shared = Shared(valkey.url)
+    shared = RedisState(valkey.url)
     made = limits(shared, agents={"a": "1/s burst 3"})
     await valkey.stop()
     told = asyncio.Event()
@@ -192,11 +196,11 @@ async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer, monkeypa
     monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.POCKET_KEPT_SECONDS", 0.05)
     monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.ASK_AGAIN_SECONDS", 0.02)
-    one, other = Shared(valkey.url), Shared(valkey.url)
+    one, other = RedisState(valkey.url), RedisState(valkey.url)
     weighing, using = (limits(shared, agents={"a": "1/h burst 1"}) for shared in (one, other))
     await until(lambda: weighing.of_agent("a") == 1, "the token, in the pocket of who does not use it")
     await until(lambda: using.of_agent("a") == 1, "the same token at another process")
-    using.spend(Wanted("x"), "a")
+    using.spend(RouteRequest("x"), "a")
     taken = await one.take_tokens("agent:a", per_second=1 / 3600, burst=1, wanted=1)
     assert taken is not None
     assert taken[0] == 0
@@ -212,7 +216,7 @@ async def test_a_store_that_goes_and_comes_back_gives_no_second_burst(
     """Each process had a whole burst of its own when Redis went away, and Redis's bucket was full when it came back."""
     monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.ASK_AGAIN_SECONDS", 0.02)
-    shared = [Shared(valkey.url), Shared(valkey.url)]
+    shared = [RedisState(valkey.url), RedisState(valkey.url)]
     both = [limits(one, agents={"a": "4/h burst 8"}) for one in shared]
     for made in both:
         made._processes = lambda: 2
@@ -223,7 +227,7 @@ async def test_a_store_that_goes_and_comes_back_gives_no_second_burst(
         for _ in range(40):
             for made in both:
                 if made.of_agent("a"):
-                    made.spend(Wanted("x"), "a")
+                    made.spend(RouteRequest("x"), "a")
                     spent += 1
             await asyncio.sleep(0.005)
 

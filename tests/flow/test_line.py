@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.dispatch.ready_queue import AGING_SECONDS, CLAIM, TAKE, Line, Waiting, flow_of
+from orchestrator_agent.dispatch.ready_queue import AGING_SECONDS, CLAIM, TAKE, ReadyQueue, Waiting, flow_of
 from orchestrator_agent.store.pool import Database
 from protocol import new_id
 
@@ -19,7 +19,7 @@ class Rows:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.line = Line(database)
+        self.line = ReadyQueue(database)
         self.requester_of: dict[UUID, str] = {}
 
     async def wait(
@@ -56,7 +56,7 @@ class Rows:
             passed=options.get("passed", ()),
             paused=options.get("paused", ()),
             claim=claim,
-            elsewhere=options.get("elsewhere", ()),
+            held_by_other=options.get("held_by_other", ()),
         )
         return [row.task_id for row in taken]
 
@@ -165,17 +165,17 @@ async def test_rows_that_are_held_back_are_passed_by(rows: Rows) -> None:
 async def test_rows_of_trees_that_another_process_has_in_mind_are_left_to_it(rows: Rows) -> None:
     ids = await rows.wait("a", 4)
     roots = await rows.database.fetch("select root_task_id as root from tasks where task_id = any($1::uuid[])", ids[:2])
-    elsewhere = [record["root"] for record in roots]
+    held_by_other = [record["root"] for record in roots]
     for claim in (False, True):
-        assert await rows.take(2, elsewhere=elsewhere, claim=claim) == ids[2:]
+        assert await rows.take(2, held_by_other=held_by_other, claim=claim) == ids[2:]
 
 
 async def test_the_queues_in_which_somebody_waits_are_known_without_reading_their_rows(rows: Rows) -> None:
     assert await rows.line.queues() == []
     await rows.wait("a", 30, queue="x")
-    (hopeless,) = await rows.wait("a", 1, queue="x@b")
+    (unserved,) = await rows.wait("a", 1, queue="x@b")
     assert await rows.line.queues() == ["x", "x@b"]
-    assert [task_id for _, task_id in await rows.line.hopeless(["x@b"], 10)] == [hopeless]
+    assert [task_id for _, task_id in await rows.line.unserved(["x@b"], 10)] == [unserved]
     assert await rows.line.processes() == [], "no orchestrator is here"
 
 

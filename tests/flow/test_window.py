@@ -1,12 +1,12 @@
 """The window: a count in memory, put right by what the broker says."""
 
-from orchestrator_agent.dispatch.admission import Gate, NoLimits
-from orchestrator_agent.dispatch.agent_health import Standings
+from orchestrator_agent.dispatch.admission import Admission, NoLimits
+from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
-from orchestrator_agent.dispatch.ready_queue import Line, Queue, queue_of
+from orchestrator_agent.dispatch.ready_queue import Queue, ReadyQueue, queue_of
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.window import PERIOD_SECONDS, ROUND_TRIP_SECONDS, Window
-from orchestrator_agent.engine.decisions import Wanted
+from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
@@ -31,13 +31,13 @@ def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0,
     )
 
 
-def router(*records: InstanceRecord) -> tuple[Router, Gate]:
+def router(*records: InstanceRecord) -> tuple[Router, Admission]:
     registry = Registry()
     registry.apply(records)
     capacity = Capacity(registry)
     window = Window(capacity, Clock(), waiting=capacity.waiting)
-    gate = Gate(window, Line(Database("postgresql://nowhere/none")), NoLimits())
-    return Router(registry, Library(), Standings(), gate=gate), gate
+    gate = Admission(window, ReadyQueue(Database("postgresql://nowhere/none")), NoLimits())
+    return Router(registry, Library(), AgentHealth(), gate=gate), gate
 
 
 def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
@@ -61,17 +61,17 @@ def test_an_agent_is_as_loaded_as_the_broker_says() -> None:
     was cancelled, and the agent dead) or whose answer another orchestrator read: the agent looked busy for ever."""
     made, gate = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4))
     for _ in range(8):
-        made.place(Wanted("x", "a"))
-    loads = {one.agent: one.outstanding for one in made.candidates(Wanted("x"))}
+        made.place(RouteRequest("x", "a"))
+    loads = {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))}
     assert loads == {"a": 8, "b": 0}
     for _ in range(8):
         gate.window.sent("a")
     gate.window.correct("a", 0, gate.window.before("a"))
-    assert [one.outstanding for one in made.candidates(Wanted("x"))] == [0, 0]
+    assert [one.outstanding for one in made.candidates(RouteRequest("x"))] == [0, 0]
     # Two orchestrators: of what this one does not see, it is told its share.
     gate.window.processes = 2
     gate.window.correct("a", 6, gate.window.before("a"))
-    assert {one.agent: one.outstanding for one in made.candidates(Wanted("x"))} == {"a": 6, "b": 0}
+    assert {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))} == {"a": 6, "b": 0}
 
 
 def test_tasks_that_wait_for_others_which_they_gave_out_take_no_place_from_these() -> None:
@@ -79,8 +79,8 @@ def test_tasks_that_wait_for_others_which_they_gave_out_take_no_place_from_these
         instance("a", "x", concurrency=2, waiting="3"), instance("a", "x", concurrency=1, number=1, waiting="many")
     )
     for _ in range(12):
-        assert made.place(Wanted("x")) is not None
-    assert made.place(Wanted("x")) is None
+        assert made.place(RouteRequest("x")) is not None
+    assert made.place(RouteRequest("x")) is None
     assert gate.at_work("a") == 9
 
 
@@ -164,50 +164,50 @@ def test_a_draining_instance_is_no_capacity_unless_it_is_all_there_is() -> None:
 
 def test_a_full_agent_is_waited_for_and_another_one_taken() -> None:
     made, gate = router(instance("a", "x"))
-    assert made.place(Wanted("x")) is not None
-    assert made.place(Wanted("x")) is not None
-    assert made.place(Wanted("x")) is None
-    assert made.served(Wanted("x"))
+    assert made.place(RouteRequest("x")) is not None
+    assert made.place(RouteRequest("x")) is not None
+    assert made.place(RouteRequest("x")) is None
+    assert made.served(RouteRequest("x"))
     assert made.room("x", None) == 0
     gate.window.answered("a")
     assert (made.room("x", None), made.room("x", "b"), made.agents("x", None)) == (1, 0, ("a",))
     two, _ = router(instance("a", "x"), instance("b", "x"))
-    placed = [two.place(Wanted("x")) for _ in range(5)]
+    placed = [two.place(RouteRequest("x")) for _ in range(5)]
     assert sorted(one.agent for one in placed if one is not None) == ["a", "a", "b", "b"]
-    assert {one.excluded for one in two.candidates(Wanted("x"))} == {"all its places are taken"}
+    assert {one.excluded for one in two.candidates(RouteRequest("x"))} == {"all its places are taken"}
 
 
 def test_an_agent_that_does_not_fit_is_not_waited_for_because_it_is_full() -> None:
     made, _ = router(instance("a", "x", model="small"))
     for _ in range(2):
-        made.place(Wanted("x"))
-    assert not made.served(Wanted("x", requires=Requires(model="large")))
-    assert made.served(Wanted("x", requires=Requires(model="small")))
+        made.place(RouteRequest("x"))
+    assert not made.served(RouteRequest("x", requires=Requires(model="large")))
+    assert made.served(RouteRequest("x", requires=Requires(model="small")))
 
 
 def test_a_sticky_task_waits_for_its_agent_while_that_is_full() -> None:
     made, _ = router(instance("a", "x"), instance("b", "x"))
-    first = made.place(Wanted("x", sticky="k"))
+    first = made.place(RouteRequest("x", sticky="k"))
     assert first is not None
-    assert made.place(Wanted("x", sticky="k")) is not None
-    assert made.place(Wanted("x", sticky="k")) is None
-    assert made.place(Wanted("x")) is not None
+    assert made.place(RouteRequest("x", sticky="k")) is not None
+    assert made.place(RouteRequest("x", sticky="k")) is None
+    assert made.place(RouteRequest("x")) is not None
 
 
 def test_nobody_overtakes_who_waits() -> None:
     made, gate = router(instance("a", "x", "y"))
     gate.waiting.add("x")
     called = new_id()
-    assert made.place(Wanted("x", task_id=new_id())) is None
-    assert made.place(Wanted("y", task_id=new_id())) is not None
+    assert made.place(RouteRequest("x", task_id=new_id())) is None
+    assert made.place(RouteRequest("y", task_id=new_id())) is not None
     gate.called.add(called)
-    assert made.place(Wanted("x", task_id=called)) is not None
+    assert made.place(RouteRequest("x", task_id=called)) is not None
 
 
 def test_a_queues_name_says_what_its_rows_have_in_common() -> None:
-    assert queue_of(Wanted("x")).name == "x"
-    assert queue_of(Wanted("x", "a")).name == "x@a"
-    big = queue_of(Wanted("x", requires=Requires(model="big")))
-    assert big.name != queue_of(Wanted("x", requires=Requires(model="small"))).name
+    assert queue_of(RouteRequest("x")).name == "x"
+    assert queue_of(RouteRequest("x", "a")).name == "x@a"
+    big = queue_of(RouteRequest("x", requires=Requires(model="big")))
+    assert big.name != queue_of(RouteRequest("x", requires=Requires(model="small"))).name
     for queue in (Queue("x"), Queue("x", "a"), big, Queue("x", "a", "ff", '["t","w!#@"]')):
         assert Queue.of(queue.name) == queue

@@ -30,11 +30,11 @@ class Rig:
         self.workers: list[Worker] = []
 
     async def listen(self) -> None:
-        async def on_answer(message: Any) -> None:
+        async def on_response(message: Any) -> None:
             self.bodies.append(message.data)
             self.answers.append(TaskResponse.model_validate_json(message.data))
 
-        await self.bus.subscribe(subjects.ALL_RESPONSES, on_answer)
+        await self.bus.subscribe(subjects.ALL_RESPONSES, on_response)
         await self.bus.flush()
 
     async def worker(self, agent: Agent, *, max_concurrency: int = 10, ready: bool = True, **more: Any) -> Worker:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pantheon.bus import Bus, Objects, Publisher
 from pantheon.worker.attempt_timeout import Timer
-from pantheon.worker.responses import Answers
+from pantheon.worker.responses import SentResponses
 from pantheon.worker.runner import Completed
 from protocol import TaskRequest, new_id
 from protocol.messages import Usage, parse_response, to_bytes
@@ -30,7 +30,7 @@ usages = st.none() | st.builds(Usage, input_tokens=st.integers(0, 9), cost_usd=s
 def test_an_answer_is_the_same_bytes_as_its_model(
     result: Any, usage: Usage | None, started_at: datetime, completed_at: datetime, delegated: bool
 ) -> None:
-    answers = Answers(
+    answers = SentResponses(
         cast("Bus", None), cast("Publisher", None), cast("Objects", None), agent="an_agent", instance_id='host-1-"ü"'
     )
     request = TaskRequest(task_id=new_id(), root_task_id=new_id() if delegated else None, task_type="work", attempt=3)

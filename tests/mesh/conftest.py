@@ -140,10 +140,10 @@ class PlainClient:
                         for task_id in missing:
                             await self.send(task_type, payload, task_id=task_id)
         except TimeoutError:
-            unheard = [task_id for task_id in missing if task_id not in self.accepted]
+            broker_was_down = [task_id for task_id in missing if task_id not in self.accepted]
             raise AssertionError(
                 f"of {len(ids)} tasks {len(missing)} were not answered within {within_seconds:g} s: "
-                f"{', '.join(missing)}; not even accepted, as far as was heard: {', '.join(unheard) or 'none'}"
+                f"{', '.join(missing)}; not even accepted, as far as was heard: {', '.join(broker_was_down) or 'none'}"
             ) from None
 
     async def ask(self, task_type: str, payload: Any = None, **fields: Any) -> dict[str, Any]:

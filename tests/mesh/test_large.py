@@ -14,8 +14,8 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError
 from nats.js.object_store import ObjectStore
 
-from orchestrator_agent.maintenance.history_archiver import History
-from orchestrator_agent.maintenance.object_cleaner import Leftovers
+from orchestrator_agent.maintenance.history_archiver import HistoryArchiver
+from orchestrator_agent.maintenance.object_cleaner import ObjectCleaner
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.pool import Database
 from pantheon import Agent, Mesh, TaskContext, TaskFailed
@@ -330,11 +330,11 @@ async def test_objects_go_when_their_task_has_gone_from_the_table(
 
 
 @contextlib.asynccontextmanager
-async def looking(settings: MeshSettings) -> AsyncIterator[tuple[Leftovers, History, Objects]]:
+async def looking(settings: MeshSettings) -> AsyncIterator[tuple[ObjectCleaner, HistoryArchiver, Objects]]:
     assert settings.database_url is not None
     async with (
         await Bus.connect(settings.nats_url, name="test", wait_seconds=PATIENCE_SECONDS) as bus,
         Database(settings.database_url.get_secret_value()) as database,
     ):
         objects = Objects(bus)
-        yield Leftovers(objects, database), History(database, after_seconds=0, retention_days=30), objects
+        yield ObjectCleaner(objects, database), HistoryArchiver(database, after_seconds=0, retention_days=30), objects

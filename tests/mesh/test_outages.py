@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from orchestrator_agent.maintenance.broker_outages import SETTLING, SILENCE, Outages
+from orchestrator_agent.maintenance.broker_outages import SETTLING, SILENCE, BrokerOutages
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -12,7 +12,7 @@ class Mesh:
         self.now = START
         self.connected = True
         self.connection = 1
-        self.outages = Outages(lambda: (self.connected, self.connection), lambda: self.now)
+        self.outages = BrokerOutages(lambda: (self.connected, self.connection), lambda: self.now)
 
     def settled(self) -> bool:
         return self.outages.settled

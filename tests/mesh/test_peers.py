@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 import orchestrator_agent.runtime.root_ownership
-from orchestrator_agent.runtime.root_ownership import TASK, Peers, root_of
+from orchestrator_agent.runtime.root_ownership import TASK, RootOwnership, root_of
 from orchestrator_agent.runtime.settlement import Settlement
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from orchestrator_agent.store.tasks import TaskStore
@@ -55,19 +55,19 @@ class Member:
 
     def __init__(self, bus: Bus) -> None:
         self.process_id = new_id()
-        self.peers = Peers(bus, self.process_id)
+        self.peers = RootOwnership(bus, self.process_id)
         self.puller = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=20, divert=self._divert)
-        self.peers.on_passed = self._on_passed
+        self.peers.on_forwarded = self._on_forwarded
         self.diverted: list[Delivery] = []
         self.passed: list[Delivery] = []
         self.kept: list[Delivery] = []
 
     def _divert(self, delivery: Delivery) -> bool:
-        passed = self.peers.pass_on(delivery)
+        passed = self.peers.forward(delivery)
         (self.diverted if passed else self.kept).append(delivery)
         return passed
 
-    def _on_passed(self, delivery: Delivery) -> None:
+    def _on_forwarded(self, delivery: Delivery) -> None:
         self.passed.append(delivery)
         self.puller.put(delivery)
 
@@ -191,7 +191,7 @@ async def test_a_quiet_one_hands_back_at_once_what_it_is_passed(bus: Bus) -> Non
         await given.settle(10)
         assert len(given.diverted) == 10
         assert not owner.passed
-        owner.peers.speak()
+        owner.peers.resume_accepting()
         await request(bus, owned_by(owner))
         await owner.settle(1)
 
@@ -205,7 +205,7 @@ async def test_who_has_left_is_passed_nothing(bus: Bus) -> None:
         root = owned_by(leaving)
         leaving.peers.leave()
         await until(lambda: len(given.peers.members) == 2, "that it has left")
-        leaving.peers.speak()
+        leaving.peers.resume_accepting()
         await request(bus, root)
         await (given if given.peers.owns(root) else other).settle(1)
         assert not leaving.passed
@@ -254,14 +254,14 @@ async def test_nonsense_on_their_subjects_is_passed_by(bus: Bus) -> None:
 # -- in orchestrators ---------------------------------------------------------------------------------------------
 
 
-def peers_of(process: AgentProcess) -> Peers:
+def peers_of(process: AgentProcess) -> RootOwnership:
     assert isinstance(process.worker, OrchestratorWorker)
     return process.worker.parts.peers
 
 
 def shares(process: AgentProcess, count: int = 2) -> Callable[[], bool]:
     assert isinstance(process.worker, OrchestratorWorker)
-    window = process.worker.parts.taker._gate.window
+    window = process.worker.parts.queue_dispatcher._gate.window
     return lambda: window.processes == count and len(peers_of(process).members) == count
 
 
@@ -325,7 +325,7 @@ async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
     assert len(settled) == 3 * len(ids)
     for process in (orchestrated, second):
         assert isinstance(process.worker, OrchestratorWorker)
-        here = [root for who, root in settled if who is process.worker.parts.conductor._settlement]
+        here = [root for who, root in settled if who is process.worker.parts.message_loops._settlement]
         assert here
         assert all(peers_of(process).owns(UUID(int=root)) for root in here)
     # A sweep, or a row that had to wait in line, may have one read.

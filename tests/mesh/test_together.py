@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator_agent.engine.state import Run
-from orchestrator_agent.runtime.run_cache import MANY_ROWS, Runs
+from orchestrator_agent.runtime.run_cache import MANY_ROWS, RunCache
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from pantheon import Mesh
 from pantheon.runtime.process import AgentProcess
@@ -32,7 +32,7 @@ async def second(settings: MeshSettings, orchestrated: AgentProcess) -> AsyncIte
 
 def _shares(process: AgentProcess) -> bool:
     assert isinstance(process.worker, OrchestratorWorker)
-    return process.worker.parts.taker._gate.window.processes == 2
+    return process.worker.parts.queue_dispatcher._gate.window.processes == 2
 
 
 def keyed(name: str, text: str, *, most: int = 100) -> dict[str, Any]:
@@ -120,14 +120,14 @@ async def test_a_large_tree_stays_with_one_orchestrator_and_holds_up_no_small_ta
     # minute for 5,000 items, in which a task of one step took ten seconds.
     items = 1500
     read: list[int] = []
-    build = Runs.build
+    build = RunCache.build
 
-    async def counted(self: Runs, records: Sequence[Mapping[str, Any]]) -> Run:
+    async def counted(self: RunCache, records: Sequence[Mapping[str, Any]]) -> Run:
         if len(records) > MANY_ROWS:
             read.append(len(records))
         return await build(self, records)
 
-    monkeypatch.setattr(Runs, "build", counted)
+    monkeypatch.setattr(RunCache, "build", counted)
     each = {"for_each": "${input.all}", "concurrency": 1000, "task": "echo", "with": {"n": "${item}"}}
     payload = {"input": {"all": list(range(items))}, "steps": {"each": each}, "output": "${each.map(one, one.n)}"}
     large = await mesh.submit("execute_dag", payload)

@@ -20,7 +20,7 @@ def at(seconds: float, status: str = "dispatched") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("noted", "owed"),
+    ("noted", "unpublished"),
     [
         # Acknowledged long before the last one was dispatched.
         (DeadProcess(new_id(), 0), [90, 100]),
@@ -31,8 +31,8 @@ def at(seconds: float, status: str = "dispatched") -> dict[str, Any]:
     ],
     ids=["fresh attempts", "since it could not publish", "everything"],
 )
-def test_what_a_dead_process_may_owe(noted: DeadProcess, owed: list[float]) -> None:
-    assert [row["id"] for row in noted.may_owe([at(0), at(30), at(90), at(100)])] == owed
+def test_what_a_dead_process_may_owe(noted: DeadProcess, unpublished: list[float]) -> None:
+    assert [row["id"] for row in noted.may_owe([at(0), at(30), at(90), at(100)])] == unpublished
 
 
 def test_a_final_response_that_was_not_noted_is_always_owed() -> None:
@@ -75,7 +75,7 @@ async def test_a_loss_that_is_noted_while_a_process_is_adopted_is_not_struck_off
     assert found.owes_all
     assert await processes.take_over(found, heir) == 2
     assert await processes.others(heir) == []
-    assert len(await processes.owed(heir)) == 1
+    assert len(await processes.unpublished(heir)) == 1
 
 
 async def test_a_loss_is_every_process_s_until_it_has_said_all_again(database: Database, database_url: str) -> None:
@@ -101,7 +101,7 @@ async def test_rows_of_a_process_that_is_in_no_list_are_found(database: Database
     (stray,) = await processes.strays()
     assert stray.process_id == unknown
     assert await processes.take_over(stray, heir) == 2
-    assert len(await processes.owed(heir)) == 1
+    assert len(await processes.unpublished(heir)) == 1
 
 
 async def test_a_statement_that_an_administrator_cancels_is_tried_again(database: Database) -> None:
