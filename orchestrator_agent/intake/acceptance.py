@@ -1,6 +1,5 @@
 """Acceptance: requests off the wire become rows, once each; those that are known are announced or answered again."""
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -10,16 +9,9 @@ import structlog
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Delegated, OriginalEnded, Reattached, RunEvent
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.intake.planner import (
-    AGAIN,
-    OPERATIONS,
-    RETRY,
-    Planner,
-    Replayed,
-    input_of,
-    lay_over,
-    refuse_to_run_again,
-)
+from orchestrator_agent.intake.delegation import delegation_of, known_child
+from orchestrator_agent.intake.planner import OPERATIONS, Planner
+from orchestrator_agent.intake.replay import RUN_AGAIN, Replayed, make_replay, read_replay_request, root_to_replay
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.run_cache import RunCache, bare_run
@@ -31,12 +23,9 @@ from pantheon.bus import Delivery, Objects, Publisher, acknowledge
 from pantheon.bus.dead_letter import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids
-from protocol.names import EXECUTE_DAG, MESH_PREFIX, ORCHESTRATOR
+from protocol.names import MESH_PREFIX, ORCHESTRATOR
 
 log = structlog.get_logger()
-
-# Of an agent's task: it may be given out again, and so may what it gave out.
-_BETWEEN_ATTEMPTS = (Status.READY, Status.DISPATCHED, Status.WAITING)
 
 
 class Acceptance:
@@ -137,7 +126,7 @@ class Acceptance:
 
     async def _plan(self, request: TaskRequest, delivery: Delivery) -> tuple[Run, Decisions]:
         try:
-            replayed = await self._replayed(request) if request.task_type in AGAIN else None
+            replayed = await self._replayed(request) if request.task_type in RUN_AGAIN else None
             return self._planner.plan(request, headers=delivery.headers, now=now(), replayed=replayed)
         except PantheonError as error:
             wrong = ErrorInfo.of(error)
@@ -148,51 +137,13 @@ class Acceptance:
         return self._planner.refused(request, wrong, headers=delivery.headers, now=now())
 
     async def _replayed(self, request: TaskRequest) -> Replayed:
-        """The old task that a `mesh.replay` or `mesh.retry` names: `{"task_id": id, "from": step, "input": {…}}`.
-
-        Without `from`, everything runs again; `input` (a fork) is laid over the old one.
-        """
-        wanted, begin = request.payload.get("task_id"), request.payload.get("from")
-        try:
-            task_id = UUID(str(wanted))
-        except ValueError:
-            raise InvalidRequest("payload.task_id: must be the id of a task", field="payload.task_id") from None
-        if not isinstance(begin, str | None):
-            raise InvalidRequest("payload.from: must be a step's name", field="payload.from")
-        records = (await retry_until_available(self._store.trees, [task_id])).get(task_id)
-        if not records:
-            raise InvalidRequest(f"payload.task_id: there is no task {task_id}", field="payload.task_id")
-        root = next(record for record in records if record["task_id"] == task_id)
-        if root["task_type"].startswith(MESH_PREFIX):
-            raise InvalidRequest(
-                f"payload.task_id: {task_id} is a {root['task_type']}, which is not run again: send it as a new task",
-                field="payload.task_id",
-            )
-        refuse_to_run_again(root)
-        if root["workflow_version"] is not None:
-            await retry_until_available(self._runs.learn, {root["workflow_version"]})
-        plan = self._runs.plan_of(root)
-        payload = json.loads(root["payload"])
-        retry = request.task_type == RETRY
-        if retry and root["status"] not in (Status.FAILED, Status.CANCELLED):
-            raise InvalidRequest(
-                f"payload.task_id: task {task_id} is {root['status']}: only a failed or cancelled one can be retried",
-                field="payload.task_id",
-            )
-        given = input_of(payload, root["task_type"])
-        lay_over(payload, request.payload.get("input"), root["task_type"])
-        return Replayed(
-            task_id=task_id,
-            task_type=root["task_type"],
-            payload=payload,
-            plan=plan,
-            workflow_version=root["workflow_version"],
-            rows=[row_of(record) for record in records],
-            given=given,
-            from_step=begin,
-            timeout_seconds=root["timeout_seconds"],
-            keep_completed=retry,
-        )
+        """The old task that a `mesh.replay` or `mesh.retry` names. Raises PantheonError."""
+        wanted = read_replay_request(request)
+        records = (await retry_until_available(self._store.trees, [wanted.task_id])).get(wanted.task_id, [])
+        version = root_to_replay(wanted.task_id, records)["workflow_version"]
+        if version is not None:
+            await retry_until_available(self._runs.learn, {version})
+        return make_replay(wanted, records, self._planner.library)
 
     async def _accept_runs(
         self,
@@ -267,61 +218,31 @@ class Acceptance:
             self.on_operation(run)
 
     async def _delegated(self, request: TaskRequest) -> bool:
-        """Whether a request is a task that an agent of ours gave out, and is in its tree now, or is not wanted there.
+        """Whether an agent delegated a request, and it is in its tree now, or dropped.
 
         Raises InvalidRequest where it can never be in the tree that it names.
         """
-        root, parent = request.root_task_id, request.parent_task_id
-        if root is None or parent is None or root == request.task_id or request.task_type in OPERATIONS:
+        delegated = delegation_of(request, self._planner.library)
+        if delegated is None:
             return False
-        try:
-            plan = self._planner.library.newest(request.task_type) or self._planner.library.single(request.task_type)
-            payload = request.payload
-            if request.task_type == EXECUTE_DAG:
-                plan, payload = self._planner.library.inline(request.payload)
-        except PantheonError:
-            # Planned as a root of its own, it is answered with what is wrong.
-            return False
-        taken = await self.perform(
-            Delegated(
-                root_task_id=root,
-                parent_task_id=parent,
-                task_id=request.task_id,
-                task_type=request.task_type,
-                payload=payload,
-                plan=plan,
-                reply_to=request.reply_to,
-                timeout_seconds=request.timeout_seconds if "timeout_seconds" in request.model_fields_set else None,
-            )
-        )
-        if not taken:
+        if not await self.perform(delegated):
+            root = delegated.root_task_id
             tree = (await retry_until_available(self._store.trees, [root])).get(root)
             if tree is not None:
-                await self._not_taken(request, bare_run(tree))
+                await self._not_taken(delegated, bare_run(tree))
             return tree is not None
         data: dict[str, object] = {"task_id": str(request.task_id), "task_type": request.task_type}
         await self._outbox.say("task", "accepted", data)
         return True
 
-    async def _not_taken(self, request: TaskRequest, tree: Run) -> None:
-        """A request that the tree it names did not take."""
-        if (known := tree.rows.get(request.task_id)) is not None:
-            # It was a child there, and the tree has ended since.
-            if known.ended:
-                known.reply_to = request.reply_to or known.reply_to
-                await self._outbox.deliver(tree, Decisions(answers=[known]))
-            return
-        parent = tree.rows.get(request.parent_task_id) if request.parent_task_id is not None else None
-        if parent is not None and not tree.root.ended and parent.status in _BETWEEN_ATTEMPTS:
-            # The attempt that gave it out is over. With an outcome of its own it could be no child when the next
-            # attempt gives it out again.
-            log.info("delegation.dropped", task_id=str(request.task_id), root_task_id=str(tree.root_task_id))
-            return
-        raise InvalidRequest(
-            f"parent_task_id: task {request.parent_task_id} of the tree {tree.root_task_id} is with no agent, so it "
-            "gives out nothing: a task of its own names no root_task_id",
-            field="parent_task_id",
-        )
+    async def _not_taken(self, delegated: Delegated, tree: Run) -> None:
+        """The tree that a request names did not take it. Raises InvalidRequest where it never can."""
+        known = known_child(delegated, tree)
+        if known is None:
+            log.info("delegation.dropped", task_id=str(delegated.task_id), root_task_id=str(tree.root_task_id))
+        elif known.ended:
+            known.reply_to = delegated.reply_to or known.reply_to
+            await self._outbox.deliver(tree, Decisions(answers=[known]))
 
     async def _announce(self, run: Run) -> None:
         data: dict[str, object] = {"task_id": str(run.root_task_id), "task_type": run.root.task_type}

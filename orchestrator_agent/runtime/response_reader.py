@@ -28,8 +28,13 @@ async def read_response(objects: Objects, delivery: Delivery) -> Arrived:
         except PantheonError as error:
             code = ErrorCode.INVALID_RESPONSE if isinstance(error, InvalidRequest) else error.code
             failure = ErrorInfo(code=code, message=error.message, retryable=error.retryable)
+    return Arrived(delivery, received(response, result, failure), response)
+
+
+def received(response: TaskResponse, result: object, failure: ErrorInfo | None) -> ResponseReceived:
+    """The run event of a response, with the result that it has or refers to. A `failure` outweighs its own word."""
     instance = response.instance_id
-    answer = ResponseReceived(
+    return ResponseReceived(
         root_task_id=response.root_task_id,
         task_id=response.task_id,
         attempt=response.attempt,
@@ -39,7 +44,6 @@ async def read_response(objects: Objects, delivery: Delivery) -> Arrived:
         usage=response.usage,
         instance_id=instance if instance is not None and is_instance_id(instance) else None,
     )
-    return Arrived(delivery, answer, response)
 
 
 def unread_response(delivery: Delivery, error: InvalidRequest) -> ResponseReceived | None:

@@ -188,7 +188,7 @@ class RunCache:
             return bare_run(records)
         versions = {record["workflow_version"] for record in records} - {None}
         await self.learn(versions)
-        return run_of(records, self.plan_of(root), self._library)
+        return run_of(records, plan_of(root, self._library), self._library)
 
     async def learn(self, versions: set[str]) -> None:
         """Have these versions of workflows at hand. Raises InvalidWorkflow, StoreError."""
@@ -213,14 +213,6 @@ class RunCache:
                 continue
             self._library.add(self._library.version(version))
 
-    def plan_of(self, root: Mapping[str, Any]) -> Plan:
-        """The plan that a root's row was started on. Raises InvalidWorkflow."""
-        if root["workflow_version"] is not None:
-            return self._library.version(root["workflow_version"])
-        if root["task_type"] == EXECUTE_DAG:
-            return self._library.inline(json.loads(root["payload"] or "{}"))[0]
-        return self._library.single(root["task_type"])
-
 
 def _bytes_of(row: Row) -> int:
     return len(row.payload or b"") + len(row.result or b"")
@@ -231,3 +223,12 @@ def bare_run(records: Sequence[Mapping[str, Any]]) -> Run:
     rows = {record["task_id"]: row_of(record) for record in records}
     root = next(record for record in records if record["task_id"] == record["root_task_id"])
     return Run(root=rows[root["task_id"]], facts=facts_of(root), version=root["version"], rows=rows)
+
+
+def plan_of(root: Mapping[str, Any], library: Library) -> Plan:
+    """The plan that a root's row was started on. Raises InvalidWorkflow."""
+    if root["workflow_version"] is not None:
+        return library.version(root["workflow_version"])
+    if root["task_type"] == EXECUTE_DAG:
+        return library.inline(json.loads(root["payload"] or "{}"))[0]
+    return library.single(root["task_type"])

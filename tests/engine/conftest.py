@@ -13,7 +13,8 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Placement, RouteRequest, Rules, WaitReasons
 from orchestrator_agent.engine.events import Due, Expired, ResponseReceived, RunEvent
 from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
-from orchestrator_agent.intake.planner import Planner, Replayed
+from orchestrator_agent.intake.planner import Planner
+from orchestrator_agent.intake.replay import Replayed
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -203,7 +204,7 @@ class Course:
             plan=self.table.plan(self.world.library),
             workflow_version=root.workflow_version,
             rows=self.table.rows(),
-            given=(payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload,
+            old_input=(payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload,
             from_step=from_step,
             timeout_seconds=300.0,
             keep_completed=retry,

@@ -11,7 +11,7 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Begin, ResponseReceived
 from orchestrator_agent.engine.state import Role, Run, Status
-from orchestrator_agent.intake.planner import Replayed
+from orchestrator_agent.intake.replay import Replayed
 from orchestrator_agent.runtime.wire import attempt_id, final_response, request_headers, task_request
 from protocol import TaskRequest, TaskResponse, new_id, parse_request, salvage_ids
 from protocol.errors import InvalidRequest
@@ -196,7 +196,7 @@ def replay(
         plan=world.library.newest(root["task_type"]) or world.library.inline(payload)[0],
         workflow_version=root["workflow_version"],
         rows=[row_of(one) for one in records if only is None or one["step"] in only],
-        given=(payload.get("input") or {}) if root["task_type"] == "execute_dag" else payload,
+        old_input=(payload.get("input") or {}) if root["task_type"] == "execute_dag" else payload,
         from_step=from_step,
         timeout_seconds=11.0,
         keep_completed=keep_completed,
