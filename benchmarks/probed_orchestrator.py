@@ -63,7 +63,7 @@ def main() -> int:
     from orchestrator_agent.intake.acceptance import Acceptance
     from orchestrator_agent.maintenance.reconciler import Reconciler
     from orchestrator_agent.runtime.outbox import Outbox
-    from orchestrator_agent.runtime.settlement import Settlement
+    from orchestrator_agent.runtime.responses import Settlement
     from orchestrator_agent.runtime.transitions import Transitions
     from orchestrator_agent.store.pool import Database
     from orchestrator_agent.store.tasks import TaskStore

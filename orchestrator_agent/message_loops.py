@@ -22,9 +22,9 @@ from orchestrator_agent.intake.fair_intake import FairIntake
 from orchestrator_agent.intake.planner import Planner
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
+from orchestrator_agent.runtime.responses import Posted, Settlement
 from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
-from orchestrator_agent.runtime.settlement import Posted, Settlement
 from orchestrator_agent.runtime.transitions import Transitions
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore

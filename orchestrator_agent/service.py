@@ -35,8 +35,8 @@ from orchestrator_agent.maintenance.purges import PurgeWatch
 from orchestrator_agent.maintenance.reconciler import Reconciler
 from orchestrator_agent.message_loops import MessageLoops
 from orchestrator_agent.operations.dead_letters import DeadLetters
-from orchestrator_agent.operations.operations import Operations
 from orchestrator_agent.operations.queries import Queries
+from orchestrator_agent.operations.runner import Operations
 from orchestrator_agent.runtime.attempt_cancellation import AttemptCanceller
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher

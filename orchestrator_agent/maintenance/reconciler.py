@@ -24,7 +24,7 @@ from orchestrator_agent.engine.state import Status
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.maintenance.concurrency_keys import ConcurrencyKeys, Schedules
 from orchestrator_agent.message_loops import MessageLoops
-from orchestrator_agent.operations.operations import Operations
+from orchestrator_agent.operations.runner import Operations
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.reads import Reader

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 import orchestrator_agent.runtime.root_ownership
+from orchestrator_agent.runtime.responses import Settlement
 from orchestrator_agent.runtime.root_ownership import TASK, RootOwnership, root_of
-from orchestrator_agent.runtime.settlement import Settlement
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Bus, Delivery, Puller, acknowledge, ensure_streams, times_delivered
