@@ -21,6 +21,8 @@ class PeriodicTask:
 
     An error that `call` raises is logged, and the next call comes all the same: a mistake in one call must not end what
     recovers everything else. Expected errors belong in `call`, which knows what to log of them.
+
+    `woken` is set by who wakes it, where that must exist before the call does.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class PeriodicTask:
         seconds: float,
         jitter: float = 0.25,
         at_start: bool = True,
+        woken: asyncio.Event | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._name = name
@@ -39,7 +42,7 @@ class PeriodicTask:
         self._jitter = jitter
         self._at_start = at_start
         self._uniform = uniform
-        self._woken = asyncio.Event()
+        self._woken = woken or asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -68,9 +71,14 @@ class PeriodicTask:
             await self._rest(self._seconds if pause is None else pause)
 
     async def _rest(self, seconds: float) -> None:
-        spread = seconds * self._uniform(1 - self._jitter, 1 + self._jitter) if self._jitter else seconds
+        pause = jittered(seconds, self._jitter, self._uniform) if self._jitter else seconds
         try:
-            async with asyncio.timeout(spread):
+            async with asyncio.timeout(pause):
                 await self._woken.wait()
         except TimeoutError:
             return
+
+
+def jittered(seconds: float, jitter: float = 0.25, uniform: Callable[[float, float], float] = random.uniform) -> float:
+    """A pause spread evenly over ±`jitter` of itself, so that many processes do not act together."""
+    return seconds * uniform(1 - jitter, 1 + jitter)
