@@ -52,7 +52,7 @@ from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
 from pantheon.bus import before_consumer, ensure_streams
 from pantheon.discovery import ensure_bucket
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.documents import documents
 from protocol.errors import PantheonError, SettingsError, StoreError

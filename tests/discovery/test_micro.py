@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 
-from pantheon.runtime.micro_service import Endpoint, MicroService
+from pantheon.discovery.micro_service import Endpoint, MicroService
 from tests.waiting import PATIENCE_SECONDS, until
 
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}

@@ -14,7 +14,7 @@ from orchestrator_agent.dispatch.agent_health import OPEN_AFTER_FAILURES, OPEN_S
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.shared_circuits import SharedCircuits
 from orchestrator_agent.service import load_library, orchestrator
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from tests.mesh.agents import words_agent

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Mesh
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, registry_of, words_agent

@@ -17,7 +17,7 @@ from orchestrator_agent.service import OrchestratorWorker, load_library, orchest
 from pantheon import Mesh
 from pantheon.bus import Bus, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import subjects

@@ -17,7 +17,7 @@ from orchestrator_agent.runtime.settlement import Settlement
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Bus, Delivery, Puller, acknowledge, ensure_streams, times_delivered
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import subjects

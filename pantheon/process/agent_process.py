@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
 from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
 from pantheon.discovery import Discovery, Registration, make_discovery
+from pantheon.discovery.micro_service import Endpoint, MicroService
 from pantheon.runtime import event_loop
 from pantheon.runtime.background import end
 from pantheon.runtime.credentials import nats_options
 from pantheon.runtime.logs import configure_logging, set_level
-from pantheon.runtime.micro_service import Endpoint, MicroService
 from pantheon.runtime.settings import MeshSettings
 from pantheon.worker.declaration import Declaration
 from pantheon.worker.worker import Worker

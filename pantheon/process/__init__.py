@@ -1,0 +1,1 @@
+"""Process: one running instance of an agent."""
