@@ -17,13 +17,13 @@ import structlog
 from pydantic import ValidationError
 
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
+from pantheon.bus.credentials import nats_options
 from pantheon.client.operations import Changed as Changed
 from pantheon.client.operations import Operations
 from pantheon.client.operations import Paused as Paused
 from pantheon.client.operations import PutWorkflow as PutWorkflow
 from pantheon.client.operations import Signalled as Signalled
 from pantheon.client.watch import Watched, watch
-from pantheon.runtime.credentials import nats_options
 from pantheon.runtime.settings import MeshSettings
 from protocol import subjects
 from protocol.errors import BusError, NotAccepted, ObjectMissing, PantheonError, TaskCancelled, TaskFailed

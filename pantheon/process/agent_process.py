@@ -16,12 +16,12 @@ import structlog
 from pydantic import ValidationError
 
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
+from pantheon.bus.credentials import nats_options
 from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
 from pantheon.discovery import Discovery, Registration, make_discovery
 from pantheon.discovery.micro_service import Endpoint, MicroService
 from pantheon.runtime import event_loop
 from pantheon.runtime.background import end
-from pantheon.runtime.credentials import nats_options
 from pantheon.runtime.logs import configure_logging, set_level
 from pantheon.runtime.settings import MeshSettings
 from pantheon.worker.declaration import Declaration
