@@ -95,6 +95,7 @@ class MessageLoops:
         self._peers = peers
         peers.on_forwarded = self._on_forwarded
         peers.crowded = self._crowded
+        self._wake = asyncio.Event()
         self._requests = Puller(
             bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH, divert=peers.forward
         )
@@ -102,7 +103,12 @@ class MessageLoops:
             bus, self._requests, known=reader.known, looks_ahead=looks_ahead, shared=lambda: runs.shared
         )
         self._responses = Puller(
-            bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH, divert=peers.forward
+            bus,
+            RESPONSES.name,
+            RESPONSES_CONSUMER,
+            capacity=4 * RESPONSES_BATCH,
+            divert=peers.forward,
+            arrivals=self._wake,
         )
         self.acceptance = Acceptance(
             publisher,
@@ -131,7 +137,6 @@ class MessageLoops:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._large: set[asyncio.Task[None]] = set()
         self._large_places = asyncio.Semaphore(LARGE_IN_FLIGHT)
-        self._wake = asyncio.Event()
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
         # By identity: a delivery is not hashable.
@@ -151,12 +156,7 @@ class MessageLoops:
         # Roots are many and shared between the processes: where a task is, the database says.
         return ()
 
-    @property
-    def lent(self) -> int:
-        return 0
-
     async def start(self) -> None:
-        self._responses.wake_on(self._wake)
         await self._responses.start()
         await self._requests.start()
         self._loops = [
@@ -226,7 +226,7 @@ class MessageLoops:
     # -- what others pass on ------------------------------------------------------------------------------------------
 
     def _on_forwarded(self, delivery: Delivery) -> None:
-        self._puller_of(delivery.subject).put(delivery)
+        self._puller_of(delivery.subject).enqueue(delivery)
 
     def _puller_of(self, subject: str) -> Puller:
         return self._requests if subject == subjects.task(ORCHESTRATOR) else self._responses
@@ -326,7 +326,7 @@ class MessageLoops:
             if since and loop.time() - min(since.values()) > STUCK_SECONDS:
                 await self._leave_to_others()
                 since.clear()
-            waiting = [*self._fair_intake.waiting, *self._responses.waiting]
+            waiting = [*self._fair_intake.waiting, *self._responses.buffered]
             # Under load there is always something that has just arrived.
             still = [one for one in waiting if id(one) in before]
             before = {id(one) for one in waiting}

@@ -50,7 +50,7 @@ from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
-from pantheon.bus import before_consumer, ensure_streams
+from pantheon.bus import ensure_streams, pending_messages
 from pantheon.discovery import ensure_bucket
 from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
@@ -209,7 +209,7 @@ class Orchestrator:
             perform=message_loops.perform,
             post=message_loops.post,
             cached=runs.cached,
-            in_broker=lambda agent: before_consumer(process.bus, TASKS.name, agent),
+            in_broker=lambda agent: pending_messages(process.bus, TASKS.name, agent),
             paused_workflows=lambda: pauses.workflows,
             held_by_other=runs.held_by_other,
         )
@@ -368,10 +368,6 @@ class OrchestratorWorker:
     @property
     def running(self) -> tuple[()]:
         return ()
-
-    @property
-    def lent(self) -> int:
-        return 0
 
     async def missing(self) -> list[str]:
         """What it lacks to settle tasks, for a probe: Postgres, or the lock that says this process lives."""

@@ -23,7 +23,7 @@ from pantheon.bus import (
     NoBatches,
     Puller,
     acknowledge,
-    given_out,
+    delivered_sequence,
     nak,
     remove_stored,
     stored_batch,
@@ -129,7 +129,7 @@ class FairIntake:
     def waiting(self) -> list[Delivery]:
         """Given out by the broker, and not taken."""
         here = [] if self._backlog is None else [delivery for _, delivery in self._backlog.here]
-        return [*self._requests.waiting, *here]
+        return [*self._requests.buffered, *here]
 
     def pause(self) -> None:
         """Take nothing more, and give back what was not taken."""
@@ -207,7 +207,7 @@ class FairIntake:
             # Then what these have comes next from the broker.
             return []
         if further and self._shared():
-            position = await given_out(self._bus, TASKS.name, ORCHESTRATOR)
+            position = await delivered_sequence(self._bus, TASKS.name, ORCHESTRATOR)
             further = [one for one in further if position is not None and one[0].ahead[0] > position + MARGIN]
         places = asyncio.Semaphore(READS_AT_ONCE)
         for read in await asyncio.gather(*(self._read_ahead(backlog, places, *one) for one in further)):

@@ -53,7 +53,7 @@ class BrokerWatch:
         self._unhook: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        self._publisher.on_gone_back = self._gone_back
+        self._publisher.on_gone_back(self._gone_back)
         # What is published from now on covers up what a broker that was started again has lost.
         self._unhook = self._bus.on_reconnect(self._poke.set)
         self._task = asyncio.create_task(self._run(), name="watch-broker")

@@ -79,8 +79,8 @@ class RootOwnership:
 
     async def start(self) -> None:
         self._subscriptions = [
-            await self._bus.hear(f"{subjects.peer(self._own)}.>", self._on_message),
-            await self._bus.hear(subjects.PEER_BEAT, self._on_beat),
+            await self._bus.subscribe_direct(f"{subjects.peer(self._own)}.>", self._on_message),
+            await self._bus.subscribe_direct(subjects.PEER_BEAT, self._on_beat),
         ]
         self._beating = asyncio.create_task(self._beat(), name="peers")
 

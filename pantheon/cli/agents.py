@@ -205,7 +205,7 @@ def run_agent(
         agent = load_agent(target)
     except AgentNotLoaded as error:
         raise CommandError(error.message, ExitCode.NOT_FOUND) from error
-    from pantheon.process.agent_process import run_agent as run
+    from pantheon.process.run import run_agent as run
 
     raise typer.Exit(run(agent))
 

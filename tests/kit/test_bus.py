@@ -13,54 +13,57 @@ import pytest_asyncio
 import structlog
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-import pantheon.bus.publisher
-import pantheon.bus.puller
 from pantheon import Agent, TaskContext
-from pantheon.bus import Bus, Delivery, Publisher, Puller, ensure_streams, is_first_delivery, stream_mark
+from pantheon.bus import Bus, Delivery, Publisher, Puller, PullTimes, ensure_streams, is_first_delivery, stream_mark
+from pantheon.bus.puller import REFUSED_SECONDS
 from pantheon.stack.servers import NatsServer
 from protocol import new_id, subjects
 from protocol.errors import BusError, TooLarge
 from protocol.streams import ALL_STREAMS, TASKS, task_consumer
-from tests.kit.conftest import Rig
+from tests.kit.conftest import QUICK, Rig, quick_retries
 from tests.waiting import PATIENCE_SECONDS, until
 
 # For what must come by itself: below the consumer's AckWait of 30 s, which would bring it all the same.
 WITHIN_SECONDS = 20.0
 
 
+# A puller that was not woken when it should have been stays asleep for as long as any test waits.
+NO_SECOND_CHECK = PullTimes(expires_seconds=10 * PATIENCE_SECONDS, heartbeat_seconds=2 * PATIENCE_SECONDS)
+QUICK_HEARTBEATS = PullTimes(heartbeat_seconds=0.2)
+
+
 class Watched(Puller):
-    """Looks at its own accounts whenever they change."""
+    """Checks its own accounts whenever they change."""
 
     most = 0
     asked: list[int]
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self.most = max(self.most, self._held + self._credit)
         assert self._held >= 0
         assert self._credit >= 0
 
     def _on_message(self, message: Delivery) -> None:
         super()._on_message(message)
-        self._look()
+        self._check()
 
-    async def _ask(self, count: int) -> None:
+    async def _request(self, count: int) -> None:
         if "asked" not in self.__dict__:
             self.asked = []
         self.asked.append(count)
-        await super()._ask(count)
-        self._look()
+        await super()._request(count)
+        self._check()
 
 
 @pytest.fixture
-def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A puller that was not woken when it should have been stays asleep for as long as anybody waits here."""
-    monkeypatch.setattr(pantheon.bus.puller, "REQUEST_EXPIRES_SECONDS", 10 * PATIENCE_SECONDS)
-    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 2 * PATIENCE_SECONDS)
+def times() -> PullTimes:
+    """Of the fixture's puller."""
+    return PullTimes()
 
 
 @pytest_asyncio.fixture
-async def puller(bus: Bus) -> AsyncIterator[Watched]:
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10) as made:
+async def puller(bus: Bus, times: PullTimes) -> AsyncIterator[Watched]:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10, times=times) as made:
         await made.wait_ready()
         yield made
 
@@ -107,7 +110,8 @@ async def test_a_consumer_that_differs_is_used_with_a_warning(bus: Bus) -> None:
     assert [one["event"] for one in logs if one["log_level"] == "warning"] == ["consumer.differs"]
 
 
-async def test_a_message_arrives_when_it_is_published(no_second_look: None, bus: Bus, puller: Puller) -> None:
+@pytest.mark.parametrize("times", [NO_SECOND_CHECK], ids=["no-second-check"])
+async def test_a_message_arrives_when_it_is_published(bus: Bus, puller: Puller) -> None:
     for _ in range(20):
         await put(bus, 1)
         (message,) = await taken(puller)
@@ -117,7 +121,7 @@ async def test_a_message_arrives_when_it_is_published(no_second_look: None, bus:
 
 async def test_what_arrived_together_is_taken_together_up_to_the_limit(bus: Bus, puller: Puller) -> None:
     await put(bus, 8)
-    await until(lambda: len(puller.waiting) == 8, "8 messages")
+    await until(lambda: len(puller.buffered) == 8, "8 messages")
     assert [one.data for one in await taken(puller, 3)] == [b"0", b"1", b"2"]
     assert [one.data for one in puller.take_now(3)] == [b"3", b"4", b"5"]
     assert len(await taken(puller)) == 2
@@ -136,28 +140,26 @@ async def test_no_more_than_the_capacity_is_held_or_asked_for(bus: Bus, puller: 
             puller.release()
             done += 1
     assert puller.most <= 10
-    # Not a request a message: half of the places at once.
+    # Not a request a message: half of the room at once.
     assert len(puller.asked) <= 60
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 5, 10, 64])
-async def test_a_place_that_becomes_free_is_filled_at_once(no_second_look: None, bus: Bus, capacity: int) -> None:
-    """All other places are taken by long tasks; the last must not wait until half of them are free."""
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=capacity) as puller:
+async def test_room_is_filled_at_once(bus: Bus, capacity: int) -> None:
+    """All other slots are taken by long tasks; the last must not wait until half of them are free."""
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=capacity, times=NO_SECOND_CHECK) as puller:
         await puller.wait_ready()
         await put(bus, capacity + 20)
-        await until(lambda: puller.held == capacity, "all places taken")
+        await until(lambda: puller.held == capacity, "the whole capacity")
         for _ in range(20):
             puller.release()
-            await until(lambda: puller.held == capacity, "the place filled")
+            await until(lambda: puller.held == capacity, "the room filled")
         assert puller.most <= capacity
 
 
-async def test_places_that_are_free_are_filled_when_what_was_asked_for_is_used_up(
-    no_second_look: None, bus: Bus
-) -> None:
-    """Ten asked for, six arrive, four of these end: less than half is free. Then the last four arrive."""
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10) as puller:
+async def test_room_is_filled_when_a_request_is_used_up(bus: Bus) -> None:
+    """Ten requested, six arrive, four of these end: less than half is free. Then the last four arrive."""
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10, times=NO_SECOND_CHECK) as puller:
         await puller.wait_ready()
         await put(bus, 6)
         await until(lambda: puller.held == 6, "six")
@@ -165,11 +167,11 @@ async def test_places_that_are_free_are_filled_when_what_was_asked_for_is_used_u
         await put(bus, 4)
         await until(lambda: puller.held == 6, "two and four")
         await put(bus, 4)
-        await until(lambda: puller.held == 10, "all places taken")
+        await until(lambda: puller.held == 10, "the whole capacity")
 
 
-async def test_more_places_are_used_at_once(no_second_look: None, bus: Bus) -> None:
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=2) as puller:
+async def test_more_capacity_is_used_at_once(bus: Bus) -> None:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=2, times=NO_SECOND_CHECK) as puller:
         await puller.wait_ready()
         await put(bus, 20)
         await until(lambda: puller.held == 2, "two")
@@ -177,10 +179,9 @@ async def test_more_places_are_used_at_once(no_second_look: None, bus: Bus) -> N
         await until(lambda: puller.held == 12, "twelve")
 
 
-async def test_requests_that_expire_are_made_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pantheon.bus.puller, "REQUEST_EXPIRES_SECONDS", 0.3)
-    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.1)
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as puller:
+async def test_requests_that_expire_are_made_again(bus: Bus) -> None:
+    times = PullTimes(expires_seconds=0.3, heartbeat_seconds=0.1)
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, times=times) as puller:
         await puller.wait_ready()
         await put(bus, 1)
         await until(lambda: puller.held == 1, "one")
@@ -190,24 +191,19 @@ async def test_requests_that_expire_are_made_again(bus: Bus, monkeypatch: pytest
         assert puller.most <= 4
 
 
-async def test_a_request_that_the_broker_forgot_is_noticed_by_its_silence(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(pantheon.bus.puller, "SILENCE_SECONDS", 0.5)
-
+async def test_a_request_that_the_broker_forgot_is_noticed_by_its_silence(bus: Bus) -> None:
     class Forgotten(Watched):
         forget = True
 
-        async def _ask(self, count: int) -> None:
+        async def _request(self, count: int) -> None:
             if self.forget:
                 # As a broker that failed over: it has taken the request, and says nothing ever.
                 self.forget = False
                 self._credit += count
                 return
-            await super()._ask(count)
+            await super()._request(count)
 
-    async with Forgotten(bus, TASKS.name, task_consumer("a"), capacity=4) as puller:
+    async with Forgotten(bus, TASKS.name, task_consumer("a"), capacity=4, times=QUICK_HEARTBEATS) as puller:
         await puller.wait_ready()
         await put(bus, 1)
         assert len(await taken(puller)) == 1
@@ -228,14 +224,12 @@ async def test_a_broker_that_refuses_requests_is_not_asked_without_pause(bus: Bu
         start = loop.time()
         await puller.wait_ready()
         await until(lambda: len(puller.asked) >= 4, "that it asks again")
-        pauses = (loop.time() - start) / pantheon.bus.puller.REFUSED_SECONDS
+        pauses = (loop.time() - start) / REFUSED_SECONDS
         assert len(puller.asked) <= pauses + 2
 
 
-async def test_an_instance_beyond_those_that_may_wait_gets_its_turn(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The consumer takes one waiting request; the broker drops another instance's without a word."""
-    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(pantheon.bus.puller, "SILENCE_SECONDS", 0.5)
+async def test_an_instance_beyond_those_that_may_wait_gets_its_turn(bus: Bus) -> None:
+    """The consumer takes one waiting request; the broker silently drops another instance's."""
     await bus.js.add_consumer(
         "AGENT_TASKS",
         ConsumerConfig(
@@ -248,10 +242,10 @@ async def test_an_instance_beyond_those_that_may_wait_gets_its_turn(bus: Bus, mo
             max_waiting=1,
         ),
     )
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as first:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, times=QUICK_HEARTBEATS) as first:
         await first.wait_ready()
         await asked(bus)
-        async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as second:
+        async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, times=QUICK_HEARTBEATS) as second:
             await second.wait_ready()
             await put(bus, 8)
             await until(lambda: first.held + second.held == 8, "all taken between the two")
@@ -319,11 +313,9 @@ async def test_stopping_in_mid_flow_loses_no_message_to_a_request_left_open(bus:
 async def test_one_event_tells_of_several_pullers(bus: Bus) -> None:
     wake = asyncio.Event()
     async with (
-        Puller(bus, TASKS.name, task_consumer("a"), capacity=1) as first,
-        Puller(bus, TASKS.name, task_consumer("b"), capacity=1) as second,
+        Puller(bus, TASKS.name, task_consumer("a"), capacity=1, arrivals=wake) as first,
+        Puller(bus, TASKS.name, task_consumer("b"), capacity=1, arrivals=wake) as second,
     ):
-        first.wake_on(wake)
-        second.wake_on(wake)
         for agent, puller in (("a", first), ("b", second)):
             await puller.wait_ready()
             wake.clear()
@@ -462,7 +454,8 @@ async def test_nothing_is_lost_when_the_broker_dies_in_mid_load(rig: Rig, broker
 
 
 @pytest.mark.parametrize("what", ["consumer", "tasks", "responses"])
-async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: str, quick: None) -> None:
+@quick_retries
+async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: str) -> None:
     agent = Agent("test_agent", max_concurrency=4)
 
     @agent.task("count")
@@ -493,8 +486,8 @@ async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: s
 
 
 @pytest_asyncio.fixture
-async def publisher(bus: Bus, quick: None) -> AsyncIterator[Publisher]:
-    made = Publisher(bus)
+async def publisher(bus: Bus) -> AsyncIterator[Publisher]:
+    made = Publisher(bus, QUICK)
     yield made
     await made.close()
 
@@ -546,7 +539,7 @@ async def test_a_publish_is_repeated_until_somebody_keeps_it(bus: Bus, publisher
 async def test_a_store_that_went_back_is_noticed_however_far_it_has_come_since(bus: Bus, publisher: Publisher) -> None:
     """Others have published meanwhile: where the stream stands tells nothing, the sequence of the next message does."""
     gone_back: list[str] = []
-    publisher.on_gone_back = gone_back.append
+    publisher.on_gone_back(gone_back.append)
     for number in range(3):
         await publisher.publish("agent.a.task", b"{}", message_id=str(number))
     await publisher.publish("agent.a.task", b"{}", message_id="0")
@@ -639,11 +632,11 @@ async def test_thousands_of_refused_messages_leave_room_for_the_next(bus: Bus, p
     for _ in range(50):
         with pytest.raises(TooLarge):
             await publisher.publish("agent.a.task", body)
-    assert not publisher._pending
+    assert publisher.pending == 0
 
 
-async def test_closing_gives_up_what_is_repeated(bus: Bus, quick: None) -> None:
-    publisher = Publisher(bus)
+async def test_closing_gives_up_what_is_repeated(bus: Bus) -> None:
+    publisher = Publisher(bus, QUICK)
     await bus.js.delete_stream("AGENT_TASKS")
     await publisher.send("agent.a.task", b"{}")
     await until(lambda: publisher.repeating_since is not None, "a repeat")
@@ -816,14 +809,14 @@ async def test_marks_tell_a_lost_store(bus: Bus, broker: NatsServer) -> None:
         await stream_mark(bus, "AGENT_TASKS")
 
 
-async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_it_holds(bus: Bus) -> None:
+async def test_a_paused_puller_withdraws_its_requests_and_returns_what_it_holds(bus: Bus) -> None:
     """What a paused instance had asked for goes to another one, at once and not after its AckWait."""
     spec = task_consumer("a")
     async with Puller(bus, TASKS.name, spec, capacity=4) as first, Puller(bus, TASKS.name, spec, capacity=4) as second:
         await first.wait_ready()
         await second.wait_ready()
         first.pause()
-        await until(lambda: first._subscription is None, "the withdrawal")
+        await until(lambda: not first.receiving, "the withdrawal")
         await put(bus, 4)
         got: list[bytes] = []
         while len(got) < 4:
@@ -836,7 +829,7 @@ async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_i
         assert [delivery.data for delivery in await taken(first, 1)] == [b"again"]
 
 
-async def test_what_was_passed_on_is_not_held_and_makes_room(no_second_look: None, bus: Bus) -> None:
+async def test_what_was_forwarded_is_not_held_and_makes_room(bus: Bus) -> None:
     diverted: list[Delivery] = []
 
     def divert(delivery: Delivery) -> bool:
@@ -845,18 +838,18 @@ async def test_what_was_passed_on_is_not_held_and_makes_room(no_second_look: Non
         diverted.append(delivery)
         return True
 
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, divert=divert) as puller:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, divert=divert, times=NO_SECOND_CHECK) as puller:
         await put(bus, 30)
         await bus.js.publish(subjects.task("a"), b"mine")
         assert [delivery.data for delivery in await taken(puller)] == [b"mine"]
         assert [delivery.data for delivery in diverted] == [str(number).encode() for number in range(30)]
         assert puller.held == 1
         assert puller.most <= 4
-        # Passing on each by itself asks for more not more often than taking does.
+        # Forwarding each by itself requests more not more often than taking does.
         assert len(puller.asked) <= 31
 
 
-async def test_what_another_one_was_given_is_held_and_given_back_as_its_own(bus: Bus) -> None:
+async def test_what_another_puller_forwarded_is_held_and_returned_as_its_own(bus: Bus) -> None:
     spec = task_consumer("a")
     async with Puller(bus, TASKS.name, spec, capacity=20) as given:
         puller = Puller(bus, TASKS.name, spec, capacity=4)
@@ -865,14 +858,14 @@ async def test_what_another_one_was_given_is_held_and_given_back_as_its_own(bus:
         while len(deliveries) < 10:
             deliveries += await taken(given)
         for delivery in deliveries:
-            puller.put(delivery)
+            puller.enqueue(delivery)
         # More than it would have asked for: it asks for nothing until it has room.
         async with puller:
-            assert puller.held == len(puller.waiting) == 10
+            assert puller.held == len(puller.buffered) == 10
             assert [one.data for one in await taken(puller, 6)] == [str(number).encode() for number in range(6)]
             puller.release(6)
             puller.pause()
-            await until(lambda: puller.held == 0, "that it gives back what it was passed")
+            await until(lambda: puller.held == 0, "that it returns what was forwarded to it")
         for delivery in deliveries[:6]:
             await delivery.ack()
         given.release(10)

@@ -12,13 +12,16 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 from pydantic import BaseModel
 
-import pantheon.worker.responses
-import pantheon.worker.worker
 from pantheon import Agent, TaskContext, TaskFailure
-from pantheon.bus import ensure_streams
+from pantheon.bus import Bus, Objects, Publisher, Transport, ensure_streams
+from pantheon.worker.responses import ResponseMemory
+from pantheon.worker.worker import WorkerLimits
 from protocol import TaskProgress, TaskResponse, new_id, subjects
-from tests.kit.conftest import Rig
+from tests.kit.conftest import Rig, quick_retries
 from tests.waiting import PATIENCE_SECONDS, until
+
+# In-progress acks far more often than a consumer with a short AckWait needs them.
+OFTEN_HELD = WorkerLimits(hold_seconds=0.2)
 
 
 class Text(BaseModel):
@@ -162,7 +165,8 @@ async def test_whoever_observes_is_told_of_every_attempt(rig: Rig, agent: Agent)
 # -- the order: answer, then acknowledge ----------------------------------------------------------------------------
 
 
-async def test_a_task_is_acknowledged_after_its_answer_is(rig: Rig, agent: Agent, quick: None) -> None:
+@quick_retries
+async def test_a_task_is_acknowledged_after_its_answer_is(rig: Rig, agent: Agent) -> None:
     """Without the stream of responses nobody can acknowledge an answer: the task must stay in the queue till it is."""
     await rig.worker(agent)
     await rig.js.delete_stream("AGENT_RESPONSES")
@@ -188,20 +192,18 @@ async def test_a_process_that_dies_at_work_leaves_the_task_to_another(rig: Rig, 
         await asyncio.Event().wait()
         return task
 
-    first = await rig.worker(dying)
+    connection = await Bus.connect(rig.bus.url, name="dying", wait_seconds=PATIENCE_SECONDS)
+    await rig.worker(dying, transport=Transport(connection, Publisher(connection), Objects(connection)))
     task_id = await rig.send("test_agent", "uppercase", {"text": "a"})
     await started.wait()
     # As SIGKILL: no drain, no nak, no in-progress ack.
-    for loop in first._loops:
-        loop.cancel()
-    await first._puller.stop()
+    await connection.close()
     await rig.worker(agent)
     assert (await rig.answer(task_id)).result == {"text": "A"}
     await rig.until_empty()
 
 
-async def test_a_long_task_stays_with_its_instance(rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pantheon.worker.worker, "IN_PROGRESS_SECONDS", 0.2)
+async def test_a_long_task_stays_with_its_instance(rig: Rig, agent: Agent) -> None:
     # Long beside the time between two acks, so that a machine that stands still for a moment is no silent worker.
     await ack_wait(rig, 4)
     runs = 0
@@ -212,8 +214,8 @@ async def test_a_long_task_stays_with_its_instance(rig: Rig, agent: Agent, monke
         runs += 1
         await asyncio.sleep(5)
 
-    await rig.worker(agent)
-    await rig.worker(agent)
+    await rig.worker(agent, limits=OFTEN_HELD)
+    await rig.worker(agent, limits=OFTEN_HELD)
     await rig.run("test_agent", "long")
     await rig.until_empty()
     assert runs == 1
@@ -237,7 +239,7 @@ async def test_a_task_delivered_again_while_it_runs_runs_once(rig: Rig, agent: A
 
     worker = await rig.worker(agent)
     task_id = await rig.send("test_agent", "long")
-    await until(lambda: len(worker._works) == 2, "the second delivery")
+    await until(lambda: worker.deliveries == 2, "the second delivery")
     # Long before a third: one that crosses the end is answered again, as it should be.
     go_on.set()
     answer = await rig.answer(task_id)
@@ -248,11 +250,8 @@ async def test_a_task_delivered_again_while_it_runs_runs_once(rig: Rig, agent: A
     assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq > 1
 
 
-async def test_a_task_sent_again_while_it_runs_waits_with_it(
-    rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Said again after a loss of the broker's store, it is a message of its own; given out five times it was poison."""
-    monkeypatch.setattr(pantheon.worker.worker, "IN_PROGRESS_SECONDS", 0.2)
+async def test_a_task_sent_again_while_it_runs_waits_with_it(rig: Rig, agent: Agent) -> None:
+    """Sent again after a loss of the broker's store, it is a message of its own; delivered five times it was poison."""
     await ack_wait(rig, 4)
     runs = 0
 
@@ -264,7 +263,7 @@ async def test_a_task_sent_again_while_it_runs_waits_with_it(
         # More than is remembered for a delivery that comes later.
         return {"much": "x" * 100_000}
 
-    worker = await rig.worker(agent)
+    worker = await rig.worker(agent, limits=OFTEN_HELD)
     task_id = await rig.send("test_agent", "long")
     await until(lambda: worker.active, "the first delivery")
     await rig.send("test_agent", "long", task_id=task_id)
@@ -297,10 +296,7 @@ async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Ri
     await rig.until_empty()
 
 
-async def test_answers_are_remembered_by_what_they_weigh(
-    rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pantheon.worker.responses, "REMEMBERED_BYTES", 3000)
+async def test_responses_are_remembered_up_to_a_number_of_bytes(rig: Rig, agent: Agent) -> None:
     runs: list[UUID] = []
 
     @agent.task("thousand")
@@ -308,7 +304,7 @@ async def test_answers_are_remembered_by_what_they_weigh(
         runs.append(ctx.task_id)
         return "x" * 1000
 
-    await rig.worker(agent)
+    await rig.worker(agent, limits=WorkerLimits(remembered=ResponseMemory(total_bytes=3000)))
     ids = []
     for _ in range(4):
         ids.append(await rig.send("test_agent", "thousand"))
@@ -319,7 +315,7 @@ async def test_answers_are_remembered_by_what_they_weigh(
         await rig.send("test_agent", "thousand", task_id=task_id)
         await until(lambda count=count: len(rig.answers) > count, "its answer")  # type: ignore[misc]
         await rig.until_empty()
-    assert [str(one) for one in runs] == [str(one) for one in [*ids, ids[0]]]
+    assert [str(task_id) for task_id in runs] == [str(task_id) for task_id in [*ids, ids[0]]]
 
 
 async def test_another_attempt_is_another_run(rig: Rig, agent: Agent) -> None:
@@ -796,7 +792,7 @@ async def test_a_drain_lets_what_runs_finish_and_takes_no_more(rig: Rig, agent: 
     task_id = await rig.send("test_agent", "wait")
     await begun.wait()
     draining = asyncio.create_task(worker.drain(10))
-    await until(lambda: worker._draining and worker._puller._subscription is None, "the drain")
+    await until(lambda: not worker.receiving, "the drain")
     await asyncio.sleep(0.1)
     later = await rig.send("test_agent", "uppercase", {"text": "a"})
     go_on.set()

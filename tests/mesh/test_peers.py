@@ -69,7 +69,7 @@ class Member:
 
     def _on_forwarded(self, delivery: Delivery) -> None:
         self.passed.append(delivery)
-        self.puller.put(delivery)
+        self.puller.enqueue(delivery)
 
     async def settle(self, count: int) -> None:
         for _ in range(count):
