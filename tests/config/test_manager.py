@@ -176,7 +176,7 @@ async def test_a_wrong_live_value_is_refused_alone_and_the_rest_of_its_layer_com
             assert manager.current.max_concurrency == 16
 
 
-async def test_a_failing_callback_or_source_harms_nobody() -> None:
+async def test_a_failing_callback_or_source_harms_no_other() -> None:
     class Failing:
         layer = "live"
         tries = 0

@@ -57,11 +57,8 @@ class NatsServer:
         shutil.rmtree(self._store, ignore_errors=True)
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry that cannot be loaded is there all the same, after a moment in the place of seconds."""
-    monkeypatch.setattr("pantheon.discovery.nats_kv.LOAD_TIMEOUT_SECONDS", 0.1)
-    monkeypatch.setattr("pantheon.discovery.consul_watch.LOAD_TIMEOUT_SECONDS", 0.1)
+# A registry that cannot be loaded is returned all the same, after a moment in the place of seconds.
+IMPATIENT_SECONDS = 0.1
 
 
 @pytest.fixture

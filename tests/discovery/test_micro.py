@@ -85,7 +85,7 @@ async def test_endpoints_come_and_go_and_keep_what_was_counted(client: Client, o
         service.record("generate_content", 0.5)
         service.describe([Endpoint("generate_content", {"type": "object"}), Endpoint("translate_content")])
         stats = ServiceStats.from_dict(await ask(other_client, "$SRV.STATS.llm_agent"))
-        assert {one.name: one.num_requests for one in stats.endpoints} == {
+        assert {endpoint.name: endpoint.num_requests for endpoint in stats.endpoints} == {
             "generate_content": 1,
             "translate_content": 0,
         }

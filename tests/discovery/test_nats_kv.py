@@ -14,9 +14,10 @@ from nats.aio.client import Client
 from nats.js.api import StreamInfo
 
 from pantheon.discovery import DiscoveryDenied, DiscoveryUnavailable, NatsKvDiscovery, ensure_bucket
-from pantheon.discovery.kv_watch import BucketWatch, explain, parse_delivery
+from pantheon.discovery.kv_watch import BucketWatch, explain, parse_ack_subject
 from protocol import InstanceRecord
 from protocol.errors import DiscoveryError
+from tests.discovery.conftest import IMPATIENT_SECONDS
 from tests.waiting import PATIENCE_SECONDS, until
 
 Record = Callable[..., InstanceRecord]
@@ -35,8 +36,8 @@ def warnings_in(logs: list[Any]) -> list[Any]:
 
 async def test_what_is_registered_is_found_as_it_was_said(client: Client, other_client: Client, record: Record) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         assert not registry.stale
         assert registry.serving("generate_content") == ()
         mine = record(metadata={"model": "openai:x"}, task_types=("generate_content", "summarize_content"))
@@ -46,7 +47,7 @@ async def test_what_is_registered_is_found_as_it_was_said(client: Client, other_
         assert registry.instances() == (mine,)
         assert registry.task_types() == {"generate_content", "summarize_content"}
         # A later registry finds it too, from the bucket's content.
-        assert (await message_loops.registry()).instances("llm_agent") == (mine,)
+        assert (await orchestrator.registry()).instances("llm_agent") == (mine,)
 
 
 async def test_the_value_on_the_wire_is_the_contracts(client: Client, record: Record) -> None:
@@ -84,8 +85,8 @@ async def test_a_draining_instance_is_listed_but_does_not_serve(client: Client, 
 
 async def test_a_clean_end_is_seen_at_once(client: Client, other_client: Client, record: Record) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         version = registry.version
@@ -133,11 +134,11 @@ async def test_a_registry_that_starts_late_knows_how_old_an_entry_is(
         assert asyncio.get_running_loop().time() - started < 8 + 12
 
 
-async def test_without_a_bucket_an_agent_waits_and_is_there_once_somebody_makes_it(
-    client: Client, record: Record, impatient: None
+async def test_without_a_bucket_an_agent_waits_and_is_registered_once_it_is_made(
+    client: Client, record: Record
 ) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with NatsKvDiscovery(client) as discovery:
+        async with NatsKvDiscovery(client, load_timeout_seconds=IMPATIENT_SECONDS) as discovery:
             registration = await discovery.register(record())
             assert not registration.active
             registry = await discovery.registry()
@@ -149,13 +150,13 @@ async def test_without_a_bucket_an_agent_waits_and_is_there_once_somebody_makes_
     assert len(warnings_in(logs)) == 2  # one of the registration, one of the registry
 
 
-async def test_a_bucket_deleted_and_made_anew_is_followed_again_and_nobody_leaves_meanwhile(
+async def test_a_bucket_deleted_and_made_anew_is_followed_again_and_no_instance_leaves_meanwhile(
     client: Client, other_client: Client, record: Record
 ) -> None:
     js = client.jetstream()
     await ensure_bucket(js)
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         await js.delete_key_value("agents")
@@ -173,8 +174,8 @@ async def test_a_broker_killed_and_wiped_leaves_the_last_known_registry_until_it
     client: Client, other_client: Client, nats_server: Server, record: Record
 ) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         nats_server.stop()
@@ -195,9 +196,9 @@ async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_anyb
     await ensure_bucket(client.jetstream(), ttl_seconds=3)
     async with (
         NatsKvDiscovery(client, ttl_seconds=3) as agent,
-        NatsKvDiscovery(other_client, ttl_seconds=3) as message_loops,
+        NatsKvDiscovery(other_client, ttl_seconds=3) as orchestrator,
     ):
-        registry = await message_loops.registry()
+        registry = await orchestrator.registry()
         await agent.register(record())
         await until(lambda: len(registry) == 1)
         sizes: set[int] = set()
@@ -257,17 +258,17 @@ async def test_a_watch_that_lost_its_consumer_without_a_word_is_made_again(
 ) -> None:
     js = client.jetstream()
     await ensure_bucket(js)
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         for consumer in await js.consumers_info("KV_agents"):
             await js.delete_consumer("KV_agents", consumer.name)
         await agent.register(record())
         await until(lambda: len(registry) == 1)
 
 
-async def test_a_broker_without_jetstream_is_named(plain_nats_client: Client, record: Record, impatient: None) -> None:
+async def test_a_broker_without_jetstream_is_named(plain_nats_client: Client, record: Record) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with NatsKvDiscovery(plain_nats_client) as discovery:
+        async with NatsKvDiscovery(plain_nats_client, load_timeout_seconds=IMPATIENT_SECONDS) as discovery:
             registration = await discovery.register(record())
             registry = await discovery.registry()
             await until(lambda: registry.stale)
@@ -377,13 +378,13 @@ async def test_making_the_bucket_twice_or_over_another_configuration_ends_with_t
 
 
 def test_a_delivery_is_read_with_and_without_a_domain() -> None:
-    plain = parse_delivery("$JS.ACK.KV_agents.c1.1.7.3.1700000000000000000.2")
+    plain = parse_ack_subject("$JS.ACK.KV_agents.c1.1.7.3.1700000000000000000.2")
     assert (plain.stream_sequence, plain.consumer_sequence, plain.sent_at_ns, plain.pending) == (
         7,
         3,
         1700000000000000000,
         2,
     )
-    assert parse_delivery("$JS.ACK.hub.acc.KV_agents.c1.1.7.3.1700000000000000000.2.rnd") == plain
+    assert parse_ack_subject("$JS.ACK.hub.acc.KV_agents.c1.1.7.3.1700000000000000000.2.rnd") == plain
     with pytest.raises(ValueError, match="reply subject"):
-        parse_delivery("_INBOX.x")
+        parse_ack_subject("_INBOX.x")
