@@ -20,9 +20,8 @@ Invariants:
 - Per message on the hot paths (`Bus.subscribe_direct`, `Publisher.send`, `acknowledge`) there is no task, no queue and,
   unless the socket is full, no await.
 
-Who may call it: `client`, `worker`, `process`, `config` and `cli` of the kit, and the orchestrator. It imports only
-`pantheon.runtime` and `protocol`. (Order in the kit: runtime <- bus <- discovery <- config <- client <- worker <-
-process; see `pantheon`.)
+Who may call it: every package of the kit above it (see `pantheon` for their order), and the orchestrator. It imports
+`pantheon.runtime` and `protocol`.
 """
 
 from pantheon.bus.acks import acknowledge, hold, is_first_delivery, nak, times_delivered

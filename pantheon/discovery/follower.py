@@ -1,4 +1,4 @@
-"""Follower: keeps a Registry as its source shows it, and says so when the source is lost."""
+"""Follower: keeps a Registry as its source shows it, and marks it stale when the source is lost."""
 
 import asyncio
 import contextlib

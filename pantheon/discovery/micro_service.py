@@ -1,7 +1,7 @@
 """MicroService: answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, so that `nats micro ls` lists an agent (ADR-32).
 
 The library's own micro service would subscribe to its endpoints' subjects, and a core subscription to an agent's tasks
-would see every task beside the stream; this one only answers questions about them.
+would see every task beside the stream; this one only responds to questions about them.
 """
 
 import json

@@ -65,7 +65,7 @@ class Presence:
         await self._publish_event("registered")
 
     def refresh(self) -> None:
-        """Have the entry say what is true now, soon."""
+        """Update the entry in the background: the capacity has changed."""
         if self._registration is not None:
             updating = self._registration.update(self._record())
             self._tasks.append(asyncio.create_task(updating, name="re-register"))

@@ -12,7 +12,7 @@ from agents.examination_agent.settings import ExaminationSettings
 from agents.llm_agent.settings import LlmSettings
 from orchestrator_agent.store.pool import Database
 from pantheon.language_model import require_models
-from pantheon.runtime.settings import EnvironmentSettings, MeshSettings, load_settings, redacted
+from pantheon.runtime.settings import EnvironmentSettings, MeshSettings, load_settings
 from protocol.errors import SettingsError
 
 
@@ -52,14 +52,12 @@ def test_every_name_of_the_contract_is_read(clean_environment: pytest.MonkeyPatc
     assert (settings.uses_consul, settings.stream_replicas, settings.log_level) == (True, 3, "debug")
     assert (settings.max_agents, settings.agent_timeout_seconds, settings.max_concurrency) == (7, 12.5, 4)
     assert "secret" not in repr(settings)
-    assert "secret" not in str(redacted(settings))
     assert "t0ken" not in repr(settings)
 
 
 def test_the_password_in_the_brokers_address_is_not_shown(clean_environment: pytest.MonkeyPatch) -> None:
     clean_environment.setenv("NATS_URL", "nats://user:hunter2@h:4222")
     assert "hunter2" not in repr(MeshSettings.load())
-    assert redacted(MeshSettings.load())["nats_url"] == "nats://***@h:4222"
     clean_environment.setenv("NATS_URL", "http://user:hunter2@h:4222")
     with pytest.raises(SettingsError, match="NATS_URL='http://") as caught:
         MeshSettings.load()
