@@ -1,8 +1,7 @@
 """Worker: what an agent declares, and the loop that runs its handlers.
 
 - `declaration`, `handler`, `context`: an agent as data, its functions, and what a function gets. They import no NATS:
-  to
-  declare an agent costs a fraction of a second.
+  declaring an agent takes a fraction of a second.
 - `worker`: the loop: pull, run, respond, acknowledge. `slots` bounds the attempts at once; `runner` runs one within its
   time (`attempt_timeout`); `attempt` is its state.
 - `response_form`, `responses`: a TaskResponse as bytes; how it is sent, and remembered for a second delivery.

@@ -1,4 +1,4 @@
-"""TaskRequest, read from bytes: every sentence of PROTOCOL.md on what is one, and what becomes of what is none."""
+"""TaskRequest, read from bytes: every sentence of docs/protocol.md on valid ones, and what becomes of invalid ones."""
 
 import contextlib
 import json
