@@ -207,8 +207,8 @@ def _query_messages() -> dict[str, Document]:
     messages: dict[str, Document] = {}
     for name, (summary, arguments, reply) in _QUERIES.items():
         messages[f"{name}Query"] = {"summary": summary, "payload": _formatted({"type": "object", **arguments})}
-        answered = {"anyOf": [{"type": "object", **reply}, _REFUSAL]}
-        messages[f"{name}Answer"] = {"summary": summary, "payload": _formatted(answered)}
+        replied = {"anyOf": [{"type": "object", **reply}, _REFUSAL]}
+        messages[f"{name}Answer"] = {"summary": summary, "payload": _formatted(replied)}
     return messages
 
 

@@ -36,7 +36,7 @@ def is_first_delivery(delivery: Delivery) -> bool:
 
 
 async def acknowledge(delivery: Delivery) -> None:
-    """Tell JetStream that a message is done. One that was read from its stream has no subject to acknowledge on."""
+    """Acknowledge a message: it is done. One that was read from its stream has no subject to acknowledge on."""
     client = delivery._client
     if not delivery.reply:
         return
@@ -56,7 +56,7 @@ async def nak(delivery: Delivery, *, after_seconds: float | None = None) -> None
 
 
 async def hold(delivery: Delivery) -> None:
-    """Tell JetStream that work goes on: no other instance gets the message for another AckWait."""
+    """Report that work on a message goes on: no other instance gets the message for another AckWait."""
     await _or_lose(delivery.in_progress())
 
 

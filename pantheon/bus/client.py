@@ -1,6 +1,6 @@
 """Client: nats-py's connection, made safe to cancel, with short cuts for the messages that every step has several of.
 
-nats-py (2.16) mistakes the cancellation of its caller for its own in some places: while a publish waits for the socket,
+nats-py (2.16) mistakes the cancellation of its caller for its own in some calls: while a publish waits for the socket,
 while a connection is closed, and, on Python 3.11, in every `asyncio.wait_for` whose result comes in the same iteration
 of the loop. The caller then goes on as if it had not been cancelled, and is not cancelled again: a signal, or the end
 of a task, is lost.

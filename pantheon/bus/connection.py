@@ -34,7 +34,7 @@ log = structlog.get_logger()
 # Long enough that a broker which restarts does not meet a storm, short enough that no task is noticeably late.
 RECONNECT_WAIT_SECONDS = 0.5
 CONNECT_TIMEOUT_SECONDS = 2
-# A broker that stopped answering without closing the connection is noticed after about three of these.
+# A broker that hangs without closing the connection is noticed after about three of these.
 PING_INTERVAL_SECONDS = 10
 # What is published while the broker is away is kept here; beyond it, publishing fails and the caller retries.
 PENDING_BYTES = 64 * 1024 * 1024

@@ -77,7 +77,7 @@ class Objects:
     async def get(self, ref: ObjectRef) -> bytes:
         """The bytes that a reference stands for, unchecked: `parse_value` compares them with the reference.
 
-        Raises TooLarge beyond `max_bytes`, ObjectMissing, BusError when the store does not answer.
+        Raises TooLarge beyond `max_bytes`, ObjectMissing, BusError when the store does not respond.
         """
         if ref.size_bytes > self.max_bytes:
             raise TooLarge(f"a value of {ref.size_bytes} bytes exceeds the mesh's limit of {self.max_bytes} bytes")

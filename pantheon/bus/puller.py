@@ -55,7 +55,7 @@ DEFAULT_TIMES = PullTimes()
 class Puller:
     """Keeps up to `capacity` messages requested or held; `take` returns what has arrived.
 
-    `release(n)` tells it that n messages are done, which makes room for as many. `divert` is called with each message
+    `release(n)` makes room for n more messages: as many are done. `divert` is called with each message
     that arrives, and must not block: a message for which it returns True was forwarded, and is not held here. A message
     that comes another way than from the broker is added by `enqueue`. `arrivals` is set when messages arrive, for a
     reader of several pullers.

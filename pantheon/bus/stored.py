@@ -109,7 +109,7 @@ async def remove_stored(bus: Bus, stream: str, sequence: int) -> None:
 
 
 async def pending_messages(bus: Bus, stream: str, durable_name: str) -> int | None:
-    """How many messages of a consumer are not delivered or not acknowledged; None where the broker does not answer, or
+    """How many messages of a consumer are not delivered or not acknowledged; None where the broker does not respond, or
     the consumer does not exist yet."""
     try:
         info = await bus.js.consumer_info(stream, durable_name)
@@ -120,7 +120,7 @@ async def pending_messages(bus: Bus, stream: str, durable_name: str) -> int | No
 
 
 async def delivered_sequence(bus: Bus, stream: str, durable_name: str) -> int | None:
-    """The sequence of the newest message that a consumer has delivered; None where the broker does not answer."""
+    """The sequence of the newest message that a consumer has delivered; None where the broker does not respond."""
     try:
         info = await bus.js.consumer_info(stream, durable_name)
     except (TimeoutError, NatsError, OSError) as error:

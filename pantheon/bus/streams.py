@@ -81,7 +81,7 @@ class StreamMark:
 
 
 async def stream_mark(bus: Bus, name: str) -> StreamMark | None:
-    """The stream's mark, or None where it does not exist. Raises BusError when the broker does not answer."""
+    """The stream's mark, or None where it does not exist. Raises BusError when the broker does not respond."""
     try:
         info = await bus.js.stream_info(name)
     except NotFoundError:

@@ -35,7 +35,7 @@ CHECKS_FILTER = f'"{CONSUL_TAG}" in ServiceTags or (ServiceID == "" and Status =
 
 
 class ConsulLost(DiscoveryError):
-    """Consul answers that it does not know the check: the instance has to be registered again."""
+    """Consul responds that it does not know the check: the instance has to be registered again."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class ConsulApi:
         except DiscoveryDenied:
             raise
         except DiscoveryUnavailable as error:
-            # Old versions answer 500 for a check they do not know.
+            # Old versions respond 500 for a check they do not know.
             if "TTL" in error.message or "Unknown check" in error.message:
                 raise ConsulLost(error.message) from error
             raise
@@ -209,7 +209,7 @@ class ConsulApi:
             raise ConsulLost(f"Consul does not know the check of {service_id}")
 
     async def set_maintenance(self, service_id: str, enabled: bool) -> None:
-        """Turn a service's maintenance mode on or off: how a draining instance is marked."""
+        """Switch a service's maintenance mode on or off: how a draining instance is marked."""
         async with self._mapped("set maintenance mode"):
             known = await self._consul.agent.service.maintenance(service_id, "true" if enabled else "false", "draining")
         if not known:
@@ -221,7 +221,7 @@ class ConsulApi:
             await self._consul.agent.service.deregister(service_id)
 
     async def mesh_checks(self, index: int, wait_seconds: float) -> tuple[int, list[dict[str, Any]]]:
-        """Every check of every agent and every failing node, in one blocking query; index 0 answers at once."""
+        """Every check of every agent and every failing node, in one blocking query; index 0 returns at once."""
         async with self._mapped("watch the checks"):
             found, checks = await self._consul.health.state(
                 "any", index=str(index) if index else None, wait=f"{wait_seconds:g}s", filter_expr=CHECKS_FILTER

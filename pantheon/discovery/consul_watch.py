@@ -140,7 +140,7 @@ class ConsulFollower(Follower):
         except DiscoveryError as error:
             self._lost(error.message)
         except Exception as error:
-            # A watch that dies would leave a registry that looks alive.
+            # A watch that dies would leave a registry that seems alive.
             log.exception("the watch of Consul failed, watching again")
             self._lost(f"{type(error).__name__}: {error}")
         else:

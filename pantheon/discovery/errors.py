@@ -4,8 +4,8 @@ from protocol.errors import DiscoveryError
 
 
 class DiscoveryUnavailable(DiscoveryError):
-    """Consul, or the KV bucket, does not answer: the call is made again later."""
+    """Consul, or the KV bucket, does not respond: the call is made again later."""
 
 
 class DiscoveryDenied(DiscoveryError):
-    """Consul, or NATS, answers and refuses: a token or a permission is missing."""
+    """Consul, or NATS, refuses: a token or a permission is missing."""

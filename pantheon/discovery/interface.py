@@ -37,7 +37,7 @@ class Discovery(ABC):
         return registration
 
     async def registry(self) -> Registry:
-        """A live view of all instances; returned once loaded, or stale when the source does not answer in time."""
+        """A live view of all instances; returned once loaded, or stale when the source does not respond in time."""
         follower = self._new_follower()
         self._followers.append(follower)
         await follower.start()

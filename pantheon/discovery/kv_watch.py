@@ -139,7 +139,7 @@ class BucketWatch:
                 except DiscoveryError as error:
                     self._listener.watch_lost(error.message)
                 except Exception as error:
-                    # A watch that dies would leave a registry that looks alive.
+                    # A watch that dies would leave a registry that seems alive.
                     log.exception("the watch of a KV bucket failed, watching again", bucket=self.bucket)
                     self._listener.watch_lost(f"{type(error).__name__}: {error}")
                 await self._detach()

@@ -1,4 +1,4 @@
-"""MicroService: answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, so that `nats micro ls` lists an agent (ADR-32).
+"""MicroService: responds to `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, so that `nats micro ls` lists an agent (ADR-32).
 
 The library's own micro service would subscribe to its endpoints' subjects, and a core subscription to an agent's tasks
 would see every task beside the stream; this one only responds to questions about them.

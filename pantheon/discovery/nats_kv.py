@@ -3,7 +3,7 @@ Discovery).
 
 The bucket's TTL makes silent instances vanish for readers that come anew; a follower keeps an expiry of its own,
 because a broker need not announce what aged away. An instance is dropped only after a response of the broker that
-confirms what was followed, so an outage of the broker never looks like the death of every instance.
+confirms what was followed, so an outage of the broker is never taken for the death of every instance.
 """
 
 import asyncio

@@ -126,7 +126,7 @@ class Registry:
         return different
 
     def mark_fresh(self) -> None:
-        """The source answers and the registry shows what it holds."""
+        """The source responds, and the registry shows what it holds."""
         if self._degraded_reason is not None:
             self._degraded_reason = None
             self._announce()

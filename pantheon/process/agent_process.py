@@ -146,7 +146,7 @@ class AgentProcess:
         self._parts.push_async_callback(self.discovery.close)
         self.config = self._configuration(make_live_source(self.settings, self.bus.client, self.agent.name))
         self.config.on_change(self._on_config)
-        # Not awaited: a KV store that is slow to answer must not delay the start; its values count when they come.
+        # Not awaited: a KV store that is slow to respond must not delay the start; its values count when they come.
         self._config_task = asyncio.create_task(self.config.start(), name="config")
         await self.agent.call_hooks("startup")
         self.micro = MicroService(

@@ -27,7 +27,7 @@ REPORT_RELEASED_SECONDS = 0.5
 class Presence:
     """Started once the instance can take tasks: `start`, `leave` before it drains, `stop`, and `close` at the end.
 
-    Heartbeats go on after `leave`: what an instance finishes must not look lost.
+    Heartbeats go on after `leave`: what an instance finishes must not seem lost.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Workload: what an AgentProcess does with tasks: a Worker's, or the orchestrator's message loops in its place."""
+"""Workload: what an AgentProcess does with tasks: a Worker's, or the orchestrator's message loops instead."""
 
 from typing import Protocol
 from uuid import UUID

@@ -29,7 +29,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 def _on_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log errors that no task handled, but for the name look-ups that uvloop itself leaves behind.
 
-    Its `create_connection`, cancelled during a look-up, does not cancel the look-up. Where a resolver answers later
+    Its `create_connection`, cancelled during a look-up, does not cancel the look-up. Where a resolver responds later
     than NATS's, Postgres's or Redis's client waits for a connection, each of their tries ended in a traceback without
     an origin. The client that connected knows: it ran into its timeout, and reports that.
     """

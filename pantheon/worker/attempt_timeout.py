@@ -7,7 +7,7 @@ from typing import Self
 
 class AttemptTimeout:
     """`with AttemptTimeout(seconds) as limit:` cancels what is awaited inside when the time is over, and raises
-    TimeoutError in its place. A cancellation by another task stays one, as with `asyncio.timeout`; the limit cannot be
+    TimeoutError instead. A cancellation by another task stays one, as with `asyncio.timeout`; the limit cannot be
     moved."""
 
     __slots__ = ("_before", "_handle", "_task", "expired")

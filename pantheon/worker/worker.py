@@ -196,7 +196,8 @@ class Worker:
     async def _take(self) -> None:
         while not self._draining:
             # As many as there are slots at this moment: the server may send more than the last request was for, where
-            # requests overlap (after a reconnect, say), and an attempt that had released its slot may have it again.
+            # requests overlap (after a reconnect, for example), and an attempt that had released its slot may have it
+            # again.
             self._wake.clear()
             deliveries = self._puller.take_now(self._slots.free)
             if not deliveries:
