@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from nats.errors import Error as NatsError
 from pydantic_core import from_json
 
 from orchestrator_agent.intake.backlog import Backlog, Flow
@@ -27,6 +26,7 @@ from pantheon.bus import (
     nak,
     remove_stored,
     stored_batch,
+    stream_position,
 )
 from pantheon.runtime.background import end
 from protocol import subjects
@@ -157,14 +157,11 @@ class FairIntake:
         """Begin to take turns where the newest delivery says that many wait."""
         if not deliveries or not self._can_look or not self._looks_ahead():
             return
-        try:
-            metadata = deliveries[-1].metadata
-        except NatsError:
-            return
-        if metadata.num_pending >= MANY:
-            self._backlog = Backlog(int(metadata.sequence.stream), int(metadata.num_pending))
+        newest = stream_position(deliveries[-1])
+        if newest is not None and newest.behind >= MANY:
+            self._backlog = Backlog(newest.sequence, newest.behind)
             self._looking = asyncio.create_task(self._look_ahead(self._backlog), name="look-ahead")
-            log.info("backlog.began", requests=metadata.num_pending)
+            log.info("backlog.began", requests=newest.behind)
 
     def _end(self) -> list[Delivery]:
         """Go on in the order of arrival; returns what was given out and not taken."""

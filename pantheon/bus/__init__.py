@@ -24,7 +24,7 @@ Who may call it: every package of the kit above it (see `pantheon` for their ord
 `pantheon.runtime` and `protocol`.
 """
 
-from pantheon.bus.acks import acknowledge, hold, is_first_delivery, nak, times_delivered
+from pantheon.bus.acks import acknowledge, hold, is_first_delivery, nak, stream_position, times_delivered
 from pantheon.bus.client import NatsClient
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import OBJECTS_STREAM, Objects, ensure_objects
@@ -72,5 +72,6 @@ __all__ = [
     "stored_batch",
     "stored_from",
     "stream_mark",
+    "stream_position",
     "times_delivered",
 ]

@@ -1,6 +1,7 @@
 """Acks, which may be lost: an unacknowledged message is delivered again, and changes nothing the second time."""
 
 from collections.abc import Awaitable
+from typing import NamedTuple
 
 import structlog
 from nats.errors import Error as NatsError
@@ -22,6 +23,22 @@ def times_delivered(delivery: Delivery) -> int:
         return int(delivery.metadata.num_delivered)
     except NatsError:
         return 1
+
+
+class StreamPosition(NamedTuple):
+    """Where a delivered message is in its stream, and how many messages its consumer has behind it."""
+
+    sequence: int
+    behind: int
+
+
+def stream_position(delivery: Delivery) -> StreamPosition | None:
+    """None for a message of core NATS."""
+    try:
+        metadata = delivery.metadata
+    except NatsError:
+        return None
+    return StreamPosition(int(metadata.sequence.stream), int(metadata.num_pending))
 
 
 def is_first_delivery(delivery: Delivery) -> bool:
