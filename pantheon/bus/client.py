@@ -25,6 +25,18 @@ NatsClient = nats.aio.client.Client
 MUCH_PENDING_BYTES = 1024 * 1024
 
 
+def parse_header_lines(raw: bytes) -> dict[str, str]:
+    """Headers as the library reads them, which checks each letter of a name."""
+    found: dict[str, str] = {}
+    for line in raw.split(b"\r\n"):
+        name, colon, value = line.partition(b":")
+        key = name.strip()
+        # A name is one word of ASCII; any other line is no header.
+        if colon and key.isascii() and len(key.split(None, 1)) <= 1:
+            found[key.decode()] = value.strip().decode("utf-8", "replace")
+    return found
+
+
 class Client(nats.aio.client.Client):
     """nats-py's client. A cancellation that comes during a call is raised when the call returns; its effect stays."""
 
@@ -110,17 +122,7 @@ class Client(nats.aio.client.Client):
             self._pending, self._pending_data_size = [], 0
         await super()._close(status, do_cbs)
 
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        # Replaces the library's, which checks each letter of a name.
-        found: dict[str, str] = {}
-        for line in raw.split(b"\r\n"):
-            name, colon, value = line.partition(b":")
-            key = name.strip()
-            # A name is one word of ASCII; any other line is no header.
-            if colon and key.isascii() and len(key.split(None, 1)) <= 1:
-                found[key.decode()] = value.strip().decode("utf-8", "replace")
-        return found
+    _parse_header_lines = staticmethod(parse_header_lines)
 
 
 def publication(subject: str, reply: str, headers: dict[str, str] | None, body: bytes) -> bytes | None:

@@ -38,7 +38,7 @@ def warnings_in(logs: list[Any]) -> list[Any]:
 
 
 def rewrite(path: Path, text: str) -> None:
-    """As editors do: a new file takes the old one's place."""
+    """As editors do: a new file replaces the old one."""
     fresh = path.with_suffix(".new")
     fresh.write_text(text)
     fresh.replace(path)
@@ -74,7 +74,7 @@ def test_each_layer_wins_over_the_one_before_and_each_value_knows_where_it_came_
 
 
 @pytest.mark.parametrize(
-    ("text", "environ", "said"),
+    ("text", "environ", "message"),
     [
         ("max_concurrency: none", {}, r"mesh.yaml: max_concurrency='none' is not allowed"),
         ("nonsense: 1", {}, "'nonsense' is not allowed: there is no such setting"),
@@ -83,10 +83,12 @@ def test_each_layer_wins_over_the_one_before_and_each_value_knows_where_it_came_
         ("options: 3", {}, "options=3 is not allowed"),
     ],
 )
-def test_what_is_wrong_at_the_start_is_one_line(tmp_path: Path, text: str, environ: dict[str, str], said: str) -> None:
+def test_what_is_wrong_at_the_start_is_one_line(
+    tmp_path: Path, text: str, environ: dict[str, str], message: str
+) -> None:
     file = tmp_path / "mesh.yaml"
     file.write_text(text)
-    with pytest.raises(SettingsError, match=said) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         manager_of(file=file, environ=environ)
     assert "\n" not in str(caught.value)
 
@@ -99,7 +101,7 @@ def test_a_file_that_is_not_there_is_an_error_and_so_is_a_wrong_name(tmp_path: P
     assert AgentConfig.of("llm_agent", "i1", max_concurrency=2).max_concurrency == 2
 
 
-async def test_a_changed_file_is_told_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+async def test_a_changed_file_is_reported_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "mesh.toml"
     file.write_text("max_concurrency = 5")
     calls: list[tuple[int, int, frozenset[str]]] = []

@@ -58,7 +58,7 @@ async def put_foreign(server: Server, instance_id: str, **changes: object) -> No
         (await http.put("/v1/agent/service/register", json=body)).raise_for_status()
 
 
-async def test_what_is_registered_is_found_as_it_was_said(consul_server: Server, record: Record) -> None:
+async def test_what_is_registered_is_found_as_it_was_registered(consul_server: Server, record: Record) -> None:
     async with discovery_of(consul_server) as agent, discovery_of(consul_server) as orchestrator:
         registry = await orchestrator.registry()
         assert not registry.stale
@@ -78,7 +78,7 @@ async def test_the_service_in_consul_is_the_contracts(consul_server: Server, rec
     async with discovery_of(consul_server) as discovery, plain(consul_server) as http:
         registry = await discovery.registry()
         await discovery.register(record(metadata={"model": "m", "bad key": "x", "long": "é" * 600}))
-        # Its catalog hears of it a moment later.
+        # Its catalog shows it a moment later.
         await until(lambda: len(registry) == 1)
         (found,) = (await http.get("/v1/health/service/llm_agent")).json()
         assert found["Service"]["ID"] == "llm_agent-one"
@@ -230,7 +230,7 @@ async def test_a_wrong_address_is_one_warning_each_and_is_tried_again(record: Re
     assert str(registry.degraded_reason).startswith(f"Consul at http://127.0.0.1:{port} cannot be reached")
 
 
-async def test_tls_to_a_plain_consul_and_a_consul_that_is_no_consul_are_said_clearly(
+async def test_tls_to_a_plain_consul_and_a_consul_that_is_no_consul_are_named_clearly(
     consul_server: Server, record: Record
 ) -> None:
     with structlog.testing.capture_logs() as logs:

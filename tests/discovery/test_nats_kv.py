@@ -34,7 +34,9 @@ def warnings_in(logs: list[Any]) -> list[Any]:
     return [entry for entry in logs if entry["log_level"] == "warning"]
 
 
-async def test_what_is_registered_is_found_as_it_was_said(client: Client, other_client: Client, record: Record) -> None:
+async def test_what_is_registered_is_found_as_it_was_registered(
+    client: Client, other_client: Client, record: Record
+) -> None:
     await ensure_bucket(client.jetstream())
     async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
         registry = await orchestrator.registry()
@@ -190,7 +192,7 @@ async def test_a_broker_killed_and_wiped_leaves_the_last_known_registry_until_it
         assert registry.serving("generate_content") == ("llm_agent",)
 
 
-async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_anybody(
+async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_an_instance(
     client: Client, other_client: Client, nats_server: Server, record: Record
 ) -> None:
     await ensure_bucket(client.jetstream(), ttl_seconds=3)
@@ -214,7 +216,7 @@ async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_anyb
 
 
 async def test_what_arrives_while_the_stream_is_asked_is_no_sign_of_another_bucket(client: Client) -> None:
-    """With a thousand instances there is always something newer than the broker's answer."""
+    """With a thousand instances there is always something newer than the broker's response."""
 
     class Listener:
         def __init__(self) -> None:
@@ -279,7 +281,7 @@ async def test_a_broker_without_jetstream_is_named(plain_nats_client: Client, re
         await ensure_bucket(plain_nats_client.jetstream())
 
 
-async def test_what_needs_the_broker_is_tried_on_after_the_connection_is_gone_and_closing_is_quiet(
+async def test_what_needs_the_broker_is_tried_on_after_the_connection_is_gone_and_closing_is_silent(
     client: Client, other_client: Client, record: Record
 ) -> None:
     await ensure_bucket(client.jetstream())
@@ -293,7 +295,7 @@ async def test_what_needs_the_broker_is_tried_on_after_the_connection_is_gone_an
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "said"),
+    ("error", "kind", "message"),
     [
         (nats.js.errors.NotFoundError(), DiscoveryUnavailable, "does not exist"),
         (nats.errors.NoRespondersError(), DiscoveryUnavailable, "JetStream does not answer"),
@@ -303,10 +305,10 @@ async def test_what_needs_the_broker_is_tried_on_after_the_connection_is_gone_an
         (DiscoveryDenied("as it is"), DiscoveryDenied, "as it is"),
     ],
 )
-def test_the_librarys_errors_have_one_meaning_each(error: Exception, kind: type[Exception], said: str) -> None:
+def test_the_librarys_errors_have_one_meaning_each(error: Exception, kind: type[Exception], message: str) -> None:
     explained = explain(error, "agents")
     assert type(explained) is kind
-    assert said in explained.message
+    assert message in explained.message
 
 
 async def test_records_that_do_not_validate_are_ignored_with_one_warning_a_key(client: Client, record: Record) -> None:

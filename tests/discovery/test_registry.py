@@ -1,4 +1,4 @@
-"""The registry in memory: what it answers, when it says that it changed, and what it costs."""
+"""The registry in memory: what it returns, when it reports a change, and what it costs."""
 
 import asyncio
 from collections.abc import Callable
@@ -82,7 +82,7 @@ async def test_changes_that_come_together_call_back_once_and_a_failing_callback_
     assert calls == [2]
 
 
-async def test_a_lost_source_is_said_once_and_keeps_what_is_known(record: Record) -> None:
+async def test_a_lost_source_is_reported_once_and_keeps_what_is_known(record: Record) -> None:
     registry = Registry()
     assert registry.stale
     registry.apply([record()])
@@ -94,7 +94,7 @@ async def test_a_lost_source_is_said_once_and_keeps_what_is_known(record: Record
     assert registry.serving("generate_content") == ("llm_agent",)
 
 
-async def test_reading_costs_a_look_up_however_many_there_are(record: Record) -> None:
+async def test_reading_costs_one_lookup_however_many_there_are(record: Record) -> None:
     registry = Registry()
     registry.apply(record(f"agent_{number}", str(number % 7)) for number in range(1000))
     # What was sorted once is handed out again, and not made for each reader.

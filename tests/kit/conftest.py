@@ -27,13 +27,13 @@ class Rig:
         self.publisher = Publisher(bus, retries)
         self.transport = Transport(bus, self.publisher, Objects(bus))
         self.bodies: list[bytes] = []
-        self.answers: list[TaskResponse] = []
+        self.responses: list[TaskResponse] = []
         self.workers: list[Worker] = []
 
     async def listen(self) -> None:
         async def on_response(message: Any) -> None:
             self.bodies.append(message.data)
-            self.answers.append(TaskResponse.model_validate_json(message.data))
+            self.responses.append(TaskResponse.model_validate_json(message.data))
 
         await self.bus.subscribe(subjects.ALL_RESPONSES, on_response)
         await self.bus.flush()
@@ -71,17 +71,17 @@ class Rig:
         await self.send_raw(agent, json.dumps(request).encode())
         return UUID(str(task_id))
 
-    def answers_to(self, task_id: UUID) -> list[TaskResponse]:
-        return [answer for answer in self.answers if answer.task_id == task_id]
+    def responses_to(self, task_id: UUID) -> list[TaskResponse]:
+        return [response for response in self.responses if response.task_id == task_id]
 
-    async def answer(self, task_id: UUID, *, seconds: float = PATIENCE_SECONDS) -> TaskResponse:
-        await until(lambda: bool(self.answers_to(task_id)), f"an answer to {task_id}", seconds=seconds)
-        return self.answers_to(task_id)[0]
+    async def response(self, task_id: UUID, *, seconds: float = PATIENCE_SECONDS) -> TaskResponse:
+        await until(lambda: bool(self.responses_to(task_id)), f"a response to {task_id}", seconds=seconds)
+        return self.responses_to(task_id)[0]
 
     async def run(
         self, agent: str, task_type: str, payload: dict[str, Any] | None = None, **fields: Any
     ) -> TaskResponse:
-        return await self.answer(await self.send(agent, task_type, payload, **fields))
+        return await self.response(await self.send(agent, task_type, payload, **fields))
 
     async def queued(self) -> int:
         """Tasks in the broker, at work or not: a task leaves it when it is acknowledged."""

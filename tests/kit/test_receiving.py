@@ -57,7 +57,7 @@ class Listening(Client):
             self.parser.attach(self.subscriptions[1], self.receive)
 
     def receive(self, message: Msg) -> None:
-        self.received.append((message._sid, message.subject, message.reply, message.data, message.headers))
+        self.received.append((message.sid, message.subject, message.reply, message.data, message.headers))
 
     async def read(self, data: bytes) -> None:
         await self.parser.parse(data)

@@ -173,7 +173,7 @@ def test_a_terminal_gets_a_console() -> None:
         (None, False),
     ],
 )
-def test_traceparent_is_read_as_the_specification_says(header: str | None, valid: bool) -> None:
+def test_traceparent_is_read_as_the_specification_demands(header: str | None, valid: bool) -> None:
     trace = parse_traceparent(header)
     assert (trace is not None) is valid
     if trace is not None:
