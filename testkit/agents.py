@@ -13,7 +13,7 @@ from uuid import UUID
 
 from orchestrator_agent.dispatch.router import Open
 from pantheon.agent import Agent
-from pantheon.worker.context import TaskContext, sayable
+from pantheon.worker.context import TaskContext, as_unicode
 from pantheon.worker.handler import Handler
 from pantheon.worker.runner import error_of
 from protocol.discovery import InstanceRecord
@@ -257,7 +257,7 @@ class Agents:
         try:
             return TaskResponse.model_validate_json(to_bytes(response))
         except (ValueError, TypeError) as unsayable:
-            message = f"the result of '{request.task_type}' cannot be written as JSON: {sayable(unsayable)}"
+            message = f"the result of '{request.task_type}' cannot be written as JSON: {as_unicode(unsayable)}"
             wrong = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message)
             return response.model_copy(update={"status": "failed", "result": None, "error": wrong})
 

@@ -21,7 +21,7 @@ from orchestrator_agent.engine.events import Due
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.store.availability import retry_until_available
-from pantheon.bus import Bus, before_consumer
+from pantheon.bus import Bus, pending_messages
 from pantheon.runtime.background import end
 from protocol.streams import TASKS
 
@@ -221,7 +221,7 @@ class QueueDispatcher:
 
     async def correct(self, agent: str) -> None:
         before = self._gate.window.before(agent)
-        in_broker = await before_consumer(self._bus, TASKS.name, agent)
+        in_broker = await pending_messages(self._bus, TASKS.name, agent)
         if in_broker is not None:
             self._gate.window.correct(agent, in_broker, before)
 

@@ -17,7 +17,7 @@ from orchestrator_agent.store.age import surely_new
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.statements import ACCEPTED, not_in_history, whole
 from pantheon import Mesh
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol import new_id
 from protocol.errors import StoreError
