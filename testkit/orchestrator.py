@@ -1,10 +1,9 @@
 """Orchestrator: the one of a test's mesh: the engine's own planner, router and transitions around rows in memory."""
 
 import asyncio
-import contextlib
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -59,9 +58,11 @@ class Orchestrator:
         self.library = Library(load_folder(BUILTIN_FOLDER))
         self.agents = Agents(clock, self._delegate)
         self._agent_health = AgentHealth(clock.seconds)
-        self.router = Router(self.agents, self.library, self._agent_health, Pauses(), Places(self.agents))
-        self._planner = Planner(self.library, self.router, rules, DEFAULT_TIMEOUT_SECONDS)
-        self._chance = random.Random(seed)
+        self._random = Random(seed)
+        self.router = Router(
+            self.agents, self.library, self._agent_health, Pauses(), Places(self.agents), random=self._random
+        )
+        self._planner = Planner(self.library, self.router, rules, DEFAULT_TIMEOUT_SECONDS, random=self._random)
         self.courses: dict[UUID, Course] = {}
         self._posted: list[RunEvent] = []
         self._delegations: dict[UUID, list[asyncio.Future[TaskResponse]]] = {}
@@ -81,11 +82,10 @@ class Orchestrator:
         if (known := self.courses.get(request.task_id)) is not None:
             return known
         original = self._original(request)
-        with self._drawn():
-            if original is not None:
-                run, decisions = self._planner.duplicate(request, original, headers=None, now=self.clock.now)
-            else:
-                run, decisions = self._planner.plan(request, headers=None, now=self.clock.now, replayed=replayed)
+        if original is not None:
+            run, decisions = self._planner.duplicate(request, original, headers=None, now=self.clock.now)
+        else:
+            run, decisions = self._planner.plan(request, headers=None, now=self.clock.now, replayed=replayed)
         course = self.courses[run.root_task_id] = Course(request, run)
         course.table.accept(run, decisions)
         run.version = 1
@@ -185,25 +185,15 @@ class Orchestrator:
         """Apply one happening: the engine's transition, its writes, what it gives out."""
         course = self.courses[run_event.root_task_id]
         run = course.run
-        with self._drawn():
-            decisions = advance(run, [run_event], directory=self.router, rules=self.rules, now=self.clock.now)
+        decisions = advance(
+            run, [run_event], directory=self.router, rules=self.rules, now=self.clock.now, random=self._random
+        )
         if not decisions.empty:
             course.table.apply(run, decisions)
         self._deliver(course, decisions)
         if run.root.ended and decisions.root_ended:
             self._ended(run)
         return decisions
-
-    @contextlib.contextmanager
-    def _drawn(self) -> Iterator[None]:
-        """What the engine draws by chance, it draws from the mesh's seed."""
-        before = random.getstate()
-        random.setstate(self._chance.getstate())
-        try:
-            yield
-        finally:
-            self._chance.setstate(random.getstate())
-            random.setstate(before)
 
     def _deliver(self, course: Course, decisions: Decisions) -> None:
         run = course.run

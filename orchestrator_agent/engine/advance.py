@@ -6,6 +6,7 @@ thrown away and read again; nothing else has seen it.
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 
 from orchestrator_agent.engine.decisions import Decisions, Directory, Rules
@@ -36,19 +37,21 @@ from protocol.messages import ErrorInfo, json_bytes, time_text
 
 
 def advance(
-    run: Run, run_events: Sequence[RunEvent], *, directory: Directory, rules: Rules, now: datetime
+    run: Run, run_events: Sequence[RunEvent], *, directory: Directory, rules: Rules, now: datetime, random: Random
 ) -> Decisions:
     """Apply what happened, in order, and everything that follows from it."""
-    transition = _Transition(run, directory, rules, now)
+    transition = _Transition(run, directory, rules, now, random)
     for run_event in run_events:
         transition.apply(run_event)
     return transition.ledger.decisions
 
 
-def start(run: Run, *, directory: Directory, rules: Rules, now: datetime, reused: Iterable[Row] = ()) -> Decisions:
+def start(
+    run: Run, *, directory: Directory, rules: Rules, now: datetime, random: Random, reused: Iterable[Row] = ()
+) -> Decisions:
     """Plan the first steps of a new run whose root scope is in place; `reused` rows ended in an earlier run. One that
     waits for its turn has those rows, and plans its steps when it begins."""
-    transition = _Transition(run, directory, rules, now)
+    transition = _Transition(run, directory, rules, now, random)
     scope = run.scopes[run.root_task_id]
     for row in reused:
         transition.adopt(scope, row)

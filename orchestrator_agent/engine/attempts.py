@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from random import Random
 
 from orchestrator_agent.engine.decisions import DecisionBuilder, Directory, RouteRequest, Rules
 from orchestrator_agent.engine.retry import decide_retry
@@ -14,11 +15,12 @@ from protocol.messages import ErrorInfo
 class Attempts:
     """`step_failed` is what happens when there will be no other attempt; the layer above says."""
 
-    def __init__(self, run: Run, directory: Directory, rules: Rules, now: datetime) -> None:
+    def __init__(self, run: Run, directory: Directory, rules: Rules, now: datetime, random: Random) -> None:
         self.run = run
         self.directory = directory
         self.rules = rules
         self.now = now
+        self.random = random
         self.ledger = DecisionBuilder(run, rules, now)
         self._to_do: deque[Callable[[], None]] = deque()
         self._doing = False
@@ -134,6 +136,7 @@ class Attempts:
             default_max_attempts=self.rules.default_max_attempts,
             failures=row.failures,
             error=error,
+            random=self.random,
         )
         if decision.wait_seconds is None:
             self.step_failed(row, self.ledger.step_failed(row, error))

@@ -1,6 +1,7 @@
 """Transitions: what happened to runs is decided, written in one transaction, and made known."""
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -47,6 +48,7 @@ class Transitions:
         self._outbox = outbox
         self._republisher = republisher
         self._acceptance = acceptance
+        self._random = Random()
 
     async def apply(
         self, happened: dict[UUID, list[RunEvent]], outcomes: dict[UUID, Any]
@@ -61,7 +63,9 @@ class Transitions:
             if root_task_id in broken and not run.root.ended:
                 run_events = [Broken(root_task_id, ErrorInfo.of(broken[root_task_id]))]
             try:
-                decisions = advance(run, run_events, directory=self._router, rules=self._rules, now=moment)
+                decisions = advance(
+                    run, run_events, directory=self._router, rules=self._rules, now=moment, random=self._random
+                )
             except Exception as error:
                 decisions = await self._give_up(run, error)
                 run = self._runs.cached(root_task_id) or run
@@ -135,6 +139,7 @@ class Transitions:
             directory=self._router,
             rules=self._rules,
             now=now(),
+            random=self._random,
         )
 
     async def _isolate(

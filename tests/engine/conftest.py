@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any, Literal
 from uuid import UUID
 
@@ -105,6 +106,7 @@ class World:
     rules: Rules = field(default_factory=Rules)
     library: Library = field(default_factory=Library)
     now: datetime = START
+    random: Random = field(default_factory=lambda: Random(0))
     everything_served_by: str | None = "worker"
 
     # The engine's Directory.
@@ -129,6 +131,10 @@ class World:
     @property
     def planner(self) -> Planner:
         return Planner(self.library, self, self.rules, 300.0)
+
+    def advance(self, run: Run, *run_events: RunEvent) -> Decisions:
+        """A transition of which nothing is written."""
+        return advance(run, run_events, directory=self, rules=self.rules, now=self.now, random=self.random)
 
     def request(self, task_type: str, payload: dict[str, Any] | None = None, **fields: Any) -> "Course":
         request = TaskRequest(
@@ -159,7 +165,7 @@ class Course:
 
     def happen(self, *run_events: RunEvent) -> Decisions:
         before_root = self.run.root.status
-        decisions = advance(self.run, run_events, directory=self.world, rules=self.world.rules, now=self.world.now)
+        decisions = self.world.advance(self.run, *run_events)
         if not decisions.empty:
             self.table.apply(self.run, decisions)
         self._note(decisions)

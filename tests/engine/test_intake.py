@@ -7,7 +7,6 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Begin, ResponseReceived
 from orchestrator_agent.engine.state import Role, Run, Status
@@ -407,8 +406,6 @@ def test_a_failed_response_is_the_same_bytes_too(world: World) -> None:
     course = world.dag({"s": {"task": "x"}})
     row = course.row("s")
     error = ErrorInfo(code="no", message="é", details={"nan": float("nan"), "none": None, "n": 1.5})
-    from orchestrator_agent.engine.events import ResponseReceived
-
     course.happen(ResponseReceived(course.run.root_task_id, row.task_id, 1, "failed", error=error))
     again = course.read_back()
     assert final_response(again.root, again.facts) == final_response(course.run.root, course.run.facts)
@@ -423,6 +420,6 @@ def test_a_run_that_was_planned_needs_no_other_clock(world: World) -> None:
     rows = []
     for _ in range(2):
         run, _ = world.planner.plan(request, headers=None, now=START)
-        advance(run, [], directory=world, rules=world.rules, now=START)
+        world.advance(run)
         rows.append(run.rows)
     assert rows[0] == rows[1]
