@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
+from orchestrator_agent.engine.compensation import Endings
 from orchestrator_agent.engine.decisions import Decisions, Directory, Rules
-from orchestrator_agent.engine.endings import Endings
 from orchestrator_agent.engine.events import (
     Begin,
     Broken,

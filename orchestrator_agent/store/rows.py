@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator_agent.engine.endings import compensation_id, to_undo
+from orchestrator_agent.engine.compensation import compensation_id, to_undo
 from orchestrator_agent.engine.state import FanOut, Role, RootFacts, Row, Run, Scope, Status, in_order
 from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.errors import InvalidWorkflow

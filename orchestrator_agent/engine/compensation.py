@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from orchestrator_agent.engine.progress import Steps
 from orchestrator_agent.engine.state import Role, Row, Run, Scope, Status, Undo
-from orchestrator_agent.engine.steps import Steps
 from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode, ExpressionError
 from protocol.ids import step_task_id
