@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator_agent.dispatch.router import Router
-from orchestrator_agent.engine.attempts import route_request_of
+from orchestrator_agent.engine.assignment import route_request_of
 from orchestrator_agent.engine.decisions import Decisions, RouteRequest
 from orchestrator_agent.engine.state import Role, Row, Run, Status
 from orchestrator_agent.workflows.library import Library

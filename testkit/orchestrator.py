@@ -10,7 +10,7 @@ from uuid import UUID
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.router import Pauses, Router
 from orchestrator_agent.engine.advance import advance
-from orchestrator_agent.engine.concurrency import Open, decide_concurrency
+from orchestrator_agent.engine.concurrency import OpenRoot, decide_concurrency
 from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.events import (
     Begin,
@@ -198,7 +198,7 @@ class Orchestrator:
     def _deliver(self, course: Course, decisions: Decisions) -> None:
         run = course.run
         course.note(decisions, self.clock.now)
-        for row in decisions.answers:
+        for row in decisions.responses:
             self._answer(row.task_id, final_response(row, run.facts))
         for row in decisions.dispatched.values():
             assert row.agent is not None
@@ -230,7 +230,7 @@ class Orchestrator:
         """Let in who is next of a concurrency key, as `Reader.admit` does in SQL."""
         bound, cancel_older = bound_of(self._plan(workflow_of(key)))
         roots = [
-            Open(one.run.root_task_id, one.root.status is Status.WAITING, one.run.facts.priority)
+            OpenRoot(one.run.root_task_id, one.root.status is Status.WAITING, one.run.facts.priority)
             for one in self.courses.values()
             if one.run.facts.concurrency_key == key and not one.root.ended
         ]

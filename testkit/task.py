@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator_agent.engine.events import CancelRequested, PauseRequested, ResumeRequested, RunEvent, Signalled
+from orchestrator_agent.engine.events import CancelRequested, PauseRequested, ResumeRequested, RunEvent, SignalReceived
 from orchestrator_agent.engine.state import Role, Row, Status
 from orchestrator_agent.runtime.wire import final_response
 from pantheon.client.mesh import result_of
@@ -114,7 +114,9 @@ class Task:
 
     async def signal(self, name: str, payload: Mapping[str, Any] | None = None, *, by: str | None = None) -> bool:
         """Give a signal; whether a step has taken it now (it is kept otherwise). Raises PantheonError for a refusal."""
-        told = await self._perform(lambda operation: Signalled(self.task_id, operation, name, dict(payload or {}), by))
+        told = await self._perform(
+            lambda operation: SignalReceived(self.task_id, operation, name, dict(payload or {}), by)
+        )
         return bool(told["taken"])
 
     async def approve(

@@ -1,4 +1,4 @@
-"""Retry: whether, and when, a failed attempt is followed by another. A pure decision."""
+"""Retry: whether, and when, a failed attempt is followed by another. A decision of values and one draw."""
 
 from dataclasses import dataclass
 from random import Random

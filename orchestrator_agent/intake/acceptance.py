@@ -242,7 +242,7 @@ class Acceptance:
             log.info("delegation.dropped", task_id=str(delegated.task_id), root_task_id=str(tree.root_task_id))
         elif known.ended:
             known.reply_to = delegated.reply_to or known.reply_to
-            await self._outbox.deliver(tree, Decisions(answers=[known]))
+            await self._outbox.deliver(tree, Decisions(responses=[known]))
 
     async def _announce(self, run: Run) -> None:
         data: dict[str, object] = {"task_id": str(run.root_task_id), "task_type": run.root.task_type}

@@ -19,7 +19,7 @@ from orchestrator_agent.engine.events import (
     PauseRequested,
     ResumeRequested,
     RunEvent,
-    Signalled,
+    SignalReceived,
 )
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.operations.dead_letters import DeadLetters
@@ -120,7 +120,7 @@ class Operations:
         record = (await retry_until_available(self._reader.known, [task_id])).get(task_id)
         if record is None:
             raise UnknownTask(f"payload.task_id: there is no root task {task_id}")
-        if isinstance(run_event, Signalled):
+        if isinstance(run_event, SignalReceived):
             for row in await retry_until_available(self._reader.tree, task_id):
                 if row["task_id"] == run_event.row_id:
                     # It was given, and the task has come to its end, before that could be noted.
@@ -169,7 +169,7 @@ class Operations:
         given = payload.get("payload", {})
         if not isinstance(given, dict):
             raise InvalidRequest("payload.payload: must be an object", field="payload.payload")
-        return await self._told(Signalled(_task_id(payload), operation, name, given, requester))
+        return await self._told(SignalReceived(_task_id(payload), operation, name, given, requester))
 
     async def _approve(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         name = _label(payload, "approval")
@@ -179,7 +179,7 @@ class Operations:
         given: Result = {"approved": approved}
         if (comment := _text(payload, "comment")) is not None:
             given["comment"] = comment
-        return await self._told(Signalled(_task_id(payload), operation, name, given, requester))
+        return await self._told(SignalReceived(_task_id(payload), operation, name, given, requester))
 
     # -- on the mesh --------------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Outbox:
         if decisions.root_ended:
             self._count(run.root)
             await self.answer(run)
-        for row in decisions.answers:
+        for row in decisions.responses:
             await self._answer_delegated(run, row)
         for row in decisions.dispatched.values():
             self._agent_health.dispatched(row.agent or "")

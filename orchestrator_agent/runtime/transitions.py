@@ -76,8 +76,8 @@ class Transitions:
             if decisions.empty:
                 unmoved.append(run)
                 # Asked for again: an answer that was given is given once more.
-                for row in decisions.answers:
-                    await self._outbox.deliver(run, Decisions(answers=[row]))
+                for row in decisions.responses:
+                    await self._outbox.deliver(run, Decisions(responses=[row]))
             else:
                 batch.append((run, decisions))
         behind = await self._behind(unmoved)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from orchestrator_agent.engine.concurrency import Open, decide_concurrency
+from orchestrator_agent.engine.concurrency import OpenRoot, decide_concurrency
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.rows import COLUMNS
 from protocol.messages import now
@@ -241,7 +241,7 @@ class Reader:
                 "and status in ('waiting', 'running', 'paused', 'compensating') order by created_at, task_id",
                 key,
             )
-            roots = [Open(row["task_id"], row["status"] == "waiting", row["priority"]) for row in rows]
+            roots = [OpenRoot(row["task_id"], row["status"] == "waiting", row["priority"]) for row in rows]
             admitted, older = decide_concurrency(roots, bound=bound, cancel_older=cancel_older)
             if admitted:
                 await connection.execute(

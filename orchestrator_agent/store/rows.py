@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator_agent.engine.compensation import compensation_id, to_undo
+from orchestrator_agent.engine.compensation import compensation_id, pending_compensations
 from orchestrator_agent.engine.state import FanOut, Role, RootFacts, Row, Run, Scope, Status, in_order
 from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.errors import InvalidWorkflow
@@ -79,7 +79,6 @@ def facts_of(record: Record) -> RootFacts:
         replay_of=record["replay_of"],
         concurrency_key=record["concurrency_key"],
         duplicate_of=record["duplicate_of"],
-        requested_by=record["parent_task_id"],
     )
 
 
@@ -238,10 +237,10 @@ class _Builder:
             scope.variables[name] = json.loads(kept) if kept is not None else None
 
     def _compensation(self, scope: Scope) -> None:
-        for undo in to_undo(self.run, scope, again=True):
-            made = self.run.rows.get(compensation_id(undo.row))
+        for pending in pending_compensations(self.run, scope, include_made=True):
+            made = self.run.rows.get(compensation_id(pending.row))
             if made is not None:
-                self.run.undone[made.task_id] = undo
+                self.run.compensations[made.task_id] = pending
                 if not made.ended and made.parent_task_id == scope.row.task_id:
-                    scope.undoing = made
-        scope.undo = to_undo(self.run, scope)
+                    scope.compensation = made
+        scope.pending = pending_compensations(self.run, scope)

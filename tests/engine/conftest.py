@@ -13,7 +13,7 @@ import pytest
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Placement, RouteRequest, Rules, WaitReasons
 from orchestrator_agent.engine.events import Due, Expired, ResponseReceived, RunEvent
-from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
+from orchestrator_agent.engine.state import ENDED, PendingCompensation, Row, Run, Status
 from orchestrator_agent.intake.planner import Planner
 from orchestrator_agent.intake.replay import Replayed
 from orchestrator_agent.workflows.compiler import compile_workflow
@@ -60,8 +60,8 @@ def picture(run: Run) -> dict[str, Any]:
                 "ended": scope.ended,
                 "rows": {name: row.task_id for name, row in scope.rows.items()},
                 "depth": scope.depth,
-                "undo": [to_come(undo) for undo in scope.undo] if scope.row.status is Status.COMPENSATING else [],
-                "undoing": scope.undoing.task_id if scope.undoing is not None and not scope.undoing.ended else None,
+                "pending": [to_come(one) for one in scope.pending] if scope.row.status is Status.COMPENSATING else [],
+                "compensation": at_work(scope.compensation),
                 "plan": (scope.plan.name, scope.plan.version, tuple(scope.plan.steps)),
             }
             for task_id, scope in run.scopes.items()
@@ -85,14 +85,18 @@ def picture(run: Run) -> dict[str, Any]:
             for task_id, rows in run.delegated.items()
             if any(not row.ended for row in rows)
         },
-        "undone": {task_id for task_id in run.undone if not run.rows[task_id].ended},
+        "compensations": {task_id for task_id in run.compensations if not run.rows[task_id].ended},
     }
 
 
-def to_come(undo: Undo) -> tuple[UUID, dict[str, Any]]:
+def to_come(pending: PendingCompensation) -> tuple[UUID, dict[str, Any]]:
     """A compensation that is still to be made, and what its payload may be made of: see `_only_known`."""
-    names = {*undo.plan.needs, undo.plan.name, "input", "item", "index", "result"}
-    return undo.row.task_id, {name: value for name, value in undo.variables.items() if name in names}
+    names = {*pending.plan.needs, pending.plan.name, "input", "item", "index", "result"}
+    return pending.row.task_id, {name: value for name, value in pending.variables.items() if name in names}
+
+
+def at_work(row: Row | None) -> UUID | None:
+    return row.task_id if row is not None and not row.ended else None
 
 
 WITH_SCOPE = (Status.RUNNING, Status.PAUSED, Status.COMPENSATING)
