@@ -7,7 +7,7 @@ from uuid import UUID
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import ENDED, TRANSITIONS, Row, Run, Status
 from orchestrator_agent.runtime.run_cache import bare_run
-from orchestrator_agent.store import rows as stored
+from orchestrator_agent.store import run_builder as stored
 from orchestrator_agent.store import statements
 from orchestrator_agent.store import tasks as writes
 from orchestrator_agent.workflows.library import Library

@@ -15,7 +15,7 @@ import asyncpg
 import structlog
 
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.rows import COLUMNS
+from orchestrator_agent.store.run_builder import COLUMNS
 from pantheon.runtime.background import end
 from protocol.errors import StoreError
 from protocol.messages import now

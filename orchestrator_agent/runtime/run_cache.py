@@ -11,7 +11,7 @@ import structlog
 
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.rows import facts_of, row_of, run_of
+from orchestrator_agent.store.run_builder import facts_of, row_of, run_of
 from orchestrator_agent.store.tasks import UNKNOWN, TaskStore
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan

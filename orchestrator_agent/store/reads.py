@@ -12,7 +12,7 @@ import asyncpg
 
 from orchestrator_agent.engine.concurrency import Open, decide_concurrency
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.rows import COLUMNS
+from orchestrator_agent.store.run_builder import COLUMNS
 from protocol.messages import now
 
 # By the clock of who asks, which is the one that decides: what another clock took for due would be found at every look.

@@ -12,7 +12,7 @@ from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.store.age import surely_new
 from orchestrator_agent.store.pool import NO_FLUSH, Database
-from orchestrator_agent.store.rows import COLUMNS
+from orchestrator_agent.store.run_builder import COLUMNS
 from orchestrator_agent.store.statements import (
     ACCEPTED,
     CHANGED,

@@ -783,7 +783,8 @@ def test_the_database_knows_the_same_statuses() -> None:
 
 
 def test_the_store_writes_every_column_that_a_row_is_read_from() -> None:
-    from orchestrator_agent.store import rows, statements
+    from orchestrator_agent.store import run_builder as rows
+    from orchestrator_agent.store import statements
 
     columns = set(rows.COLUMNS.split(", "))
     written = {column.name for column in (*statements.ACCEPTED, *statements.CHANGED)}
