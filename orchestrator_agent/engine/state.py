@@ -177,7 +177,6 @@ class RootFacts:
     replay_of: UUID | None = None
     concurrency_key: str | None = None
     duplicate_of: UUID | None = None
-    requested_by: UUID | None = None
 
 
 @dataclass(slots=True)
