@@ -14,10 +14,11 @@ from orchestrator_agent.intake.planner import OPERATIONS, Planner
 from orchestrator_agent.intake.replay import RUN_AGAIN, Replayed, make_replay, read_replay_request, root_to_replay
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
-from orchestrator_agent.runtime.run_cache import RunCache, bare_run
+from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import read_object, retry_until_available, retry_write
 from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.rows import row_of
+from orchestrator_agent.store.records import row_of
+from orchestrator_agent.store.run_builder import bare_run
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Delivery, Objects, Publisher, acknowledge
 from pantheon.bus.dead_letter import publish_dead_letter

@@ -770,12 +770,3 @@ def test_the_database_knows_the_same_statuses() -> None:
     constraint = re.search(r"constraint tasks_status check \(status in\s*\((.*?)\)\)", v0001_tasks.TASKS, re.DOTALL)
     assert constraint is not None
     assert set(re.findall(r"'(\w+)'", constraint[1])) == {status.value for status in Status}
-
-
-def test_the_store_writes_every_column_that_a_row_is_read_from() -> None:
-    from orchestrator_agent.store import rows, statements
-
-    columns = set(rows.COLUMNS.split(", "))
-    written = {column.name for column in (*statements.ACCEPTED, *statements.CHANGED)}
-    assert columns - written == {"dispatched_by", "answered_at", "version"}
-    assert {column.name for column in statements.MADE} <= columns

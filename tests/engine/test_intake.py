@@ -185,7 +185,7 @@ def replay(
 ) -> tuple[Run, Decisions]:
     root = old.table.records[old.run.root_task_id]
     payload = json.loads(root["payload"])
-    from orchestrator_agent.store.rows import row_of
+    from orchestrator_agent.store.records import row_of
 
     records = old.table.records.values()
     replayed = Replayed(
