@@ -8,6 +8,7 @@ changed, and in a slow jittered sweep.
 import asyncio
 import heapq
 import random
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -19,7 +20,8 @@ from orchestrator_agent.dispatch.queue_dispatcher import QueueDispatcher
 from orchestrator_agent.dispatch.ready_queue import Waiting
 from orchestrator_agent.dispatch.router import Pauses
 from orchestrator_agent.dispatch.shared_circuits import SharedCircuits
-from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired
+from orchestrator_agent.engine.due import due_event
+from orchestrator_agent.engine.events import DeadlinePassed, Expired
 from orchestrator_agent.engine.state import Status
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.maintenance.concurrency_keys import ConcurrencyKeys, Schedules
@@ -167,11 +169,15 @@ class Reconciler:
             root_task_id, task_id = row["root_task_id"], row["task_id"]
             if row["operation"] is not None and row["is_root"]:
                 self._operations.again(task_id, row["task_type"], row["operation"].encode(), row["requester"])
-            elif row["is_root"] and row["late"]:
-                self._message_loops.post(DeadlinePassed(root_task_id))
+                continue
+            event = due_event(
+                root_task_id, task_id, status=row["status"], attempt=row["attempt"], late=bool(row["late"])
+            )
+            if isinstance(event, DeadlinePassed):
+                self._message_loops.post(event)
             elif row["duplicate_of"] is not None:
                 duplicates.append(task_id)
-            elif row["status"] == Status.DISPATCHED:
+            elif isinstance(event, Expired):
                 broker_was_down = self._outages.touched(row["dispatched_at"], row["expires_at"])
                 self._expired.add((task_id, row["attempt"]))
                 if (task_id, row["attempt"]) in before:
@@ -181,11 +187,11 @@ class Reconciler:
                     self._agent_health.on_response(row["agent"])
                 else:
                     self._agent_health.answered(row["agent"], row["task_type"], None, failed=True)
-                self._message_loops.post(Expired(root_task_id, task_id, row["attempt"], broker_was_down))
+                self._message_loops.post(replace(event, broker_was_down=broker_was_down))
             elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
                 back.append((root_task_id, task_id, Waiting(row["queue"], row["priority"], row["flow"])))
             else:
-                self._message_loops.post(Due(root_task_id, task_id))
+                self._message_loops.post(event)
         if duplicates:
             await self._message_loops.acceptance.end_duplicates(duplicates)
         await self._circuits.look()
