@@ -20,9 +20,9 @@ from protocol.names import EXECUTE_DAG
 from protocol.workflow import Workflow
 from testkit.agents import Call, Service, handler_of
 from testkit.clock import RESTING, START, Clock, moment_of
-from testkit.course import Course, explain
 from testkit.orchestrator import Orchestrator
 from testkit.task import Stuck, Task
+from testkit.tracked_run import Course, explain
 
 # Whoever waits this long in the mesh's time for an agent, while nothing else happens, waits for ever.
 STUCK_AFTER = timedelta(hours=1)

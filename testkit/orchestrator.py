@@ -43,7 +43,7 @@ from protocol.ids import new_id
 from protocol.messages import DEFAULT_TIMEOUT_SECONDS, TaskRequest, TaskResponse, parse_request, to_bytes
 from testkit.agents import Agents, Places
 from testkit.clock import Clock, rest
-from testkit.course import Course
+from testkit.tracked_run import Course
 
 # As the reconciler looks again for places at agents that nothing tells of (a circuit that half-opens).
 LOOK_SECONDS = 2.0

@@ -12,8 +12,8 @@ from orchestrator_agent.runtime.wire import final_response
 from pantheon.client.mesh import result_of
 from protocol.ids import new_id
 from protocol.messages import ErrorInfo, TaskResponse, Usage
-from testkit.course import Course, Said, shown_time
 from testkit.table import json_of
+from testkit.tracked_run import Course, Said, shown_time
 
 # Longer than any wait of the language: who needs more says so.
 WITHIN = timedelta(days=400)
