@@ -4,7 +4,8 @@ It lives here, and not in the kit, because it is an orchestrator of its own kind
 and transitions as `service.py` does, around rows in memory. Its public name is `pantheon.testing`.
 """
 
-from testkit.agents import NO_ANSWER, Call, in_turn
+from testkit.agents import Call
+from testkit.handlers import NO_ANSWER, in_turn
 from testkit.mesh import TestMesh
 from testkit.task import StepView, Stuck, Task
 

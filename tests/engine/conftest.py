@@ -15,13 +15,12 @@ from orchestrator_agent.engine.decisions import Decisions, Placement, RouteReque
 from orchestrator_agent.engine.events import Due, Expired, ResponseReceived, RunEvent
 from orchestrator_agent.engine.state import ENDED, PendingCompensation, Row, Run, Status
 from orchestrator_agent.intake.planner import Planner
-from orchestrator_agent.intake.replay import Replayed
+from orchestrator_agent.intake.replay import REPLAY, RETRY, ReplayRequest, make_replay
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol import TaskRequest, new_id
 from protocol.messages import ErrorInfo, Usage
-from protocol.names import EXECUTE_DAG
 from protocol.workflow import Workflow
 from testkit.table import Table
 
@@ -202,24 +201,12 @@ class Course:
         """The process dies; another one reads the run."""
         self.run = self.read_back()
 
-    def again(self, *, from_step: str | None = None, keep_completed: bool | None = None) -> "Course":
+    def again(self, *, from_step: str | None = None) -> "Course":
         """The course of a retry, or of a replay from a step."""
-        root = self.run.root
-        payload = json.loads(self.table.root["payload"] or "{}")
-        retry = from_step is None if keep_completed is None else keep_completed
-        replayed = Replayed(
-            task_id=root.task_id,
-            task_type=root.task_type,
-            payload=payload,
-            plan=self.table.plan(self.world.library),
-            workflow_version=root.workflow_version,
-            rows=self.table.rows(),
-            old_input=(payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload,
-            from_step=from_step,
-            timeout_seconds=300.0,
-            keep_completed=retry,
-        )
-        request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if retry else "mesh.replay")
+        retry = from_step is None
+        asked = ReplayRequest(self.run.root_task_id, retry=retry, from_step=from_step)
+        replayed = make_replay(asked, list(self.table.records.values()), self.world.library)
+        request = TaskRequest(task_id=new_id(), task_type=RETRY if retry else REPLAY)
         run, decisions = self.world.planner.plan(request, headers=None, now=self.world.now, replayed=replayed)
         return Course(self.world, run, decisions)
 

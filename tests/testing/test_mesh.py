@@ -252,6 +252,16 @@ async def test_failures_are_retried_after_their_wait(mesh: TestMesh) -> None:
     mesh.assert_called("work", 3)
 
 
+@pytest.mark.parametrize("seconds", [0.5, 5, 30])
+async def test_the_wait_for_an_agent_ends_when_it_is_over_between_two_sweeps_too(seconds: float) -> None:
+    """The clock stood still for ever before a moment that was no sweep's."""
+    mesh = TestMesh(no_agent_wait_seconds=seconds)
+    task = mesh.start("execute_dag", {"steps": {"a": work()}})
+    await task.response()
+    assert task.assert_failed("no_agent_available").step == "a"
+    assert mesh.now - START == timedelta(seconds=seconds)
+
+
 async def test_an_attempt_that_is_never_answered_times_out(mesh: TestMesh) -> None:
     mesh.agent("work", in_turn(NO_ANSWER, 7))
     task = mesh.start("execute_dag", {"steps": {"a": work(timeout="10m")}})
