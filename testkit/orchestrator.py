@@ -15,7 +15,7 @@ from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.due import due_event
 from orchestrator_agent.engine.events import Begin, CancelRequested, Due, Expired, OriginalEnded, RunEvent
 from orchestrator_agent.engine.state import Row, Run, Status
-from orchestrator_agent.intake.delegation import delegation_of
+from orchestrator_agent.intake.delegation import delegation_of, known_child
 from orchestrator_agent.intake.planner import Planner
 from orchestrator_agent.intake.replay import REPLAY, RETRY, ReplayRequest, make_replay
 from orchestrator_agent.maintenance.concurrency_keys import REPLACED, Schedules, bound_of, workflow_of
@@ -26,9 +26,11 @@ from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from pantheon.client.mesh import result_of
 from pantheon.worker.context import TaskContext
+from protocol.errors import InvalidRequest
 from protocol.ids import new_id
 from protocol.messages import (
     DEFAULT_TIMEOUT_SECONDS,
+    ErrorInfo,
     TaskRequest,
     TaskResponse,
     parse_request,
@@ -272,15 +274,25 @@ class Orchestrator:
         return result_of(response)
 
     def _accept_delegated(self, request: TaskRequest) -> None:
-        """A child in the tree of the task that delegates it, or, too late for that, a root."""
+        """A child in the tree of the task that delegates it; a root of its own, where it is none; refused, where it can
+        be neither."""
         delegated = delegation_of(request, self.library)
         tracked = self.runs.get(delegated.root_task_id) if delegated is not None else None
         if delegated is None or tracked is None:
             self._respond_if_ended(self.accept(request))
             return
+        run = tracked.run
         self.apply(delegated)
-        if tracked.root.ended or request.task_id not in tracked.run.rows:
-            self._respond_if_ended(self.accept(request))
+        if request.task_id in run.rows and not run.root.ended:
+            return
+        try:
+            known = known_child(delegated, run)
+        except InvalidRequest as error:
+            refusal = self._planner.refused(request, ErrorInfo.of(error), headers=None, now=self.clock.now)
+            self._respond_if_ended(self.runs.get(request.task_id) or self._begin(request, *refusal))
+            return
+        if known is not None and known.ended:
+            self._respond(known.task_id, final_response(known, run.facts))
 
     def _respond_if_ended(self, tracked: TrackedRun) -> None:
         if tracked.root.ended:

@@ -204,14 +204,17 @@ async def test_functions_of_all_kinds_are_called_as_they_are(mesh: TestMesh) -> 
         TestMesh(start=datetime(2026, 1, 1))  # noqa: DTZ001
 
 
-async def test_what_an_agent_gives_out_too_late_is_a_task_of_its_own(mesh: TestMesh) -> None:
-    asked: list[Any] = []
+async def test_what_an_agent_delegates_too_late_is_refused_as_an_orchestrator_refuses_it(mesh: TestMesh) -> None:
+    """It was a task of its own here, which it is nowhere else."""
+    refusals: list[str] = []
 
     async def lead(payload: dict[str, Any], ctx: TaskContext) -> int:
         try:
             await mesh.sleep("1h")
         except asyncio.CancelledError:
-            asked.append(await ctx.run("work"))
+            with pytest.raises(TaskFailed, match="is with no agent, so it gives out nothing") as refused:
+                await ctx.run("work")
+            refusals.append(refused.value.code)
             raise
         return 1
 
@@ -221,8 +224,9 @@ async def test_what_an_agent_gives_out_too_late_is_a_task_of_its_own(mesh: TestM
     await task.response()
     task.assert_failed("timeout")
     await mesh.sleep(1)
-    assert asked == [7]
-    assert [one.task_type for one in mesh.tasks] == ["execute_dag", "work"]
+    assert refusals == ["invalid_request"]
+    assert [(task.task_type, task.status) for task in mesh.tasks] == [("execute_dag", "failed"), ("work", "failed")]
+    mesh.assert_called("work", 0)
 
 
 async def test_a_graph_and_what_is_wrong_may_be_delegated_too(mesh: TestMesh) -> None:
