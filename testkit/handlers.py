@@ -81,7 +81,7 @@ def _positional(function: Callable[..., Any]) -> int:
 
 
 def in_turn(*outcomes: Any) -> Callable[..., Any]:
-    """A function with each of these outcomes in turn, then the last one again and again; exceptions are raised,
+    """A function with these outcomes one after the other, then the last one again and again; exceptions are raised,
     functions called with the payload."""
     if not outcomes:
         raise ValueError("in_turn() needs at least one outcome")

@@ -55,7 +55,7 @@ def attempt_expired(t: Transition, expired: Expired) -> None:
 
 
 def row_due(t: Transition, due: Due) -> None:
-    """A row's time has come: it looks for an agent again, gives up, or its wait is over."""
+    """A row's time has come: it may be assigned now, its wait for an agent is over, or its step's own wait."""
     row = t.run.rows.get(due.task_id)
     if row is None:
         return
@@ -108,7 +108,7 @@ def _attempt_lost(t: Transition, row: Row) -> None:
 
 
 def _make_ready(t: Transition, row: Row) -> None:
-    """Let a row that waited look for an agent; it has the whole wait for one again."""
+    """Let a row that waited be assigned; it has the whole wait for an agent again."""
     row.run_after = None
     row.become(Status.READY)
     begin_wait_for_agent(t, row)

@@ -24,7 +24,7 @@ def cancel_tree(t: Transition, row: Row, reason: str, *, force: bool = False) ->
 
 
 def cancel_delegated(t: Transition, row: Row) -> None:
-    """Cancel what the agent of an ended task delegated: nobody waits for it any more."""
+    """Cancel what the agent of an ended task delegated: that agent does not wait for it any more."""
     for child in t.run.delegated.get(row.task_id, ()):
         cancel_tree(t, child, "the task that wanted it has ended")
 

@@ -24,7 +24,7 @@ def due_at(run: Run, row: Row) -> datetime | None:
             # For the next attempt, for a time, for a signal that may not come.
             return row.run_after
         case Status.READY:
-            # The end of its wait for an agent. A paused task waits for nobody.
+            # The end of its wait for an agent. Steps of a paused task do not wait for one.
             return row.expires_at if run.at_work else None
         case _:
             return None

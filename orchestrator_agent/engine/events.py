@@ -73,7 +73,7 @@ class ResumeRequested:
 
 @dataclass(frozen=True, slots=True)
 class SignalReceived:
-    """A signal or an approval was given; `operation` is its id, so that giving it twice is giving it once."""
+    """A signal or an approval was sent; `operation` is its id, so that a second one with that id changes nothing."""
 
     root_task_id: UUID
     operation: UUID

@@ -11,7 +11,7 @@ from protocol.messages import ErrorInfo, json_bytes
 
 
 def receive_signal(t: Transition, signal: SignalReceived) -> None:
-    """Keep the signal, then let a step that waits for it take it; the row's id makes giving it twice once."""
+    """Keep the signal, then let a step that waits for it take it; the row's id makes sure that it is kept once."""
     task_id = signal.row_id
     if task_id in t.run.rows:
         _report(t, signal, taken=t.run.rows[task_id].status is Status.COMPLETED)
@@ -55,7 +55,7 @@ def refuse_late_signal(t: Transition, signal: SignalReceived) -> None:
 
 
 def _refusal(wait: WaitPlan, signal: SignalReceived) -> ErrorInfo | None:
-    """Why a step that waits for a signal of this name does not take this one."""
+    """Why a step that waits for signals of this name does not take this signal."""
     if not wait.accepts(signal.giver):
         givers = ", ".join(sorted(wait.givers))
         message = f"'{signal.name}' may be given by {givers}, not by {signal.giver or 'nobody in particular'}"

@@ -92,7 +92,7 @@ class DecisionBuilder:
             self.decisions.released.append(row.agent)
 
     def report(self, operation: UUID, outcome: dict[str, Any] | ErrorInfo) -> None:
-        """The outcome of an operation: what whoever requested it receives."""
+        """The outcome of an operation, for its requester."""
         self.decisions.outcomes[operation] = outcome
 
     def respond(self, row: Row) -> None:

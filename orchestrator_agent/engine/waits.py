@@ -64,7 +64,7 @@ def consume_signal(t: Transition, wait: WaitPlan, signal: Row) -> dict[str, Any]
     t.run.signals = [kept for kept in t.run.signals if kept is not signal]
     t.builder.end(signal, Status.COMPLETED)
     if wait.approval:
-        # Who gave it is what the request says, whatever its payload says.
+        # The giver is the request's requester, whatever the payload holds.
         return {**payload, "by": content.get("by"), "at": content.get("at")}
     return payload
 
@@ -72,7 +72,7 @@ def consume_signal(t: Transition, wait: WaitPlan, signal: Row) -> dict[str, Any]
 def signal_payload(wait: WaitPlan, payload: dict[str, Any]) -> dict[str, Any]:
     """A signal's payload as the step that waits for it needs it. Raises InvalidRequest where it does not fit."""
     if wait.approval and not isinstance(payload.get("approved"), bool):
-        # Approvals and signals share their names, and `mesh.signal` may give either.
+        # Approvals and signals share their names, and `mesh.signal` may send either.
         raise InvalidRequest(f"'{wait.name}' is an approval: payload.approved must be true or false", field="payload")
     return payload if wait.schema is None else wait.schema.read(payload)
 
