@@ -11,7 +11,7 @@ from uuid import UUID
 from orchestrator_agent.dispatch.ready_queue import Queue, ReadyQueue, Waiting, flow_of, queue_of
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.window import Window
-from orchestrator_agent.engine.attempts import route_request_of
+from orchestrator_agent.engine.assignment import route_request_of
 from orchestrator_agent.engine.decisions import Decisions, RouteRequest
 from orchestrator_agent.engine.state import Role, Row, Run, Status
 
@@ -108,7 +108,7 @@ class Admission:
         """Of a batch, only these roots' decisions were written: of the others, another process was faster, or the task
         was known already. The places that they took are free again."""
         for run, decisions in batch:
-            for agent in decisions.unplaced:
+            for agent in decisions.released:
                 self.window.give_back(agent)
             if run.root_task_id not in roots:
                 for row in decisions.dispatched.values():

@@ -8,8 +8,8 @@ from orchestrator_agent.engine.state import Run
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.intake.delegation import known_child
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.run_cache import bare_run
 from orchestrator_agent.store.availability import retry_until_available
+from orchestrator_agent.store.run_builder import bare_run
 from orchestrator_agent.store.tasks import TaskStore
 
 log = structlog.get_logger()
@@ -44,4 +44,4 @@ class Delegations:
             log.info("delegation.dropped", task_id=str(delegated.task_id), root_task_id=str(tree.root_task_id))
         elif known.ended:
             known.reply_to = delegated.reply_to or known.reply_to
-            await self._outbox.deliver(tree, Decisions(answers=[known]))
+            await self._outbox.deliver(tree, Decisions(responses=[known]))

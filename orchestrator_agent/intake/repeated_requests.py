@@ -14,9 +14,10 @@ from orchestrator_agent.intake.planner import Planner
 from orchestrator_agent.runtime.duplicates import Duplicates
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
-from orchestrator_agent.runtime.run_cache import RunCache, bare_run
+from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.run_builder import bare_run
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Delivery
 from protocol.messages import TaskRequest, now

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.engine.endings import compensation_id
+from orchestrator_agent.engine.compensation import compensation_id
 from orchestrator_agent.engine.state import ENDED, Role, Row, Status
-from orchestrator_agent.runtime.run_cache import plan_of
-from orchestrator_agent.store.rows import row_of
+from orchestrator_agent.store.records import row_of
+from orchestrator_agent.store.run_builder import plan_of
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import ExpressionError, InvalidRequest

@@ -6,7 +6,7 @@ And the clock's own tasks: workflows with a schedule, started once for each time
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -99,11 +99,25 @@ def workflow_of(key: str) -> str:
     return key.split(":", 1)[0]
 
 
+class FiredTimes(Protocol):
+    """How far each schedule has come; see the store."""
+
+    async def schedules(self) -> dict[str, tuple[datetime, str]]: ...
+    async def schedule_fired(self, workflow: str, at: datetime, definition: str) -> None: ...
+
+
 class Schedules:
-    """Starts what the clock says; `look` returns when it should be called next. `accept` commits a request, and says
+    """Starts what the clock says; `look` returns when it should be called next. `accept` commits a request, and returns
     whether it was new."""
 
-    def __init__(self, reader: Reader, library: Library, accept: Callable[[TaskRequest], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        reader: FiredTimes,
+        library: Library,
+        accept: Callable[[TaskRequest], Awaitable[bool]],
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self._clock = clock
         self._reader = reader
         self._library = library
         self._accept = accept
@@ -115,7 +129,7 @@ class Schedules:
         plans = [plan for plan in self._library.plans if plan.schedule is not None]
         if not plans:
             return None
-        moment = now()
+        moment = self._clock()
         coming: list[datetime] = []
         fired = await self._reader.schedules()
         for plan in plans:

@@ -13,8 +13,8 @@ from uuid import UUID
 import asyncpg
 import structlog
 
+from orchestrator_agent.store.columns import column_list
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.rows import COLUMNS
 from pantheon.runtime.periodic import PeriodicTask
 from protocol.errors import StoreError
 from protocol.messages import now
@@ -49,8 +49,8 @@ from unnest($1::uuid[]) as u(root_task_id)
 # First the copy, a step later the end of the original: whoever accepts a task sees at least one of them. (Deleted in
 # the same statement, a task that is sent again in that moment would be in neither, and run twice.)
 COPY = f"""
-insert into tasks_history ({COLUMNS}, ended_on)
-select {", ".join(f"t.{name.strip()}" for name in COLUMNS.split(","))}, u.ended_on
+insert into tasks_history ({column_list()}, ended_on)
+select {column_list("t")}, u.ended_on
 from unnest($1::uuid[], $2::date[]) as u(root_task_id, ended_on) join tasks t on t.root_task_id = u.root_task_id
 where (select h.task_id from tasks_history h where h.root_task_id = u.root_task_id limit 1) is null
 """

@@ -21,7 +21,7 @@ from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.wire import final_response
 from orchestrator_agent.store.pauses import COUNTED_ROWS, PauseStore
 from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.rows import facts_of, row_of
+from orchestrator_agent.store.records import facts_of, row_of
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.library import Library
 from pantheon.bus import Delivery, Subscription

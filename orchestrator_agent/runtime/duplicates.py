@@ -8,7 +8,7 @@ from orchestrator_agent.engine.state import Status
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.rows import row_of
+from orchestrator_agent.store.records import row_of
 
 
 class Duplicates:

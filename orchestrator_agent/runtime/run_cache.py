@@ -1,6 +1,5 @@
 """RunCache: the trees that this process has in memory, and the reading of those it has not."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -13,13 +12,11 @@ from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.rows import facts_of, row_of, run_of
+from orchestrator_agent.store.run_builder import bare_run, needs_workflow, root_of, run_of
 from orchestrator_agent.store.tasks import UNKNOWN, TaskStore
 from orchestrator_agent.workflows.library import Library
-from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow, PantheonError
 from protocol.large import INLINE_MAX_BYTES
-from protocol.names import EXECUTE_DAG
 
 log = structlog.get_logger()
 
@@ -38,7 +35,6 @@ KNOWN_LARGE_ROOTS = 1000
 
 # Any process that finds a slot for such a row, or that its time has come, moves its run on.
 _WAITS = frozenset({Status.READY, Status.WAITING, Status.PAUSED})
-_WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
 
 
 class RunCache:
@@ -192,12 +188,9 @@ class RunCache:
 
     async def build(self, records: Sequence[Mapping[str, Any]]) -> Run:
         """A run from all rows of its root. Raises InvalidWorkflow, StoreError."""
-        root = next(record for record in records if record["task_id"] == record["root_task_id"])
-        if root["duplicate_of"] is not None or Status(root["status"]) not in _WITH_WORKFLOW:
-            return bare_run(records)
-        versions = {record["workflow_version"] for record in records} - {None}
-        await self.learn(versions)
-        return run_of(records, plan_of(root, self._library), self._library)
+        if needs_workflow(root_of(records)):
+            await self.learn({record["workflow_version"] for record in records} - {None})
+        return run_of(records, self._library)
 
     async def learn(self, versions: set[str]) -> None:
         """Have these versions of workflows in the library. Raises InvalidWorkflow, StoreError."""
@@ -225,19 +218,3 @@ class RunCache:
 
 def _bytes_of(row: Row) -> int:
     return len(row.payload or b"") + len(row.result or b"")
-
-
-def bare_run(records: Sequence[Mapping[str, Any]]) -> Run:
-    """A run without its workflow: enough to respond, to end, to be a duplicate."""
-    rows = {record["task_id"]: row_of(record) for record in records}
-    root = next(record for record in records if record["task_id"] == record["root_task_id"])
-    return Run(root=rows[root["task_id"]], facts=facts_of(root), version=root["version"], rows=rows)
-
-
-def plan_of(root: Mapping[str, Any], library: Library) -> Plan:
-    """The plan that a root's row was started on. Raises InvalidWorkflow."""
-    if root["workflow_version"] is not None:
-        return library.version(root["workflow_version"])
-    if root["task_type"] == EXECUTE_DAG:
-        return library.inline(json.loads(root["payload"] or "{}"))[0]
-    return library.single(root["task_type"])

@@ -10,9 +10,9 @@ from uuid import UUID
 
 import asyncpg
 
-from orchestrator_agent.engine.concurrency import Open, decide_concurrency
+from orchestrator_agent.engine.concurrency import OpenRoot, decide_concurrency
+from orchestrator_agent.store.columns import column_list
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.rows import COLUMNS
 from protocol.messages import now
 
 # By the clock of who asks, which is the one that decides: what another clock took for due would be found at every look.
@@ -122,7 +122,7 @@ class Reader:
             if not missing:
                 break
             records = await self._database.fetch(
-                f"select {COLUMNS} from {table} where (root_task_id, task_id) in "
+                f"select {column_list()} from {table} where (root_task_id, task_id) in "
                 "(select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b))",
                 missing,
                 missing,
@@ -241,7 +241,7 @@ class Reader:
                 "and status in ('waiting', 'running', 'paused', 'compensating') order by created_at, task_id",
                 key,
             )
-            roots = [Open(row["task_id"], row["status"] == "waiting", row["priority"]) for row in rows]
+            roots = [OpenRoot(row["task_id"], row["status"] == "waiting", row["priority"]) for row in rows]
             admitted, older = decide_concurrency(roots, bound=bound, cancel_older=cancel_older)
             if admitted:
                 await connection.execute(
@@ -260,7 +260,7 @@ class Reader:
         """All rows of the tree that a task belongs to, by the root's id or by any sub-task's."""
         for table in _BOTH:
             records = await self._database.fetch(
-                f"select {COLUMNS} from {table} where root_task_id = $1 "
+                f"select {column_list()} from {table} where root_task_id = $1 "
                 "order by created_at, step nulls first, iteration",
                 task_id,
             )

@@ -8,145 +8,15 @@ sent there is a statement of its own, prepared when it is first needed.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
+
+from orchestrator_agent.store.columns import CHANGED_QUEUED_COLUMNS, QUEUE_COLUMNS, Columns
 
 # Each is prepared on every connection that needs it; beyond so many sets, all columns are sent.
 MAX_VARIANTS = 24
 
 
-class Column(NamedTuple):
-    """`kind` is the type of one element, `cast` what an element is cast to; `usual` (SQL, and as a value) is what most
-    rows hold, a batch of which need not send it; without, it is always sent."""
-
-    name: str
-    kind: str
-    cast: str = ""
-    usual: tuple[str, Any] | None = None
-
-    def of(self, alias: str, sent: bool) -> str:
-        if sent or self.usual is None:
-            return f"{alias}.{self.name}{self.cast}"
-        return f"{self.usual[0]}{self.cast or f'::{self.kind}'}"
-
-
-class Columns(tuple[Column, ...]):
-    """The columns of an unnest, in the order of their arrays. One of a kind, so compared as what it is."""
-
-    __slots__ = ()
-    __hash__ = object.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-NULL = ("null", None)
-
-
-def _always(name: str, kind: str) -> Column:
-    return Column(name, kind)
-
-
-def _seldom(name: str, kind: str, usual: tuple[str, Any] = NULL) -> Column:
-    return Column(name, kind, usual=usual)
-
-
-def _json(name: str) -> Column:
-    return Column(name, "text", "::json", NULL)
-
-
-# The order is the order of the arrays.
-MADE = Columns(
-    (
-        _always("root_task_id", "uuid"),
-        _always("task_id", "uuid"),
-        _seldom("parent_task_id", "uuid"),
-        _seldom("tenant", "text", ("'default'", "default")),
-        _always("step", "text"),
-        _seldom("role", "text", ("''", "")),
-        _seldom("iteration", "int", ("0", 0)),
-        _seldom("item", "int", ("-1", -1)),
-        _always("task_type", "text"),
-        _seldom("workflow_version", "text"),
-        _seldom("pinned_agent", "text"),
-        _seldom("agent", "text"),
-        _always("status", "text"),
-        _seldom("attempt", "int", ("1", 1)),
-        _seldom("failures", "int", ("0", 0)),
-        _seldom("priority", "int", ("5", 5)),
-        _json("payload"),
-        _json("result"),
-        _json("error"),
-        _json("usage"),
-        _always("timeout_seconds", "float8"),
-        _always("created_at", "timestamptz"),
-        _seldom("dispatched_at", "timestamptz"),
-        _seldom("expires_at", "timestamptz"),
-        _seldom("run_after", "timestamptz"),
-        _seldom("completed_at", "timestamptz"),
-        _seldom("reply_to", "text"),
-        _seldom("sticky", "text"),
-        _json("routing"),
-    )
-)
-CHANGED = Columns(
-    (
-        _always("root_task_id", "uuid"),
-        _always("task_id", "uuid"),
-        _seldom("agent", "text"),
-        _seldom("instance_id", "text"),
-        _always("status", "text"),
-        _seldom("attempt", "int", ("1", 1)),
-        _seldom("failures", "int", ("0", 0)),
-        _json("result"),
-        _json("error"),
-        _json("usage"),
-        _seldom("dispatched_at", "timestamptz"),
-        _seldom("expires_at", "timestamptz"),
-        _seldom("run_after", "timestamptz"),
-        _seldom("completed_at", "timestamptz"),
-        _seldom("reply_to", "text"),
-        _json("routing"),
-    )
-)
-# A root's id stands here twice. Where a statement asks for one column by both names, Postgres concludes that
-# task_id = root_task_id, which is what the partial indexes on roots say: it would then walk all roots for each batch.
-ROOTS = Columns(
-    (
-        _always("root_task_id", "uuid"),
-        _always("task_id", "uuid"),
-        _always("known_version", "bigint"),
-        _seldom("status", "text", ("'running'", "running")),
-        _json("result"),
-        _json("error"),
-        _json("usage"),
-        _seldom("completed_at", "timestamptz"),
-        _seldom("reply_to", "text"),
-    )
-)
-ACCEPTED = Columns(
-    (
-        *MADE,
-        _seldom("requester", "text"),
-        _seldom("session_id", "text"),
-        _seldom("idempotency_key", "text"),
-        _json("metadata"),
-        _seldom("traceparent", "text"),
-        _seldom("tracestate", "text"),
-        _seldom("deadline_at", "timestamptz"),
-        _seldom("duplicate_of", "uuid"),
-        _seldom("replay_of", "uuid"),
-        _seldom("concurrency_key", "text"),
-    )
-)
-# Where a row waits: only written in batches in which one does.
-PLACE = Columns(
-    (
-        _seldom("queue", "text"),
-        _seldom("flow", "bigint"),
-        _seldom("position", "bigint"),
-    )
-)
-MADE_PLACED, CHANGED_PLACED = Columns((*MADE, *PLACE)), Columns((*CHANGED, *PLACE))
+# What a row is found by, and never changes.
 _KEYS = ("root_task_id", "task_id", "known_version")
 
 
@@ -165,11 +35,11 @@ class Part:
 
     def value(self, name: str, alias: str) -> str:
         index = next(index for index, column in enumerate(self.columns) if column.name == name)
-        return self.columns[index].of(alias, self.sent[index])
+        return self.columns[index].value(alias, sent=self.sent[index])
 
     @property
     def names(self) -> str:
-        return ", ".join(column.name for column in self.columns)
+        return ", ".join(self.columns.names)
 
     def values(self, alias: str) -> str:
         return ", ".join(self.value(column.name, alias) for column in self.columns)
@@ -192,12 +62,12 @@ Batch = tuple[Columns, Sequence[Sequence[Any]]]
 _seen: set[tuple[tuple[bool, ...], ...]] = set()
 
 
-def needed(*batches: Batch) -> tuple[tuple[Part, ...], list[Sequence[Any]]]:
+def columns_to_send(*batches: Batch) -> tuple[tuple[Part, ...], list[Sequence[Any]]]:
     """Of columns and their values in a batch: what must be sent, and the arrays to send."""
     sent = tuple(
         tuple(
-            column.usual is None or values.count(column.usual[1]) != len(values)
-            for column, values in zip(columns, arrays, strict=True)
+            usual is None or values.count(usual[0]) != len(values)
+            for usual, values in zip(columns.usual, arrays, strict=True)
         )
         for columns, arrays in batches
     )
@@ -225,7 +95,7 @@ def apply(roots: Part, changed: Part, made: Part) -> str:
     A row that waits keeps the place in line that it has; any other has none.
     """
     place = "position = null"
-    if changed.columns is CHANGED_PLACED:
+    if changed.columns is CHANGED_QUEUED_COLUMNS:
         status, position = changed.value("status", "u"), changed.value("position", "u")
         place = (
             f"position = case when {status} = 'ready' and {position} is not null "
@@ -241,7 +111,7 @@ with moved as (
     where t.root_task_id = u.root_task_id and t.task_id = u.task_id and t.version = u.known_version
     returning t.root_task_id
 ), changed as (
-    update tasks t set dispatched_by = $1, {changed.sets("u", but=("queue", "flow", "position"))}, {place}
+    update tasks t set dispatched_by = $1, {changed.sets("u", but=QUEUE_COLUMNS.names)}, {place}
     from {changed.unnest("u", 2 + roots.width)}
     where u.root_task_id in (select root_task_id from moved)
       and t.root_task_id = u.root_task_id and t.task_id = u.task_id

@@ -11,22 +11,21 @@ import asyncpg
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.store.age import surely_new
-from orchestrator_agent.store.pool import NO_FLUSH, Database
-from orchestrator_agent.store.rows import COLUMNS
-from orchestrator_agent.store.statements import (
-    ACCEPTED,
-    CHANGED,
-    CHANGED_PLACED,
-    MADE,
-    MADE_PLACED,
-    ROOTS,
-    Batch,
-    accept,
-    apply,
-    needed,
+from orchestrator_agent.store.columns import (
+    ACCEPTED_COLUMNS,
+    CHANGED_COLUMNS,
+    CHANGED_QUEUED_COLUMNS,
+    MADE_COLUMNS,
+    MADE_QUEUED_COLUMNS,
+    MOVED_COLUMNS,
+    QUEUE_COLUMNS,
+    column_list,
 )
+from orchestrator_agent.store.pool import NO_FLUSH, Database
+from orchestrator_agent.store.records import Arrays, accepted_arrays, changed_arrays, made_arrays, moved_arrays
+from orchestrator_agent.store.statements import Batch, accept, apply, columns_to_send
 from protocol.errors import PantheonError
-from protocol.messages import Usage, json_bytes, now
+from protocol.messages import now
 
 # The note only saves a publish of the same bytes after a crash: it need not wait for the disk.
 ANSWERED = f"""
@@ -38,7 +37,7 @@ where t.root_task_id = u.root_task_id and t.task_id = u.task_id and t.answered_a
 # Of roots that have not ended, and that stand at another version than the one that is known. Each is looked at by its
 # key, whatever the statistics say (the lateral's limit); then its tree is read.
 NEWER = f"""
-select {", ".join(f"t.{name.strip()}" for name in COLUMNS.split(","))}
+select {column_list("t")}
 from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as u(a, b, known),
 lateral (
     select r.root_task_id, r.version, r.status from tasks r where r.root_task_id = u.a and r.task_id = u.b limit 1
@@ -50,95 +49,6 @@ where r.version <> u.known and r.status not in ('completed', 'failed', 'cancelle
 UNKNOWN = -1
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
-
-
-def _error(row: Row) -> str | None:
-    return None if row.error is None else row.error.model_dump_json(exclude_none=True)
-
-
-def _usage(usage: Usage | None) -> str | None:
-    return None if usage is None else usage.model_dump_json()
-
-
-def _made_values(run: Run, row: Row) -> tuple[Any, ...]:
-    return (
-        row.root_task_id,
-        row.task_id,
-        row.parent_task_id,
-        run.facts.tenant,
-        row.step,
-        row.role,
-        row.iteration,
-        row.item,
-        row.task_type,
-        row.workflow_version,
-        row.pinned_agent,
-        row.agent,
-        row.status,
-        row.attempt,
-        row.failures,
-        run.facts.priority,
-        _text(row.payload),
-        _text(row.result),
-        _error(row),
-        _usage(row.usage),
-        row.timeout_seconds,
-        row.created_at,
-        row.dispatched_at,
-        row.expires_at,
-        row.run_after,
-        row.completed_at,
-        run.facts.reply_to if row is run.root else row.reply_to,
-        row.sticky,
-        _text(row.routing),
-    )
-
-
-def _changed_values(row: Row) -> tuple[Any, ...]:
-    return (
-        row.root_task_id,
-        row.task_id,
-        row.agent,
-        row.instance_id,
-        row.status,
-        row.attempt,
-        row.failures,
-        _text(row.result),
-        _error(row),
-        _usage(row.usage),
-        row.dispatched_at,
-        row.expires_at,
-        row.run_after,
-        row.completed_at,
-        row.reply_to,
-        _text(row.routing),
-    )
-
-
-def _accepted_values(run: Run) -> tuple[Any, ...]:
-    facts = run.facts
-    return (
-        *_made_values(run, run.root),
-        facts.requester,
-        facts.session_id,
-        facts.idempotency_key,
-        json_bytes(facts.metadata).decode() if facts.metadata else None,
-        facts.traceparent,
-        facts.tracestate,
-        facts.deadline_at,
-        facts.duplicate_of,
-        facts.replay_of,
-        facts.concurrency_key,
-    )
-
-
-def _columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return columns or [[] for _ in range(width)]
-
-
 class PoisonedBatch(PantheonError):
     """Postgres refuses something in a batch for its content; the batch is tried one root at a time."""
 
@@ -146,6 +56,13 @@ class PoisonedBatch(PantheonError):
 # Queue, flow and position of rows that wait, by their ids.
 Places = dict[UUID, tuple[str, int, int | None]]
 _NO_PLACE = (None, None, None)
+
+
+def _queue_arrays(rows: Sequence[Row], places: Places) -> Arrays:
+    """What QUEUE_COLUMNS hold of these rows."""
+    if not rows:
+        return [()] * len(QUEUE_COLUMNS)
+    return [*zip(*(places.get(row.task_id, _NO_PLACE) for row in rows), strict=True)]
 
 
 class Waitings(Protocol):
@@ -174,14 +91,14 @@ class TaskStore:
         Raises StoreError, PoisonedBatch.
         """
         places = await self._enqueue(batch)
-        roots = _columns((_accepted_values(run) for run, _ in batch), len(ACCEPTED))
+        roots = ACCEPTED_COLUMNS, accepted_arrays([run for run, _ in batch])
         moment = now()
         check = any(
             run.facts.idempotency_key is not None
             or not surely_new(run.root_task_id, moment, self.history_after_seconds)
             for run, _ in batch
         )
-        (accepted, made), arrays = needed((ACCEPTED, roots), self._made(batch, places))
+        (accepted, made), arrays = columns_to_send(roots, self._made(batch, places))
         records = await self._write(accept(accepted, made, check=check), self.process_id, *arrays)
         return self._written(batch, places, {record["root_task_id"] for record in records})
 
@@ -191,39 +108,23 @@ class TaskStore:
         Raises StoreError, PoisonedBatch.
         """
         places = await self._enqueue(batch)
-        moved = _columns(
-            (
-                (
-                    run.root_task_id,
-                    run.root_task_id,
-                    run.version,
-                    run.root.status,
-                    _text(run.root.result),
-                    _error(run.root),
-                    _usage(run.root.usage),
-                    run.root.completed_at,
-                    run.facts.reply_to,
-                )
-                # In one order for all processes: see `statements.apply`.
-                for run, _ in sorted(batch, key=lambda one: one[0].root_task_id)
-            ),
-            len(ROOTS),
-        )
+        # In one order for all processes: see `statements.apply`.
+        runs = sorted((run for run, _ in batch), key=lambda run: run.root_task_id)
         rows = [row for run, decisions in batch for row in decisions.changed.values() if row is not run.root]
-        changing: Batch = (CHANGED, _columns((_changed_values(row) for row in rows), len(CHANGED)))
+        moving: Batch = MOVED_COLUMNS, moved_arrays(runs)
+        changing: Batch = CHANGED_COLUMNS, changed_arrays(rows)
         if places:
-            values = ((*_changed_values(row), *places.get(row.task_id, _NO_PLACE)) for row in rows)
-            changing = (CHANGED_PLACED, _columns(values, len(CHANGED_PLACED)))
-        (roots, changed, made), arrays = needed((ROOTS, moved), changing, self._made(batch, places))
+            changing = CHANGED_QUEUED_COLUMNS, [*changing[1], *_queue_arrays(rows, places)]
+        (roots, changed, made), arrays = columns_to_send(moving, changing, self._made(batch, places))
         records = await self._write(apply(roots, changed, made), self.process_id, *arrays)
         return self._written(batch, places, {record["root_task_id"] for record in records})
 
     def _made(self, batch: Sequence[tuple[Run, Decisions]], places: Places) -> Batch:
         rows = [(run, row) for run, decisions in batch for row in decisions.made]
+        arrays = made_arrays(rows)
         if not places:
-            return MADE, _columns((_made_values(run, row) for run, row in rows), len(MADE))
-        values = ((*_made_values(run, row), *places.get(row.task_id, _NO_PLACE)) for run, row in rows)
-        return MADE_PLACED, _columns(values, len(MADE_PLACED))
+            return MADE_COLUMNS, arrays
+        return MADE_QUEUED_COLUMNS, [*arrays, *_queue_arrays([row for _, row in rows], places)]
 
     async def _enqueue(self, batch: Sequence[tuple[Run, Decisions]]) -> Places:
         return await self.gate.enqueue(batch) if self.gate is not None else {}
@@ -265,7 +166,9 @@ class TaskStore:
         trees: dict[UUID, list[Any]] = {}
         for table in ("tasks", "tasks_history"):
             trees |= _by_root(
-                await self.database.fetch(f"select {COLUMNS} from {table} where root_task_id = any($1::uuid[])", wanted)
+                await self.database.fetch(
+                    f"select {column_list()} from {table} where root_task_id = any($1::uuid[])", wanted
+                )
             )
             wanted = [one for one in wanted if one not in trees]
             if not wanted:

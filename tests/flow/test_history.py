@@ -14,8 +14,9 @@ import pytest_asyncio
 from orchestrator_agent.maintenance.history_archiver import HistoryArchiver, is_over, month_of
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.age import surely_new
+from orchestrator_agent.store.columns import ACCEPTED_COLUMNS
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.statements import ACCEPTED, not_in_history, whole
+from orchestrator_agent.store.statements import not_in_history, whole
 from pantheon import Mesh
 from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
@@ -217,7 +218,7 @@ async def test_to_look_into_the_history_at_acceptance_reads_an_index_alone(datab
     )
     if analysed:
         await database.execute("analyze tasks_history")
-    condition = not_in_history(whole(ACCEPTED)).split("where", 1)[1]
+    condition = not_in_history(whole(ACCEPTED_COLUMNS)).split("where", 1)[1]
     plan = await database.fetch(
         "explain (analyze, buffers, format json) select u.* from unnest($1::uuid[], $1::uuid[], $2::text[], "
         "$2::text[], $2::text[], $1::uuid[]) "

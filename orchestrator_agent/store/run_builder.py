@@ -1,109 +1,71 @@
-"""Rows of `tasks` to and from the engine's Run."""
+"""Run builder: a run of the engine, rebuilt from the rows of its tree.
+
+It can be built whatever state the tree is in, so that every process can go on with every task.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator_agent.engine.endings import compensation_id, to_undo
-from orchestrator_agent.engine.state import FanOut, Role, RootFacts, Row, Run, Scope, Status, in_order
+from orchestrator_agent.engine.compensation import compensation_id, pending_compensations
+from orchestrator_agent.engine.state import FanOut, Role, Row, Run, Scope, Status, in_order
+from orchestrator_agent.store.records import Record, facts_of, row_of
 from orchestrator_agent.workflows.plan import Plan, StepPlan
 from protocol.errors import InvalidWorkflow
-from protocol.messages import ErrorInfo, Usage
 from protocol.names import EXECUTE_DAG
 
-COLUMNS = (
-    "root_task_id, task_id, parent_task_id, tenant, requester, step, role, iteration, item, task_type, "
-    "workflow_version, "
-    "pinned_agent, agent, instance_id, status, attempt, failures, priority, session_id, idempotency_key, reply_to, "
-    "payload, result, error, usage, metadata, traceparent, tracestate, timeout_seconds, created_at, dispatched_at, "
-    "dispatched_by, deadline_at, expires_at, run_after, completed_at, answered_at, duplicate_of, replay_of, "
-    "sticky, routing, concurrency_key, version"
-)
-
-# asyncpg.Record, which has a mapping's look-ups without being one.
-Record = Any
-
-
-def row_of(record: Record) -> Row:
-    def text(name: str) -> bytes | None:
-        value = record[name]
-        return None if value is None else value.encode()
-
-    error, usage = record["error"], record["usage"]
-    return Row(
-        root_task_id=record["root_task_id"],
-        task_id=record["task_id"],
-        parent_task_id=record["parent_task_id"],
-        step=record["step"],
-        task_type=record["task_type"],
-        status=Status(record["status"]),
-        role=Role(record["role"]),
-        iteration=record["iteration"],
-        item=record["item"],
-        workflow_version=record["workflow_version"],
-        pinned_agent=record["pinned_agent"],
-        agent=record["agent"],
-        instance_id=record["instance_id"],
-        attempt=record["attempt"],
-        failures=record["failures"],
-        payload=text("payload"),
-        result=text("result"),
-        error=None if error is None else ErrorInfo.model_validate_json(error),
-        usage=None if usage is None else Usage.model_validate_json(usage),
-        # A root's own is among its facts.
-        reply_to=None if record["task_id"] == record["root_task_id"] else record["reply_to"],
-        sticky=record["sticky"],
-        routing=text("routing"),
-        timeout_seconds=record["timeout_seconds"],
-        created_at=record["created_at"],
-        dispatched_at=record["dispatched_at"],
-        expires_at=record["expires_at"],
-        run_after=record["run_after"],
-        completed_at=record["completed_at"],
-    )
-
-
-def facts_of(record: Record) -> RootFacts:
-    return RootFacts(
-        tenant=record["tenant"],
-        requester=record["requester"],
-        reply_to=record["reply_to"],
-        session_id=record["session_id"],
-        priority=record["priority"],
-        deadline_at=record["deadline_at"],
-        metadata=json.loads(record["metadata"]) if record["metadata"] else {},
-        traceparent=record["traceparent"],
-        tracestate=record["tracestate"],
-        idempotency_key=record["idempotency_key"],
-        replay_of=record["replay_of"],
-        concurrency_key=record["concurrency_key"],
-        duplicate_of=record["duplicate_of"],
-        requested_by=record["parent_task_id"],
-    )
+# What a root does in any other status, it does without its workflow.
+_WITH_WORKFLOW = frozenset({Status.RUNNING, Status.PAUSED, Status.COMPENSATING})
 
 
 class Plans(Protocol):
     """Where a row's workflow is found."""
 
     def version(self, version: str) -> Plan:
-        """Raises InvalidWorkflow where nobody put it in."""
+        """Raises InvalidWorkflow where that version is not known."""
 
     def single(self, task_type: str) -> Plan: ...
 
     def inline(self, payload: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]: ...
 
 
-def run_of(records: Sequence[Record], root_plan: Plan, plans: Plans) -> Run:
-    """Rebuild a run from all rows of one root. Raises InvalidWorkflow when the rows and the plans do not fit."""
+def root_of(records: Sequence[Record]) -> Record:
+    """The root's among all rows of a tree."""
+    return next(record for record in records if record["task_id"] == record["root_task_id"])
+
+
+def needs_workflow(root: Record) -> bool:
+    """Whether a tree's run cannot be built without the workflows of its rows."""
+    return root["duplicate_of"] is None and Status(root["status"]) in _WITH_WORKFLOW
+
+
+def plan_of(root: Record, plans: Plans) -> Plan:
+    """The plan that a root was started on. Raises InvalidWorkflow."""
+    if root["workflow_version"] is not None:
+        return plans.version(root["workflow_version"])
+    if root["task_type"] == EXECUTE_DAG:
+        return plans.inline(json.loads(root["payload"] or "{}"))[0]
+    return plans.single(root["task_type"])
+
+
+def bare_run(records: Sequence[Record]) -> Run:
+    """A run without its workflow: enough to respond, to end, to be a duplicate."""
+    root = root_of(records)
     rows = {record["task_id"]: row_of(record) for record in records}
-    root_record = next(record for record in records if record["task_id"] == record["root_task_id"])
-    root = rows[root_record["task_id"]]
-    run = Run(root=root, facts=facts_of(root_record), version=root_record["version"], rows=rows)
-    _Builder(run, plans).build(root_plan)
-    for row in rows.values():
+    return Run(root=rows[root["task_id"]], facts=facts_of(root), version=root["version"], rows=rows)
+
+
+def run_of(records: Sequence[Record], plans: Plans) -> Run:
+    """A run from all rows of its tree. Raises InvalidWorkflow when the rows and the plans do not fit."""
+    root_record = root_of(records)
+    run = bare_run(records)
+    if not needs_workflow(root_record):
+        return run
+    _Builder(run, plans).build(plan_of(root_record, plans))
+    for row in run.rows.values():
         # What has ended is only its result any more.
-        if row.ended and row is not root:
+        if row.ended and row is not run.root:
             row.payload = None
     return run
 
@@ -238,10 +200,10 @@ class _Builder:
             scope.variables[name] = json.loads(kept) if kept is not None else None
 
     def _compensation(self, scope: Scope) -> None:
-        for undo in to_undo(self.run, scope, again=True):
-            made = self.run.rows.get(compensation_id(undo.row))
+        for pending in pending_compensations(self.run, scope, include_made=True):
+            made = self.run.rows.get(compensation_id(pending.row))
             if made is not None:
-                self.run.undone[made.task_id] = undo
+                self.run.compensations[made.task_id] = pending
                 if not made.ended and made.parent_task_id == scope.row.task_id:
-                    scope.undoing = made
-        scope.undo = to_undo(self.run, scope)
+                    scope.compensation = made
+        scope.pending = pending_compensations(self.run, scope)
