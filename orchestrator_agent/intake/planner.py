@@ -59,8 +59,8 @@ class Planner:
         """A new run with its first decisions; one that cannot start has ended already, with the reason."""
         run = self._run(request, headers, now)
         if replayed is not None:
-            run.root.task_type = replayed.task_type
-            run.root.timeout_seconds = replayed.timeout_seconds
+            run.root.task_type = replayed.root.task_type
+            run.root.timeout_seconds = replayed.root.timeout_seconds
             run.facts.replay_of = replayed.task_id
         if run.facts.deadline_at is not None and run.facts.deadline_at <= now:
             message = f"the deadline {run.facts.deadline_at.isoformat()} had passed when the task arrived"
@@ -82,7 +82,7 @@ class Planner:
             run.root.payload = json_bytes({**payload, **variables})
         else:
             run.root.payload = json_bytes(given)
-        run.root.workflow_version = plan.version if replayed is None else replayed.workflow_version
+        run.root.workflow_version = plan.version if replayed is None else replayed.root.workflow_version
         scope = Scope(row=run.root, plan=plan, variables=variables)
         run.scopes[run.root_task_id] = scope
         if plan.timeout_seconds is not None:

@@ -47,16 +47,17 @@ class Replayed:
     retry): everything that completed is reused; `from_step`: what does not depend on that step.
     """
 
-    task_id: UUID
-    task_type: str
-    payload: dict[str, Any]
-    plan: Plan
-    workflow_version: str | None
+    root: Row
     rows: Sequence[Row]
+    plan: Plan
+    payload: dict[str, Any]
     old_input: Mapping[str, Any]
     from_step: str | None
-    timeout_seconds: float
     keep_completed: bool = False
+
+    @property
+    def task_id(self) -> UUID:
+        return self.root.task_id
 
 
 def read_replay_request(request: TaskRequest) -> ReplayRequest:
@@ -112,15 +113,12 @@ def make_replay(wanted: ReplayRequest, records: Sequence[Mapping[str, Any]], lib
     payload: dict[str, Any] = json.loads(root["payload"])
     old_input = dict((payload.get("input") or {}) if root["task_type"] == EXECUTE_DAG else payload)
     return Replayed(
-        task_id=task_id,
-        task_type=root["task_type"],
-        payload=_forked(payload, wanted.input, root["task_type"]),
-        plan=plan,
-        workflow_version=root["workflow_version"],
+        root=row_of(root),
         rows=[row_of(record) for record in records],
+        plan=plan,
+        payload=_forked(payload, wanted.input, root["task_type"]),
         old_input=old_input,
         from_step=wanted.from_step,
-        timeout_seconds=root["timeout_seconds"],
         keep_completed=wanted.retry,
     )
 

@@ -1,4 +1,4 @@
-"""Answers: what agents say off the wire, as what happened to a run."""
+"""Response reader: messages that agents sent, as run events."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,15 @@ from protocol.names import is_instance_id
 
 
 class Arrived(NamedTuple):
-    """An answer off the wire. `response` is None where it could not be read."""
+    """A response off the wire. `response` is None where it could not be read."""
 
     delivery: Delivery
-    answer: ResponseReceived
+    received: ResponseReceived
     response: TaskResponse | None
 
 
 async def read_response(objects: Objects, delivery: Delivery) -> Arrived:
-    """Raises InvalidRequest. It waits for nothing unless the result is by reference, and those come alone."""
+    """Raises InvalidRequest. It waits for nothing unless the result is by reference, and those responses come alone."""
     response = parse_response(delivery.data)
     result, failure = response.result, response.error
     if response.result_ref is not None and response.status == "completed":
@@ -47,7 +47,7 @@ def received(response: TaskResponse, result: object, failure: ErrorInfo | None) 
 
 
 def unread_response(delivery: Delivery, error: InvalidRequest) -> ResponseReceived | None:
-    """The end of an attempt whose answer cannot be read, where it can be told which."""
+    """The run event of a response that cannot be read, where its attempt is known: the attempt has failed."""
     known = salvage_ids(delivery.data)
     if "task_id" not in known or "root_task_id" not in known:
         return None
