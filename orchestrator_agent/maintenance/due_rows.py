@@ -52,6 +52,7 @@ class ExpiredAttempts:
         self._before, self._judged = self._judged, set()
 
     def judge(self, expired: Expired, row: Any) -> Expired:
+        """The event of a row, with what is known of the broker."""
         broker_was_down = self._outages.touched(row["dispatched_at"], row["expires_at"])
         key = (row["task_id"], row["attempt"])
         self._judged.add(key)
@@ -94,21 +95,18 @@ class DueRows:
         found = Found(full=len(rows) >= SWEEP_LIMIT)
         duplicates: list[UUID] = []
         for row in rows:
-            root_task_id, task_id = row["root_task_id"], row["task_id"]
+            root_task_id, task_id, late = row["root_task_id"], row["task_id"], bool(row["late"])
+            event = due_event(root_task_id, task_id, status=row["status"], attempt=row["attempt"], late=late)
             if row["operation"] is not None and row["is_root"]:
                 self._operations.begin_again(task_id, row["task_type"], row["operation"].encode(), row["requester"])
-                continue
-            event = due_event(
-                root_task_id, task_id, status=row["status"], attempt=row["attempt"], late=bool(row["late"])
-            )
-            if isinstance(event, DeadlinePassed):
+            elif isinstance(event, DeadlinePassed):
                 self._inbox.post(event)
             elif row["duplicate_of"] is not None:
                 duplicates.append(task_id)
-            elif isinstance(event, Expired):
-                self._inbox.post(self._expired.judge(event, row))
             elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
                 found.unparked.append((root_task_id, task_id, Waiting(row["queue"], row["priority"], row["flow"])))
+            elif isinstance(event, Expired):
+                self._inbox.post(self._expired.judge(event, row))
             else:
                 self._inbox.post(event)
         if duplicates:
