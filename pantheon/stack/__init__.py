@@ -12,8 +12,8 @@ from pantheon.stack.errors import (
     ServerStartError,
     StackError,
 )
-from pantheon.stack.programs import find_consul
-from pantheon.stack.supervisor import EventKind, StackEvent
+from pantheon.stack.processes.supervisor import EventKind, StackEvent
+from pantheon.stack.servers.programs import find_consul
 from pantheon.stack.up import Stack, serve
 
 __all__ = [

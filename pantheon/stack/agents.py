@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pantheon.stack.errors import AgentLoadError
-from pantheon.stack.process import Command, last_meaningful_line
+from pantheon.stack.processes.process import Command, last_meaningful_line
 
 ORCHESTRATOR_NAME = "orchestrator_agent"
 

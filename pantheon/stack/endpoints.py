@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pantheon.stack.errors import NoMeshError
 from pantheon.stack.folder import write_atomically
-from pantheon.stack.process import is_same_process
+from pantheon.stack.processes.process import is_same_process
 
 ENDPOINTS_FILE = "endpoints.json"
 DEFAULT_DATA_FOLDER = ".pantheon"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheon.stack.errors import DataFolderBusyError, DataFolderError
-from pantheon.stack.process import end_process, is_same_process
+from pantheon.stack.processes.process import end_process, is_same_process
 
 _LOCK_FILE = "lock"
 _PROCESSES_FILE = "processes.json"

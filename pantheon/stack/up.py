@@ -16,9 +16,9 @@ from pantheon.stack.agents import AgentSpec, built_in_agents, find_agent, orches
 from pantheon.stack.endpoints import Endpoints, register, remove_endpoints
 from pantheon.stack.errors import DataFolderError, StackError
 from pantheon.stack.folder import DataFolder
-from pantheon.stack.process import process_birth
+from pantheon.stack.processes.process import process_birth
+from pantheon.stack.processes.supervisor import EventKind, StackEvent, Stage, Supervisor, Worker
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer, Server, ValkeyServer
-from pantheon.stack.supervisor import EventKind, StackEvent, Stage, Supervisor, Worker
 
 # Longer than an agent's own drain, so that the agent decides; shorter than an init system's patience.
 _DRAIN_SECONDS = 25.0

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pantheon.cli.arguments import Given, parse, payload_of, read_input
 from pantheon.cli.exit_codes import CommandError, ExitCode
+from pantheon.cli.input.arguments import Given, parse, payload_of, read_input
 
 
 @pytest.mark.parametrize(

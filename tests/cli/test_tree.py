@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pantheon.cli.tree import Change, Node, TaskTree
-from pantheon.cli.view import draw, frame_of, line_of, look_of, shorten
+from pantheon.cli.progress.tree import Change, Node, TaskTree
+from pantheon.cli.progress.view import draw, frame_of, line_of, look_of, shorten
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ROOT = "root"

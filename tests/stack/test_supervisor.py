@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pantheon.stack import EventKind, StackError, StackEvent, supervisor
-from pantheon.stack.process import ManagedProcess
-from pantheon.stack.supervisor import Stage, Supervisor, Worker
+from pantheon.stack import EventKind, StackError, StackEvent
+from pantheon.stack.processes import supervisor
+from pantheon.stack.processes.process import ManagedProcess
+from pantheon.stack.processes.supervisor import Stage, Supervisor, Worker
 from tests.waiting import PATIENCE_SECONDS, until
 
 MakeWorker = Callable[..., Worker]

@@ -30,7 +30,7 @@ from pantheon.stack import (
     read_endpoints,
     up,
 )
-from pantheon.stack.process import process_birth
+from pantheon.stack.processes.process import process_birth
 from tests.processes import processes_of
 from tests.servers import consul_program
 from tests.waiting import PATIENCE_SECONDS, until

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pantheon.stack.errors import ProgramMissingError
-from pantheon.stack.ports import LOOPBACK, is_free, pick_free
-from pantheon.stack.process import Command, run_to_end
+from pantheon.stack.processes.process import Command, run_to_end
+from pantheon.stack.servers.ports import LOOPBACK, is_free, pick_free
 from pantheon.stack.servers.server import Server, server_environment
 
 _HTTP_SECONDS = 1.0

@@ -8,9 +8,9 @@ import json
 import signal
 from pathlib import Path
 
-from pantheon.stack.ports import LOOPBACK
-from pantheon.stack.process import Command
-from pantheon.stack.programs import find_nats_server
+from pantheon.stack.processes.process import Command
+from pantheon.stack.servers.ports import LOOPBACK
+from pantheon.stack.servers.programs import find_nats_server
 from pantheon.stack.servers.server import Server, server_environment
 
 # PROTOCOL.md's larger payloads go through the object store; nats-server advises against more than this.

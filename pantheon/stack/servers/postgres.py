@@ -9,10 +9,10 @@ import signal
 from pathlib import Path
 
 from pantheon.stack.errors import DataFolderError
-from pantheon.stack.identity import choose_identity, own
-from pantheon.stack.ports import LOOPBACK
-from pantheon.stack.process import Command, end_process, process_birth, run_to_end
-from pantheon.stack.programs import find_postgres_folder
+from pantheon.stack.processes.process import Command, end_process, process_birth, run_to_end
+from pantheon.stack.servers.identity import choose_identity, own
+from pantheon.stack.servers.ports import LOOPBACK
+from pantheon.stack.servers.programs import find_postgres_folder
 from pantheon.stack.servers.server import Server, server_environment
 
 USER = "pantheon"

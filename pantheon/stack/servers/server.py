@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from pantheon.stack.errors import PortTakenError, ServerStartError, StackError
-from pantheon.stack.ports import is_free, pick_free
-from pantheon.stack.process import Command, ManagedProcess, last_meaningful_line
+from pantheon.stack.processes.process import Command, ManagedProcess, last_meaningful_line
+from pantheon.stack.servers.ports import is_free, pick_free
 
 _POLL_SECONDS = 0.01
 _PROBE_SECONDS = 2.0

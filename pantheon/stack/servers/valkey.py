@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from pantheon.stack.ports import LOOPBACK
-from pantheon.stack.process import Command
-from pantheon.stack.programs import find_valkey_server
+from pantheon.stack.processes.process import Command
+from pantheon.stack.servers.ports import LOOPBACK
+from pantheon.stack.servers.programs import find_valkey_server
 from pantheon.stack.servers.server import Server, server_environment
 
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pantheon.stack import launch
 from pantheon.stack.errors import StackError
+from pantheon.stack.processes import launch
 
 _LAUNCH_SCRIPT = Path(launch.__file__)
 # A log is set aside once at a start, so that a folder used for months does not fill the disk.

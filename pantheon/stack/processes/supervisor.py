@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pantheon.stack.errors import StackError
-from pantheon.stack.process import Command, ManagedProcess
+from pantheon.stack.processes.process import Command, ManagedProcess
 
 _FIRST_BACKOFF_SECONDS = 0.1
 _BACKOFF_FACTOR = 2.0

@@ -15,10 +15,10 @@ from rich.text import Text
 
 from pantheon.cli.connection import FoundMesh, Json, Url, find_mesh, open_bus
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.listing import Cell, Column, print_listing
-from pantheon.cli.output import note, print_json, print_line, stdout
+from pantheon.cli.render.listing import Cell, Column, print_listing
+from pantheon.cli.render.output import note, print_json, print_line, stdout
+from pantheon.cli.render.units import duration, parse_time, size
 from pantheon.cli.running import run_async
-from pantheon.cli.units import duration, parse_time, size
 from protocol import subjects
 from protocol.names import ORCHESTRATOR, is_agent_name
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.output import print_json, print_line
+from pantheon.cli.render.output import print_json, print_line
 
 
 def schema(

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pantheon.cli.arguments import read_input, read_text
 from pantheon.cli.exit_codes import CommandError, ExitCode
+from pantheon.cli.input.arguments import read_input, read_text
 
 REQUEST_FILE = "request.yaml"
 FILE_KEY = "file"

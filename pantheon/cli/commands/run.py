@@ -13,14 +13,14 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from pantheon.cli.arguments import Given, parse, payload_of, read_input, usage
 from pantheon.cli.connection import REQUESTER, Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.files import shortened, write_files
-from pantheon.cli.follow import display_on, follow, read_rows
-from pantheon.cli.output import is_live, note, print_json, print_line, stderr, stdout
+from pantheon.cli.input.arguments import Given, parse, payload_of, read_input, usage
+from pantheon.cli.progress.follow import display_on, follow, read_rows
+from pantheon.cli.progress.tree import TaskTree
+from pantheon.cli.render.output import is_live, note, print_json, print_line, stderr, stdout
+from pantheon.cli.render.result_files import shortened, write_files
 from pantheon.cli.running import run_async
-from pantheon.cli.tree import TaskTree
 from protocol.errors import BusError
 
 if TYPE_CHECKING:

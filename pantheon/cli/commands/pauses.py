@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pantheon.cli.connection import Json, Url, open_mesh
-from pantheon.cli.listing import Cell, Column, print_listing
-from pantheon.cli.output import note, print_json, stdout
+from pantheon.cli.render.listing import Cell, Column, print_listing
+from pantheon.cli.render.output import note, print_json, stdout
+from pantheon.cli.render.units import clock, parse_time
 from pantheon.cli.running import run_async
-from pantheon.cli.units import clock, parse_time
 
 if TYPE_CHECKING:
     from pantheon.client.operations import Paused

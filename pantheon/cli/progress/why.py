@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
-from pantheon.cli.task_rows import paths_of
+from pantheon.cli.progress.task_rows import paths_of
 from pantheon.runtime.settings import one_line
 
 

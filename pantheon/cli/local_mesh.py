@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pantheon.cli.commands.workflows import check_files
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.workflows import check_files
 from pantheon.runtime.settings import MeshSettings
 from protocol import subjects
 from protocol.errors import BusError, SettingsError

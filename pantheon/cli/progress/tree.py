@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pantheon.cli.task_rows import awaited, is_wait, paths_of
-from pantheon.cli.units import parse_time
+from pantheon.cli.progress.task_rows import awaited, is_wait, paths_of
+from pantheon.cli.render.units import parse_time
 
 ENDED = frozenset({"completed", "failed", "cancelled", "skipped"})
 _EVENT_STATUS = {

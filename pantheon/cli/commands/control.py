@@ -7,12 +7,12 @@ from uuid import UUID
 
 import typer
 
-from pantheon.cli.arguments import parse, payload_of, read_input
 from pantheon.cli.connection import REQUESTER, Json, Url, find_mesh, open_bus, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode, exit_code_of, exit_code_of_code
-from pantheon.cli.output import note, print_json, print_line, problem
+from pantheon.cli.input.arguments import parse, payload_of, read_input
+from pantheon.cli.input.task_ids import TaskId, TaskIds, resolve_root
+from pantheon.cli.render.output import note, print_json, print_line, problem
 from pantheon.cli.running import run_async
-from pantheon.cli.task_ids import TaskId, TaskIds, resolve_root
 from protocol.errors import PantheonError, TaskFailed
 
 if TYPE_CHECKING:

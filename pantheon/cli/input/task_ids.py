@@ -6,7 +6,7 @@ from uuid import UUID
 import typer
 
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.task_rows import root_of
+from pantheon.cli.progress.task_rows import root_of
 from protocol.errors import PantheonError
 
 if TYPE_CHECKING:

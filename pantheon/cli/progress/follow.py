@@ -11,9 +11,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from pantheon.cli.output import is_live
-from pantheon.cli.tree import Change, TaskTree
-from pantheon.cli.view import draw, line_of
+from pantheon.cli.progress.tree import Change, TaskTree
+from pantheon.cli.progress.view import draw, line_of
+from pantheon.cli.render.output import is_live
 from protocol.errors import PantheonError
 
 if TYPE_CHECKING:

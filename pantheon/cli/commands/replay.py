@@ -6,15 +6,15 @@ from uuid import UUID
 
 import typer
 
-from pantheon.cli.arguments import Given, parse, payload_of
+from pantheon.cli.commands.control import each
+from pantheon.cli.commands.run import raise_failure, watched
 from pantheon.cli.connection import Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode, exit_code_of_code
-from pantheon.cli.files import shortened
-from pantheon.cli.operate import each
-from pantheon.cli.output import print_json, print_line, stdout
-from pantheon.cli.run import raise_failure, watched
+from pantheon.cli.input.arguments import Given, parse, payload_of
+from pantheon.cli.input.task_ids import TaskId, TaskIds, resolve_root
+from pantheon.cli.render.output import print_json, print_line, stdout
+from pantheon.cli.render.result_files import shortened
 from pantheon.cli.running import run_async
-from pantheon.cli.task_ids import TaskId, TaskIds, resolve_root
 
 if TYPE_CHECKING:
     from pantheon.client.mesh import Mesh

@@ -10,16 +10,16 @@ import typer
 from rich.text import Text
 
 from pantheon.cli.connection import Json, Url, open_mesh
-from pantheon.cli.files import shortened, write_files
-from pantheon.cli.listing import Cell, Column, print_listing
-from pantheon.cli.output import note, print_json, stdout
+from pantheon.cli.input.task_ids import TaskId, resolve
+from pantheon.cli.progress.task_rows import is_wait, root_of
+from pantheon.cli.progress.tree import TaskTree
+from pantheon.cli.progress.view import draw, look_of
+from pantheon.cli.progress.why import lines_of, waits_of
+from pantheon.cli.render.listing import Cell, Column, print_listing
+from pantheon.cli.render.output import note, print_json, stdout
+from pantheon.cli.render.result_files import shortened, write_files
+from pantheon.cli.render.units import clock, duration, parse_time
 from pantheon.cli.running import run_async
-from pantheon.cli.task_ids import TaskId, resolve
-from pantheon.cli.task_rows import is_wait, root_of
-from pantheon.cli.tree import TaskTree
-from pantheon.cli.units import clock, duration, parse_time
-from pantheon.cli.view import draw, look_of
-from pantheon.cli.why import lines_of, waits_of
 from pantheon.runtime.settings import one_line
 from protocol.errors import PantheonError
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from pantheon.cli.commands.control import each, operation
 from pantheon.cli.connection import Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.listing import Column, print_listing
-from pantheon.cli.operate import each, operation
-from pantheon.cli.output import note, print_json, print_line, stderr, stdout
+from pantheon.cli.render.listing import Column, print_listing
+from pantheon.cli.render.output import note, print_json, print_line, stderr, stdout
 from pantheon.cli.running import run_async
 
 _COLUMNS = (

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from pantheon.cli.connection import Json, Url, find_mesh, says
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.listing import Cell, Column, print_listing
-from pantheon.cli.output import flush_answers, is_live, print_json, print_line, stderr, stdout
-from pantheon.cli.stack import check_agent_count, migrate, settled, stack_environment
-from pantheon.cli.units import clock
+from pantheon.cli.local_mesh import check_agent_count, migrate, settled, stack_environment
+from pantheon.cli.render.listing import Cell, Column, print_listing
+from pantheon.cli.render.output import flush_answers, is_live, print_json, print_line, stderr, stdout
+from pantheon.cli.render.units import clock
 from pantheon.runtime.settings import MeshSettings, shown
 from protocol.errors import SettingsError
 

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.text import Text
 
 import pantheon
+from pantheon.cli.commands.run import raise_failure, watched
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.files import is_file, write_files
-from pantheon.cli.output import is_live, print_json, stderr, stdout
-from pantheon.cli.request_folder import read_request
-from pantheon.cli.run import raise_failure, watched
+from pantheon.cli.input.request_folder import read_request
+from pantheon.cli.local_mesh import check_agent_count, migrate, settled, stack_environment
+from pantheon.cli.render.output import is_live, print_json, stderr, stdout
+from pantheon.cli.render.result_files import is_file, write_files
+from pantheon.cli.render.units import duration, size
 from pantheon.cli.running import run_async
-from pantheon.cli.stack import check_agent_count, migrate, settled, stack_environment
-from pantheon.cli.units import duration, size
 
 if TYPE_CHECKING:
     from pantheon.stack import Endpoints, Stack, StackEvent

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from pantheon.cli.commands.control import each, operation
 from pantheon.cli.connection import Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.files import shortened
-from pantheon.cli.listing import Column, print_listing
-from pantheon.cli.operate import each, operation
-from pantheon.cli.output import note, print_json, print_line, stdout
+from pantheon.cli.input.task_ids import ID_PART_MIN_CHARS, one_of
+from pantheon.cli.render.listing import Column, print_listing
+from pantheon.cli.render.output import note, print_json, print_line, stdout
+from pantheon.cli.render.result_files import shortened
+from pantheon.cli.render.units import clock, parse_time
 from pantheon.cli.running import run_async
-from pantheon.cli.task_ids import ID_PART_MIN_CHARS, one_of
-from pantheon.cli.units import clock, parse_time
 from pantheon.runtime.settings import one_line
 
 if TYPE_CHECKING:

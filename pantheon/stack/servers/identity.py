@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from pantheon.stack.errors import StackError
-from pantheon.stack.process import KEEP_IDENTITY, Command
+from pantheon.stack.processes.process import KEEP_IDENTITY, Command
 
 _PREFERRED_ACCOUNT = "nobody"
 

@@ -5,8 +5,8 @@ from datetime import datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pantheon.cli.tree import Change, Node, TaskTree
-from pantheon.cli.units import clock, duration
+from pantheon.cli.progress.tree import Change, Node, TaskTree
+from pantheon.cli.render.units import clock, duration
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_FRAMES_PER_SECOND = 10

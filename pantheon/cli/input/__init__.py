@@ -1,0 +1,1 @@
+"""What a person gives a command, read: payloads, request folders, ids of tasks."""

@@ -1,0 +1,1 @@
+"""What commands print: listings, units, result files, and where words go."""
