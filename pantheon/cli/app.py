@@ -23,7 +23,7 @@ from pantheon.cli.commands import (
     workflows,
 )
 from pantheon.cli.exit_codes import ExitCode, exit_code_of
-from pantheon.cli.render.output import NobodyReads, flush_answers, print_json, print_line, problem
+from pantheon.cli.render.output import ReaderGone, flush_output, print_json, print_line, problem
 from protocol.errors import PantheonError
 
 DEBUG_FLAG = "--debug"
@@ -109,19 +109,19 @@ app.command("version", help="The version of this installation.")(_version)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = DEBUG_FLAG in given or bool(os.environ.get(DEBUG_VARIABLE))
-    given = [one for one in given if one != DEBUG_FLAG]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG_FLAG in words or bool(os.environ.get(DEBUG_VARIABLE))
+    words = [word for word in words if word != DEBUG_FLAG]
     _prepare(debug)
     try:
-        status = app(given, prog_name="pantheon", standalone_mode=False)
-        flush_answers()
+        status = app(words, prog_name="pantheon", standalone_mode=False)
+        flush_output()
         return status if isinstance(status, int) else ExitCode.OK
-    except (NobodyReads, BrokenPipeError, SystemExit) as error:
-        # Typer and rich know a reader that has gone too, and end with status 1.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError | NobodyReads):
+    except (ReaderGone, BrokenPipeError, SystemExit) as error:
+        # Typer and rich notice a closed pipe too, and end with status 1.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError | ReaderGone):
             raise
-        # Whoever read the answer has read enough (`| head`). What is still buffered must not raise at the very end.
+        # The reader of the pipe has closed it (`| head`). What is still buffered must not raise at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except KeyboardInterrupt:
@@ -154,7 +154,7 @@ def _prepare(debug: bool) -> None:
 
 
 def _usage_problem(error: Exception) -> int:
-    """A wrong command line; where `--help` of which command says more."""
+    """Report a wrong command line, with the `--help` that explains it."""
     if isinstance(error, typer.Abort):
         problem("interrupted")
         return ExitCode.INTERRUPTED
@@ -162,7 +162,7 @@ def _usage_problem(error: Exception) -> int:
     command = context.command_path if context is not None else "pantheon"
     message = getattr(error, "format_message", lambda: str(error))()
     if context is not None and message == context.get_help():
-        # A group without a command: its help is the answer, as it is.
+        # A group without a command: print its help as it is.
         sys.stderr.write(message.rstrip("\n") + "\n")
         return ExitCode.USAGE
     problem(f"{message.rstrip('.')} (see {command} --help)", command=command)

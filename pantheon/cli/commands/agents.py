@@ -1,4 +1,4 @@
-"""`pantheon agents`, `pantheon agent run`, `pantheon agent new`: who is there, run one, begin one."""
+"""`pantheon agents`, `pantheon agent run`, `pantheon agent new`: list the instances, run an agent, begin an agent."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from protocol.names import ORCHESTRATOR, is_agent_name
 if TYPE_CHECKING:
     from pantheon.bus import Delivery
 
-# Instances answer $SRV.STATS within milliseconds; who has not by now is away, or built without the kit.
+# Instances respond to $SRV.STATS within milliseconds; what has not by then is away, or built without the kit.
 STATS_SECONDS = 0.3
 # A heartbeat comes every 5 s.
 HEARTBEAT_WAIT_SECONDS = 5.5
@@ -77,7 +77,7 @@ def agents(
         return
     columns = (*_COLUMNS, *(_LOAD_COLUMNS if load else ()), _TASK_TYPES)
     now = datetime.now(UTC)
-    print_listing(stdout(), columns, [_row(one, now, with_load=load) for one in instances])
+    print_listing(stdout(), columns, [_row(instance, now, with_load=load) for instance in instances])
 
 
 async def _instances(found: FoundMesh, *, with_load: bool) -> tuple[list[dict[str, Any]], str | None]:
@@ -108,33 +108,33 @@ async def _instances(found: FoundMesh, *, with_load: bool) -> tuple[list[dict[st
             shown = []
             for record in registry.instances():
                 key = (record.name, record.instance_id)
-                one = record.model_dump(mode="json", exclude={"protocol"})
-                one |= stats.get(key, {})
+                instance = record.model_dump(mode="json", exclude={"protocol"})
+                instance |= stats.get(key, {})
                 if with_load:
-                    one["heartbeat"] = beats.get(key)
-                shown.append(one)
+                    instance["heartbeat"] = beats.get(key)
+                shown.append(instance)
             return shown, registry.degraded_reason
 
 
 async def _stats(bus: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    """What each instance says it has done since its start, by the micro-service protocol."""
-    answers: dict[tuple[str, str], dict[str, Any]] = {}
+    """The tasks that each instance reports to have done since its start, by the micro-service protocol."""
+    reports: dict[tuple[str, str], dict[str, Any]] = {}
 
-    async def on_answer(delivery: "Delivery") -> None:
+    async def on_report(delivery: "Delivery") -> None:
         stats = _object(delivery.data)
-        endpoints = [one for one in stats.get("endpoints") or () if isinstance(one, dict)]
-        answers[str(stats.get("name")), str(stats.get("id"))] = {
+        endpoints = [endpoint for endpoint in stats.get("endpoints") or () if isinstance(endpoint, dict)]
+        reports[str(stats.get("name")), str(stats.get("id"))] = {
             "started": stats.get("started"),
-            "tasks_done": sum(int(one.get("num_requests") or 0) for one in endpoints),
-            "tasks_failed": sum(int(one.get("num_errors") or 0) for one in endpoints),
+            "tasks_done": sum(int(endpoint.get("num_requests") or 0) for endpoint in endpoints),
+            "tasks_failed": sum(int(endpoint.get("num_errors") or 0) for endpoint in endpoints),
         }
 
     inbox = bus.new_inbox()
-    subscription = await bus.subscribe(inbox, on_answer)
+    subscription = await bus.subscribe(inbox, on_report)
     await bus.publish("$SRV.STATS", b"", reply=inbox)
     await asyncio.sleep(STATS_SECONDS)
     await subscription.unsubscribe()
-    return answers
+    return reports
 
 
 def _object(data: bytes) -> Mapping[str, Any]:
@@ -151,7 +151,7 @@ _COLUMNS = (
     Column("status"),
     Column("version", weight=6),
     Column("up", weight=5),
-    Column("places", weight=7, right=True),
+    Column("slots", weight=7, right=True),
     Column("done", weight=7, right=True),
     Column("failed", weight=7, right=True),
 )
@@ -163,21 +163,21 @@ _LOAD_COLUMNS = (
 _TASK_TYPES = Column("task types", weight=3, flexible=True)
 
 
-def _row(one: Mapping[str, Any], now: datetime, *, with_load: bool) -> list[Cell]:
-    started = parse_time(one.get("started"))
-    # What the orchestrator takes is bounded by the database, not by places.
-    is_orchestrator = one["name"] == ORCHESTRATOR
+def _row(instance: Mapping[str, Any], now: datetime, *, with_load: bool) -> list[Cell]:
+    started = parse_time(instance.get("started"))
+    # What the orchestrator accepts is bounded by the database: it has no slots.
+    is_orchestrator = instance["name"] == ORCHESTRATOR
     return [
-        one["name"],
-        one["instance_id"],
-        Text(one["status"], style="green" if one["status"] == "ready" else "yellow"),
-        one["version"],
+        instance["name"],
+        instance["instance_id"],
+        Text(instance["status"], style="green" if instance["status"] == "ready" else "yellow"),
+        instance["version"],
         duration((now - started).total_seconds()) if started else "?",
-        "" if is_orchestrator else str(one["max_concurrency"]),
-        "" if is_orchestrator else str(one.get("tasks_done", "?")),
-        "" if is_orchestrator else str(one.get("tasks_failed", "?")),
-        *(_load_cells(one.get("heartbeat")) if with_load else ()),
-        ", ".join(one["task_types"]),
+        "" if is_orchestrator else str(instance["max_concurrency"]),
+        "" if is_orchestrator else str(instance.get("tasks_done", "?")),
+        "" if is_orchestrator else str(instance.get("tasks_failed", "?")),
+        *(_load_cells(instance.get("heartbeat")) if with_load else ()),
+        ", ".join(instance["task_types"]),
     ]
 
 

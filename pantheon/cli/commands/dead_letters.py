@@ -1,4 +1,4 @@
-"""`pantheon dead-letters list | show | redrive`: messages that nobody could use, and sending them again."""
+"""`pantheon dead-letters list | show | redrive`: messages that no process could use, and their redelivery."""
 
 import base64
 import json
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from pantheon.cli.commands.control import each, operation
 from pantheon.cli.connection import Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.input.task_ids import ID_PART_MIN_CHARS, one_of
+from pantheon.cli.input.task_ids import ID_PART_MIN_CHARS, only_match
+from pantheon.cli.operations import each, operation
 from pantheon.cli.render.listing import Column, print_listing
 from pantheon.cli.render.output import note, print_json, print_line, stdout
 from pantheon.cli.render.result_files import shortened
@@ -22,8 +22,8 @@ from pantheon.runtime.settings import one_line
 if TYPE_CHECKING:
     from pantheon.client.mesh import Mesh
 
-# What one query gives at most.
-MOST = 1000
+# A query returns no more.
+MAX_LETTERS = 1000
 
 Name = Annotated[str | None, typer.Option("--name", help="Only those of this agent.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Only those whose reason holds this text.")]
@@ -42,7 +42,7 @@ _COLUMNS = (
 def list_letters(
     name: Name = None,
     reason: Reason = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MOST, help="How many, oldest first.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MAX_LETTERS, help="How many, oldest first.")] = 50,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -60,21 +60,21 @@ def list_letters(
     now = datetime.now(UTC)
     rows = [
         [
-            str(one["id"]),
-            _agent(one),
-            clock(parse_time(one.get("at")), today=now),
-            str(one.get("reason") or ""),
-            str(one.get("deliveries") or ""),
-            str(one.get("task_id") or ""),
-            one_line(str(one.get("error") or "")),
+            str(letter["id"]),
+            _agent(letter),
+            clock(parse_time(letter.get("at")), today=now),
+            str(letter.get("reason") or ""),
+            str(letter.get("deliveries") or ""),
+            str(letter.get("task_id") or ""),
+            one_line(str(letter.get("error") or "")),
         ]
-        for one in letters
+        for letter in letters
     ]
     print_listing(stdout(), _COLUMNS, rows)
 
 
 def _agent(letter: dict[str, Any]) -> str:
-    """Whose queue it was in: `agent.<name>.task`."""
+    """The agent in whose queue it was, from `agent.<name>.task`."""
     parts = str(letter.get("subject") or "").split(".")
     return parts[1] if len(parts) == 3 and parts[0] == "agent" else ""
 
@@ -86,10 +86,10 @@ def show(
 ) -> None:
     async def run() -> dict[str, Any]:
         async with open_mesh(url) as mesh:
-            wanted = await _resolve(mesh, letter_id)
-            found = await mesh.dead_letters(letter_id=wanted)
+            full_id = await _resolve(mesh, letter_id)
+            found = await mesh.dead_letters(letter_id=full_id)
             if not found:
-                raise CommandError(f"there is no dead letter {wanted}", ExitCode.NOT_FOUND)
+                raise CommandError(f"there is no dead letter {full_id}", ExitCode.NOT_FOUND)
             return found[0]
 
     letter = run_async(run())
@@ -127,14 +127,14 @@ def _body(letter: dict[str, Any]) -> str:
 
 async def _resolve(mesh: "Mesh", part: str) -> str:
     """A letter's whole id from a beginning or end of it. Raises CommandError."""
-    wanted = part.strip().lower()
-    if len(wanted) >= 36:
-        return wanted
-    if len(wanted) < ID_PART_MIN_CHARS:
+    text = part.strip().lower()
+    if len(text) >= 36:
+        return text
+    if len(text) < ID_PART_MIN_CHARS:
         raise CommandError(f"'{part}' is too short: give {ID_PART_MIN_CHARS} characters or more", ExitCode.USAGE)
-    ids = [str(one["id"]) for one in await mesh.dead_letters(limit=MOST)]
-    found = [one for one in ids if one.startswith(wanted) or one.endswith(wanted)]
-    return one_of(found, part, "dead letters", f"none of {len(ids)} dead letters has an id like '{part}'")
+    ids = [str(letter["id"]) for letter in await mesh.dead_letters(limit=MAX_LETTERS)]
+    found = [letter_id for letter_id in ids if letter_id.startswith(text) or letter_id.endswith(text)]
+    return only_match(found, part, "dead letters", f"none of {len(ids)} dead letters has an id like '{part}'")
 
 
 def redrive(
@@ -154,17 +154,17 @@ def redrive(
     async def run() -> tuple[list[str], ExitCode]:
         async with open_mesh(url) as mesh:
 
-            async def one(part: str) -> list[str]:
+            async def redrive_one(part: str) -> list[str]:
                 letter_id = await _resolve(mesh, part)
                 sent = await operation(mesh.redrive(letter_id))
                 if not sent:
-                    # It may have been sent by an earlier command: that is no failure.
+                    # An earlier command may have sent it: that is no failure.
                     note(f"there is no dead letter {letter_id} (any more)")
                 return sent
 
             if not ids:
                 return await operation(mesh.redrive(name=name, reason=reason, everything=everything)), ExitCode.OK
-            sent, status = await each(ids, one)
+            sent, status = await each(ids, redrive_one)
             return [letter_id for some in sent for letter_id in some], status
 
     redriven, status = run_async(run())

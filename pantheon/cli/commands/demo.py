@@ -1,4 +1,4 @@
-"""`pantheon demo`: once from nothing: a mesh, `create_blog_post`, an article and a site, all stopped."""
+"""`pantheon demo`: starts a mesh, runs `create_blog_post`, writes an article and a site, and stops everything."""
 
 import asyncio
 import contextlib
@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 import pantheon
-from pantheon.cli.commands.run import raise_failure, watched
 from pantheon.cli.exit_codes import CommandError, ExitCode
 from pantheon.cli.input.request_folder import read_request
 from pantheon.cli.local_mesh import check_agent_count, migrate, settled, stack_environment
+from pantheon.cli.outcome import raise_failure
+from pantheon.cli.progress.follow import wait_with_progress
 from pantheon.cli.render.output import is_live, print_json, stderr, stdout
 from pantheon.cli.render.result_files import is_file, write_files
 from pantheon.cli.render.units import duration, size
@@ -31,7 +32,7 @@ ARTICLE = "article"
 EXAMPLE = Path("examples") / "blog"
 FORMATS = ("html", "docx", "pdf")
 MESH_FOLDER = ".mesh"
-# Nothing is at work any more when the demo tells its agents to end.
+# No agent works on a task any more when the demo ends its agents.
 DRAIN_SECONDS = 5.0
 
 
@@ -56,10 +57,10 @@ def demo(
         run.report()
 
 
-def find_example(given: Path | None) -> Path:
-    """The folder of the request: the one given, else the repository's, from here or from where the code lies."""
-    if given is not None:
-        return given
+def find_example(folder: Path | None) -> Path:
+    """The folder of the request: `folder`, else the repository's, found from here or from this package."""
+    if folder is not None:
+        return folder
     for base in (Path.cwd(), Path(pantheon.__file__).parent.parent):
         if (base / EXAMPLE).is_dir():
             return base / EXAMPLE
@@ -70,18 +71,18 @@ def find_example(given: Path | None) -> Path:
 
 
 def demo_payload(payload: dict[str, Any]) -> dict[str, Any]:
-    """The request with what the demo promises: an article in three formats, and a post on the site."""
+    """The request with the demo's three formats and its site added."""
     formats, channels = list(payload.get("formats") or ()), list(payload.get("channels") or ())
-    kinds = [one.get("type") if isinstance(one, dict) else one for one in channels]
+    kinds = [channel.get("type") if isinstance(channel, dict) else channel for channel in channels]
     return payload | {
-        "formats": formats + [one for one in FORMATS if one not in formats],
+        "formats": formats + [name for name in FORMATS if name not in formats],
         "channels": channels if "site" in kinds else [*channels, "site"],
     }
 
 
 @dataclass
 class Demo:
-    """One run. `made` is what it left behind: paths, and what the review said."""
+    """A run of the demo. `made` holds the paths of what it wrote, and the review's verdict and score."""
 
     out: Path
     payload: dict[str, Any]
@@ -95,7 +96,7 @@ class Demo:
             self._stack.hurry.set()
 
     async def run(self) -> None:
-        """Start, ask, write, stop. When it fails, the logs of the mesh stay where the error says."""
+        """Start the mesh, request the article, write it, stop. After a failure the logs stay; the error names them."""
         from pantheon.stack import Stack, built_in_agents
 
         began = asyncio.get_running_loop().time()
@@ -110,7 +111,7 @@ class Demo:
             agents=agents,
             env=stack_environment(extra=extra),
             settled=settled,
-            on_event=self._tell,
+            on_event=self._on_event,
             drain_seconds=DRAIN_SECONDS,
         )
         keep_logs = False
@@ -118,7 +119,7 @@ class Demo:
             with self._phase("starting NATS, Postgres, Valkey, the orchestrator and five agents", "the mesh is up"):
                 await stack.start()
             try:
-                response = await self._ask(stack.endpoints)
+                response = await self._request_article(stack.endpoints)
                 raise_failure(response)
                 self._write(response)
             finally:
@@ -137,9 +138,9 @@ class Demo:
         self.made["seconds"] = round(asyncio.get_running_loop().time() - began, 1)
 
     async def _fresh_mesh_folder(self) -> Path:
-        """An empty folder for the mesh: a demo is the same each time, and finishes no task of an interrupted one.
+        """An empty folder for the mesh: each demo begins anew, and finishes no task of an interrupted demo.
 
-        Raises StackError when another demo is at work there.
+        Raises StackError when another demo runs there.
         """
         from pantheon.stack.folder import DataFolder
 
@@ -156,15 +157,15 @@ class Demo:
             folder.close()
         return folder.path
 
-    async def _ask(self, endpoints: "Endpoints") -> "TaskResponse":
+    async def _request_article(self, endpoints: "Endpoints") -> "TaskResponse":
         from pantheon.client.mesh import Mesh
 
         async with Mesh(endpoints.nats_url, requester="demo") as mesh:
             workflows = (await mesh.query("workflows"))["workflows"]
-            steps = next((list(one["steps"]) for one in workflows if one["name"] == WORKFLOW), [])
+            steps = next((list(workflow["steps"]) for workflow in workflows if workflow["name"] == WORKFLOW), [])
             request = mesh.request(WORKFLOW, self.payload)
             await mesh.submit(request)
-            return await watched(mesh, request, steps=steps, console=self.console)
+            return await wait_with_progress(mesh, request, steps=steps, console=self.console)
 
     def _write(self, response: "TaskResponse") -> None:
         result = response.result if isinstance(response.result, dict) else {}
@@ -174,12 +175,12 @@ class Demo:
         except OSError as error:
             raise CommandError(f"cannot write {article}: {error.strerror}", ExitCode.USAGE) from None
         named = [
-            one | {"filename": f"{ARTICLE}{Path(one['filename']).suffix}"}
-            for one in result.get("files") or ()
-            if is_file(one)
+            file | {"filename": f"{ARTICLE}{Path(file['filename']).suffix}"}
+            for file in result.get("files") or ()
+            if is_file(file)
         ]
         _, paths = write_files(named, self.out)
-        missing = [one for one in self.payload["formats"] if self.out / f"{ARTICLE}.{one}" not in paths]
+        missing = [name for name in self.payload["formats"] if self.out / f"{ARTICLE}.{name}" not in paths]
         if missing:
             verdict = result.get("verdict")
             raise CommandError(
@@ -200,15 +201,15 @@ class Demo:
         }
 
     def report(self) -> None:
-        """What there is now, for a person."""
+        """Print what was written, for a person."""
         made = self.made
         rows = [(Path(name), "") for name in made["files"]]
-        rows += [(path, _what(path, made["publications"])) for path in _pages(Path(made["site"]))]
+        rows += [(path, _description(path, made["publications"])) for path in _pages(Path(made["site"]))]
         self.console.print()
         self.console.print(Text.assemble((str(made["title"]), "bold"), f"   {_judgement(made)}"))
         for path, what in rows:
             line = Text.assemble(f"  {size(path.stat().st_size):>7}  ", (str(path), "bold cyan"))
-            # Paths are there to be copied, never folded; what is said of them only where there is room for it.
+            # Paths are there to be copied, so they never wrap; a description is left out where it does not fit.
             if what and (not self.console.is_terminal or line.cell_len + 2 + len(what) <= self.console.width):
                 line.append(f"  {what}", style="bright_black")
             self.console.print(line, soft_wrap=True)
@@ -220,7 +221,7 @@ class Demo:
 
     @contextlib.contextmanager
     def _phase(self, doing: str, done: str) -> Iterator[None]:
-        """Says what goes on; turning in place on a terminal."""
+        """Print what is being done, with a spinner on a terminal, and how long it took."""
         start = asyncio.get_running_loop().time()
         if not is_live(self.console):
             self.console.print(Text(doing))
@@ -231,8 +232,8 @@ class Demo:
         took = duration(asyncio.get_running_loop().time() - start)
         self.console.print(Text.assemble(("✔", "green"), f" {done}", (f"  {took}", "bright_black")))
 
-    def _tell(self, event: "StackEvent") -> None:
-        """Only what is out of the ordinary."""
+    def _on_event(self, event: "StackEvent") -> None:
+        """Print an event of the stack that is out of the ordinary."""
         from pantheon.stack import EventKind
 
         if event.kind in (EventKind.DIED, EventKind.RESTARTED, EventKind.RESTART_FAILED, EventKind.NOTE):
@@ -245,15 +246,17 @@ def _pages(site: Path) -> list[Path]:
     return found + sorted(path for path in site.rglob("index.html") if path.parent != site)
 
 
-def _what(path: Path, publications: list[Any]) -> str:
+def _description(path: Path, publications: list[Any]) -> str:
     if path.suffix == ".xml":
         return "RSS feed"
     if path.name == "index.html" and path.parent.name == "site":
         return "index"
-    for one in publications:
-        place = str(one.get("location") or one.get("url") or "") if isinstance(one, dict) else ""
-        if path.parent.name and path.parent.name in place:
-            return f"post, {one.get('status')}"
+    for publication in publications:
+        if not isinstance(publication, dict):
+            continue
+        location = str(publication.get("location") or publication.get("url") or "")
+        if path.parent.name and path.parent.name in location:
+            return f"post, {publication.get('status')}"
     return ""
 
 

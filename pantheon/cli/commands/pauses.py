@@ -45,16 +45,16 @@ def pauses(
         note("nothing is paused")
         return
     now = datetime.now(UTC)
-    print_listing(stdout(), _COLUMNS, [_row(one, now) for one in found])
+    print_listing(stdout(), _COLUMNS, [_row(pause, now) for pause in found])
 
 
-def _row(one: Mapping[str, Any], now: datetime) -> list[Cell]:
-    waiting = int(one.get("waiting") or 0)
+def _row(pause: Mapping[str, Any], now: datetime) -> list[Cell]:
+    waiting = int(pause.get("waiting") or 0)
     return [
-        str(one["kind"]),
-        str(one["name"]),
-        str(one.get("task_type") or ""),
-        clock(parse_time(one.get("paused_at")), today=now),
-        str(one.get("requester") or ""),
+        str(pause["kind"]),
+        str(pause["name"]),
+        str(pause.get("task_type") or ""),
+        clock(parse_time(pause.get("paused_at")), today=now),
+        str(pause.get("requester") or ""),
         f"{waiting}+" if waiting >= COUNTED else str(waiting),
     ]

@@ -1,4 +1,4 @@
-"""`pantheon replay`, `pantheon task retry`: a task once more, as a new one that names the old one."""
+"""`pantheon replay`, `pantheon task retry`: run a task again, as a new task that names the old one."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,12 +6,13 @@ from uuid import UUID
 
 import typer
 
-from pantheon.cli.commands.control import each
-from pantheon.cli.commands.run import raise_failure, watched
 from pantheon.cli.connection import Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode, exit_code_of_code
-from pantheon.cli.input.arguments import Given, parse, payload_of
+from pantheon.cli.input.arguments import Argument, parse, payload_of
 from pantheon.cli.input.task_ids import TaskId, TaskIds, resolve_root
+from pantheon.cli.operations import each
+from pantheon.cli.outcome import more_about, raise_failure
+from pantheon.cli.progress.follow import wait_with_progress
 from pantheon.cli.render.output import print_json, print_line, stdout
 from pantheon.cli.render.result_files import shortened
 from pantheon.cli.running import run_async
@@ -55,14 +56,14 @@ def replay(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    given = [parse(one) for one in changes or ()]
+    arguments = [parse(change) for change in changes or ()]
 
     async def request_for(mesh: "Mesh", root: UUID) -> "TaskRequest":
         payload: dict[str, Any] = {"task_id": str(root)}
         if begin is not None:
             payload["from"] = begin
-        if given:
-            payload["input"] = await _fork(mesh, root, given)
+        if arguments:
+            payload["input"] = await _fork(mesh, root, arguments)
         return mesh.request(REPLAY, payload)
 
     watcher = _Watcher(wait, timeout)
@@ -73,16 +74,16 @@ def replay(
             return await watcher.start(mesh, await request_for(mesh, root))
 
     new_id, response = run_async(run(), on_interrupt=watcher.after_interrupt)
-    _say(new_id, response, as_json)
+    _print_new_task(new_id, response, as_json)
 
 
-async def _fork(mesh: "Mesh", root: UUID, given: list[Given]) -> dict[str, Any]:
-    """The keys of the input that are to be others; the workflow's schema decides what the grammar leaves open."""
+async def _fork(mesh: "Mesh", root: UUID, arguments: list[Argument]) -> dict[str, Any]:
+    """The keys of the input that change; the workflow's schema decides what the grammar leaves open."""
     rows = (await mesh.query("task", {"task_id": str(root), "brief": True}))["tasks"]
     task_type = next(row["task_type"] for row in rows if row["task_id"] == str(root))
     workflows = (await mesh.query("workflows"))["workflows"]
-    schema = next((one.get("input") for one in workflows if one.get("name") == task_type), None)
-    return payload_of(given, schema=schema)
+    schema = next((workflow.get("input") for workflow in workflows if workflow.get("name") == task_type), None)
+    return payload_of(arguments, schema=schema)
 
 
 def retry(
@@ -95,18 +96,18 @@ def retry(
     async def run() -> tuple[list[tuple[str, "TaskResponse | None"]], ExitCode]:
         async with open_mesh(url) as mesh:
 
-            async def one(part: str) -> tuple[str, "TaskResponse | None"]:
+            async def retry_one(part: str) -> tuple[str, "TaskResponse | None"]:
                 request = mesh.request(RETRY, {"task_id": str(await resolve_root(mesh, part))})
                 started = await watcher.start(mesh, request)
                 if not wait and not as_json:
                     print_line(started[0])
                 return started
 
-            return await each(task_ids, one)
+            return await each(task_ids, retry_one)
 
     started, status = run_async(run(), on_interrupt=watcher.after_interrupt)
     if wait:
-        _say(*started[0], as_json)
+        _print_new_task(*started[0], as_json)
     elif as_json:
         print_json([{"task_id": new_id, "status": "accepted"} for new_id, _ in started])
     if status:
@@ -114,7 +115,7 @@ def retry(
 
 
 class _Watcher:
-    """Submits a request, and watches it where that is asked for."""
+    """Submits a request, and watches it where `--wait` is set."""
 
     def __init__(self, wait: bool, timeout_seconds: float | None) -> None:
         self._wait = wait
@@ -124,23 +125,23 @@ class _Watcher:
     def after_interrupt(self) -> str:
         if self._started is None:
             return "interrupted"
-        return f"interrupted; the task goes on: pantheon task show {self._started}"
+        return f"interrupted; the task goes on: {more_about(self._started)}"
 
     async def start(self, mesh: "Mesh", request: "TaskRequest") -> tuple[str, "TaskResponse | None"]:
-        """The new task's id, and its response where it was waited for. Raises CommandError where it was refused."""
+        """The new task's id, and with `--wait` its response. Raises CommandError where the request was refused."""
         task_id = str(request.task_id)
         try:
             async with asyncio.timeout(self._timeout_seconds if self._wait else None):
                 await mesh.submit(request)
                 self._started = task_id
                 if self._wait:
-                    return task_id, await watched(mesh, request, steps=[])
+                    return task_id, await wait_with_progress(mesh, request, steps=[])
         except TimeoutError:
             raise CommandError(
-                f"no outcome within {self._timeout_seconds:g} s; the task goes on: pantheon task show {task_id}",
+                f"no outcome within {self._timeout_seconds:g} s; the task goes on: {more_about(task_id)}",
                 ExitCode.TIMEOUT,
             ) from None
-        # One that was refused (no such step, nothing to retry) has ended with its acceptance.
+        # A refused replay (no such step, nothing to retry) has failed at its acceptance.
         refused = (await mesh.query("response", {"task_id": task_id})).get("response")
         if refused is not None and refused["status"] == "failed" and refused["error"]["code"] == "invalid_request":
             message = str(refused["error"]["message"]).removeprefix("payload.task_id: ")
@@ -148,7 +149,7 @@ class _Watcher:
         return task_id, None
 
 
-def _say(new_id: str, response: "TaskResponse | None", as_json: bool) -> None:
+def _print_new_task(new_id: str, response: "TaskResponse | None", as_json: bool) -> None:
     if response is None:
         if as_json:
             print_json({"task_id": new_id, "status": "accepted"})

@@ -1,7 +1,6 @@
 """`pantheon run`: send a task, watch it, print its result."""
 
 import asyncio
-import contextlib
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from pantheon.cli.connection import REQUESTER, Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.input.arguments import Given, parse, payload_of, read_input, usage
-from pantheon.cli.progress.follow import display_on, follow, read_rows
-from pantheon.cli.progress.tree import TaskTree
-from pantheon.cli.render.output import is_live, note, print_json, print_line, stderr, stdout
+from pantheon.cli.input.arguments import Argument, parse, payload_of, read_input, usage
+from pantheon.cli.outcome import more_about, raise_failure
+from pantheon.cli.progress.follow import wait_with_progress
+from pantheon.cli.render.output import note, print_json, print_line, stdout
 from pantheon.cli.render.result_files import shortened, write_files
 from pantheon.cli.running import run_async
 from protocol.errors import BusError
@@ -42,13 +40,13 @@ Example: pantheon run create_blog_post topic="AI ethics" sources=@notes.md lengt
 Progress goes to stderr, the result to stdout. Ctrl-C stops watching, the task goes on.
 """
 
-# Where there is no --out: a folder whose every task gets one of its own in it, by its id. For containers.
+# Without --out: a folder in which each task gets a folder of its own, named by its id. For containers.
 OUT_VARIABLE = "PANTHEON_OUT"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the command line asks for, beside the payload."""
+class RunOptions:
+    """What the command line asks for, beside the payload. `request_options` go into the TaskRequest."""
 
     task_type: str
     url: str | None
@@ -58,7 +56,7 @@ class Wanted:
     out: Path | None
     as_json: bool
     quiet: bool
-    options: dict[str, Any]
+    request_options: dict[str, Any]
 
 
 def run(
@@ -91,22 +89,22 @@ def run(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    given = [parse(one) for one in arguments or ()]
+    parsed = [parse(argument) for argument in arguments or ()]
     base = read_input(input_file) if input_file is not None else {}
-    options = {
+    request_options = {
         "priority": priority,
         "session_id": session,
         "idempotency_key": idempotency_key,
         "requester": requester,
     }
-    wanted = Wanted(workflow, url, timeout, deadline, detach, out, as_json, quiet, options)
+    options = RunOptions(workflow, url, timeout, deadline, detach, out, as_json, quiet, request_options)
     tracker = Tracker()
-    run_async(_run(wanted, given, base, tracker), on_interrupt=tracker.after_interrupt)
+    run_async(_run(options, parsed, base, tracker), on_interrupt=tracker.after_interrupt)
 
 
 @dataclass
 class Tracker:
-    """How far a run has come, for what is said when it is interrupted."""
+    """How far a run has come, for the message of an interrupt."""
 
     task_id: str | None = None
     accepted: bool = False
@@ -115,118 +113,87 @@ class Tracker:
         if self.task_id is None:
             return "interrupted: nothing was sent"
         if not self.accepted:
-            return f"interrupted before task {self.task_id} was accepted; see whether it was: {_look(self.task_id)}"
-        return f"interrupted; the task goes on: {_look(self.task_id)}"
+            more = more_about(self.task_id)
+            return f"interrupted before task {self.task_id} was accepted; see whether it was: {more}"
+        return f"interrupted; the task goes on: {more_about(self.task_id)}"
 
 
-def _look(task_id: str) -> str:
-    return f"pantheon task show {task_id}"
-
-
-async def _run(wanted: Wanted, given: list[Given], base: dict[str, Any], tracker: Tracker) -> None:
-    requester = wanted.options["requester"]
-    async with open_mesh(wanted.url, requester=requester) as mesh:
-        workflow = await _workflow(mesh, wanted)
+async def _run(options: RunOptions, arguments: list[Argument], base: dict[str, Any], tracker: Tracker) -> None:
+    requester = options.request_options["requester"]
+    async with open_mesh(options.url, requester=requester) as mesh:
+        workflow = await _workflow(mesh, options)
         schema = workflow.get("input") if workflow else None
-        payload = payload_of(given, base=base, schema=schema)
-        request = _request(mesh, wanted, payload)
+        payload = payload_of(arguments, base=base, schema=schema)
+        request = _request(mesh, options, payload)
         tracker.task_id = str(request.task_id)
         start = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(wanted.timeout_seconds):
+            async with asyncio.timeout(options.timeout_seconds):
                 await mesh.submit(request)
                 tracker.accepted = True
-                if wanted.detach:
-                    _print_detached(request, wanted)
+                if options.detach:
+                    _print_detached(request, options)
                     return
-                response = await watched(
-                    mesh, request, steps=list((workflow or {}).get("steps") or ()), quiet=wanted.quiet
+                response = await wait_with_progress(
+                    mesh, request, steps=list((workflow or {}).get("steps") or ()), quiet=options.quiet
                 )
         except TimeoutError:
             seconds = asyncio.get_running_loop().time() - start
             state = "the task goes on" if tracker.accepted else "the task may still be accepted"
             raise CommandError(
-                f"no outcome within {seconds:.1f} s; {state}: {_look(str(request.task_id))}", ExitCode.TIMEOUT
+                f"no outcome within {seconds:.1f} s; {state}: {more_about(str(request.task_id))}", ExitCode.TIMEOUT
             ) from None
-    _finish(response, wanted)
+    _finish(response, options)
 
 
-async def _workflow(mesh: "Mesh", wanted: Wanted) -> dict[str, Any] | None:
-    """The workflow's own description. Without it (an agent's task type; no orchestrator just now) things work too."""
+async def _workflow(mesh: "Mesh", options: RunOptions) -> dict[str, Any] | None:
+    """The workflow's description; None for an agent's task type, or while no orchestrator responds."""
     try:
-        answer = await mesh.query("workflows")
+        description = await mesh.query("workflows")
     except BusError as error:
         note(f"no orchestrator answers ({error.message}); the task waits for one")
         return None
-    workflows: list[dict[str, Any]] = answer.get("workflows", [])
-    for one in workflows:
-        if one.get("name") == wanted.task_type:
-            return one
-    close = get_close_matches(wanted.task_type, [str(one.get("name")) for one in workflows], n=1)
-    if close and not wanted.quiet:
-        note(f"'{wanted.task_type}' is no workflow (did you mean '{close[0]}'?); asking the agents for it")
+    workflows: list[dict[str, Any]] = description.get("workflows", [])
+    for workflow in workflows:
+        if workflow.get("name") == options.task_type:
+            return workflow
+    close = get_close_matches(options.task_type, [str(workflow.get("name")) for workflow in workflows], n=1)
+    if close and not options.quiet:
+        note(f"'{options.task_type}' is no workflow (did you mean '{close[0]}'?); asking the agents for it")
     return None
 
 
-def _request(mesh: "Mesh", wanted: Wanted, payload: dict[str, Any]) -> "TaskRequest":
-    options = {name: value for name, value in wanted.options.items() if name != "requester"}
-    if wanted.deadline_seconds is not None:
-        options["deadline"] = datetime.now(UTC) + timedelta(seconds=wanted.deadline_seconds)
+def _request(mesh: "Mesh", options: RunOptions, payload: dict[str, Any]) -> "TaskRequest":
+    fields = {name: value for name, value in options.request_options.items() if name != "requester"}
+    if options.deadline_seconds is not None:
+        fields["deadline"] = datetime.now(UTC) + timedelta(seconds=options.deadline_seconds)
     try:
-        return mesh.request(wanted.task_type, payload, **options)
+        return mesh.request(options.task_type, payload, **fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise usage(f"{field}: {str(first['msg']).removeprefix('Value error, ')}") from None
 
 
-def _print_detached(request: "TaskRequest", wanted: Wanted) -> None:
-    if wanted.as_json:
+def _print_detached(request: "TaskRequest", options: RunOptions) -> None:
+    if options.as_json:
         print_json({"task_id": str(request.task_id), "task_type": request.task_type, "status": "accepted"})
     else:
         print_line(str(request.task_id))
 
 
-async def watched(
-    mesh: "Mesh", request: "TaskRequest", *, steps: list[str], quiet: bool = False, console: Console | None = None
-) -> "TaskResponse":
-    """The response of a submitted task, its progress shown meanwhile, on stderr unless told otherwise."""
-    if quiet:
-        return await mesh.wait(request.task_id)
-    tree = TaskTree(str(request.task_id), request.task_type, planned=steps)
-    tree.root.started_at = datetime.now(UTC)
-    console = console or stderr()
-    if not is_live(console):
-        console.print(f"{datetime.now().astimezone():%H:%M:%S} {request.task_type} accepted as {tree.task_id}")
-    with display_on(console, tree) as display:
-        following = asyncio.create_task(follow(mesh, tree, display), name="follow")
-        try:
-            response = await mesh.wait(request.task_id)
-            # What is still on its way of the last events; then the rows say what was lost.
-            await asyncio.wait({following}, timeout=0.5)
-            await read_rows(mesh, tree, display)
-        finally:
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
-        if not tree.root.ended:
-            data = response.model_dump(mode="json", exclude_none=True)
-            display.changed(tree.see(f"task.{response.status}", data, datetime.now(UTC)))
-    return response
-
-
-def _finish(response: "TaskResponse", wanted: Wanted) -> None:
+def _finish(response: "TaskResponse", options: RunOptions) -> None:
     """Write files, print the result or the error."""
     result = response.result
     paths: list[Path] = []
-    folder = wanted.out
-    if folder is None and (every := os.environ.get(OUT_VARIABLE)):
-        folder = Path(every) / str(response.task_id)
+    folder = options.out
+    if folder is None and (parent := os.environ.get(OUT_VARIABLE)):
+        folder = Path(parent) / str(response.task_id)
     if folder is not None and result is not None:
         result, paths = write_files(result, folder)
         for path in paths:
             note(f"wrote {path}")
-    if wanted.as_json:
+    if options.as_json:
         shown = response.model_dump(mode="json", exclude_none=True)
         if result is not None:
             shown["result"] = result
@@ -234,13 +201,3 @@ def _finish(response: "TaskResponse", wanted: Wanted) -> None:
     elif response.status == "completed":
         print_json(shortened(result) if stdout().is_terminal else result)
     raise_failure(response)
-
-
-def raise_failure(response: "TaskResponse") -> None:
-    """Nothing for a completed task; else CommandError with its error in a line and the way to more."""
-    if response.status == "completed":
-        return
-    error = response.error
-    text = f"{error.message} ({error.code})" if error is not None else f"the task ended {response.status}"
-    code = ExitCode.CANCELLED if response.status == "cancelled" else ExitCode.FAILED
-    raise CommandError(f"{text}; more: {_look(str(response.task_id))}", code)

@@ -1,4 +1,4 @@
-"""`pantheon tasks`, `pantheon task show`: what tasks there are, what became of one, and why."""
+"""`pantheon tasks`, `pantheon task show`: the list of tasks, and a task with its steps, times, errors and reasons."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pantheon.cli.connection import Json, Url, open_mesh
 from pantheon.cli.input.task_ids import TaskId, resolve
 from pantheon.cli.progress.task_rows import is_wait, root_of
 from pantheon.cli.progress.tree import TaskTree
-from pantheon.cli.progress.view import draw, look_of
+from pantheon.cli.progress.view import draw, symbol_of
 from pantheon.cli.progress.why import lines_of, waits_of
 from pantheon.cli.render.listing import Cell, Column, print_listing
 from pantheon.cli.render.output import note, print_json, stdout
@@ -75,7 +75,7 @@ _COLUMNS = (
 
 def _row(row: Mapping[str, Any], now: datetime) -> list[Cell]:
     created, ended = parse_time(row.get("created_at")), parse_time(row.get("completed_at"))
-    symbol, style = look_of(str(row.get("status")))
+    symbol, style = symbol_of(str(row.get("status")))
     error = row.get("error")
     return [
         str(row["task_id"]),
@@ -121,27 +121,27 @@ async def _show(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any] | None]:
     async with open_mesh(url) as mesh:
         full_id = await resolve(mesh, task_id)
-        answer = await _tree(mesh, full_id, brief=not full)
-        if not full and any(is_wait(row) for row in answer["tasks"]):
+        tree = await _tree(mesh, full_id, brief=not full)
+        if not full and any(is_wait(row) for row in tree["tasks"]):
             # What a step waits for is in its payload.
-            answer = await _tree(mesh, full_id, brief=False, quietly=True)
-        rows, waiting = answer["tasks"], answer.get("waiting") or []
+            tree = await _tree(mesh, full_id, brief=False, silent=True)
+        rows, waiting = tree["tasks"], tree.get("waiting") or []
         response = None
         if result:
-            answered = await mesh.query("response", {"task_id": root_of(rows)["task_id"]})
-            response = answered.get("response")
+            found = await mesh.query("response", {"task_id": root_of(rows)["task_id"]})
+            response = found.get("response")
         return rows, waiting, response
 
 
-async def _tree(mesh: "Mesh", task_id: str, *, brief: bool, quietly: bool = False) -> dict[str, Any]:
-    """All rows of a tree, without payloads and results where these are more than one message carries; and why those
-    that are ready wait."""
+async def _tree(mesh: "Mesh", task_id: str, *, brief: bool, silent: bool = False) -> dict[str, Any]:
+    """All rows of a tree, without payloads and results where a message cannot carry them, and the reasons for which
+    ready rows wait."""
     try:
         return await mesh.query("task", {"task_id": task_id, "brief": brief, "waiting": True})
     except PantheonError as error:
         if error.code != "too_large" or brief:
             raise
-        if not quietly:
+        if not silent:
             note(f"{error.message}; payloads and results are left out")
         return await _tree(mesh, task_id, brief=True)
 
@@ -149,7 +149,7 @@ async def _tree(mesh: "Mesh", task_id: str, *, brief: bool, quietly: bool = Fals
 def _print_task(rows: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> None:
     root = root_of(rows)
     tree = TaskTree(str(root["task_id"]))
-    tree.read(rows)
+    tree.apply_rows(rows)
     console = stdout()
     now = datetime.now(UTC)
     console.print(draw(tree, now, live=False, width=console.width))
@@ -157,7 +157,7 @@ def _print_task(rows: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> No
         console.print(line, soft_wrap=True)
     facts = [
         ("created", clock(parse_time(root.get("created_at")), today=now)),
-        ("waits for", "its turn" if _in_line(root) else ""),
+        ("waits for", "its turn" if _is_queued_by_key(root) else ""),
         ("ended", clock(parse_time(root.get("completed_at")), today=now)),
         ("deadline", clock(parse_time(root.get("deadline_at")), today=now)),
         ("requester", root.get("requester")),
@@ -172,8 +172,8 @@ def _print_task(rows: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> No
             console.print(Text.assemble((f"{name:>12}  ", "bright_black"), str(value)))
 
 
-def _in_line(root: Mapping[str, Any]) -> bool:
-    """Whether others of its concurrency key are before it."""
+def _is_queued_by_key(root: Mapping[str, Any]) -> bool:
+    """Whether it waits for other tasks of its concurrency key."""
     return root.get("status") == "waiting" and root.get("concurrency_key") is not None
 
 

@@ -1,4 +1,4 @@
-"""`pantheon up`, `pantheon migrate`, `pantheon orchestrator`: a mesh on this machine, and its parts one by one."""
+"""`pantheon up`, `pantheon migrate`, `pantheon orchestrator`: a mesh on this machine, or a single part of it."""
 
 import asyncio
 import os
@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from pantheon.cli.connection import Json, Url, find_mesh, says
-from pantheon.cli.exit_codes import CommandError, ExitCode
-from pantheon.cli.local_mesh import check_agent_count, migrate, settled, stack_environment
+from pantheon.cli.connection import Json, Url, find_mesh, is_set
+from pantheon.cli.local_mesh import add_workflows, check_agent_count, migrate, settled, stack_environment
 from pantheon.cli.render.listing import Cell, Column, print_listing
-from pantheon.cli.render.output import flush_answers, is_live, print_json, print_line, stderr, stdout
+from pantheon.cli.render.output import flush_output, is_live, print_json, print_line, stderr, stdout
 from pantheon.cli.render.units import clock
 from pantheon.runtime.settings import MeshSettings, shown
 from protocol.errors import SettingsError
@@ -23,7 +22,7 @@ from protocol.errors import SettingsError
 if TYPE_CHECKING:
     from pantheon.stack import Endpoints, StackEvent
 
-# The servers first, in the order of what depends on what; agents after the orchestrator by name.
+# Servers first, then the orchestrator; agents follow by name.
 _ORDER = ("nats", "postgres", "valkey", "consul", "orchestrator_agent")
 
 
@@ -60,7 +59,7 @@ def up(
         consul=find_consul(consul),
         env=stack_environment(workflows),
         settled=settled,
-        on_event=reporter.tell,
+        on_event=reporter.on_event,
     )
     try:
         asyncio.run(serve(stack, on_ready=reporter.ready))
@@ -69,7 +68,7 @@ def up(
 
 
 class Reporter:
-    """Says what happens to the parts of a stack: turning while it starts, a table when it is up, then events."""
+    """Prints what happens to the parts of a stack: a spinner while it starts, a table when it is up, then events."""
 
     def __init__(self, *, as_json: bool, console: Console | None = None) -> None:
         self._as_json = as_json
@@ -80,8 +79,8 @@ class Reporter:
             self._status = self._console.status("starting the mesh", spinner="dots")
             self._status.start()
 
-    def tell(self, event: "StackEvent") -> None:
-        """Take an event of the stack."""
+    def on_event(self, event: "StackEvent") -> None:
+        """Print an event of the stack."""
         from pantheon.stack import EventKind
 
         if self._as_json:
@@ -107,12 +106,12 @@ class Reporter:
         self._console.print(Text.assemble((clock(_now()), "bright_black"), "  ", (str(event), style)), soft_wrap=True)
 
     def ready(self, endpoints: "Endpoints") -> None:
-        """Everything is up: the table on stdout."""
+        """Print the table of parts on stdout: everything is up."""
         self.close()
         self._up = True
         if self._as_json:
             print_json(endpoints.model_dump(mode="json", exclude_none=True))
-            flush_answers()
+            flush_output()
             return
         console = stdout()
         print_listing(console, _COLUMNS, status_rows(endpoints))
@@ -120,7 +119,7 @@ class Reporter:
         console.print(
             Text("try: pantheon agents, pantheon workflows, pantheon tasks; Ctrl-C ends it", style="bright_black")
         )
-        flush_answers()
+        flush_output()
 
     def close(self) -> None:
         if self._status is not None:
@@ -178,10 +177,10 @@ def migrate_database(
     url = MeshSettings.load(database_url=database_url).database_url if database_url is not None else None
     address = url.get_secret_value() if url is not None else _database_url()
 
-    async def bring() -> tuple[str | None, str]:
+    async def upgrade() -> tuple[str | None, str]:
         return await migrations.current(address), await migrations.upgrade(address)
 
-    before, after = asyncio.run(bring())
+    before, after = asyncio.run(upgrade())
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:
@@ -199,11 +198,8 @@ def run_orchestrator(
     environment = dict(os.environ)
     if url is not None:
         environment["NATS_URL"] = url
-    if not says(environment, "DATABASE_URL") or not says(environment, "NATS_URL"):
+    if not is_set(environment, "DATABASE_URL") or not is_set(environment, "NATS_URL"):
         environment |= find_mesh(url, variable="DATABASE_URL").environment()
     if workflows is not None:
-        if not workflows.is_dir():
-            raise CommandError(f"--workflows {workflows}: there is no such folder", ExitCode.NOT_FOUND)
-        folders = [environment.get("WORKFLOWS_PATH", ""), str(workflows.absolute())]
-        environment["WORKFLOWS_PATH"] = os.pathsep.join(one for one in folders if one)
+        add_workflows(environment, workflows)
     os.execvpe(sys.executable, [sys.executable, "-m", "orchestrator_agent"], environment)  # noqa: S606

@@ -1,19 +1,17 @@
-"""`pantheon workflows`, its `check` and `put`: what the mesh can run, whether a file is right, one more workflow."""
+"""`pantheon workflows`, with `check` and `put`: list the mesh's workflows, check files, store files as new versions."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pantheon.cli.commands.control import each, operation
 from pantheon.cli.connection import Json, Url, open_mesh
 from pantheon.cli.exit_codes import CommandError, ExitCode
+from pantheon.cli.operations import each, operation
 from pantheon.cli.render.listing import Column, print_listing
 from pantheon.cli.render.output import note, print_json, print_line, stderr, stdout
 from pantheon.cli.running import run_async
+from pantheon.cli.workflow_check import check_files
 
 _COLUMNS = (
     Column("workflow", style="bold"),
@@ -22,8 +20,6 @@ _COLUMNS = (
     Column("input (* must be given)", weight=1),
     Column("description", weight=5, flexible=True),
 )
-# The kit does not import the orchestrator; who checks files asks it in a process of its own.
-CHECK_COMMAND = (sys.executable, "-m", "orchestrator_agent.check")
 
 
 def workflows(context: typer.Context, url: Url = None, as_json: Json = False) -> None:
@@ -38,25 +34,25 @@ def workflows(context: typer.Context, url: Url = None, as_json: Json = False) ->
         return
     rows = [
         [
-            str(one["name"]),
-            str(one.get("version") or "")[:8],
-            ", ".join(one.get("steps") or ()),
-            _input(one.get("input")),
-            " ".join(str(one.get("description") or "").split()),
+            str(workflow["name"]),
+            str(workflow.get("version") or "")[:8],
+            ", ".join(workflow.get("steps") or ()),
+            _input(workflow.get("input")),
+            " ".join(str(workflow.get("description") or "").split()),
         ]
-        for one in found
+        for workflow in found
     ]
     print_listing(stdout(), _COLUMNS, rows)
 
 
 def _input(schema: Any) -> str:
-    """The names of a workflow's input; those that must be given first, marked."""
+    """The names of a workflow's input; required ones first, marked."""
     if not isinstance(schema, dict):
         return ""
     declared = schema.get("properties")
     properties: dict[str, Any] = declared if isinstance(declared, dict) else {}
-    required = [str(one) for one in schema.get("required") or ()]
-    return ", ".join([*(f"{one}*" for one in required), *(one for one in properties if one not in required)])
+    required = [str(name) for name in schema.get("required") or ()]
+    return ", ".join([*(f"{name}*" for name in required), *(name for name in properties if name not in required)])
 
 
 async def _list(url: str | None) -> list[dict[str, Any]]:
@@ -72,34 +68,15 @@ def check(
     results = check_files(files)
     if as_json:
         print_json(results)
-    mistakes = [one for one in results if one.get("error")]
-    for one in results:
-        if one.get("error"):
-            stderr().print(one["error"]["message"], soft_wrap=True, markup=False)
+    mistakes = [result for result in results if result.get("error")]
+    for result in results:
+        if result.get("error"):
+            stderr().print(result["error"]["message"], soft_wrap=True, markup=False)
         elif not as_json:
-            print_line(f"{one['file']}: workflow '{one['name']}' is right ({', '.join(one['steps'])})")
+            print_line(f"{result['file']}: workflow '{result['name']}' is right ({', '.join(result['steps'])})")
     if mistakes:
         count = len(mistakes)
         raise CommandError(f"{count} of {len(results)} file{'s' if len(results) != 1 else ''} wrong", ExitCode.FAILED)
-
-
-def check_files(files: list[Path]) -> list[dict[str, Any]]:
-    """What the orchestrator says of each file: `name` and `steps`, or `error` with `message`, `line`, `column`.
-
-    Raises CommandError when there is nothing to check.
-    """
-    for path in files:
-        if not path.exists():
-            raise CommandError(f"{path}: there is no such file", ExitCode.NOT_FOUND)
-    done = subprocess.run([*CHECK_COMMAND, *map(str, files)], capture_output=True, text=True, check=False)
-    try:
-        results: list[dict[str, Any]] = json.loads(done.stdout)
-    except ValueError:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise CommandError(f"the check did not run: {said}", ExitCode.INTERNAL) from None
-    if not results:
-        raise CommandError(f"{files[0]}: there are no workflow files in it", ExitCode.NOT_FOUND)
-    return results
 
 
 def put(
@@ -112,24 +89,24 @@ def put(
     async def run() -> tuple[list[Any], ExitCode]:
         async with open_mesh(url) as mesh:
 
-            async def one(file: str) -> Any:
+            async def put_file(file: str) -> Any:
                 try:
-                    told = await operation(mesh.put_workflow(definitions[file]))
+                    result = await operation(mesh.put_workflow(definitions[file]))
                 except CommandError as error:
-                    # Mistakes are told with the file that they are in.
+                    # A mistake is reported with its file.
                     message = error.message
                     if message.startswith("definition:"):
                         message = file + message.removeprefix("definition")
                     raise CommandError(message, error.exit_code) from None
                 if not as_json:
-                    print_line(f"workflow {told['workflow']} is version {told['version']}")
-                return told
+                    print_line(f"workflow {result['workflow']} is version {result['version']}")
+                return result
 
-            return await each(list(definitions), one)
+            return await each(list(definitions), put_file)
 
-    told, status = run_async(run())
+    results, status = run_async(run())
     if as_json:
-        print_json(told)
+        print_json(results)
     if status:
         raise typer.Exit(status)
 

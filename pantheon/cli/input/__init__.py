@@ -1,1 +1,1 @@
-"""What a person gives a command, read: payloads, request folders, ids of tasks."""
+"""Reads the input of commands: payload arguments, request folders, ids of tasks."""

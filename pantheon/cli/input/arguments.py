@@ -4,10 +4,10 @@
     key:=json         JSON, or a mistake
     key=@file         the file's text; of a folder, a list of its files' texts; @- is standard input
     key:=@file        the file as JSON or YAML
-    key[]=…           a list, also of one; a key given again makes a list too
+    key[]=…           a list, also of one item; a repeated key makes a list too
 
-Where a workflow says what its input is, its schema decides what the grammar leaves open: a value for a text stays a
-text (`topic=2026`), and one value for a list becomes a list of one.
+Where a workflow declares its input, the schema decides what the grammar leaves open: a value for a text stays a
+text (`topic=2026`), and a single value for a list becomes a list of one item.
 """
 
 import json
@@ -26,8 +26,8 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Given:
-    """One argument, read. `text` is set where the value might as well be meant as that text."""
+class Argument:
+    """An argument after parsing. `text` is set where the value may also have been meant as that text."""
 
     key: str
     value: Any
@@ -43,8 +43,8 @@ def read_stdin() -> str:
     return sys.stdin.read()
 
 
-def parse(argument: str, *, stdin: Callable[[], str] = read_stdin) -> Given:
-    """Read one `key=value`. Raises CommandError that says what is wrong with which argument."""
+def parse(argument: str, *, stdin: Callable[[], str] = read_stdin) -> Argument:
+    """Read one `key=value`. Raises CommandError, which names the argument and its mistake."""
     left, equals, right = argument.partition("=")
     is_json = left.endswith(":")
     key = left.removesuffix(":")
@@ -55,13 +55,13 @@ def parse(argument: str, *, stdin: Callable[[], str] = read_stdin) -> Given:
     if right.startswith("@"):
         path = right[1:]
         if is_json:
-            return Given(key, read_data(path, argument, stdin=stdin), is_list=is_list)
+            return Argument(key, read_data(path, argument, stdin=stdin), is_list=is_list)
         value = read_text_or_folder(path, argument, stdin=stdin)
-        return Given(key, value, text=value if isinstance(value, str) else None, is_list=is_list)
+        return Argument(key, value, text=value if isinstance(value, str) else None, is_list=is_list)
     if is_json:
-        return Given(key, _json(right, f"'{argument}'"), is_list=is_list)
+        return Argument(key, _json(right, f"'{argument}'"), is_list=is_list)
     value = _value(right)
-    return Given(key, value, text=right, is_list=is_list)
+    return Argument(key, value, text=right, is_list=is_list)
 
 
 def _value(text: str) -> Any:
@@ -105,14 +105,14 @@ def read_text_or_folder(path: str, where: str, *, stdin: Callable[[], str] = rea
     folder = Path(path).expanduser()
     if path == STANDARD_INPUT or not folder.is_dir():
         return read_text(path, where, stdin=stdin)
-    files = sorted(one for one in folder.iterdir() if one.is_file() and not one.name.startswith("."))
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     if not files:
         raise usage(f"'{where}': the folder {path} has no files")
-    return [read_text(str(one), where) for one in files]
+    return [read_text(str(file), where) for file in files]
 
 
 def read_data(path: str, where: str, *, stdin: Callable[[], str] = read_stdin) -> Any:
-    """A file as JSON, or as YAML where its name says so. Raises CommandError with the place of a mistake."""
+    """A file as JSON, or as YAML where its name says so. Raises CommandError with the position of a mistake."""
     text = read_text(path, where, stdin=stdin)
     if Path(path).suffix not in YAML_SUFFIXES:
         return _json(text, f"'{where}': {path}")
@@ -122,8 +122,8 @@ def read_data(path: str, where: str, *, stdin: Callable[[], str] = read_stdin) -
         return json.loads(json.dumps(value, default=str))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        raise usage(f"'{where}': {place}: {error.problem or 'not YAML'}") from None
+        position = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
+        raise usage(f"'{where}': {position}: {error.problem or 'not YAML'}") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise usage(f"'{where}': {path} is not YAML that a message can carry: {error}") from None
 
@@ -133,7 +133,7 @@ def read_input(path: str, *, stdin: Callable[[], str] = read_stdin) -> dict[str,
     value = read_data(path, f"--input {path}", stdin=stdin)
     if not isinstance(value, dict):
         raise usage(f"--input {path} holds {_kind(value)}; a payload is an object")
-    return {str(key): one for key, one in value.items()}
+    return {str(key): item for key, item in value.items()}
 
 
 def _kind(value: Any) -> str:
@@ -141,42 +141,47 @@ def _kind(value: Any) -> str:
 
 
 def payload_of(
-    given: Sequence[Given], *, base: Mapping[str, Any] | None = None, schema: Mapping[str, Any] | None = None
+    arguments: Sequence[Argument], *, base: Mapping[str, Any] | None = None, schema: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The payload of arguments, over `base` (an input file); `schema` is the workflow's input where it is known."""
     properties = (schema or {}).get("properties")
     known: Mapping[str, Any] = properties if isinstance(properties, dict) else {}
-    grouped: dict[str, list[Given]] = {}
-    for one in given:
-        grouped.setdefault(one.key, []).append(one)
+    grouped: dict[str, list[Argument]] = {}
+    for argument in arguments:
+        grouped.setdefault(argument.key, []).append(argument)
     payload = dict(base or {})
     for key, group in grouped.items():
         types = _types_of(known.get(key))
         items = types and "array" in types
         item_types = _types_of(known[key].get("items")) if items else types
-        # A whole list may be given for a list; what is no list is one of its items.
-        values = [one.value if items and isinstance(one.value, list) else _as(one, item_types) for one in group]
+        # A list stands for the whole list; any other value is one of its items.
+        values = [
+            argument.value if items and isinstance(argument.value, list) else _as(argument, item_types)
+            for argument in group
+        ]
         if len(group) == 1 and not group[0].is_list:
             value = values[0]
-            wanted = bool(types) and "array" in types and not isinstance(value, list) and _json_type(value) not in types
-            payload[key] = [value] if wanted else value
+            is_item = (
+                bool(types) and "array" in types and not isinstance(value, list) and _json_type(value) not in types
+            )
+            payload[key] = [value] if is_item else value
             continue
         # `key=@folder` beside `key=@file`: the folder's texts are more of the same.
         payload[key] = [item for value in values for item in (value if isinstance(value, list) else [value])]
     return payload
 
 
-def _as(given: Given, types: frozenset[str]) -> Any:
+def _as(argument: Argument, types: frozenset[str]) -> Any:
     """The value, or the text it was written as, where only that fits."""
-    if given.text is None or not types or _json_type(given.value) in types:
-        return given.value
-    if _json_type(given.value) == "integer" and "number" in types:
-        return given.value
-    return given.text if "string" in types else given.value
+    if argument.text is None or not types or _json_type(argument.value) in types:
+        return argument.value
+    if _json_type(argument.value) == "integer" and "number" in types:
+        return argument.value
+    return argument.text if "string" in types else argument.value
 
 
 def _types_of(schema: Any) -> frozenset[str]:
-    """The JSON types that a schema allows at its top; empty where it does not say."""
+    """The JSON types that a schema allows at its top level; empty where it names none."""
     if not isinstance(schema, dict):
         return frozenset()
     found: set[str] = set()
@@ -184,10 +189,10 @@ def _types_of(schema: Any) -> frozenset[str]:
     if isinstance(declared, str):
         found.add(declared)
     elif isinstance(declared, list):
-        found.update(one for one in declared if isinstance(one, str))
+        found.update(name for name in declared if isinstance(name, str))
     for word in ("anyOf", "oneOf"):
-        for one in schema.get(word) or ():
-            found |= _types_of(one)
+        for alternative in schema.get(word) or ():
+            found |= _types_of(alternative)
     return frozenset(found)
 
 

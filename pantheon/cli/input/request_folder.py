@@ -27,17 +27,17 @@ def read_request(path: Path) -> dict[str, Any]:
 
 def _resolve(value: Any, folder: Path, *, top: bool = False) -> Any:
     if isinstance(value, list):
-        return [_resolve(one, folder) for one in value]
+        return [_resolve(item, folder) for item in value]
     if not isinstance(value, Mapping):
         return value
     resolved: dict[str, Any] = {}
-    for key, one in value.items():
-        if key == FILE_KEY and not top and isinstance(one, str):
-            resolved["text"] = _text(folder / one)
-        elif key.endswith(FILE_SUFFIX) and isinstance(one, str):
-            resolved[key.removesuffix(FILE_SUFFIX)] = _text(folder / one)
+    for key, item in value.items():
+        if key == FILE_KEY and not top and isinstance(item, str):
+            resolved["text"] = _text(folder / item)
+        elif key.endswith(FILE_SUFFIX) and isinstance(item, str):
+            resolved[key.removesuffix(FILE_SUFFIX)] = _text(folder / item)
         else:
-            resolved[key] = _resolve(one, folder)
+            resolved[key] = _resolve(item, folder)
     return resolved
 
 

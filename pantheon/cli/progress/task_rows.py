@@ -1,4 +1,4 @@
-"""The rows of a task's tree, as a query gives them: the root's, each one's place, what one waits for."""
+"""Rows of a task's tree, as a query returns them: which is the root, the path of each, what a step waits for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def is_wait(row: Mapping[str, Any]) -> bool:
 
 
 def awaited(row: Mapping[str, Any]) -> str:
-    """The signal or approval that a step waits for, where the row has its payload; else nothing."""
+    """The signal or approval that a step waits for, where the row has its payload; else an empty text."""
     payload = row.get("payload")
     if is_wait(row) and isinstance(payload, Mapping):
         for kind in ("signal", "approval"):
@@ -25,7 +25,7 @@ def awaited(row: Mapping[str, Any]) -> str:
 
 
 def paths_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Each row's place, `draft/review` or `notes[3]`, by task_id; the root's is empty."""
+    """The path of each row, `draft/review` or `notes[3]`, by task_id; the root's is empty."""
     by_id = {str(row["task_id"]): row for row in rows}
     paths: dict[str, str] = {}
     for task_id in by_id:

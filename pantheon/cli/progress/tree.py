@@ -1,7 +1,7 @@
-"""TaskTree: what is known of a task and its steps, from events, progress messages and rows; no terminal, no network.
+"""TaskTree: the state of a task and its steps, from events, progress messages and rows; no terminal, no network.
 
-Events may be lost and may come in any order beside the rows: of two statements about a step the later in its life
-wins, by attempt and then by how far that attempt is.
+Events may be lost, and may arrive before or after the rows that tell the same. Of two messages about a step the one
+further in its life wins, by attempt and then by how far that attempt is.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,25 +24,25 @@ _EVENT_STATUS = {
     "waiting": "waiting",
     "compensating": "compensating",
 }
-# What an event of the task itself makes of it, its end excepted.
+# The status after an event of the root task, except for those that end it.
 _TASK_STATUS = {"paused": "paused", "resumed": "running", "compensating": "compensating"}
-# Rows of these roles are no steps of the workflow's own: they do not count as progress.
-_BESIDE = frozenset({"compensation", "signal", "delegated"})
-# How far an attempt is. A wait for another attempt counts as the beginning of that one, as in the database.
+# Rows of these roles are not steps of the workflow itself: they do not count as progress.
+_NO_STEP_ROLES = frozenset({"compensation", "signal", "delegated"})
+# How far an attempt is. A wait for the next attempt counts as the beginning of that attempt, as in the database.
 _RANK = {"planned": -2, "waiting": -1, "ready": 0, "dispatched": 1, "running": 1, "paused": 2, "compensating": 2}
 _ENDED_RANK = 9
 
 
 @dataclass
 class Node:
-    """One step (of one iteration), or the task itself."""
+    """A step of an iteration, or the root task."""
 
     task_id: str
     path: str
     parent_id: str | None = None
     task_type: str = ""
     status: str = "planned"
-    # What it is there for: a step (empty), `fallback`, `compensation`, `signal`, `delegated`.
+    # Empty for a step, else `fallback`, `compensation`, `signal` or `delegated`.
     role: str = ""
     iteration: int = 0
     attempt: int = 1
@@ -55,7 +55,7 @@ class Node:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     retry_at: datetime | None = None
-    # Of a step that is no work: what it waits for (`signal 'go'`; empty: a time), and until when at most.
+    # For a step that only waits: what it waits for (`signal 'go'`; empty: a time), and until when at most.
     waits: bool = False
     waits_for: str = ""
     waits_until: datetime | None = None
@@ -66,7 +66,7 @@ class Node:
 
     @property
     def is_item(self) -> bool:
-        """Whether it is one of several of a fan-out, `notes[3]`."""
+        """Whether it is an item of a fan-out, `notes[3]`."""
         return self.path.endswith("]")
 
     @property
@@ -75,8 +75,8 @@ class Node:
 
     @property
     def is_step(self) -> bool:
-        """Whether it, or what it stands in for, is a step of its workflow."""
-        return self.role not in _BESIDE
+        """Whether it is a step of its workflow, or the fallback of one."""
+        return self.role not in _NO_STEP_ROLES
 
     def seconds(self, now: datetime) -> float | None:
         """How long it has taken or takes, waits and retries included."""
@@ -90,7 +90,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Change:
-    """What one message made different, for whoever writes lines instead of drawing."""
+    """What a message changed, for a display that writes lines instead of drawing."""
 
     node: Node
     kind: str
@@ -106,16 +106,16 @@ class TaskTree:
     planned: Sequence[str] = ()
     root: Node = field(init=False)
     nodes: dict[str, Node] = field(init=False, default_factory=dict)
-    # Steps by what they are below of, made when it is first looked at after a change: a picture asks for it often.
+    # Steps by parent, computed at the first use after a change: a picture needs it many times.
     _below: dict[str, list[Node]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.root = Node(self.task_id, "", task_type=self.task_type, status="running")
 
-    # -- what is learned ----------------------------------------------------------------------------------------------
+    # -- input ----------------------------------------------------------------------------------------------
 
-    def see(self, kind: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
-        """Take an event (`step.completed`, `task.failed`) or a progress message (`progress`)."""
+    def apply_message(self, kind: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
+        """Apply an event (`step.completed`, `task.failed`) or a progress message (`progress`)."""
         if kind == "progress":
             return self._progress(data)
         entity, _, name = kind.partition(".")
@@ -130,14 +130,14 @@ class TaskTree:
             node.waits_for = f"'{data['waits_for']}'" if isinstance(data.get("waits_for"), str) else node.waits_for
         return self._step(node, status, data, at)
 
-    def read(self, rows: Sequence[Mapping[str, Any]]) -> list[Change]:
-        """Take the task's rows as the orchestrator's database has them."""
+    def apply_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[Change]:
+        """Apply the task's rows as the orchestrator's database has them."""
         changes: list[Change] = []
         paths = paths_of(rows)
-        for row in sorted(rows, key=lambda one: (str(one.get("created_at", "")), paths[str(one["task_id"])])):
+        for row in sorted(rows, key=lambda row: (str(row.get("created_at", "")), paths[str(row["task_id"])])):
             if row["task_id"] != self.task_id:
                 changes += self._row(row, paths[str(row["task_id"])])
-        # The task itself last: its end is the last thing that is told.
+        # The root last: its end is the last change that is shown.
         for row in rows:
             if row["task_id"] == self.task_id:
                 changes += self._root_row(row)
@@ -153,7 +153,7 @@ class TaskTree:
         if isinstance(parent_id, str):
             node.parent_id = parent_id
             if parent_id != self.task_id and parent_id not in self.nodes:
-                # A sub-workflow at work: no event tells of its own beginning.
+                # A running sub-workflow: no event is published when it begins.
                 self.nodes[parent_id] = Node(parent_id, _above(node.path), status="running", started_at=at)
         node.task_type = str(data.get("task_type") or node.task_type)
         node.iteration = int(data.get("iteration") or 0)
@@ -174,7 +174,7 @@ class TaskTree:
         if status in ("dispatched", "waiting"):
             node.percent, node.message, node.streamed_chars = None, "", 0
         if node.started_at is None and not node.ended:
-            # Of one whose end is the first that is heard, only the rows know when it began.
+            # For a step whose first event is its end, only the rows know when it began.
             node.started_at = at
         if node.ended:
             node.ended_at = at
@@ -196,9 +196,9 @@ class TaskTree:
         return [Change(node, "progress", node.message)]
 
     def items(self, node: Node) -> tuple[int, int]:
-        """How many items of a fan-out have ended, and how many have begun; zeros for what is none."""
-        inner = [one for one in self.children(node.task_id) if one.is_item and one.is_step]
-        return sum(one.ended for one in inner), len(inner)
+        """How many items of a fan-out have ended, and how many have begun; zeros for any other step."""
+        items = [child for child in self.children(node.task_id) if child.is_item and child.is_step]
+        return sum(item.ended for item in items), len(items)
 
     def _task(self, name: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
         if data.get("task_id") != self.task_id or self.root.ended:
@@ -254,7 +254,7 @@ class TaskTree:
         _take_error(node, row.get("error"))
         return [Change(node, status)] if changed else []
 
-    # -- what is shown ------------------------------------------------------------------------------------------------
+    # -- output ------------------------------------------------------------------------------------------------
 
     def children(self, parent_id: str) -> list[Node]:
         """The steps below a task, in the order of the workflow, then of their beginning; planned ones last."""
@@ -270,18 +270,18 @@ class TaskTree:
                 Node(f"planned:{name}", name) for name in self.planned if name not in names and not self.root.ended
             ]
         position = {node.task_id: index for index, node in enumerate(found)}
-        # What was done beside the steps, and undone after them, stands behind them.
+        # Compensations, signals and delegated tasks come after the steps.
         return sorted(
             found,
-            key=lambda one: (
-                order.get(one.name, len(order)) if one.is_step else len(order) + 1,
-                position[one.task_id],
-                one.iteration,
+            key=lambda node: (
+                order.get(node.name, len(order)) if node.is_step else len(order) + 1,
+                position[node.task_id],
+                node.iteration,
             ),
         )
 
     def walk(self) -> Iterator[tuple[Node, tuple[bool, ...]]]:
-        """Every step with, for each level above it and for itself, whether it is the last one there."""
+        """Every step with, for each level above it and for its own, whether it is the last of its siblings."""
         yield from self._walk(self.task_id, ())
 
     def _walk(self, parent_id: str, above: tuple[bool, ...]) -> Iterator[tuple[Node, tuple[bool, ...]]]:
@@ -299,7 +299,7 @@ class TaskTree:
         return len(ended), len(names)
 
     def fraction(self) -> float:
-        """How much of the task is done, 0 to 1: each step counts alike, one at work by what it says."""
+        """How much of the task is done, 0 to 1: steps count alike, a running step by its reported progress."""
         if self.root.status == "completed":
             return 1.0
         children = [node for node in self.children(self.task_id) if node.is_step]
@@ -310,8 +310,8 @@ class TaskTree:
             return 1.0
         inner = self.children(node.task_id)
         if inner:
-            # More steps may follow than have begun, so a sub-workflow at work is never counted as done.
-            return min(0.95, sum(self._share(one) for one in inner) / (len(inner) + 1))
+            # More steps may follow than have begun, so a running sub-workflow never counts as done.
+            return min(0.95, sum(self._share(child) for child in inner) / (len(inner) + 1))
         return min(0.95, (node.percent or 0.0) / 100)
 
 
@@ -319,14 +319,14 @@ def _take_error(node: Node, error: Any) -> None:
     if isinstance(error, Mapping):
         details = error.get("details")
         if node.path and error.get("code") == "step_failed" and isinstance(details, Mapping) and details.get("message"):
-            # Where the step itself is named beside it, the agent's own words are enough.
+            # The picture names the step, so the agent's own message is enough.
             error = details
         node.error = " ".join(str(error.get("message") or "").split())
         node.error_code = str(error.get("code") or "")
 
 
 def _above(path: str) -> str:
-    """The place that a step belongs to: `notes[3]` to `notes`, `notes[3]/summarize` to `notes[3]`."""
+    """The path of a step's parent: `notes` of `notes[3]`, `notes[3]` of `notes[3]/summarize`."""
     if path.endswith("]"):
         return path.rpartition("[")[0]
     return path.rpartition("/")[0]

@@ -1,4 +1,4 @@
-"""A TaskTree as something rich can draw: a tree of steps with state, agent, duration, and a bar; and as plain lines."""
+"""Draws a TaskTree with rich: steps with status, agent, duration, and a bar; or writes its changes as plain lines."""
 
 from datetime import datetime
 
@@ -12,17 +12,17 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_FRAMES_PER_SECOND = 10
 WAIT_SYMBOL = "◷"
 BAR_WIDTH = 34
-BAR_WORDS_WIDTH = 36
+BAR_TEXT_WIDTH = 36
 STEP_BAR_WIDTH = 12
 PERCENT_WIDTH = len(" 100% ")
-# Less of what an agent says is not worth its place.
+# Fewer cells of a progress message say nothing.
 MESSAGE_MIN_WIDTH = 8
 WORD_WIDTH = 9
 DURATION_WIDTH = 9
 GAP = "  "
 
-# Symbol and style of each status; what is at work gets the spinner.
-_LOOKS = {
+# Symbol and style of each status; a running step gets the spinner.
+_SYMBOLS = {
     "planned": ("·", "bright_black"),
     "ready": ("○", "yellow"),
     "dispatched": ("", "cyan"),
@@ -45,12 +45,12 @@ _WORDS = {
 }
 _ROLES = {"fallback": "fallback", "compensation": "undo", "signal": "signal", "delegated": "delegated"}
 Rows = list[tuple[Node, tuple[bool, ...]]]
-_QUIET = frozenset({"planned", "skipped"})
+_DIMMED = frozenset({"planned", "skipped"})
 
 
-def look_of(status: str, frame: int | None = None) -> tuple[str, str]:
-    """The symbol and style of a status; `frame` turns the spinner, None is for what does not move."""
-    symbol, style = _LOOKS.get(status, ("?", "white"))
+def symbol_of(status: str, frame: int | None = None) -> tuple[str, str]:
+    """The symbol and style of a status; `frame` is the spinner's, None for a picture that is drawn once."""
+    symbol, style = _SYMBOLS.get(status, ("?", "white"))
     if not symbol:
         symbol = SPINNER[frame % len(SPINNER)] if frame is not None else "▸"
     return symbol, style
@@ -63,7 +63,7 @@ def frame_of(now: datetime) -> int:
 def draw(
     tree: TaskTree, now: datetime, *, live: bool = True, width: int = 100, max_rows: int | None = None
 ) -> RenderableType:
-    """The whole picture. `live`: with a bar and turning spinners; else as a record of what was."""
+    """The whole picture. `live`: with a bar and spinners; else as a record of what happened."""
     parts: list[RenderableType] = [_head(tree, now, live)]
     steps = _steps(tree, now, live, width, max_rows)
     if steps:
@@ -75,7 +75,7 @@ def draw(
 
 
 def _head(tree: TaskTree, now: datetime, live: bool) -> Text:
-    symbol, style = look_of(tree.root.status, frame_of(now) if live else None)
+    symbol, style = symbol_of(tree.root.status, frame_of(now) if live else None)
     head = Text.assemble((symbol, style), " ", (tree.root.task_type or "task", "bold"))
     head.append(f"  {tree.task_id}", style="bright_black")
     seconds = tree.root.seconds(now)
@@ -85,7 +85,7 @@ def _head(tree: TaskTree, now: datetime, live: bool) -> Text:
 
 
 def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int | None) -> Text:
-    """The steps in columns. What an agent says on its way is cut, it never makes the other columns narrower."""
+    """The steps in columns. A long progress message is cut; it never makes the other columns narrower."""
     rows = list(tree.walk())
     hidden = 0
     if max_rows is not None:
@@ -94,7 +94,7 @@ def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int 
     names = [_name(node, lasts, frame) for node, lasts in rows]
     name_width = max(min(24, width // 3), min(max(map(len, names), default=0), width * 2 // 5))
     agent_width = min(max((len(node.agent or "") for node, _ in rows), default=0), width // 4)
-    # On a narrow terminal the symbol alone says the status: how long it takes is said nowhere else.
+    # On a narrow terminal the symbol alone shows the status: the duration has no other place.
     columns = name_width + agent_width + WORD_WIDTH + DURATION_WIDTH + 3 * len(GAP)
     worded = columns <= width
     room = width - columns - len(GAP)
@@ -105,11 +105,11 @@ def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int 
         line = _fitted(name, name_width)
         line.append_text(_fitted(Text(node.agent or "", style=dim), agent_width))
         if worded:
-            line.append_text(_fitted(Text(_word(node), style=look_of(node.status)[1]), WORD_WIDTH))
+            line.append_text(_fitted(Text(_word(node), style=symbol_of(node.status)[1]), WORD_WIDTH))
         line.append(f"{duration(seconds) if seconds is not None else '':>{DURATION_WIDTH}}{GAP}", style=dim)
         if room >= PERCENT_WIDTH:
             line.append_text(_detail(node, tree, room))
-        # First what is empty at the end, or nothing would be said to be cut.
+        # Trailing spaces go first, or an ellipsis would stand for nothing.
         line.rstrip()
         line.truncate(width, overflow="ellipsis")
         lines.append(line)
@@ -119,7 +119,7 @@ def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int 
 
 
 def _word(node: Node) -> str:
-    """The status in a word; a signal that nobody has taken waits, and so does a step that waits for one."""
+    """The status in a word; a kept signal, and a step that waits for a signal, have words of their own."""
     if node.role == "signal":
         return {"waiting": "kept", "completed": "taken", "skipped": "not taken"}.get(node.status, node.status)
     if node.status == "waiting" and node.waits:
@@ -135,25 +135,25 @@ def _fitted(text: Text, width: int) -> Text:
 
 
 def shorten(rows: Rows, limit: int) -> tuple[Rows, int]:
-    """What fits into `limit` rows, and how many do not: first go the insides of ended steps, then ended items."""
+    """The rows that fit into `limit`, and how many do not: children of ended steps go first, then ended items."""
     total = len(rows)
     if total > limit:
         ended = {node.task_id for node, _ in rows if node.ended}
         rows = [row for row in rows if row[0].parent_id not in ended]
     if len(rows) > limit:
         rows = [(node, lasts) for node, lasts in rows if not (node.is_item and node.ended)]
-    # A line is needed to say how many are not there.
+    # A line is needed for the number of hidden rows.
     return (rows, total - len(rows)) if len(rows) <= limit else (rows[: limit - 1], total - limit + 1)
 
 
 def _name(node: Node, lasts: tuple[bool, ...], frame: int | None) -> Text:
     guide = "".join("   " if last else "│  " for last in lasts[:-1]) + ("└─ " if lasts[-1] else "├─ ")
-    symbol, style = look_of(node.status, frame)
+    symbol, style = symbol_of(node.status, frame)
     if node.status == "waiting" and (node.waits or node.role == "signal"):
-        # It is no work, and nothing has gone wrong.
+        # It neither works nor has failed.
         symbol = WAIT_SYMBOL
     text = Text.assemble((guide, "bright_black"), (symbol, style), " ")
-    text.append(node.name, style="bright_black" if node.status in _QUIET else "bold" if not node.ended else "")
+    text.append(node.name, style="bright_black" if node.status in _DIMMED else "bold" if not node.ended else "")
     if node.iteration:
         text.append(f" (round {node.iteration + 1})", style="bright_black")
     if node.role:
@@ -162,7 +162,7 @@ def _name(node: Node, lasts: tuple[bool, ...], frame: int | None) -> Text:
 
 
 def _detail(node: Node, tree: TaskTree, room: int) -> Text:
-    """What is to be said of a step beside its columns; its bar is as long as `room` leaves it, never cut."""
+    """What is shown of a step beside its columns; its bar is as long as `room` allows, never cut."""
     if node.ended:
         return Text(f"attempt {node.attempt}" if node.attempt > 1 else "", style="yellow")
     text = Text()
@@ -193,7 +193,7 @@ def _detail(node: Node, tree: TaskTree, room: int) -> Text:
         if node.retry_at is not None:
             text.append(f"; next at {clock(node.retry_at)}", style="yellow")
     elif node.status == "ready":
-        text.append("no agent has a place for it yet", style="yellow")
+        text.append("no agent has a free slot for it yet", style="yellow")
     return text
 
 
@@ -201,7 +201,7 @@ def _wait(node: Node) -> str:
     """`for approval 'release', until 14:03:07`; `until 14:03:07`."""
     until = f"until {clock(node.waits_until)}" if node.waits_until is not None else ""
     what = f"for {node.waits_for}" if node.waits_for else ""
-    return ", ".join(one for one in (what, until) if one) or ("for a signal" if node.task_type == "wait_for" else "")
+    return ", ".join(part for part in (what, until) if part) or ("for a signal" if node.task_type == "wait_for" else "")
 
 
 def _bar(tree: TaskTree, now: datetime, width: int) -> Text:
@@ -213,7 +213,7 @@ def _bar(tree: TaskTree, now: datetime, width: int) -> Text:
         words += f"   {ended} of {total} step{'s' if total != 1 else ''}"
     if seconds is not None:
         words += f"   {duration(seconds)}"
-    cells = max(4, min(BAR_WIDTH, width - BAR_WORDS_WIDTH))
+    cells = max(4, min(BAR_WIDTH, width - BAR_TEXT_WIDTH))
     halves = round(tree.fraction() * cells * 2)
     done = "━" * (halves // 2) + "╸" * (halves % 2)
     return Text.assemble((done, style), ("━" * (cells - len(done)), "bright_black"), "  ", (words, style))
@@ -233,7 +233,7 @@ def _errors(tree: TaskTree) -> list[RenderableType]:
 
 
 def line_of(change: Change, now: datetime) -> str | None:
-    """A change as a line for a log or a pipe; None for what is not worth one."""
+    """A change as a line for a log or a pipe; None for a change that is not shown."""
     node = change.node
     if not node.path:
         if change.kind == "compensating":
@@ -246,7 +246,7 @@ def line_of(change: Change, now: datetime) -> str | None:
             return None
         seconds = node.seconds(now)
         took = f" in {duration(seconds)}" if seconds is not None else ""
-        # Its error stands on the line of the step that failed, or comes with the command's last word.
+        # Its error is on the line of the failed step, or in the command's last line.
         return f"task {node.task_id} {node.status}{took}"
     role = f" ({_ROLES.get(node.role, node.role)})" if node.role else ""
     name = node.path + role + (f" (round {node.iteration + 1})" if node.iteration else "")
@@ -274,6 +274,6 @@ def line_of(change: Change, now: datetime) -> str | None:
             return f"{name} skipped"
         case "progress":
             percent = f"{node.percent:.0f}%" if node.percent is not None else ""
-            said = ", ".join(one for one in (percent, change.text) if one)
-            return f"{name}: {said}" if said else None
+            progress = ", ".join(part for part in (percent, change.text) if part)
+            return f"{name}: {progress}" if progress else None
     return None

@@ -1,1 +1,1 @@
-"""What commands print: listings, units, result files, and where words go."""
+"""What commands print: listings, units, the files of results, and the streams they go to."""

@@ -1,7 +1,7 @@
-"""Listings: rows in columns that fit a terminal, and that a pipe gets whole.
+"""Listings: rows in columns that fit a terminal, and go whole into a pipe.
 
-On a terminal that is too narrow, the least important columns go and the flexible one is cut, never an id. Into a pipe
-each row is one line with everything in it.
+On a terminal that is too narrow, the least important columns are left out and the flexible one is cut, never an id.
+In a pipe each row is one whole line.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ FLEXIBLE_MIN_CELLS = 16
 
 @dataclass(frozen=True)
 class Column:
-    """`weight`: columns with a smaller one are left out first; None: never. `flexible`: may be cut, one of them."""
+    """`weight`: columns with a smaller weight are left out first, None never. `flexible`: may be cut, at most one."""
 
     name: str
     weight: int | None = None
@@ -54,8 +54,8 @@ def _text(cell: Cell, column: Column) -> Text:
     text = cell if isinstance(cell, Text) else Text(cell, style=column.style)
     if text.plain.isprintable():
         return text
-    # What others wrote must neither break the lines nor steer the terminal.
-    return Text("".join(one if one.isprintable() else " " for one in text.plain), style=text.style)
+    # Text from the mesh must neither break the lines nor steer the terminal.
+    return Text("".join(char if char.isprintable() else " " for char in text.plain), style=text.style)
 
 
 def fit(columns: Sequence[Column], widths: Sequence[int], available: int) -> tuple[list[int], list[int]]:

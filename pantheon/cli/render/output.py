@@ -1,4 +1,4 @@
-"""Where a command's words go: answers to stdout, everything else to stderr."""
+"""The streams of a command: results to stdout, everything else to stderr."""
 
 import json
 import sys
@@ -9,23 +9,23 @@ from rich.text import Text
 
 from pantheon.runtime.settings import one_line
 
-# A line of a diagnosis may be long, but not a page.
+# A line of an error message may be long, but not a page.
 MESSAGE_MAX_CHARS = 2_000
 
 
-class NobodyReads(Exception):
-    """Whoever read the answer has read enough (`| head`). No OSError: Typer ends the program with 1 for those."""
+class ReaderGone(Exception):
+    """The reader of stdout has closed it (`| head`). No OSError: Typer ends the program with 1 for those."""
 
 
-class _Answers(Console):
+class _ResultConsole(Console):
     def on_broken_pipe(self) -> None:
         # Rich would end the program, with status 1.
-        raise NobodyReads
+        raise ReaderGone
 
 
 def stdout() -> Console:
-    """The console for what a command answers; no colours where it is no terminal. Raises NobodyReads."""
-    return _Answers(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """The console for a command's result; no colours where it is no terminal. Raises ReaderGone."""
+    return _ResultConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:
@@ -34,7 +34,7 @@ def stderr() -> Console:
 
 
 def is_live(console: Console) -> bool:
-    """Whether something can be drawn in place there."""
+    """Whether the console can be redrawn in place."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
@@ -57,19 +57,19 @@ def _writable(text: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """A line of an answer on stdout, as it is. Raises NobodyReads."""
+    """A line of a result on stdout, as it is. Raises ReaderGone."""
     try:
         sys.stdout.write(_writable(text) + "\n")
     except BrokenPipeError:
-        raise NobodyReads from None
+        raise ReaderGone from None
 
 
-def flush_answers() -> None:
-    """Have the answers that were printed so far read. Raises NobodyReads."""
+def flush_output() -> None:
+    """Flush what was printed to stdout so far. Raises ReaderGone."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        raise NobodyReads from None
+        raise ReaderGone from None
 
 
 def note(message: str) -> None:
@@ -84,5 +84,5 @@ def problem(message: str, *, command: str = "pantheon") -> None:
 
 
 def _printable(text: str) -> str:
-    """Text from elsewhere without control characters: an error's text must not steer a terminal."""
-    return "".join(one if one.isprintable() or one in "\n\t" else "�" for one in text)
+    """Text without control characters: an error message from the mesh must not steer a terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "�" for char in text)

@@ -1,4 +1,4 @@
-"""Files inside a result: objects with `filename` and `content_base64`, wherever they stand, written to a folder."""
+"""Files inside a result: objects with `filename` and `content_base64`, at any depth, written to a folder."""
 
 import base64
 import binascii
@@ -24,8 +24,8 @@ def is_file(value: Any) -> bool:
 def write_files(value: Any, folder: Path) -> tuple[Any, list[Path]]:
     """Write every file found in a result; returns the result with `path` in place of the content, and the paths.
 
-    A name is cut to its last part: a result comes from elsewhere and does not choose where on this disk it lands. Two
-    files of one name in one result get numbers. Raises CommandError.
+    A name is cut to its last part: a result does not choose where on this disk a file is written. Two files of the same
+    name in a result get numbers. Raises CommandError.
     """
     written: list[Path] = []
     try:
@@ -47,17 +47,17 @@ def _write(value: Any, folder: Path, written: list[Path]) -> Any:
         unfinished.write_bytes(content)
         unfinished.replace(path)
         written.append(path)
-        return {**{key: one for key, one in value.items() if key != "content_base64"}, "path": str(path)}
+        return {**{key: item for key, item in value.items() if key != "content_base64"}, "path": str(path)}
     if isinstance(value, Mapping):
-        return {key: _write(one, folder, written) for key, one in value.items()}
+        return {key: _write(item, folder, written) for key, item in value.items()}
     if isinstance(value, list):
-        return [_write(one, folder, written) for one in value]
+        return [_write(item, folder, written) for item in value]
     return value
 
 
 def _path_for(name: str, folder: Path, written: list[Path]) -> Path:
     last = re.split(r"[/\\]", name)[-1]
-    last = "".join(one if one.isprintable() else "_" for one in last).strip().lstrip(".")
+    last = "".join(char if char.isprintable() else "_" for char in last).strip().lstrip(".")
     while len(last.encode()) > FILENAME_MAX_BYTES:
         last = last[1:]
     path = folder / (last or "file")
@@ -79,7 +79,7 @@ def shortened(value: Any) -> Any:
         )
         return {**value, "content_base64": cut}
     if isinstance(value, Mapping):
-        return {key: shortened(one) for key, one in value.items()}
+        return {key: shortened(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [shortened(one) for one in value]
+        return [shortened(item) for item in value]
     return value
