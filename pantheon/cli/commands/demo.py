@@ -97,7 +97,7 @@ class Demo:
 
     async def run(self) -> None:
         """Start the mesh, request the article, write it, stop. After a failure the logs stay; the error names them."""
-        from pantheon.stack import Stack, built_in_agents
+        from pantheon.stack import Stack, StackPlan, built_in_agents
 
         began = asyncio.get_running_loop().time()
         agents = built_in_agents()
@@ -105,15 +105,8 @@ class Demo:
         site = (self.out / "site").absolute()
         mesh_folder = await self._fresh_mesh_folder()
         extra = {"SITE_DIR": str(site), "STATE_DIR": str(mesh_folder / "communication")}
-        stack = self._stack = Stack(
-            mesh_folder,
-            migrate=migrate,
-            agents=agents,
-            env=stack_environment(extra=extra),
-            settled=settled,
-            on_event=self._on_event,
-            drain_seconds=DRAIN_SECONDS,
-        )
+        plan = StackPlan(agents=agents, environment=stack_environment(extra=extra), drain_seconds=DRAIN_SECONDS)
+        stack = self._stack = Stack(mesh_folder, plan, migrate=migrate, settled=settled, on_event=self._on_event)
         keep_logs = False
         try:
             with self._phase("starting NATS, Postgres, Valkey, the orchestrator and five agents", "the mesh is up"):

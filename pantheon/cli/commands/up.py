@@ -44,23 +44,20 @@ def up(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    from pantheon.stack import Stack, built_in_agents, find_consul, serve
+    from pantheon.stack import Stack, StackPlan, built_in_agents, find_consul, serve
 
     built_in = [] if no_agents else list(built_in_agents())
     targets = list(agent or ())
     check_agent_count([*(spec.name for spec in built_in), *targets])
     reporter = Reporter(as_json=as_json)
-    stack = Stack(
-        data,
-        migrate=migrate,
+    plan = StackPlan(
         orchestrators=orchestrators,
         agents=built_in,
         agent_targets=targets,
         consul=find_consul(consul),
-        env=stack_environment(workflows),
-        settled=settled,
-        on_event=reporter.on_event,
+        environment=stack_environment(workflows),
     )
+    stack = Stack(data, plan, migrate=migrate, settled=settled, on_event=reporter.on_event)
     try:
         asyncio.run(serve(stack, on_ready=reporter.ready))
     finally:

@@ -1,4 +1,4 @@
-"""Becomes one child of the stack: ties its life to the supervisor's, gives up root where asked, then runs the program.
+"""Becomes a child of the stack: ties its life to the supervisor's, gives up root where asked, then runs the program.
 
 Run as a script by its path (`python -I -S launch.py PARENT_PID DEATH_SIGNAL IDENTITY PROGRAM [ARGUMENT...]`), never
 imported by the supervisor: what is done here between fork and exec would be unsafe in a `preexec_fn` beside threads,
@@ -8,7 +8,7 @@ IDENTITY is `keep`, or one of two ways to satisfy Postgres, which refuses to run
 without an account:
 - `namespace:UID`: a user namespace in which the caller's uid is shown as UID. Nothing on disk changes hands.
 - `user:UID`: UID itself, with the one capability to pass file permissions kept, so that a program and data below a
-  folder that only root may enter (`/root/project`) are reached without opening that folder to anybody.
+  folder that only root may enter (`/root/project`) are reached without opening that folder to other users.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-# Exit statuses as shells and `env` use them, told apart from a program's own.
+# Exit statuses as shells and `env` use them, unlike a program's own.
 IDENTITY_FAILED_STATUS = 125
 NOT_RUNNABLE_STATUS = 127
 
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
         except (OSError, ValueError) as error:
             sys.stderr.write(f"launch: {error}\n")
             return IDENTITY_FAILED_STATUS
-        # The supervisor may have died before the line above took effect; nobody would send the signal then.
+        # The supervisor may have died before the line above took effect; then no signal comes.
         if os.getppid() != int(parent_pid):
             return NOT_RUNNABLE_STATUS
     try:

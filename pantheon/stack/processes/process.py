@@ -1,4 +1,4 @@
-"""One child process of the stack: its start, its log, its end, and the proof that a process id still means it."""
+"""ManagedProcess: a child of the stack, its start, log and end, and the proof that a process id still means it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pantheon.stack.processes import launch
 _LAUNCH_SCRIPT = Path(launch.__file__)
 # A log is set aside once at a start, so that a folder used for months does not fill the disk.
 _LOG_LIMIT_BYTES = 16 * 1024 * 1024
-# How much of a log's end is read to find the line that says why.
+# How much of a log's end is read to find the reason of an end.
 _TAIL_BYTES = 64 * 1024
 _KILL_WAIT_SECONDS = 10.0
-# What a hurried end leaves to each signal: enough for a server to write its state, too little to notice.
+# In a hurry each signal gets this: enough for a server to write its state, too little to notice.
 _HURRIED_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 
-# Deaths that no line of the log explains.
+# Ends that no line of the log explains.
 _ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
-# An error further up than this tells of something else.
-_TELLING_LINES = 20
+# An error further up than this has another cause.
+_ERROR_LINES = 20
 
 KEEP_IDENTITY = "keep"
 
@@ -55,7 +55,7 @@ class Command:
 class ManagedProcess:
     """A running child in a session of its own: Ctrl-C on the terminal reaches the supervisor alone, which decides.
 
-    The kernel ties the child to the *thread* that started it, so whoever runs the event loop must outlive the child.
+    The kernel ties the child to the *thread* that started it, so the event loop's thread must outlive the child.
     """
 
     def __init__(self, command: Command, process: asyncio.subprocess.Process, log: Path, log_start: int) -> None:
@@ -96,7 +96,7 @@ class ManagedProcess:
         return self._process.returncode
 
     async def feed(self, body: bytes) -> None:
-        """Give it all of its input, where it was spawned with a pipe for that, and wait for its end."""
+        """Write all of its input, where it was spawned with a pipe for that, and wait for its end."""
         await self._process.communicate(body)
 
     async def wait(self) -> int:
@@ -112,7 +112,7 @@ class ManagedProcess:
                 self._process.send_signal(number)
 
     async def stop(self, steps: Sequence[tuple[signal.Signals, float]], hurry: asyncio.Event | None = None) -> None:
-        """Send each signal in turn and give it its seconds, then SIGKILL; `hurry` cuts that to a second each.
+        """Send each signal and wait its seconds, then SIGKILL; `hurry` cuts that to a second each.
 
         Whatever the process left in its group is killed in the end: a converter that an agent had started does not
         outlive the agent.
@@ -140,7 +140,7 @@ class ManagedProcess:
             return ""
 
     def ending(self) -> str:
-        """Say in a few words how it ended, with the last line of its log that means something."""
+        """Describe in a few words how it ended, with the last line of its log that means something."""
         code = self._process.returncode
         if code is None:
             how = "still running"
@@ -166,7 +166,7 @@ class ManagedProcess:
         return self._process.returncode is not None
 
     def _kill_group(self) -> None:
-        # Once after its end, and soon: later, the number may name somebody else's group.
+        # Once after its end, and soon: later, the number may name another group.
         if self._group_ended:
             return
         self._group_ended = self._process.returncode is not None
@@ -192,7 +192,7 @@ async def run_to_end(command: Command, log: Path, *, feed: str = "") -> None:
 def process_birth(pid: int) -> str | None:
     """Return a token of when this process began, None when there is no such (living) process.
 
-    A process id alone is no proof: it is given out again. The same pid with the same birth is the same process.
+    A process id alone is no proof, because the kernel reuses it. The same pid with the same birth is the same process.
     """
     if sys.platform != "linux":
         return _birth_by_ps(pid)
@@ -210,7 +210,7 @@ def process_birth(pid: int) -> str | None:
 
 
 def is_same_process(pid: int, birth: str | None) -> bool:
-    """Tell whether the process noted with this birth still lives."""
+    """Return whether the process recorded with this birth still lives."""
     return birth is not None and process_birth(pid) == birth
 
 
@@ -221,7 +221,7 @@ async def end_process(pid: int, birth: str | None, steps: Sequence[tuple[signal.
             return True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
-        # Not our child: nothing but looking tells that it has gone.
+        # Not our child: only polling shows that it has ended.
         for _ in range(math.ceil(grace_seconds / _POLL_SECONDS)):
             if not is_same_process(pid, birth):
                 return True
@@ -230,8 +230,8 @@ async def end_process(pid: int, birth: str | None, steps: Sequence[tuple[signal.
 
 
 _TRIVIAL_LINE = re.compile(r"^\s*(?:$|(?:HINT|DETAIL|CONTEXT|STATEMENT):|\^|~)")
-_TELLING_LINE = re.compile(r"FATAL|PANIC|\[FTL\]|\[ERR\]|==> |\berror\b|Error\b|cannot|could not|failed", re.IGNORECASE)
-# What the machine refuses is the root of all that a server says after it.
+_ERROR_LINE = re.compile(r"FATAL|PANIC|\[FTL\]|\[ERR\]|==> |\berror\b|Error\b|cannot|could not|failed", re.IGNORECASE)
+# A refusal of the machine is the cause of every error that a server logs after it.
 _CAUSE_LINE = re.compile("No space left|Disk quota|Read-only file system|Permission denied|Cannot allocate memory")
 _TIME_STAMP = re.compile(
     r"^(?:.*\.\.\. )?(?:\[?\d+[\]:]?[A-Z]?\s+)?"  # initdb's progress; a process id
@@ -240,12 +240,12 @@ _TIME_STAMP = re.compile(
 
 
 def last_meaningful_line(text: str) -> str:
-    """Return the line of a log that says why its program ended: the last one that tells of an error, else the last."""
+    """Return the line of a log that explains its program's end: the last one about an error, else the last."""
     lines = [line.strip() for line in text.splitlines() if not _TRIVIAL_LINE.match(line)]
-    # A database says "FATAL: ..." and then, on its way out, "database system is shut down".
-    telling = [line for line in lines[-_TELLING_LINES:] if _TELLING_LINE.search(line)]
-    causes = [line for line in telling if _CAUSE_LINE.search(line)]
-    chosen = (causes or telling or lines or [""])[-1]
+    # A database logs "FATAL: ..." and then, on its way out, "database system is shut down".
+    errors = [line for line in lines[-_ERROR_LINES:] if _ERROR_LINE.search(line)]
+    causes = [line for line in errors if _CAUSE_LINE.search(line)]
+    chosen = (causes or errors or lines or [""])[-1]
     return re.sub(r"\s+", " ", _TIME_STAMP.sub("", chosen))[:300]
 
 

@@ -1,8 +1,8 @@
-"""Under which identity Postgres can run: it refuses uid 0, and its initdb refuses a uid without an account.
+"""Chooses the identity that Postgres runs under: it refuses uid 0, and its initdb refuses a uid without an account.
 
-Root is the usual user of containers and of CI, often with its project in a folder that nobody else may enter
+Root is the usual user of containers and of CI, often with its project in a folder that no other user may enter
 (`/root/project`, mode 0700). Three ways were weighed:
-1. Copying programs and data to a reachable place: data far from its folder, stale copies, a second thing to delete.
+1. Copying programs and data to a reachable folder: data far from its folder, stale copies, a second thing to delete.
 2. A user namespace that shows our uid under another number: nothing changes hands, files stay root's. Many containers
    forbid it.
 3. Another uid that keeps the capability to pass file permissions: works in those containers, since their root has it;
@@ -49,18 +49,18 @@ async def choose_identity(data_folder: Path) -> str:
 
 
 def own(folder: Path, identity: str) -> None:
-    """Give the data folder to the uid it will be used under, where it belongs to another one and we are root."""
+    """Change the owner of the data folder to the uid it will be used under, where this process is root."""
     if os.geteuid() != 0:
         return
     kind, _, uid = identity.partition(":")
     # In a namespace our own uid is shown under another number; on disk it is still ours.
-    wanted = int(uid) if kind == "user" else 0
-    if folder.stat().st_uid == wanted:
+    owner = int(uid) if kind == "user" else 0
+    if folder.stat().st_uid == owner:
         return
-    # The folder itself last: it is what tells that all below has been done.
+    # The folder itself last: its owner is the sign that everything below has been changed.
     for path in sorted(folder.rglob("*"), reverse=True):
-        os.chown(path, wanted, wanted, follow_symlinks=False)
-    os.chown(folder, wanted, wanted)
+        os.chown(path, owner, owner, follow_symlinks=False)
+    os.chown(folder, owner, owner)
 
 
 def _has_account(uid: int) -> bool:
@@ -94,7 +94,7 @@ async def _is_possible(identity: str) -> bool:
     try:
         return await process.wait() == 0
     finally:
-        # Another part of the start has failed: nothing of it may outlive the loop.
+        # Cancelled because another part of the start failed: the process must not outlive the loop.
         if process.returncode is None:
             process.kill()
             await process.wait()

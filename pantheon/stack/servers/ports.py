@@ -1,4 +1,4 @@
-"""Choosing loopback ports that stay free for a server from one start to the next."""
+"""Chooses loopback ports that stay free for a server from one start to the next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PICK_ATTEMPTS = 200
 
 
 def is_free(port: int) -> bool:
-    """Tell whether a server could listen on this loopback port now (as servers do it, past TIME_WAIT)."""
+    """Return whether a server could listen on this loopback port now (with SO_REUSEADDR, as servers do)."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -37,7 +37,7 @@ def pick_free(taken: Iterable[int] = ()) -> int:
     """
     avoid = set(taken)
     below = _first_ephemeral_port()
-    # A machine that gives nearly all ports to outgoing connections leaves no room below them.
+    # A machine may use nearly all ports for outgoing connections, which leaves no room below them.
     span = range(_FIRST_PORT, below) if below - _FIRST_PORT > 1_000 else range(1_024, 65_536)
     for _ in range(_PICK_ATTEMPTS):
         port = random.choice(span)

@@ -1,4 +1,4 @@
-"""Finding the programs of the servers: those that come as Python packages, and a Consul of the machine's own."""
+"""Finds the programs of the servers: those that come as Python packages, and a Consul of the machine's own."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def find_valkey_server() -> Path:
 
 
 def find_consul(path: Path | None = None) -> Path | None:
-    """Return the given Consul program, else the one on PATH, else None: a mesh does without.
+    """Return the Consul program at `path`, else the one on PATH, else None: a mesh does without.
 
-    Raises ProgramMissingError when a path was given and no program is there.
+    Raises ProgramMissingError when `path` is set and is no program.
     """
     if path is None:
         found = shutil.which("consul")
@@ -62,11 +62,11 @@ def _first_runnable(name: str, package: str, candidates: list[Path], *, search_p
             return candidate
     if search_path and (found := shutil.which(name)):
         return Path(found)
-    raise ProgramMissingError(f"the program {name} is missing: {_all_of_it(package)}")
+    raise ProgramMissingError(f"the program {name} is missing: {_how_to_install(package)}")
 
 
-def _all_of_it(package: str) -> str:
-    # One package alone would only lead to the next that is missing.
+def _how_to_install(package: str) -> str:
+    # A hint at this package alone would only lead to the next missing one.
     return f"install {package}, and all that a mesh on this machine needs, with `pip install 'pantheon-mesh[all]'`"
 
 
@@ -77,5 +77,5 @@ def _is_runnable(path: Path) -> bool:
 def _package_folder(module: str, package: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise ProgramMissingError(f"the package {package} is missing: {_all_of_it(package)}")
+        raise ProgramMissingError(f"the package {package} is missing: {_how_to_install(package)}")
     return Path(next(iter(spec.submodule_search_locations)))

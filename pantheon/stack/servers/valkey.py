@@ -14,7 +14,7 @@ from pantheon.stack.servers.server import Server, server_environment
 class ValkeyServer(Server):
     """`valkey-server` on a loopback port.
 
-    The append-only file is written before each answer and synced every second: a killed server comes back with its
+    The append-only file is written before each response and synced every second: a killed server comes back with its
     data, a lost machine loses a second, which is all that the mesh asks of it.
     """
 
