@@ -1,4 +1,4 @@
-"""Has a language model polish a document, and accepts its answer only when everything that must survive did."""
+"""Has a language model polish a document, and accepts the result only when everything that must survive did."""
 
 import re
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ _WHOLE_FENCE = re.compile(r"\A\s*(`{3,}|~{3,})(?:markdown|md)?[ \t]*\n(.*)\n\1\s
 
 
 class RewriteFailed(Exception):
-    """The model did not answer."""
+    """The model could not be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A model's answer and what it cost; `lost` names what it failed to keep, empty when it can be used."""
+    """A model's version and its cost; `lost` names what it failed to keep, empty when it can be used."""
 
     markdown: str
     lost: tuple[str, ...]
@@ -40,19 +40,19 @@ class Rewritten:
 
 
 async def rewrite(markdown: str, *, style: str, language: str, settings: EnhancementSettings) -> Rewritten:
-    """Asks the configured model; raises RewriteFailed when it cannot be had or answers nothing usable."""
+    """Asks the configured model; raises RewriteFailed when it cannot be used or its output cannot."""
     from pydantic_ai import Agent
     from pydantic_ai.exceptions import AgentRunError, UserError
 
-    wanted = f"Language: {language or 'that of the document'}." + (f" Style: {style}." if style else "")
+    request = f"Language: {language or 'that of the document'}." + (f" Style: {style}." if style else "")
     try:
         model = open_model(
-            # A bare name is one of OpenAI's.
+            # A bare name is a model of OpenAI.
             settings.model if ":" in settings.model else f"openai:{settings.model}",
             base_url=settings.base_url,
             api_key=settings.api_key.get_secret_value(),
         )
-        editor = Agent(model, instructions=f"{INSTRUCTIONS}\n{wanted}", output_type=str)
+        editor = Agent(model, instructions=f"{INSTRUCTIONS}\n{request}", output_type=str)
         # Its connections end with it: they are a client's own, made for this one call.
         async with model:
             run = await editor.run(markdown, model_settings={"timeout": settings.timeout_seconds})
@@ -61,29 +61,29 @@ async def rewrite(markdown: str, *, style: str, language: str, settings: Enhance
     except (AgentRunError, UserError) as error:
         raise RewriteFailed(f"{settings.model}: {failure_of(error).code}") from error
     usage = run.usage
-    answer = unwrapped(run.output, markdown)
+    version = unwrapped(run.output, markdown)
     return Rewritten(
-        answer,
-        tuple(unkept(markdown, answer)),
+        version,
+        tuple(unkept(markdown, version)),
         usage.input_tokens,
         usage.output_tokens,
         float(usage.cost or 0),
     )
 
 
-def unwrapped(answer: str, original: str) -> str:
-    """The answer without a fence around the whole of it, ending as the original ends."""
-    fence = _WHOLE_FENCE.match(answer)
+def unwrapped(output: str, original: str) -> str:
+    """The output without a fence around the whole of it, ending as the original ends."""
+    fence = _WHOLE_FENCE.match(output)
     if fence and not _WHOLE_FENCE.match(original):
-        answer = fence[2]
+        output = fence[2]
     trailing = original[len(original.rstrip()) :]
-    return answer.strip("\n").rstrip() + trailing
+    return output.strip("\n").rstrip() + trailing
 
 
-def unkept(original: str, answer: str) -> list[str]:
+def unkept(original: str, version: str) -> list[str]:
     """What a rewrite failed to keep, `length` included."""
-    lost = lost_parts(original, answer)
-    if not SHORTEST_SHARE * len(original) <= len(answer) <= LONGEST_SHARE * len(original) + 200:
+    lost = lost_parts(original, version)
+    if not SHORTEST_SHARE * len(original) <= len(version) <= LONGEST_SHARE * len(original) + 200:
         lost.append("length")
     return lost
 

@@ -40,7 +40,7 @@ def reviewer() -> Reviewer:
 
 @agent.task("review_content", timeout_seconds=_TASK_TIMEOUT_SECONDS)
 async def review_content(task: ReviewContent, ctx: TaskContext) -> ReviewedContent:
-    """Approve an article, send it back with issues that say where and what, or reject it."""
+    """Approve an article, return it for revision with issues that name place and mistake, or reject it."""
     own = settings()
     notes: list[str] = []
     await ctx.progress(5, "reading the article")
@@ -55,14 +55,14 @@ async def review_content(task: ReviewContent, ctx: TaskContext) -> ReviewedConte
             notes.append(f"Only the first {own.max_links} of {len(found)} links were asked for.")
             found = found[: own.max_links]
 
-        async def tell(done: int) -> None:
+        async def on_checked(done: int) -> None:
             await ctx.progress(50 + 20 * done / len(found))
 
         await ctx.progress(50, f"asking for {len(found)} links")
         issues = distinct(
             issues
             + await check_addresses(
-                found, timeout_seconds=own.link_timeout_seconds, concurrency=own.link_concurrency, on_checked=tell
+                found, timeout_seconds=own.link_timeout_seconds, concurrency=own.link_concurrency, on_checked=on_checked
             )
         )
     if own.model and examined.document.words:

@@ -1,4 +1,4 @@
-"""What is said to a language model that reviews. Article and sources travel fenced, as data."""
+"""The prompts of a language model that reviews. Article and sources are fenced, as data."""
 
 import re
 from collections.abc import Sequence

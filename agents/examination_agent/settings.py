@@ -1,4 +1,4 @@
-"""What the environment says to the examination agent, read once when its process starts."""
+"""The examination agent's settings, read from the environment when the process starts."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from pantheon.runtime.settings import EnvironmentSettings
 
 
 def _both(name: str) -> AliasChoices:
-    """A model setting: one of this agent's own, else the one it shares with the agents that write."""
+    """A model setting: this agent's own, else the one that it shares with the agents that write."""
     return AliasChoices(f"EXAMINATION_{name}", f"LLM_{name}")
 
 
@@ -35,7 +35,7 @@ class ExaminationSettings(EnvironmentSettings):
     link_timeout_seconds: float = Field(default=8.0, gt=0, validation_alias="EXAMINATION_LINK_TIMEOUT_SECONDS")
     link_concurrency: int = Field(default=8, ge=1, validation_alias="EXAMINATION_LINK_CONCURRENCY")
     max_links: int = Field(default=200, ge=0, validation_alias="EXAMINATION_MAX_LINKS")
-    """Of one article; what is beyond is said in the summary and not asked for."""
+    """Of one article; links beyond it are not requested, and the summary states it."""
 
 
 @cache

@@ -47,7 +47,7 @@ def language_model() -> LanguageModel:
 
 @agent.task("generate_content", timeout_seconds=_TASK_TIMEOUT_SECONDS)
 async def generate_content(task: GenerateContent, ctx: TaskContext) -> GeneratedContent:
-    """Write an article about a topic from sources, or revise one as its review asks."""
+    """Write an article about a topic from sources, or revise an article as its review asks."""
     if settings().model:
         return await _generate_by_model(task, ctx)
     if task.previous is None and not any(source.text.strip() for source in task.sources):
@@ -98,9 +98,10 @@ async def _generate_offline(task: GenerateContent, ctx: TaskContext) -> Generate
         ) from error
     if written.shortfall:
         note += f" The sources reach for {written.article.words} of the {task.length_words} words asked for."
-    for one, two in await asyncio.to_thread(offline.disagreements, selection):
+    for first, second in await asyncio.to_thread(offline.disagreements, selection):
         note += (
-            f" Sources [{one.source}] and [{two.source}] may disagree: \u201c{one.text}\u201d, \u201c{two.text}\u201d."
+            f" Sources [{first.source}] and [{second.source}] may disagree: "
+            f"\u201c{first.text}\u201d, \u201c{second.text}\u201d."
         )
     for block in written.markdown.splitlines(keepends=True):
         await ctx.stream(block)

@@ -110,8 +110,8 @@ def render(article: Article, entries: Sequence[Entry]) -> str:
 
 
 def render_sources(entries: Sequence[Entry], cited: Iterable[int]) -> str:
-    wanted = set(cited)
-    chosen = [entry for entry in sorted(entries, key=lambda entry: entry.number) if entry.number in wanted]
+    numbers = set(cited)
+    chosen = [entry for entry in sorted(entries, key=lambda entry: entry.number) if entry.number in numbers]
     if not chosen:
         return ""
     # A Markdown list counts on by itself: with a gap, numbers must be written out to stay what the marks say.

@@ -1,4 +1,4 @@
-"""The sources taken apart: sections with their sentences, each knowing its place."""
+"""The sources taken apart: sections with their sentences, each with its position."""
 
 import re
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class SourceText(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One sentence of a source. `index` is its place in the whole corpus, `paragraph` a number unique there too."""
+    """One sentence of a source. `index` is its position in the whole corpus, `paragraph` a number unique there too."""
 
     index: int
     text: str

@@ -71,7 +71,7 @@ class Citation(Payload):
 
 
 class GeneratedContent(Payload):
-    """An article. `offline` says that no language model took part; `note` says what a reader should know of it."""
+    """An article. `offline` says that no language model took part; `note` states what a reader should know of it."""
 
     title: str
     markdown: str
@@ -84,7 +84,7 @@ class GeneratedContent(Payload):
 
 
 class SummarizeContent(Payload):
-    """Summarize `sources`, or `text` alone, with a view to `topic` when one is given."""
+    """Summarize `sources`, or `text` alone, with a view to `topic` when it is set."""
 
     sources: list[SourceInput] = []
     text: str = ""
@@ -105,7 +105,7 @@ class SummarizeContent(Payload):
 
 
 class SummarizedContent(Payload):
-    """A summary. `title` is the source's, where there was one: given, or found in its text."""
+    """A summary. `title` is that of the only source: its own, or found in its text."""
 
     summary: str
     key_points: list[str]

@@ -1,4 +1,4 @@
-"""What is said to a language model. Sources travel fenced, as data: nothing in them is an instruction."""
+"""The prompts of a language model that writes. Sources are fenced, as data: nothing in them is an instruction."""
 
 import re
 from collections.abc import Sequence
@@ -92,10 +92,10 @@ def writer_prompt(task: GenerateContent, titles: Sequence[str]) -> str:
 def issues_block(issues: Sequence[Issue]) -> str:
     lines = []
     for issue in issues:
-        place = f", line {issue.line}" if issue.line is not None else ""
+        position = f", line {issue.line}" if issue.line is not None else ""
         excerpt = f' At: "{fenced(issue.excerpt)}".' if issue.excerpt else ""
         suggestion = f" {fenced(issue.suggestion)}" if issue.suggestion else ""
-        lines.append(f"- {issue.kind} ({issue.severity}{place}): {fenced(issue.message)}{excerpt}{suggestion}")
+        lines.append(f"- {issue.kind} ({issue.severity}{position}): {fenced(issue.message)}{excerpt}{suggestion}")
     return "\n".join(lines) or "- the reviewer asks for a revision and names no single issue"
 
 
