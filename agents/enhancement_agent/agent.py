@@ -1,6 +1,7 @@
 """The enhancement agent's binding to the mesh."""
 
 import asyncio
+from datetime import UTC, datetime
 from functools import cache
 
 from agents.enhancement_agent.corrector import correct
@@ -79,12 +80,19 @@ async def enhance(task: EnhanceContent, ctx: TaskContext) -> EnhancedContent:
 
 async def _polish(task: EnhanceContent, ctx: TaskContext, settings: EnhancementSettings) -> tuple[str, str]:
     """The model's version and no note, or the original and why the model's was not taken."""
+    remaining = (ctx.deadline - datetime.now(UTC)).total_seconds() if ctx.deadline is not None else None
     try:
-        version = await rewrite(task.markdown, style=task.style, language=task.language, settings=settings)
+        version = await rewrite(
+            task.markdown,
+            style=task.style,
+            language=task.language,
+            settings=settings,
+            on_usage=ctx.report_usage,
+            within_seconds=remaining,
+        )
     except RewriteFailed as error:
         ctx.log.warning("enhancement.model_failed", reason=str(error))
         return task.markdown, f"the model could not be asked ({error}), so rules alone corrected the text"
-    ctx.report_usage(version.input_tokens, version.output_tokens, version.cost_usd)
     if version.lost:
         ctx.log.warning("enhancement.answer_refused", lost=version.lost)
         return task.markdown, (

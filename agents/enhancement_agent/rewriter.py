@@ -1,7 +1,9 @@
 """Has a language model polish a document, and accepts the result only when everything that must survive did."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import SequenceMatcher
 
 from agents.enhancement_agent.models import Change
@@ -21,6 +23,12 @@ SHORTEST_SHARE = 0.6
 LONGEST_SHARE = 1.6
 """A copy edit stays near the length of its original; outside these bounds the model summarised or invented."""
 
+_TOKENS_FLOOR = 2_000
+_CHARACTERS_PER_TOKEN = 2
+"""Few, so that a version a little longer than the original fits, in any language."""
+_REQUESTS = 2
+"""One, and another when its response cannot be used."""
+
 _WHOLE_FENCE = re.compile(r"\A\s*(`{3,}|~{3,})(?:markdown|md)?[ \t]*\n(.*)\n\1\s*\Z", re.DOTALL)
 
 
@@ -30,20 +38,44 @@ class RewriteFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A model's version and its cost; `lost` names what it failed to keep, empty when it can be used."""
+    """A model's version; `lost` names what it failed to keep, empty when it can be used."""
 
     markdown: str
     lost: tuple[str, ...]
-    input_tokens: int
-    output_tokens: int
-    cost_usd: float
 
 
-async def rewrite(markdown: str, *, style: str, language: str, settings: EnhancementSettings) -> Rewritten:
-    """Asks the configured model; raises RewriteFailed when it cannot be used or its output cannot."""
-    from pydantic_ai import Agent
+async def rewrite(
+    markdown: str,
+    *,
+    style: str,
+    language: str,
+    settings: EnhancementSettings,
+    on_usage: Callable[[int, int, float], None],
+    within_seconds: float | None = None,
+) -> Rewritten:
+    """Asks the configured model; raises RewriteFailed when it cannot be used or its output cannot.
+
+    `on_usage` gets input tokens, output tokens and US dollars (0 where the price is unknown) of every request that was
+    made, also when the rewrite fails.
+    """
+    from pydantic_ai import Agent, UsageLimits
     from pydantic_ai.exceptions import AgentRunError, UserError
+    from pydantic_ai.settings import ModelSettings
+    from pydantic_ai.usage import RunUsage
 
+    limit = settings.request_timeout_seconds
+    how = ModelSettings(
+        max_tokens=settings.max_output_tokens or max(_TOKENS_FLOOR, len(markdown) // _CHARACTERS_PER_TOKEN),
+        timeout=settings.timeout_seconds,
+        request_timeout=limit if within_seconds is None else max(1.0, min(limit, within_seconds)),
+        max_retries=settings.max_retries,
+    )
+    limits = UsageLimits(
+        request_limit=_REQUESTS,
+        total_tokens_limit=settings.total_tokens_limit,
+        cost_limit=None if settings.cost_limit_usd is None else Decimal(str(settings.cost_limit_usd)),
+    )
+    usage = RunUsage()
     request = f"Language: {language or 'that of the document'}." + (f" Style: {style}." if style else "")
     try:
         model = open_model(
@@ -55,20 +87,15 @@ async def rewrite(markdown: str, *, style: str, language: str, settings: Enhance
         editor = Agent(model, instructions=f"{INSTRUCTIONS}\n{request}", output_type=str)
         # Its connections end with it: they are a client's own, made for this one call.
         async with model:
-            run = await editor.run(markdown, model_settings={"timeout": settings.timeout_seconds})
+            run = await editor.run(markdown, model_settings=how, usage_limits=limits, usage=usage)
     except TaskFailure as error:
         raise RewriteFailed(f"{settings.model}: {error.code}") from error
     except (AgentRunError, UserError) as error:
         raise RewriteFailed(f"{settings.model}: {failure_of(error).code}") from error
-    usage = run.usage
+    finally:
+        on_usage(usage.input_tokens, usage.output_tokens, float(usage.cost or 0))
     version = unwrapped(run.output, markdown)
-    return Rewritten(
-        version,
-        tuple(unkept(markdown, version)),
-        usage.input_tokens,
-        usage.output_tokens,
-        float(usage.cost or 0),
-    )
+    return Rewritten(version, tuple(unkept(markdown, version)))
 
 
 def unwrapped(output: str, original: str) -> str:

@@ -44,8 +44,8 @@ class LanguageModel:
     ) -> Answer:
         """Ask, and hand over pieces of text as they come.
 
-        `on_usage` gets input tokens, output tokens and US dollars (0 where nobody knows the price), also of an answer
-        that broke off.
+        `on_usage` gets input tokens, output tokens and US dollars (0 where the price is unknown) of every request that
+        was made, whether the run succeeds, fails or is cancelled.
 
         Raises TaskFailure: retryable for what passes (rate limits, overload, timeouts, broken connections), not
         retryable for what does not (credentials, an unknown model, a request that the vendor rejects).
@@ -53,6 +53,7 @@ class LanguageModel:
         from pydantic_ai import Agent, UsageLimits
         from pydantic_ai.exceptions import AgentRunError, UserError
         from pydantic_ai.settings import ModelSettings
+        from pydantic_ai.usage import RunUsage
 
         own = self.settings
         limit = own.request_timeout_seconds
@@ -69,20 +70,20 @@ class LanguageModel:
             total_tokens_limit=own.total_tokens_limit,
             cost_limit=None if own.cost_limit_usd is None else Decimal(str(own.cost_limit_usd)),
         )
+        # The run adds each response to it, also those that come before a stream is handed over.
+        usage = RunUsage()
         try:
             model = self._open()
             agent = Agent(model, instructions=instructions, model_settings=how, retries=1)
             # Entered, so that the last request under way closes the connections of a process that may idle for days.
-            async with model, agent.run_stream(prompt, usage_limits=limits) as run:
-                try:
-                    async for piece in run.stream_text(delta=True, debounce_by=_PIECES_EVERY_SECONDS):
-                        await on_text(piece)
-                    text = str(await run.get_output())
-                finally:
-                    usage = run.usage
-                    on_usage(usage.input_tokens, usage.output_tokens, float(usage.cost or 0))
+            async with model, agent.run_stream(prompt, usage_limits=limits, usage=usage) as run:
+                async for piece in run.stream_text(delta=True, debounce_by=_PIECES_EVERY_SECONDS):
+                    await on_text(piece)
+                text = str(await run.get_output())
         except (AgentRunError, UserError) as error:
             raise failure_of(error) from error
+        finally:
+            on_usage(usage.input_tokens, usage.output_tokens, float(usage.cost or 0))
         if not text.strip():
             raise TaskFailure("model_answer_unusable", f"{own.model} answered with no text", retryable=True)
         return Answer(text=text, model=own.model)
