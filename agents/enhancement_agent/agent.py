@@ -1,7 +1,6 @@
 """The enhancement agent's binding to the mesh."""
 
 import asyncio
-from datetime import UTC, datetime
 from functools import cache
 
 from agents.enhancement_agent.corrector import correct
@@ -80,7 +79,6 @@ async def enhance(task: EnhanceContent, ctx: TaskContext) -> EnhancedContent:
 
 async def _polish(task: EnhanceContent, ctx: TaskContext, settings: EnhancementSettings) -> tuple[str, str]:
     """The model's version and no note, or the original and why the model's was not taken."""
-    remaining = (ctx.deadline - datetime.now(UTC)).total_seconds() if ctx.deadline is not None else None
     try:
         version = await rewrite(
             task.markdown,
@@ -88,7 +86,7 @@ async def _polish(task: EnhanceContent, ctx: TaskContext, settings: EnhancementS
             language=task.language,
             settings=settings,
             on_usage=ctx.report_usage,
-            within_seconds=remaining,
+            deadline=ctx.deadline,
         )
     except RewriteFailed as error:
         ctx.log.warning("enhancement.model_failed", reason=str(error))

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
+from datetime import datetime
 from difflib import SequenceMatcher
 
 from agents.enhancement_agent.models import Change
 from agents.enhancement_agent.preservation import lost_parts
 from agents.enhancement_agent.settings import EnhancementSettings
 from pantheon import TaskFailure
-from pantheon.language_model import failure_of, open_model
+from pantheon.language_model import LanguageModel, Prompt
 
 INSTRUCTIONS = """\
 You are a copy editor. You get a Markdown document and return it corrected: spelling, grammar, clarity and flow.
@@ -26,8 +26,6 @@ LONGEST_SHARE = 1.6
 _TOKENS_FLOOR = 2_000
 _CHARACTERS_PER_TOKEN = 2
 """Few, so that a version a little longer than the original fits, in any language."""
-_REQUESTS = 2
-"""One, and another when its response cannot be used."""
 
 _WHOLE_FENCE = re.compile(r"\A\s*(`{3,}|~{3,})(?:markdown|md)?[ \t]*\n(.*)\n\1\s*\Z", re.DOTALL)
 
@@ -51,50 +49,22 @@ async def rewrite(
     language: str,
     settings: EnhancementSettings,
     on_usage: Callable[[int, int, float], None],
-    within_seconds: float | None = None,
+    deadline: datetime | None = None,
 ) -> Rewritten:
     """Asks the configured model; raises RewriteFailed when it cannot be used or its output cannot.
 
     `on_usage` gets input tokens, output tokens and US dollars (0 where the price is unknown) of every request that was
     made, also when the rewrite fails.
     """
-    from pydantic_ai import Agent, UsageLimits
-    from pydantic_ai.exceptions import AgentRunError, UserError
-    from pydantic_ai.settings import ModelSettings
-    from pydantic_ai.usage import RunUsage
-
-    limit = settings.request_timeout_seconds
-    how = ModelSettings(
-        max_tokens=settings.max_output_tokens or max(_TOKENS_FLOOR, len(markdown) // _CHARACTERS_PER_TOKEN),
-        timeout=settings.timeout_seconds,
-        request_timeout=limit if within_seconds is None else max(1.0, min(limit, within_seconds)),
-        max_retries=settings.max_retries,
-    )
-    limits = UsageLimits(
-        request_limit=_REQUESTS,
-        total_tokens_limit=settings.total_tokens_limit,
-        cost_limit=None if settings.cost_limit_usd is None else Decimal(str(settings.cost_limit_usd)),
-    )
-    usage = RunUsage()
     request = f"Language: {language or 'that of the document'}." + (f" Style: {style}." if style else "")
+    prompt = Prompt(f"{INSTRUCTIONS}\n{request}", markdown, max(_TOKENS_FLOOR, len(markdown) // _CHARACTERS_PER_TOKEN))
+    # A bare name is a model of OpenAI.
+    name = settings.model if ":" in settings.model else f"openai:{settings.model}"
     try:
-        model = open_model(
-            # A bare name is a model of OpenAI.
-            settings.model if ":" in settings.model else f"openai:{settings.model}",
-            base_url=settings.base_url,
-            api_key=settings.api_key.get_secret_value(),
-        )
-        editor = Agent(model, instructions=f"{INSTRUCTIONS}\n{request}", output_type=str)
-        # Its connections end with it: they are a client's own, made for this one call.
-        async with model:
-            run = await editor.run(markdown, model_settings=how, usage_limits=limits, usage=usage)
+        output = await LanguageModel(settings, name=name).ask(prompt, str, on_usage=on_usage, deadline=deadline)
     except TaskFailure as error:
         raise RewriteFailed(f"{settings.model}: {error.code}") from error
-    except (AgentRunError, UserError) as error:
-        raise RewriteFailed(f"{settings.model}: {failure_of(error).code}") from error
-    finally:
-        on_usage(usage.input_tokens, usage.output_tokens, float(usage.cost or 0))
-    version = unwrapped(run.output, markdown)
+    version = unwrapped(output, markdown)
     return Rewritten(version, tuple(unkept(markdown, version)))
 
 

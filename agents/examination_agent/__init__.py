@@ -7,7 +7,7 @@ the same issues always give the same verdict.
 
     agent, examination, verdict              the task, all rules together, the verdict
     claims, tone, structure, references      the rules
-    link_check, language_model, prompts      what asks others
+    link_check, model_review, prompts        what asks others
     document, language                       an article parsed, English cut into sentences and terms
 
 It imports the kit alone: an article reaches it as Markdown, whoever wrote it.

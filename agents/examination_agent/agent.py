@@ -1,15 +1,14 @@
 """The examination agent's binding to the mesh: review_content, by rules and, when configured, by a model too."""
 
 import asyncio
-from datetime import UTC, datetime
 from functools import cache
 
 from pantheon import Agent, TaskContext
 from pantheon.language_model import require_models
 
 from .examination import conclude, examine, merge
-from .language_model import Reviewer
 from .link_check import check_addresses
+from .model_review import Reviewer
 from .models import ReviewContent, ReviewedContent
 from .prompts import REVIEWER, review_prompt
 from .references import addresses
@@ -67,9 +66,8 @@ async def review_content(task: ReviewContent, ctx: TaskContext) -> ReviewedConte
         )
     if own.model and examined.document.words:
         await ctx.progress(70, f"asking {own.model}")
-        remaining = (ctx.deadline - datetime.now(UTC)).total_seconds() if ctx.deadline is not None else None
         judged = await reviewer().review(
-            REVIEWER, review_prompt(task, issues), on_usage=ctx.report_usage, within_seconds=remaining
+            REVIEWER, review_prompt(task, issues), on_usage=ctx.report_usage, deadline=ctx.deadline
         )
         issues = merge(issues, judged, task.markdown, task.sources)
     review = conclude(examined, issues, model=own.model or None, notes=notes)
