@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from .markdown import blocks_of, count_words
-from .sentences import split_sentences
+from pantheon.text.sentences import split_sentences
+from pantheon.text.words import count_words
+
+from .markdown import blocks_of
 
 SOURCES_HEADING = "Sources"
 _MARK = re.compile(r"\s*\[(\d{1,3})\](?!\()")

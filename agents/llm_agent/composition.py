@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from pantheon.text.terms import STOP_WORDS, stem, terms, words
+from pantheon.text.words import UNDIVIDED
+
 from .article import Article, Line, Paragraph, Part
 from .corpus import OPENING, Corpus, Section, Sentence, is_usable
-from .markdown import UNDIVIDED
 from .ranking import Ranking, cosine
 from .selection import Selection, standing
-from .vocabulary import STOP_WORDS, stem, terms, words
 
 SHORT_ARTICLE_WORDS = 200
 """Below this an article is one run of paragraphs: headings would outweigh what they head."""

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .markdown import blocks_of, count_words, plain
-from .sentences import split_sentences
-from .vocabulary import terms
+from pantheon.text.sentences import split_sentences
+from pantheon.text.terms import terms
+from pantheon.text.words import count_words, plain
+
+from .markdown import blocks_of
 
 _MIN_SENTENCE_WORDS = 5
 _MAX_SENTENCE_WORDS = 60

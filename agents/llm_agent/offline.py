@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pantheon.text.words import plain
+
 from .article import Article, Entry, Line, Paragraph, render
 from .composition import compose
 from .corpus import Corpus, Sentence, SourceText, leans, read_sources, strip_connective
-from .markdown import plain
 from .preferences import read_preferences
 from .ranking import Ranking
 from .selection import Selection

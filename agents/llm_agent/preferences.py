@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pantheon.text.words import plain
+
 from .corpus import Sentence
-from .markdown import plain
 
 _AVOID = re.compile(
     r"\b(?:avoid(?: using)?|do not use|don't use|never use|banned|forbidden|not allowed|without)(?: the)?"

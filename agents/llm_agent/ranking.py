@@ -4,8 +4,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from pantheon.text.terms import terms
+
 from .corpus import Corpus, Sentence
-from .vocabulary import terms
 
 Vector = dict[str, float]
 

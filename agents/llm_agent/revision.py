@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from pantheon.text.terms import terms
+from pantheon.text.words import plain
+
 from .article import Article, Entry, Line, Paragraph, parse
 from .composition import OPENING_PART
 from .corpus import leans, strip_connective
 from .form import add_missing_ends, lengthen, shorten, tidy
-from .markdown import plain
 from .preferences import Preferences
 from .ranking import cosine
 from .selection import Selection
-from .vocabulary import terms
 
 _SAME_SENTENCE = 0.9
 _SAME_CLAIM = 0.55

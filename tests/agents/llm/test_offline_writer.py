@@ -15,8 +15,8 @@ from agents.llm_agent.markdown import blocks_of
 from agents.llm_agent.models import GenerateContent, Source, SummarizeContent
 from agents.llm_agent.preferences import read_preferences
 from agents.llm_agent.ranking import cosine
-from agents.llm_agent.sentences import split_sentences
 from pantheon import TaskFailure
+from pantheon.text.sentences import split_sentences
 from pantheon.worker.context import LocalTaskContext
 
 BREAD = """\

@@ -2,7 +2,7 @@
 
 import re
 
-from .markdown import UNDIVIDED, plain
+from pantheon.text.words import UNDIVIDED, plain
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019\-][^\W_]+)*")
 STOP_WORDS = frozenset(

@@ -1,0 +1,1 @@
+"""Prose as several agents read it: its sentences, words and comparable terms. No I/O."""
