@@ -6,6 +6,7 @@ not retryable for what does not (credentials, an unknown model, a request that t
 """
 
 import importlib.util
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class Prompt:
     max_requests: int = 2
     """Requests of a run: the first, and those that repeat it because a response cannot be used."""
     temperature: float | None = None
+
+
+def fenced(text: str, tags: str) -> str:
+    """`text` unable to open or close one of `tags`, names with spaces between: what stands in a tag is data."""
+    pattern = rf"</?(?=(?:{'|'.join(tags.split())})\b)"
+    return re.sub(pattern, lambda match: match.group().replace("<", "&lt;"), text, flags=re.IGNORECASE)
 
 
 class LanguageModel:

@@ -9,6 +9,8 @@ from typing import Literal
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from pantheon.text.front_matter import without_front_matter
+
 from .language import count_words, plain, sentence_spans
 
 _MARK = re.compile(r"\s*\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\](?![(:])")
@@ -28,7 +30,6 @@ _UNDEFINED_REFERENCE = re.compile(r"(?<![\w\]])\[([^\[\]^]+)\]\[((?!\d+\])[^\[\]
 _BARE_ADDRESS = re.compile(
     r"(?<![\w/(<\[\"'])(?:https?|ftp|htp|htps|hxxps?|http)(?::/{0,3}|/{2})[^\s<>)\]\"']*", re.IGNORECASE
 )
-_FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +125,7 @@ def _parser() -> MarkdownIt:
 
 def read_document(markdown: str) -> Document:
     """Parse an article. Lines count from 1 in `markdown`, front matter included."""
-    front = _FRONT_MATTER.match(markdown)
-    if front:
-        markdown = "\n" * front.group().count("\n") + markdown[front.end() :]
+    markdown = without_front_matter(markdown)
     document = Document()
     rows = markdown.splitlines()
     markdown = _without_notes(document, markdown)

@@ -8,11 +8,12 @@ from typing import Literal
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from pantheon.text.front_matter import without_front_matter
+
 BlockKind = Literal["heading", "paragraph", "item", "other"]
 
 _REFERENCE_MARK = re.compile(r"\s*\[\^?\d{1,3}(?:\s*[,;\-\u2013]\s*\d{1,3})*\](?!\()")
 _PROSE_MIN_WORDS = 8
-_FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,7 @@ def blocks_of(markdown: str, *, keep_marks: bool = False) -> list[Block]:
     Citation marks such as [3] belong to the document that carries its list, so they are left out unless
     `keep_marks` asks for them.
     """
-    front = _FRONT_MATTER.match(markdown)
-    if front:
-        # Blank lines in its place keep every later line number true.
-        markdown = "\n" * front.group().count("\n") + markdown[front.end() :]
+    markdown = without_front_matter(markdown)
     blocks: list[Block] = []
     quoted = items = tables = 0
     for index, token in enumerate(tokens := _parser().parse(markdown)):

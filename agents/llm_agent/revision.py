@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pantheon.text.terms import terms
-from pantheon.text.words import plain
+from pantheon.text.words import folded, plain
 
 from .article import Article, Entry, Line, Paragraph, parse
 from .composition import OPENING_PART
@@ -90,12 +90,12 @@ def revise(
 def _recognise(revision: Revision) -> None:
     """Give every line the source sentence that it is or was made from, so that none is taken twice."""
     selection = revision.selection
-    exact = {_key(sentence.text): sentence.index for sentence in selection.corpus.sentences}
-    exact.update({_key(strip_connective(s.text)): s.index for s in selection.corpus.sentences})
+    exact = {folded(sentence.text): sentence.index for sentence in selection.corpus.sentences}
+    exact.update({folded(strip_connective(s.text)): s.index for s in selection.corpus.sentences})
     for number, part in enumerate(revision.article.parts):
         for paragraph in part.paragraphs:
             for position, line in enumerate(paragraph.lines):
-                origin = exact.get(_key(line.text))
+                origin = exact.get(folded(line.text))
                 if origin is None:
                     likeness, nearest = nearest_sentence(selection, line.text)
                     origin = nearest if likeness >= _SAME_SENTENCE else None
@@ -115,21 +115,17 @@ def nearest_sentence(selection: Selection, text: str) -> tuple[float, int | None
     return best, where
 
 
-def _key(text: str) -> str:
-    return " ".join(re.findall(r"\w+", plain(text).casefold()))
-
-
 def _deal_with(revision: Revision, finding: Finding, title: str) -> None:
     if (
         finding.excerpt
-        and _key(finding.excerpt) == _key(revision.article.title)
+        and folded(finding.excerpt) == folded(revision.article.title)
         and finding.kind in ("tone", "structure")
     ):
         revision.article.title = title
         revision.count("title replaced")
         return
     for part in revision.article.parts:
-        if finding.kind == "tone" and part.heading and _key(finding.excerpt) == _key(part.heading):
+        if finding.kind == "tone" and part.heading and folded(finding.excerpt) == folded(part.heading):
             part.heading = part.heading.rstrip("!?. ")
             revision.count("heading mended")
             return
@@ -168,7 +164,7 @@ def _deal_with_line(revision: Revision, kind: str, paragraph: Paragraph, positio
 def _replaced_by_source(revision: Revision, paragraph: Paragraph, position: int) -> bool:
     """Say it as the source does, where the source speaks of the same and says it otherwise."""
     line, selection = paragraph.lines[position], revision.selection
-    if line.origin is not None and _key(selection.corpus.sentences[line.origin].text) == _key(line.text):
+    if line.origin is not None and folded(selection.corpus.sentences[line.origin].text) == folded(line.text):
         return False  # these are the source's words already, and the review objects to them
     likeness, nearest = nearest_sentence(selection, line.text)
     if nearest is None or likeness < _SAME_CLAIM or (nearest in selection.taken and nearest != line.origin):
@@ -204,9 +200,9 @@ def _positions(article: Article, finding: Finding) -> list[tuple[Paragraph, int]
         for paragraph in part.paragraphs
         for position in range(len(paragraph.lines))
     ]
-    excerpt = _key(re.sub(r"\[\d{1,3}\]", "", finding.excerpt).rstrip("\u2026. "))
+    excerpt = folded(re.sub(r"\[\d{1,3}\]", "", finding.excerpt).rstrip("\u2026. "))
     if excerpt:
-        found = [entry for entry in lines if _holds(_key(entry[0].lines[entry[1]].text), excerpt)]
+        found = [entry for entry in lines if _holds(folded(entry[0].lines[entry[1]].text), excerpt)]
         if found:
             return found
     if finding.line is not None and not excerpt:

@@ -14,7 +14,6 @@ def plain(inline: str) -> str:
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019.\-/][^\W_]+)*")
 
-
 UNDIVIDED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")
 """Characters of scripts that put no space between words: Chinese, Japanese, Thai."""
 
@@ -26,3 +25,8 @@ def count_words(text: str) -> int:
     if undivided:
         bare = UNDIVIDED.sub(" ", bare)
     return len(_WORD.findall(bare)) + (undivided + 1) // 2
+
+
+def folded(text: str) -> str:
+    """Words alone, in lower case, one space between: for finding a wording whatever its punctuation."""
+    return " ".join(re.findall(r"\w+", plain(text).casefold()))

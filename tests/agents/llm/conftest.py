@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from agents.llm_agent.agent import language_model
-from agents.llm_agent.models import Source
 from agents.llm_agent.settings import settings
+from pantheon.text.sources import Source
 from tests.agents.http_server import Handler, HttpServer
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "blog"

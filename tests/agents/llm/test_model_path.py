@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import pytest
 
 from agents.llm_agent.agent import generate_content, summarize_content
-from agents.llm_agent.models import GenerateContent, Issue, Previous, Source, SummarizeContent
+from agents.llm_agent.models import GenerateContent, Issue, Previous, SummarizeContent
 from pantheon import TaskFailure
+from pantheon.text.sources import Source
 from pantheon.worker.context import LocalTaskContext
 from tests.agents.conftest import UseModel
 from tests.waiting import PATIENCE_SECONDS

@@ -4,8 +4,8 @@ import pytest
 
 from agents.llm_agent.corpus import leans, read_sources, strip_connective
 from agents.llm_agent.markdown import blocks_of
-from agents.llm_agent.models import Source
 from pantheon.text.sentences import split_sentences
+from pantheon.text.sources import Source
 from pantheon.text.terms import stem, terms
 from pantheon.text.words import count_words, plain
 
