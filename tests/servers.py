@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 
 from pantheon.stack import StackError, find_consul
-from pantheon.stack.ports import pick_free
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer, ValkeyServer
+from pantheon.stack.servers.ports import pick_free
 
 _REPOSITORY = Path(__file__).parent.parent
 _CONSUL_CACHE = _REPOSITORY / ".cache" / "consul"

@@ -1,4 +1,4 @@
-"""What a channel gets to publish, and how it says that it could not."""
+"""Post, ChannelFailure: what a channel gets to publish, and the error for what it could not."""
 
 import hashlib
 import re
@@ -13,7 +13,11 @@ from agents.communication_agent.rendering import body_html
 MAX_SLUG_CHARACTERS = 80
 _DIGEST_CHARACTERS = 8
 _BY_SLUG = "slug:"
-_SAID_SIGNS = ((re.compile(r"\+\+"), " plus plus "), (re.compile(r"(?<=\w)#"), " sharp "), (re.compile("&"), " and "))
+_SIGNS_IN_WORDS = (
+    (re.compile(r"\+\+"), " plus plus "),
+    (re.compile(r"(?<=\w)#"), " sharp "),
+    (re.compile("&"), " and "),
+)
 """Signs that make another word: C++ and C# are two subjects, and must not be one address."""
 
 
@@ -39,7 +43,7 @@ class Post:
     given_html: str
     summary: str
     slug: str
-    slug_is_given: bool
+    has_own_slug: bool
     date: str | None
     author: str
     tags: tuple[str, ...]
@@ -54,7 +58,7 @@ class Post:
             given_html=task.html,
             summary=_line(task.summary),
             slug=slug_of(task.slug or task.title),
-            slug_is_given=bool(task.slug),
+            has_own_slug=bool(task.slug),
             date=task.date,
             author=_line(task.author),
             tags=tuple(dict.fromkeys(line for tag in task.tags if (line := _line(tag)))),
@@ -98,11 +102,11 @@ class Post:
 
 def _line(text: str) -> str:
     """Text as one line, without control characters: it stands in headers, titles and a feed."""
-    return " ".join("".join(" " if unicodedata.category(one) == "Cc" else one for one in text).split())
+    return " ".join("".join(" " if unicodedata.category(char) == "Cc" else char for char in text).split())
 
 
 def key_of(channel: Channel, post: Post) -> str:
-    """What makes two publications one: the option `key`, else the slug.
+    """What identifies a publication: the option `key`, else the slug.
 
     Not the task's own key: that is new in every run, and a new run of the same article must update what an earlier
     one published. Attempts of one task share the slug too, so that a retry doubles nothing.
@@ -110,15 +114,15 @@ def key_of(channel: Channel, post: Post) -> str:
     return channel.key or f"{_BY_SLUG}{post.slug}"
 
 
-def is_given(key: str) -> bool:
-    """Whether somebody gave the key, which then says which post it is whatever the slug."""
+def is_explicit(key: str) -> bool:
+    """Whether the request set the key, which then identifies the post whatever its slug."""
     return not key.startswith(_BY_SLUG)
 
 
 def slug_of(text: str) -> str:
     """A name fit for an address and a folder: lower case, words joined by hyphens, never a path."""
-    for sign, said in _SAID_SIGNS:
-        text = sign.sub(said, text)
+    for sign, words in _SIGNS_IN_WORDS:
+        text = sign.sub(words, text)
     folded = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", folded.replace("'", "")).strip("-")
     letters = sum(character.isalpha() for character in text)

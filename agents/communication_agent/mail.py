@@ -21,8 +21,8 @@ _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
 def recipients_of(channel: Channel, settings: CommunicationSettings) -> list[str]:
     """The option `to` (a list or comma-separated text), else EMAIL_TO; raises ChannelFailure without valid ones."""
-    wanted: Any = channel.options.get("to") or settings.email_to
-    listed = [str(entry) for entry in wanted] if isinstance(wanted, list) else [str(wanted)]
+    option: Any = channel.options.get("to") or settings.email_to
+    listed = [str(entry) for entry in option] if isinstance(option, list) else [str(option)]
     if any(not entry.isprintable() for entry in listed):
         raise ChannelFailure("invalid_channel", "email: an address holds control characters", retryable=False)
     found = [address.strip() for _, address in getaddresses(listed) if address.strip()]
@@ -148,8 +148,8 @@ def _page(post: Post) -> str:
 async def _send(
     message: EmailMessage, sender: str, recipients: list[str], server: MailServer, timeout_seconds: float
 ) -> dict[str, int]:
-    """Hands the message in; returns the refused recipients with the server's code."""
-    # A password crosses a network only encrypted, unless the setting says `none` in so many words.
+    """Sends the message; returns the refused recipients with the server's code."""
+    # A password crosses a network only encrypted, unless SMTP_TLS is `none`.
     must_encrypt = server.tls == "starttls" or (server.tls == "auto" and server.user and server.host not in _LOOPBACK)
     client = aiosmtplib.SMTP(
         hostname=server.host,
@@ -162,7 +162,7 @@ async def _send(
         async with client:
             if server.user:
                 await client.login(server.user, server.password.get_secret_value())
-            answers, _ = await client.send_message(message, sender=getaddresses([sender])[0][1], recipients=recipients)
+            refusals, _ = await client.send_message(message, sender=getaddresses([sender])[0][1], recipients=recipients)
     except aiosmtplib.SMTPAuthenticationError as error:
         text = f"email: the server did not accept SMTP_USER and its password (SMTP {error.code})"
         raise ChannelFailure("unauthorized", text, retryable=400 <= error.code < 500) from error
@@ -180,4 +180,4 @@ async def _send(
             raise ChannelFailure("channel_not_configured", text, retryable=False) from error
         text = f"email: {server.host}:{server.port} could not be reached ({type(error).__name__})"
         raise ChannelFailure("unreachable", text, retryable=True) from error
-    return {address: answer.code for address, answer in answers.items()}
+    return {address: refusal.code for address, refusal in refusals.items()}

@@ -39,11 +39,11 @@ class PublishedFile(BaseModel):
 
     @property
     def kind(self) -> str:
-        """The media type as it may stand in a header: given, else by the name; never one that contains others."""
-        given = self.media_type.partition(";")[0].strip()
-        if _MEDIA_TYPE.fullmatch(given) is None:
-            given = mimetypes.guess_type(self.filename)[0] or "application/octet-stream"
-        return "application/octet-stream" if given.startswith(("multipart/", "message/")) else given
+        """The media type for a header: the payload's, else by the file's name; never a type that contains others."""
+        kind = self.media_type.partition(";")[0].strip()
+        if _MEDIA_TYPE.fullmatch(kind) is None:
+            kind = mimetypes.guess_type(self.filename)[0] or "application/octet-stream"
+        return "application/octet-stream" if kind.startswith(("multipart/", "message/")) else kind
 
     @property
     def sha256(self) -> str:
@@ -52,7 +52,7 @@ class PublishedFile(BaseModel):
 
 
 class Channel(BaseModel):
-    """Where to publish; every other field is an option of that channel, `key` is one of all of them."""
+    """Where to publish. `key` is an option of every channel, all other fields are options of that channel."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -89,7 +89,7 @@ class PublishContent(BaseModel):
 
 
 class Publication(BaseModel):
-    """What one channel did. `url` is where readers find it, `location` where it lies when it has no address."""
+    """What a channel did. `url` is where readers find the post, `location` where it is stored without an address."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -14,7 +14,7 @@ _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the site says about itself; `url` has no slash at its end."""
+    """The site's own metadata; `url` has no slash at its end."""
 
     url: str
     title: str
@@ -66,7 +66,7 @@ def _byline(record: dict[str, Any]) -> str:
 
 
 def post_page(site: Site, record: dict[str, Any], html: str) -> str:
-    """One post: its text, its tags, and the files that go with it."""
+    """The page of a post: its text, its tags, and the files that go with it."""
     lead = f'<p class="lead">{escape(record["summary"])}</p>\n' if record["summary"] else ""
     tags = "".join(f"<li>{escape(tag)}</li>" for tag in record["tags"])
     files = "".join(

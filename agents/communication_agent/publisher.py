@@ -1,4 +1,4 @@
-"""Publishes one post to its channels: checked all before the first is touched, each on its own."""
+"""Publishes a post to its channels: all are checked before the first is touched, and each is published on its own."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ Report = Callable[[float, str], Awaitable[None]]
 
 
 class NotPublished(Exception):
-    """Some channel failed. `published` are the others: publishing again leaves them as they are."""
+    """A channel failed. `published` are the others: a retry leaves them as they are."""
 
     def __init__(self, failures: list[tuple[str, ChannelFailure]], published: list[Publication]) -> None:
         self.failures = failures
@@ -79,7 +79,7 @@ async def publish(task: PublishContent, settings: CommunicationSettings, report:
         raise NotPublished(failures, [])
     done = 0
 
-    async def one(channel: Channel) -> Publication | ChannelFailure:
+    async def publish_to(channel: Channel) -> Publication | ChannelFailure:
         nonlocal done
         try:
             made = await CHANNELS[channel.type].publish(channel, post, settings)
@@ -97,7 +97,7 @@ async def publish(task: PublishContent, settings: CommunicationSettings, report:
         await report(10 + 85 * done / len(task.channels), f"{channel.type}: {made.status}")
         return made
 
-    outcomes = await asyncio.gather(*(one(channel) for channel in task.channels))
+    outcomes = await asyncio.gather(*(publish_to(channel) for channel in task.channels))
     published = [outcome for outcome in outcomes if isinstance(outcome, Publication)]
     failed = [
         (channel.type, outcome)

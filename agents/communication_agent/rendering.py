@@ -44,7 +44,7 @@ def _markdown() -> MarkdownIt:
 def body_html(markdown: str, html: str, title: str) -> str:
     """Clean HTML of the article without its title heading; scripts, styles, handlers and forms do not survive.
 
-    `html` is preferred when given, a fragment or a full page (then what its article, main or body element holds).
+    `html` is preferred when it is not empty: a fragment, or a page (then the content of its article, main or body).
     """
     made = _inner(html) if html.strip() else _markdown().render(markdown.replace("\0", ""))
     made = _CELL_STYLE.sub(r'<\1 align="\2">', made)  # Styles are dropped below, and columns should stay aligned.
@@ -64,7 +64,7 @@ def _inner(html: str) -> str:
 
 
 def _without_title(html: str, title: str) -> str:
-    """Drops the first heading when it only says the title again; further first-level ones go down a level."""
+    """Drops the first heading when it repeats the title; other first-level headings go down a level."""
     found = re.match(r"(?is)\s*<h1\b[^>]*>(.*?)</h1>", html)
     if found and _words(found[1]) == _words(title):
         html = html[found.end() :]

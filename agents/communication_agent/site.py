@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agents.communication_agent.channel import ChannelFailure, Post, is_given, key_of
+from agents.communication_agent.channel import ChannelFailure, Post, is_explicit, key_of
 from agents.communication_agent.models import Channel, Publication, Status
 from agents.communication_agent.pages import Site, feed, index_page, post_page, post_url
 from agents.communication_agent.settings import CommunicationSettings
@@ -72,14 +72,14 @@ def _write(folder: Path, site: Site, key: str, post: Post) -> Publication:
             for name, file in zip(_names(post), post.files, strict=True)
         ],
     }
-    place = folder / "posts" / slug
-    if place.resolve().parent != (folder / "posts").resolve():
+    post_folder = folder / "posts" / slug
+    if post_folder.resolve().parent != (folder / "posts").resolve():
         raise ChannelFailure("invalid_slug", f"'{slug}' does not name a folder of the site", retryable=False)
     for name, file in zip(_names(post), post.files, strict=True):
-        write_whole(place / name, file.content)
-    write_whole(place / "index.html", post_page(site, record, post.html).encode())
-    if known_key is not None and not is_given(key):
-        key = known_key  # a key that somebody gave holds on to its post, whoever updates that by its slug
+        write_whole(post_folder / name, file.content)
+    write_whole(post_folder / "index.html", post_page(site, record, post.html).encode())
+    if known_key is not None and not is_explicit(key):
+        key = known_key  # an explicit key keeps its post, also when a request updates that by its slug
     elif known_key is not None:
         del posts[known_key]
     posts[key] = record
@@ -88,19 +88,19 @@ def _write(folder: Path, site: Site, key: str, post: Post) -> Publication:
     write_whole(folder / "style.css", STYLE.read_bytes())
     write_whole(folder / "index.html", index_page(site, posts).encode())
     write_whole(folder / "feed.xml", feed(site, posts).encode())
-    _forget_old_files(place, known, {*_names(post), "index.html"})
+    _forget_old_files(post_folder, known, {*_names(post), "index.html"})
     return Publication(
         channel="site",
         status=status,
         url=post_url(site, slug),
-        location=str((place / "index.html").resolve()),
+        location=str((post_folder / "index.html").resolve()),
         id=slug,
         key=key,
     )
 
 
 def _is_the_same(known_key: str, key: str, posts: Posts, slug: str) -> bool:
-    return posts[known_key]["slug"] == slug and not (is_given(known_key) and is_given(key))
+    return posts[known_key]["slug"] == slug and not (is_explicit(known_key) and is_explicit(key))
 
 
 def _free_slug(slug: str, posts: Posts) -> str:
@@ -128,10 +128,10 @@ def _names(post: Post) -> list[str]:
     return names
 
 
-def _forget_old_files(place: Path, known: dict[str, Any] | None, current: set[str]) -> None:
+def _forget_old_files(post_folder: Path, known: dict[str, Any] | None, current: set[str]) -> None:
     """Removes what an earlier version had attached: names that the manifest lists, inside the post's folder."""
     for file in known["files"] if known else ():
-        old = place / Path(file["name"]).name
+        old = post_folder / Path(file["name"]).name
         if old.name not in current and old.is_file():
             old.unlink()
 

@@ -15,7 +15,7 @@ LOCK_POLL_SECONDS = 0.02
 
 
 class LockTimedOut(Exception):
-    """Somebody else has held the lock for too long."""
+    """Another publication has held the lock for too long."""
 
 
 class UnreadableRecord(Exception):
@@ -46,7 +46,7 @@ def _lock_tries(descriptor: int, timeout_seconds: float, name: str) -> Iterator[
 
 
 def write_whole(path: Path, content: bytes) -> bool:
-    """Puts a file in place at once and durably; False when it already held just that."""
+    """Replaces a file atomically and durably; False when it already had this content."""
     with suppress(FileNotFoundError):
         if path.read_bytes() == content:
             return False
@@ -66,7 +66,7 @@ def write_whole(path: Path, content: bytes) -> bool:
 
 
 class Records:
-    """What a channel remembers by key: one small JSON file each, under `folder`."""
+    """What a channel remembers by key: a small JSON file each, under `folder`."""
 
     def __init__(self, folder: Path, lock_timeout_seconds: float) -> None:
         self._folder = folder

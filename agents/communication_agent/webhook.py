@@ -23,7 +23,7 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """`v1,<base64 HMAC-SHA256 of id.timestamp.body>`; raises ChannelFailure when the secret is no base64 key."""
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except ValueError:  # binascii.Error is one, and so is what anything but ASCII raises.
+    except ValueError:  # binascii.Error, and the error of text that is not ASCII.
         key = b""
     if not key:
         raise ChannelFailure(
@@ -41,7 +41,7 @@ def message_id(key: str, url: str, digest: str) -> str:
 
 
 def _target(channel: Channel, settings: CommunicationSettings) -> str:
-    """The address; one from the payload must be on an allowed host, or anyone could have this process call anything."""
+    """The address. One from the payload must be on an allowed host, or a requester could have any host called."""
     url = str(channel.options.get("url") or settings.webhook_url)
     if not url:
         raise ChannelFailure(
@@ -74,12 +74,12 @@ async def check(channel: Channel, post: Post, settings: CommunicationSettings) -
 
 
 async def publish(channel: Channel, post: Post, settings: CommunicationSettings) -> Publication:
-    """Sends the article; any 2xx answer is success.
+    """Sends the article; any 2xx response is success.
 
     Delivery is at least once: a message is sent again when it is not known whether it arrived, and then carries the
     same `webhook-id`, by which the specification has receivers drop it. What is known to have been taken (STATE_DIR
     remembers it) is not sent again. Changed content is a new message with the same
-    `data.key`, by which they update. Redirects are not followed: no answer can lead to a host that nobody allowed.
+    `data.key`, by which they update. Redirects are not followed: a response cannot lead to a host that is not allowed.
     """
     url, key = _target(channel, settings), key_of(channel, post)
     identifier = message_id(key, url, post.digest)
@@ -137,14 +137,14 @@ def _message(key: str, post: Post) -> dict[str, Any]:
 async def _send(url: str, body: bytes, headers: dict[str, str], timeout_seconds: float) -> None:
     try:
         async with httpx.AsyncClient(timeout=timeout_seconds, follow_redirects=False, trust_env=False) as client:
-            answer = await client.post(url, content=body, headers=headers)
+            response = await client.post(url, content=body, headers=headers)
     except httpx.HTTPError as error:
         message = f"webhook: {urlsplit(url).hostname} could not be reached ({type(error).__name__})"
         raise ChannelFailure("unreachable", message, retryable=True) from error
-    if answer.is_success:
+    if response.is_success:
         return
-    status = answer.status_code
-    message = f"webhook: {urlsplit(url).hostname} answered {status} {answer.reason_phrase}"
+    status = response.status_code
+    message = f"webhook: {urlsplit(url).hostname} answered {status} {response.reason_phrase}"
     if status in (401, 403):
         raise ChannelFailure("unauthorized", f"{message}: compare WEBHOOK_SECRET with the receiver's", retryable=False)
     raise ChannelFailure("refused", message, retryable=status >= 500 or status in _RETRYABLE_STATUS)

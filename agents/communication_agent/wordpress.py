@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
-from agents.communication_agent.channel import ChannelFailure, Post, is_given, key_of, slug_of
+from agents.communication_agent.channel import ChannelFailure, Post, is_explicit, key_of, slug_of
 from agents.communication_agent.models import Channel, Publication, PublishedFile, Status
 from agents.communication_agent.settings import CommunicationSettings
 from agents.communication_agent.store import Records
@@ -44,7 +44,7 @@ def _status(channel: Channel) -> str:
 
 
 async def publish(channel: Channel, post: Post, settings: CommunicationSettings) -> Publication:
-    """Finds the post that this key made, else the one with this slug, and updates it; creates one when there is none.
+    """Updates the post that this key made, else the post with this slug; creates one when there is none.
 
     Options: `status` (default publish), `upload_files` (default true: attached files go to the media library and
     are linked below the text). Nothing is sent when the post already holds just this.
@@ -68,10 +68,10 @@ async def publish(channel: Channel, post: Post, settings: CommunicationSettings)
 
         def is_mine(post_id: int) -> bool:
             owner = records.read(_owner_name(post_id, settings)).get("key", key)
-            return bool(owner == key or not is_given(owner) or not is_given(key))
+            return bool(owner == key or not is_explicit(owner) or not is_explicit(key))
 
         known = await _find(api, records.read(name).get("post_id"), slug, is_mine)
-        wanted: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "title": post.title,
             "content": post.html + await _downloads(api, channel, post),
             "excerpt": post.summary,
@@ -79,19 +79,19 @@ async def publish(channel: Channel, post: Post, settings: CommunicationSettings)
             "tags": sorted([await _tag(api, tag) for tag in post.tags]),
         }
         if post.when:
-            wanted["date_gmt"] = post.when.strftime("%Y-%m-%dT%H:%M:%S")
+            fields["date_gmt"] = post.when.strftime("%Y-%m-%dT%H:%M:%S")
         status: Status
         if known is None:
-            made = await api.request("POST", "wp/v2/posts", json={**wanted, "slug": slug})
+            made = await api.request("POST", "wp/v2/posts", json={**fields, "slug": slug})
             status = "created"
-        elif _holds(known, wanted):
+        elif _holds(known, fields):
             made, status = known, "unchanged"
         else:
-            made, status = await api.request("POST", f"wp/v2/posts/{known['id']}", json=wanted), "updated"
+            made, status = await api.request("POST", f"wp/v2/posts/{known['id']}", json=fields), "updated"
         if not isinstance(made, dict) or "id" not in made:
-            raise ChannelFailure("refused", "wordpress answered something that is no post", retryable=False)
+            raise ChannelFailure("refused", "wordpress responded with something that is no post", retryable=False)
         records.write(name, {"post_id": made["id"]})
-        if is_given(key):
+        if is_explicit(key):
             records.write(_owner_name(made["id"], settings), {"key": key})
     return Publication(channel="wordpress", status=status, url=made.get("link"), id=str(made["id"]), key=key)
 
@@ -101,7 +101,7 @@ def _owner_name(post_id: int, settings: CommunicationSettings) -> str:
 
 
 def _wordpress_slug(slug: str) -> str:
-    """As much of a slug as WordPress keeps: it stores other letters than Latin ones percent-encoded, and cuts them."""
+    """The part of a slug that WordPress keeps: it stores letters beyond Latin percent-encoded, and cuts them."""
     while len(quote(slug)) > _MAX_STORED_SLUG_CHARACTERS:
         slug = slug[:-1].rstrip("-")
     return slug
@@ -116,9 +116,9 @@ async def _find(api: "_Api", post_id: Any, slug: str, is_mine: Callable[[int], b
     return next((post for post in listed or [] if unquote(str(post.get("slug"))) == slug and is_mine(post["id"])), None)
 
 
-def _holds(known: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def _holds(known: dict[str, Any], fields: dict[str, Any]) -> bool:
     """Whether the post already is what it should be, by the raw values that `context=edit` shows."""
-    for name, value in wanted.items():
+    for name, value in fields.items():
         current = known.get(name)
         if isinstance(current, dict):
             current = current.get("raw")
@@ -182,22 +182,22 @@ class _Api:
         self, method: str, path: str, *, missing_is_none: bool = False, existing_is_id: bool = False, **content: Any
     ) -> Any:
         try:
-            answer = await self._client.request(method, path, **content)
+            response = await self._client.request(method, path, **content)
         except httpx.HTTPError as error:
             message = f"wordpress: {self._client.base_url.host} could not be reached ({type(error).__name__})"
             raise ChannelFailure("unreachable", message, retryable=True) from error
-        if answer.status_code == 404 and missing_is_none:
+        if response.status_code == 404 and missing_is_none:
             return None
         try:
-            body = answer.json()
+            body = response.json()
         except ValueError:
             body = None
-        if answer.is_success and body is not None:
+        if response.is_success and body is not None:
             return body
         reason = str(body.get("code", "")) if isinstance(body, dict) else ""
         if existing_is_id and reason == "term_exists" and isinstance(body, dict):
             return int(body["data"]["term_id"])
-        status = answer.status_code
+        status = response.status_code
         message = f"wordpress: {method} {path} was answered {status} {reason}".rstrip()
         if status in (401, 403):
             hint = "check WORDPRESS_USER, WORDPRESS_APP_PASSWORD and that this user may publish"

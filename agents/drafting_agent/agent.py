@@ -18,7 +18,7 @@ agent = Agent(
 )
 
 _exporters: WeakKeyDictionary[asyncio.AbstractEventLoop, Exporter] = WeakKeyDictionary()
-"""One a loop, because the bound on conversions is a semaphore, which belongs to a loop."""
+"""An exporter for each event loop, because the bound on conversions is a semaphore, which belongs to a loop."""
 
 
 @cache
@@ -42,7 +42,7 @@ async def _start() -> None:
 
 @agent.task("export_document")
 async def export_document(task: ExportDocument, ctx: TaskContext) -> ExportedDocument:
-    """Write a Markdown document as files; the same request gives the same bytes, so an attempt may be repeated."""
+    """Write a Markdown document as files; the same request makes the same bytes, so an attempt may be repeated."""
     if not task.markdown.strip():
         raise TaskFailure("empty_document", "markdown is empty: send the document to export", retryable=False)
     await ctx.progress(5, f"exporting to {', '.join(task.formats)}")

@@ -1,4 +1,4 @@
-"""Runs pandoc and typst as processes of their own: sandboxed, with a time limit, killed when nobody waits any more."""
+"""Runs pandoc and typst as processes of their own: sandboxed, with a time limit, killed with their caller."""
 
 import asyncio
 import json
@@ -80,7 +80,7 @@ def refuse_aliases(front_matter: str) -> None:
     try:
         aliases = [token.value for token in yaml.scan(front_matter) if isinstance(token, yaml.AliasToken)]
     except yaml.YAMLError:
-        return  # pandoc says what is wrong with it
+        return  # pandoc reports what is wrong with it
     if aliases:
         raise ConversionFailed(f"the front matter has an alias (*{aliases[0]}): write out what it stands for")
 

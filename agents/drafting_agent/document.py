@@ -15,9 +15,9 @@ Node = dict[str, Any]
 SOURCES_HEADING = re.compile(r"(?i)^\W*(sources?|references|bibliography|works cited|quellen|fuentes)\W*$")
 MIN_HEADINGS_FOR_CONTENTS = 4
 MAX_NESTED_QUOTES = 8
-"""Deeper ones have no room on a page, and typst has an end to nesting."""
+"""Deeper quotes have no room on a page, and typst limits nesting."""
 MAX_NESTED_LISTS = 16
-"""The items of deeper ones join those above, for the same reason."""
+"""The items of deeper lists join those above, for the same reason."""
 _TITLE_ANCHOR = "_title"
 """No heading's own id begins so."""
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -88,8 +88,9 @@ def inlines(text: str) -> list[Node]:
 def clean(tree: Node, *, title: str = "") -> Document:
     """A document from pandoc's tree of a Markdown text.
 
-    Raw HTML becomes text, pictures from elsewhere become links, unsafe links and attributes go, links into the document
-    hold only when their target exists, headings start at level 1 below the title, and [n] links to the n-th source.
+    Raw HTML becomes text, pictures of other servers become links, unsafe links and attributes go, links into the
+    document hold only when their target exists, headings start at level 1 below the title, and [n] links to the n-th
+    source.
     """
     meta: Node = tree.get("meta", {})
     cleaner = _Cleaner()
@@ -138,8 +139,8 @@ def with_image_files(tree: Node, images: dict[str, Image]) -> Node:
     return copied
 
 
-def _same(one: str, other: str) -> bool:
-    return re.sub(r"\W+", " ", one).strip().casefold() == re.sub(r"\W+", " ", other).strip().casefold()
+def _same(title: str, other: str) -> bool:
+    return re.sub(r"\W+", " ", title).strip().casefold() == re.sub(r"\W+", " ", other).strip().casefold()
 
 
 def _title_heading(blocks: list[Node]) -> str | None:
@@ -153,7 +154,7 @@ def _title_heading(blocks: list[Node]) -> str | None:
 def _without_first_heading(blocks: list[Node], ids: set[str]) -> list[Node]:
     """The heading becomes the title, and links to it lead to the first paragraph instead.
 
-    Not under the heading's own id: an EPUB gives that to the title of the chapter that the text begins with.
+    Not under the heading's own id: an EPUB uses that for the title of the first chapter.
     """
     identifier = blocks[0]["c"][1][0]
     rest = copy.deepcopy(blocks[1:])
@@ -187,7 +188,7 @@ def _level_headings(blocks: list[Node]) -> None:
 
 
 def _mark_sources(blocks: list[Node], ids: set[str]) -> set[int]:
-    """Gives the items of the list below a heading "Sources" ids, and returns their numbers."""
+    """Sets ids on the items of the list below a heading "Sources", and returns their numbers."""
     numbers: set[int] = set()
     in_sources = False
     for block in blocks:

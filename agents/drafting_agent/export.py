@@ -19,36 +19,36 @@ Report = Callable[[float, str], Awaitable[None]]
 
 
 class UnknownFormat(ValueError):
-    """A format that nobody here writes; `formats` names those."""
+    """A request for formats that this agent does not write; `formats` names them."""
 
     def __init__(self, formats: list[str]) -> None:
         self.formats = formats
         super().__init__(f"cannot export to {', '.join(formats)}: the formats are {', '.join(FORMATS)}")
 
 
-def wanted_formats(formats: list[str]) -> list[Format]:
+def requested_formats(formats: list[str]) -> list[Format]:
     """The formats asked for, each once, in order; raises UnknownFormat."""
-    wanted = list(dict.fromkeys(name.strip().lower().lstrip(".") for name in formats))
-    unknown = [name for name in wanted if name not in FORMATS]
+    requested = list(dict.fromkeys(name.strip().lower().lstrip(".") for name in formats))
+    unknown = [name for name in requested if name not in FORMATS]
     if unknown:
         raise UnknownFormat(unknown)
-    return cast("list[Format]", wanted)
+    return cast("list[Format]", requested)
 
 
 class Exporter:
     """Exports documents, at most `concurrency` conversions at once over all requests of its event loop."""
 
     def __init__(self, *, concurrency: int, timeout_seconds: float) -> None:
-        self._places = asyncio.Semaphore(concurrency)
+        self._slots = asyncio.Semaphore(concurrency)
         self._timeout_seconds = timeout_seconds
 
     async def export(self, task: ExportDocument, report: Report) -> ExportedDocument:
         """The finished files; raises UnknownFormat, ConversionFailed or ConversionTimedOut."""
-        formats = wanted_formats(task.formats)
+        formats = requested_formats(task.formats)
         markdown = task.markdown.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd").lstrip("\ufeff")
         with tempfile.TemporaryDirectory(prefix="pantheon-export-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
-            async with self._places:
+            async with self._slots:
                 tree = await read_markdown(markdown, folder=folder, timeout_seconds=self._timeout_seconds)
             document = await asyncio.to_thread(clean, tree, title=task.title)
             metadata = metadata_of(task, document)
@@ -76,7 +76,7 @@ class Exporter:
     ) -> bytes:
         own = folder / form
         own.mkdir()
-        async with self._places:
+        async with self._slots:
             return await WRITERS[form](Job(document, metadata, identifier, own, self._timeout_seconds))
 
 

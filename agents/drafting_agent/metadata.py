@@ -1,4 +1,4 @@
-"""What is said about a document: title, author, date, language and the few words that a page needs in that language."""
+"""Metadata of a document: title, author, date, language, and the few words that a page needs in that language."""
 
 import datetime as calendar
 import re
@@ -27,7 +27,7 @@ _RIGHT_TO_LEFT = frozenset(("ar", "fa", "he", "ur", "yi", "ps", "ckb"))
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """Everything that all formats say about the document."""
+    """What the files of all formats state about the document."""
 
     title: str
     author: str
@@ -72,7 +72,7 @@ class Metadata:
 
     @property
     def shown_date(self) -> str:
-        """The date as a reader sees it: written out in English, as it was given in other languages."""
+        """The date as a reader sees it: written out in English, unchanged in other languages."""
         day = self.day
         if day is None:
             return self.date
@@ -98,7 +98,7 @@ def metadata_of(task: ExportDocument, document: Document) -> Metadata:
     """The request's words, and where they are empty the document's own."""
     found = document.fields
     keywords = [_line(keyword) for keyword in task.keywords] or document.keywords
-    # Front matter is anybody's text: what is no language tag there says nothing.
+    # Front matter is untrusted text: anything but a language tag is ignored there.
     own = found.get("lang", "") if "language" not in task.model_fields_set else ""
     return Metadata(
         title=_line(document.title) or "Untitled",

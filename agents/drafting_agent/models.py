@@ -22,10 +22,10 @@ MEDIA_TYPES: dict[Format, str] = {
 
 
 class ExportDocument(BaseModel):
-    """A Markdown document, what to say about it, and the formats to make.
+    """A Markdown document, its metadata, and the formats to make.
 
     An empty field is taken from the document's front matter, the title from its first heading too. `formats` stays
-    plain strings here so that an unknown one is answered with the list of known ones.
+    plain strings here so that the error for an unknown format lists the known ones.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,7 +42,7 @@ class ExportDocument(BaseModel):
 
 
 class ExportedFile(BaseModel):
-    """One finished file, carried whole."""
+    """A finished file with its whole content."""
 
     model_config = ConfigDict(frozen=True)
 

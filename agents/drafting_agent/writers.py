@@ -35,7 +35,7 @@ _TIMES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every writer gets: the document, what is said about it, an empty folder of its own and the time it has."""
+    """What every writer gets: the document, its metadata, an empty folder of its own and a time limit."""
 
     document: Document
     metadata: Metadata
@@ -120,7 +120,7 @@ async def docx(job: Job) -> bytes:
 
 
 def _contents(job: Job) -> Node:
-    """A contents field that is already filled: pandoc's own stays empty until somebody has Word update it."""
+    """A contents field that is already filled: pandoc's own stays empty until its reader has Word update it."""
     lines = [f'<w:p><w:pPr><w:pStyle w:val="TOCHeading"/></w:pPr>{_run(job.metadata.contents_label)}</w:p>']
     headings = [block["c"] for block in job.document.tree["blocks"] if block["t"] == "Header"]
     shown = [heading for heading in headings if heading[0] <= CONTENTS_DEPTH]
@@ -140,7 +140,7 @@ def _run(text: str) -> str:
 
 
 def _bookmark(identifier: str) -> str:
-    """The name that pandoc gives a heading's bookmark: Word takes at most 40 characters, the first a letter."""
+    """The name of a heading's bookmark, as pandoc makes it: Word takes at most 40 characters, the first a letter."""
     if identifier[0].isalpha() and len(identifier) <= 40:
         return identifier
     return f"X{hashlib.sha1(identifier.encode(), usedforsecurity=False).hexdigest()[1:]}"

@@ -44,8 +44,8 @@ async def _read_settings() -> None:
 async def enhance(task: EnhanceContent, ctx: TaskContext) -> EnhancedContent:
     """Correct a document by rules, and before them by a model where one is configured.
 
-    A model's answer counts only when code, links, citations, quotations, numbers and headings survived in it; a model
-    that fails never fails the task: rules then work alone, and `note` says so.
+    A model's version counts only when code, links, citations, quotations, numbers and headings survived in it. A model
+    that fails never fails the task: rules then work alone, and `note` states it.
     """
     if not task.markdown.strip():
         raise TaskFailure("empty_document", "markdown is empty: send the document to correct", retryable=False)
@@ -80,15 +80,21 @@ async def enhance(task: EnhanceContent, ctx: TaskContext) -> EnhancedContent:
 async def _polish(task: EnhanceContent, ctx: TaskContext, settings: EnhancementSettings) -> tuple[str, str]:
     """The model's version and no note, or the original and why the model's was not taken."""
     try:
-        answer = await rewrite(task.markdown, style=task.style, language=task.language, settings=settings)
+        version = await rewrite(
+            task.markdown,
+            style=task.style,
+            language=task.language,
+            settings=settings,
+            on_usage=ctx.report_usage,
+            deadline=ctx.deadline,
+        )
     except RewriteFailed as error:
         ctx.log.warning("enhancement.model_failed", reason=str(error))
         return task.markdown, f"the model could not be asked ({error}), so rules alone corrected the text"
-    ctx.report_usage(answer.input_tokens, answer.output_tokens, answer.cost_usd)
-    if answer.lost:
-        ctx.log.warning("enhancement.answer_refused", lost=answer.lost)
+    if version.lost:
+        ctx.log.warning("enhancement.answer_refused", lost=version.lost)
         return task.markdown, (
-            f"the answer of {settings.model} was refused because it did not keep: {', '.join(answer.lost)};"
+            f"the answer of {settings.model} was refused because it did not keep: {', '.join(version.lost)};"
             " rules alone corrected the text"
         )
-    return answer.markdown, ""
+    return version.markdown, ""

@@ -1,4 +1,4 @@
-"""One correction within a block of prose, and the rule that it never touches what is protected."""
+"""Edit: a correction within a block of prose, and the rule that it never touches what is protected."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class Edit:
 
 
 def choose(edits: list[Edit], block: Block) -> list[Edit]:
-    """Those of `edits` that are allowed and do not overlap, earlier and longer ones first."""
+    """Those of `edits` that are allowed and do not overlap, earlier and longer edits first."""
     chosen: list[Edit] = []
     for edit in sorted(edits, key=lambda edit: (edit.start, -edit.end)):
         if edit.allowed(block) and (not chosen or edit.start >= chosen[-1].end):

@@ -1,4 +1,4 @@
-"""Tells whether prose is English, by its small words: rules of English do harm to any other language."""
+"""Detects whether prose is English, by its small words: rules of English do harm to any other language."""
 
 import re
 from collections.abc import Iterable

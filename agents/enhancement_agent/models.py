@@ -13,7 +13,7 @@ ChangeKind = Literal["spelling", "style", "punctuation", "whitespace", "capitali
 class EnhanceContent(BaseModel):
     """A document to correct, the style it should have, and its language.
 
-    The language is a BCP 47 tag. Without one, the document is looked at: English gets all rules, everything else only
+    The language is a BCP 47 tag. Without it, the language is detected: English gets all rules, everything else only
     those of white space.
     """
 
@@ -25,7 +25,7 @@ class EnhanceContent(BaseModel):
 
 
 class Change(BaseModel):
-    """One correction; `line` counts from 1 in the document as it was sent."""
+    """A correction; `line` counts from 1 in the document as it was sent."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,7 +64,7 @@ class Readability(BaseModel):
 
 
 class EnhancedContent(BaseModel):
-    """The corrected document; `offline` is true when only rules worked on it, and `note` then says why."""
+    """The corrected document; `offline` is true when only rules worked on it, and `note` then states why."""
 
     model_config = ConfigDict(frozen=True)
 

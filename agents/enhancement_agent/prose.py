@@ -86,9 +86,9 @@ def blocks(markdown: str) -> list[Block]:
             if number >= bottom or number >= len(ends):
                 break
             source = body[line_starts[number] : ends[number]]
-            wanted = line.rstrip()
-            at = source.rfind(wanted) if kind == "heading" else len(source.rstrip()) - len(wanted)
-            if at < 0 or source[at : at + len(wanted)] != wanted:
+            text = line.rstrip()
+            at = source.rfind(text) if kind == "heading" else len(source.rstrip()) - len(text)
+            if at < 0 or source[at : at + len(text)] != text:
                 break
             located.append((offset, start + line_starts[number] + at, first_line + number + 1))
             offset += len(line) + 1

@@ -1,14 +1,16 @@
-"""Has a language model polish a document, and accepts its answer only when everything that must survive did."""
+"""Has a language model polish a document, and accepts the result only when everything that must survive did."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import SequenceMatcher
 
 from agents.enhancement_agent.models import Change
 from agents.enhancement_agent.preservation import lost_parts
 from agents.enhancement_agent.settings import EnhancementSettings
 from pantheon import TaskFailure
-from pantheon.language_model import failure_of, open_model
+from pantheon.language_model import LanguageModel, Prompt
 
 INSTRUCTIONS = """\
 You are a copy editor. You get a Markdown document and return it corrected: spelling, grammar, clarity and flow.
@@ -21,69 +23,64 @@ SHORTEST_SHARE = 0.6
 LONGEST_SHARE = 1.6
 """A copy edit stays near the length of its original; outside these bounds the model summarised or invented."""
 
+_TOKENS_FLOOR = 2_000
+_CHARACTERS_PER_TOKEN = 2
+"""Few, so that a version a little longer than the original fits, in any language."""
+
 _WHOLE_FENCE = re.compile(r"\A\s*(`{3,}|~{3,})(?:markdown|md)?[ \t]*\n(.*)\n\1\s*\Z", re.DOTALL)
 
 
 class RewriteFailed(Exception):
-    """The model did not answer."""
+    """The model could not be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A model's answer and what it cost; `lost` names what it failed to keep, empty when it can be used."""
+    """A model's version; `lost` names what it failed to keep, empty when it can be used."""
 
     markdown: str
     lost: tuple[str, ...]
-    input_tokens: int
-    output_tokens: int
-    cost_usd: float
 
 
-async def rewrite(markdown: str, *, style: str, language: str, settings: EnhancementSettings) -> Rewritten:
-    """Asks the configured model; raises RewriteFailed when it cannot be had or answers nothing usable."""
-    from pydantic_ai import Agent
-    from pydantic_ai.exceptions import AgentRunError, UserError
+async def rewrite(
+    markdown: str,
+    *,
+    style: str,
+    language: str,
+    settings: EnhancementSettings,
+    on_usage: Callable[[int, int, float], None],
+    deadline: datetime | None = None,
+) -> Rewritten:
+    """Asks the configured model; raises RewriteFailed when it cannot be used or its output cannot.
 
-    wanted = f"Language: {language or 'that of the document'}." + (f" Style: {style}." if style else "")
+    `on_usage` gets input tokens, output tokens and US dollars (0 where the price is unknown) of every request that was
+    made, also when the rewrite fails.
+    """
+    request = f"Language: {language or 'that of the document'}." + (f" Style: {style}." if style else "")
+    prompt = Prompt(f"{INSTRUCTIONS}\n{request}", markdown, max(_TOKENS_FLOOR, len(markdown) // _CHARACTERS_PER_TOKEN))
+    # A bare name is a model of OpenAI.
+    name = settings.model if ":" in settings.model else f"openai:{settings.model}"
     try:
-        model = open_model(
-            # A bare name is one of OpenAI's.
-            settings.model if ":" in settings.model else f"openai:{settings.model}",
-            base_url=settings.base_url,
-            api_key=settings.api_key.get_secret_value(),
-        )
-        editor = Agent(model, instructions=f"{INSTRUCTIONS}\n{wanted}", output_type=str)
-        # Its connections end with it: they are a client's own, made for this one call.
-        async with model:
-            run = await editor.run(markdown, model_settings={"timeout": settings.timeout_seconds})
+        output = await LanguageModel(settings, name=name).ask(prompt, str, on_usage=on_usage, deadline=deadline)
     except TaskFailure as error:
         raise RewriteFailed(f"{settings.model}: {error.code}") from error
-    except (AgentRunError, UserError) as error:
-        raise RewriteFailed(f"{settings.model}: {failure_of(error).code}") from error
-    usage = run.usage
-    answer = unwrapped(run.output, markdown)
-    return Rewritten(
-        answer,
-        tuple(unkept(markdown, answer)),
-        usage.input_tokens,
-        usage.output_tokens,
-        float(usage.cost or 0),
-    )
+    version = unwrapped(output, markdown)
+    return Rewritten(version, tuple(unkept(markdown, version)))
 
 
-def unwrapped(answer: str, original: str) -> str:
-    """The answer without a fence around the whole of it, ending as the original ends."""
-    fence = _WHOLE_FENCE.match(answer)
+def unwrapped(output: str, original: str) -> str:
+    """The output without a fence around the whole of it, ending as the original ends."""
+    fence = _WHOLE_FENCE.match(output)
     if fence and not _WHOLE_FENCE.match(original):
-        answer = fence[2]
+        output = fence[2]
     trailing = original[len(original.rstrip()) :]
-    return answer.strip("\n").rstrip() + trailing
+    return output.strip("\n").rstrip() + trailing
 
 
-def unkept(original: str, answer: str) -> list[str]:
+def unkept(original: str, version: str) -> list[str]:
     """What a rewrite failed to keep, `length` included."""
-    lost = lost_parts(original, answer)
-    if not SHORTEST_SHARE * len(original) <= len(answer) <= LONGEST_SHARE * len(original) + 200:
+    lost = lost_parts(original, version)
+    if not SHORTEST_SHARE * len(original) <= len(version) <= LONGEST_SHARE * len(original) + 200:
         lost.append("length")
     return lost
 

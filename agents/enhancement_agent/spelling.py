@@ -19,7 +19,7 @@ _ANY_WORD = re.compile(r"[a-z]+(?:['\u2019][a-z]+)?")
 SHORTEST_GUESSED_WORD = 6
 """Shorter unknown words are too often abbreviations and names."""
 RARE_COUNT = 5_000
-"""Occurrences in the dictionary's corpus (1.6 billion words) that a word needs to be what somebody meant to type."""
+"""Occurrences in the dictionary's corpus (1.6 billion words) that a word needs to be the likely intention."""
 CLEAR_LEAD = 50
 """How many times as frequent the best guess must be as the next one."""
 PART_COUNT = 8_000
@@ -34,7 +34,7 @@ _TERMS = frozenset(
     " lemma lemmas perplexity logits logit softmax relu epoch epochs token tokens embedding embeddings finetune"
     " hashmap".split()
 )
-"""Words of the trade that stand one slip away from an everyday word."""
+"""Technical words that are a single typing error away from an everyday word."""
 
 _PREFIXES = (
     "anti auto back bi by co counter cross cyber de dis down e extra fore geo hyper im in inter intra ir macro"
@@ -73,7 +73,7 @@ def _count(word: str) -> int:
 
 @cache
 def _could_be_a_word(word: str) -> bool:
-    """Whether an unlisted word is made of known parts, by affixes or as a compound: then nobody mistyped it."""
+    """Whether an unlisted word is made of known parts, by affixes or as a compound: then it is no typing error."""
     if word in _dictionary():
         return True
     for suffix in _SUFFIXES:
@@ -95,7 +95,7 @@ def _is_part(part: str) -> bool:
 
 @cache
 def guess(word: str) -> str | None:
-    """The one common word that an unknown lower-case word surely is with one slip of the fingers, or None."""
+    """The common word that an unknown lower-case word surely is with a single typing error, or None."""
     if (
         len(word) < SHORTEST_GUESSED_WORD
         or not word.isascii()
@@ -117,9 +117,9 @@ _VOWELS_MISTAKEN = frozenset("ae ea ei ie ai ia io oi iu ui ou uo".split())
 """Vowels that sound alike or are neighbours on the keyboard; others make another word ("smushed", not "smashed")."""
 
 
-def _common_prefix_length(one: str, other: str) -> int:
+def _common_prefix_length(word: str, other: str) -> int:
     return next(
-        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        (index for index, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other))
     )
 
 
@@ -151,7 +151,7 @@ def misspelled(blocks: list[Block], document: str) -> list[list[Edit]]:
 
     A word is guessed only where it occurs once in the whole `document`, code, links and quotations included: what
     stands there too is an identifier or a name. One with a capital is corrected only where a sentence begins, or
-    where the document has the same slip in lower case too: elsewhere it is somebody's name.
+    where the document has the same slip in lower case too: in any other position it is a name.
     """
     occurrences = Counter(_ANY_WORD.findall(document.lower()))
     in_lower_case = {match[0] for block in blocks for match in _WORD.finditer(block.masked) if match[0].islower()}

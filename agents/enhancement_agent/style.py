@@ -134,18 +134,18 @@ def apostrophes(blocks: list[Block]) -> list[list[Edit]]:
     kinds = Counter(match[0] for block in blocks for match in _CONTRACTION.finditer(block.masked))
     if len(kinds) < 2:
         return [[] for _ in blocks]
-    wanted = "\u2019" if kinds["\u2019"] > kinds["'"] else "'"
+    majority = "\u2019" if kinds["\u2019"] > kinds["'"] else "'"
     found = []
     for block in blocks:
         edits = []
         for match in _CONTRACTION.finditer(block.masked):
-            if match[0] != wanted:
+            if match[0] != majority:
                 lead, trail = _neighbours(block, match.start(), match.end())
                 edits.append(
                     Edit(
                         match.start(),
                         match.end(),
-                        wanted,
+                        majority,
                         "punctuation",
                         "one kind of apostrophe throughout",
                         lead,

@@ -1,15 +1,14 @@
 """The examination agent's binding to the mesh: review_content, by rules and, when configured, by a model too."""
 
 import asyncio
-from datetime import UTC, datetime
 from functools import cache
 
 from pantheon import Agent, TaskContext
 from pantheon.language_model import require_models
 
 from .examination import conclude, examine, merge
-from .language_model import Reviewer
 from .link_check import check_addresses
+from .model_review import Reviewer
 from .models import ReviewContent, ReviewedContent
 from .prompts import REVIEWER, review_prompt
 from .references import addresses
@@ -40,7 +39,7 @@ def reviewer() -> Reviewer:
 
 @agent.task("review_content", timeout_seconds=_TASK_TIMEOUT_SECONDS)
 async def review_content(task: ReviewContent, ctx: TaskContext) -> ReviewedContent:
-    """Approve an article, send it back with issues that say where and what, or reject it."""
+    """Approve an article, return it for revision with issues that name place and mistake, or reject it."""
     own = settings()
     notes: list[str] = []
     await ctx.progress(5, "reading the article")
@@ -55,21 +54,20 @@ async def review_content(task: ReviewContent, ctx: TaskContext) -> ReviewedConte
             notes.append(f"Only the first {own.max_links} of {len(found)} links were asked for.")
             found = found[: own.max_links]
 
-        async def tell(done: int) -> None:
+        async def on_checked(done: int) -> None:
             await ctx.progress(50 + 20 * done / len(found))
 
         await ctx.progress(50, f"asking for {len(found)} links")
         issues = distinct(
             issues
             + await check_addresses(
-                found, timeout_seconds=own.link_timeout_seconds, concurrency=own.link_concurrency, on_checked=tell
+                found, timeout_seconds=own.link_timeout_seconds, concurrency=own.link_concurrency, on_checked=on_checked
             )
         )
     if own.model and examined.document.words:
         await ctx.progress(70, f"asking {own.model}")
-        remaining = (ctx.deadline - datetime.now(UTC)).total_seconds() if ctx.deadline is not None else None
         judged = await reviewer().review(
-            REVIEWER, review_prompt(task, issues), on_usage=ctx.report_usage, within_seconds=remaining
+            REVIEWER, review_prompt(task, issues), on_usage=ctx.report_usage, deadline=ctx.deadline
         )
         issues = merge(issues, judged, task.markdown, task.sources)
     review = conclude(examined, issues, model=own.model or None, notes=notes)

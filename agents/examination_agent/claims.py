@@ -1,4 +1,4 @@
-"""Claims held against the sources: numbers, names and quotations must be in them, and the matter must be theirs."""
+"""Claims checked against the sources: numbers, names and quotations must be in them, and the matter must be theirs."""
 
 import math
 from collections import Counter, defaultdict
@@ -27,7 +27,7 @@ DOUBTFUL_BELOW = 0.5
 """Shares of a sentence's weight that its best passage covers: a paraphrase keeps well above, an invention below."""
 _EXCERPT_CHARACTERS = 240
 OPPOSED_FROM = 0.6
-"""Share of a sentence's other terms that a passage must have to be about the same when it says the opposite."""
+"""Share of a sentence's other terms that a passage needs to count as its opposite."""
 _MIN_OPPOSED_TERMS = 2
 
 
@@ -67,7 +67,7 @@ def _opposites() -> dict[str, frozenset[str]]:
 
 
 _SHOWN = {stem(word): word for pair in reversed(_CONTRARIES) for words in pair for word in reversed(words.split())}
-"""What a reader is shown of a stem."""
+"""The word that a reader is shown for a stem."""
 OPPOSITES = _opposites()
 """Words by their stems, and those that say the contrary."""
 
@@ -81,7 +81,7 @@ class SourceText(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Two sentences of a source that follow one another: a paraphrase often joins two, or splits one."""
+    """Two consecutive sentences of a source: a paraphrase often joins two sentences, or splits a sentence in two."""
 
     source: int
     terms: frozenset[str]
@@ -139,7 +139,7 @@ class Evidence:
                 continue
             against, most = None, 0.0
             agrees = 0.0
-            for passage in {passage for one in rest for passage in self.holders.get(one, ())}:
+            for passage in {passage for other in rest for passage in self.holders.get(other, ())}:
                 held = self.passages[passage].terms
                 share = len(rest & held) / len(rest)
                 if term in held:
@@ -154,8 +154,8 @@ class Evidence:
         return [source for source, held in enumerate(self.numbers, start=1) if number in held]
 
     def with_wording(self, wording: str) -> list[int]:
-        wanted = f" {folded(wording)} "
-        return [source for source, text in enumerate(self.folded, start=1) if wanted in text]
+        words = f" {folded(wording)} "
+        return [source for source, text in enumerate(self.folded, start=1) if words in text]
 
     def with_name(self, name: str) -> list[int]:
         """Sources that hold the name, or every word of it in some form."""
@@ -169,11 +169,11 @@ def _sentences(text: str) -> Iterable[str]:
 
 
 def check_claims(document: Document, sources: Sequence[SourceText], topic: str = "") -> tuple[list[Issue], int]:
-    """The issues, and how many claims were looked at. Without sources nothing can be held against them."""
+    """The issues, and how many claims were checked. Without sources no claim can be checked."""
     if not any(source.text.strip() for source in sources):
         return [], 0
     evidence = Evidence(sources)
-    given = f" {folded(topic)} "
+    topic_words = f" {folded(topic)} "
     issues: list[Issue] = []
     claims = 0
     for sentence in document.sentences:
@@ -182,24 +182,24 @@ def check_claims(document: Document, sources: Sequence[SourceText], topic: str =
         if bare.endswith("?") or not telling:
             continue
         claims += 1
-        if issue := _check(sentence, bare, evidence, given):
+        if issue := _check(sentence, bare, evidence, topic_words):
             issues.append(issue)
     return issues, claims
 
 
-def _check(sentence: Sentence, bare: str, evidence: Evidence, given: str) -> Issue | None:
+def _check(sentence: Sentence, bare: str, evidence: Evidence, topic_words: str) -> Issue | None:
     cited = {number for number in sentence.cites if 1 <= number <= len(evidence.texts)}
     missing: list[str] = []
-    elsewhere: dict[str, list[int]] = {}
+    uncited: dict[str, list[int]] = {}
     severity: Severity = "medium"
 
-    def look(what: str, holders: list[int], weight: Severity) -> None:
+    def require(what: str, holders: list[int], weight: Severity) -> None:
         nonlocal severity
         if not holders:
             missing.append(what)
             severity = "high" if weight == "high" else severity
         elif cited and not cited & set(holders):
-            elsewhere[what] = holders
+            uncited[what] = holders
 
     def issue(message: str, suggestion: str, severity: Severity = "medium", kind: str = "unsupported_claim") -> Issue:
         return Issue(
@@ -212,26 +212,26 @@ def _check(sentence: Sentence, bare: str, evidence: Evidence, given: str) -> Iss
         )
 
     for number in numbers(bare):
-        if f" {number} " not in given:
-            look(f"the number {number}", evidence.with_number(number), "high")
+        if f" {number} " not in topic_words:
+            require(f"the number {number}", evidence.with_number(number), "high")
     for quotation in quotations(bare):
-        look(f'the quotation "{quotation}"', evidence.with_wording(quotation), "high")
+        require(f'the quotation "{quotation}"', evidence.with_wording(quotation), "high")
     for name in [] if evidence.capital_nouns else names(bare):
-        if f" {folded(name)} " not in given:
-            look(f'the name "{name}"', evidence.with_name(name), "high" if " " in name else "medium")
+        if f" {folded(name)} " not in topic_words:
+            require(f'the name "{name}"', evidence.with_name(name), "high" if " " in name else "medium")
     if missing:
         return issue(f"no source contains {_listed(missing)}", "Take it out, or say what a source says.", severity)
     if opposed := evidence.opposed(bare):
-        said, held = (_SHOWN[term] for term in opposed)
-        return issue(f"this says '{said}' where the source says '{held}'", "Say what the source says.")
+        word, opposite = (_SHOWN[term] for term in opposed)
+        return issue(f"this says '{word}' where the source says '{opposite}'", "Say what the source says.")
     share, best = evidence.support(bare)
     if share < UNSUPPORTED_BELOW:
         return issue(
             f"no passage of the sources says this: the nearest shares {share:.0%} of its matter",
             "Take the sentence out, or say what a source says.",
         )
-    if elsewhere:
-        what, holders = next(iter(elsewhere.items()))
+    if uncited:
+        what, holders = next(iter(uncited.items()))
         marks = ", ".join(f"[{number}]" for number in sorted(cited))
         return issue(
             f"{what} is not in the source cited ({marks}) but in [{holders[0]}]",

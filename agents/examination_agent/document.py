@@ -9,6 +9,8 @@ from typing import Literal
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from pantheon.text.front_matter import without_front_matter
+
 from .language import count_words, plain, sentence_spans
 
 _MARK = re.compile(r"\s*\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\](?![(:])")
@@ -28,7 +30,6 @@ _UNDEFINED_REFERENCE = re.compile(r"(?<![\w\]])\[([^\[\]^]+)\]\[((?!\d+\])[^\[\]
 _BARE_ADDRESS = re.compile(
     r"(?<![\w/(<\[\"'])(?:https?|ftp|htp|htps|hxxps?|http)(?::/{0,3}|/{2})[^\s<>)\]\"']*", re.IGNORECASE
 )
-_FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Document:
     notes: dict[str, int] = field(default_factory=dict)
     """The footnotes, and the line of each."""
     note_marks: dict[str, Mark] = field(default_factory=dict)
-    """Where each footnote is first referred to; the numbers of these marks are the footnotes' places."""
+    """Where each footnote is first referred to; the numbers of these marks are the footnotes' order."""
     anchors: set[str] = field(default_factory=set)
     other_blocks: dict[int, int] = field(default_factory=dict)
     """How many blocks of code, tables and so on each section holds."""
@@ -123,10 +124,8 @@ def _parser() -> MarkdownIt:
 
 
 def read_document(markdown: str) -> Document:
-    """Take an article apart. Lines count from 1 in `markdown` as given, front matter included."""
-    front = _FRONT_MATTER.match(markdown)
-    if front:
-        markdown = "\n" * front.group().count("\n") + markdown[front.end() :]
+    """Parse an article. Lines count from 1 in `markdown`, front matter included."""
+    markdown = without_front_matter(markdown)
     document = Document()
     rows = markdown.splitlines()
     markdown = _without_notes(document, markdown)
@@ -141,9 +140,9 @@ def read_document(markdown: str) -> Document:
                 items += token.nesting
             case "table_open" | "table_close":
                 tables += token.nesting
-                _count_other(document, token, wanted="table_open")
+                _count_other(document, token, kind="table_open")
             case "fence" | "code_block" | "html_block":
-                _count_other(document, token, wanted=token.type)
+                _count_other(document, token, kind=token.type)
                 document.anchors.update(re.findall(r"(?:id|name)=[\"']([^\"']+)", token.content))
             case "inline" if tokens[index - 1].type == "heading_open":
                 heading = _heading(document, tokens[index - 1], token, line)
@@ -193,8 +192,8 @@ def _note_marks(document: Document, content: str, line: int) -> None:
         document.note_marks.setdefault(match.group(1), Mark(len(document.note_marks) + 1, at, excerpt))
 
 
-def _count_other(document: Document, token: Token, *, wanted: str) -> None:
-    if token.type == wanted:
+def _count_other(document: Document, token: Token, *, kind: str) -> None:
+    if token.type == kind:
         section = len(document.headings)
         document.other_blocks[section] = document.other_blocks.get(section, 0) + 1
 
@@ -209,7 +208,7 @@ def _heading(document: Document, opening: Token, token: Token, line: int) -> Hea
 def _paragraph(
     content: str, line: int, section: int, kind: Literal["paragraph", "item", "quotation"]
 ) -> tuple[Paragraph, list[Mark]]:
-    # Code is no prose: what looks like a mark in it is an index.
+    # Code is no prose: a mark in it is an index.
     masked = _CODE.sub(lambda match: re.sub(r"[\[\]]", "x", match.group()), content)
     for mark in reversed(list(_NOTE_MARK.finditer(masked))):
         gap = " " * len(mark.group())
@@ -300,4 +299,4 @@ def is_sources(heading: Heading) -> bool:
 
 def level_jumps(document: Document) -> list[tuple[Heading, Heading]]:
     """Headings more than one level below the heading before them."""
-    return [(one, other) for one, other in pairwise(document.headings) if other.level > one.level + 1]
+    return [(upper, lower) for upper, lower in pairwise(document.headings) if lower.level > upper.level + 1]

@@ -23,7 +23,7 @@ class Examined:
 
 
 def examine(task: ReviewContent) -> Examined:
-    """Every check that needs nobody else."""
+    """All checks by rules: no model, no network."""
     document = read_document(task.markdown)
     unsupported, claims = check_claims(document, task.sources, task.topic)
     issues = [
@@ -37,19 +37,19 @@ def examine(task: ReviewContent) -> Examined:
 
 
 def merge(rules: Sequence[Issue], model: Sequence[Issue], markdown: str, sources: Sequence[SourceText]) -> list[Issue]:
-    """The rules' issues, and those of the model that hold up: at a place that exists, not found by the rules already.
+    """The rules' issues, and those of the model that stand: at a position that exists, and not found by the rules.
 
     A model's doubt about a sentence that stands word for word in a source is dropped.
     """
     rows = markdown.splitlines()
     whole = folded(markdown)
-    given = " ".join(folded(source.text) for source in sources)
+    source_words = " ".join(folded(source.text) for source in sources)
     merged = list(rules)
     for issue in model:
         wording = folded(issue.excerpt)
         if wording and wording not in whole:
             continue
-        if issue.kind == "unsupported_claim" and wording and wording in given:
+        if issue.kind == "unsupported_claim" and wording and wording in source_words:
             continue
         line = _line_of(wording, rows)
         if line is None and issue.line is not None and 1 <= issue.line <= len(rows) and not wording:
@@ -80,7 +80,7 @@ def _same(kind: str, wording: str, other: Issue) -> bool:
 def conclude(
     examined: Examined, issues: Sequence[Issue], *, model: str | None = None, notes: Sequence[str] = ()
 ) -> ReviewedContent:
-    """The review as it is answered."""
+    """The result of the task."""
     words = examined.document.words
     score = score_of(issues, words)
     verdict = verdict_of(issues, score, words, examined.claims)

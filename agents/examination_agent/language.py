@@ -145,7 +145,7 @@ _TENS = re.compile(
 
 
 def numbers(text: str) -> list[str]:
-    """The numbers written in digits, in one form: 1,000 and 1000 are the same, 2.50 and 2.5 too."""
+    """The numbers written in digits, in the same form: 1,000 and 1000 are equal, 2.50 and 2.5 too."""
     return list(dict.fromkeys(_normal(found) for found in _NUMBER.findall(plain(text))))
 
 
@@ -153,7 +153,7 @@ def all_numbers(text: str) -> set[str]:
     """The numbers of a text, those in words included."""
     bare = plain(text).casefold()
     found = set(numbers(text)) | {_NUMBER_WORDS[word] for word in re.findall(r"[a-z]+", bare) if word in _NUMBER_WORDS}
-    found |= {str(int(_NUMBER_WORDS[tens]) + int(_NUMBER_WORDS[one])) for tens, one in _TENS.findall(bare)}
+    found |= {str(int(_NUMBER_WORDS[tens]) + int(_NUMBER_WORDS[units])) for tens, units in _TENS.findall(bare)}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Links asked for over HTTP: does what they lead to exist?"""
+"""Requests an article's links over HTTP: does what they lead to exist?"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,10 +7,10 @@ import httpx
 
 from .models import Issue, Severity
 
-# Asked by HEAD, many servers say no where GET says yes.
-_ASK_AGAIN_BY_GET = frozenset({400, 401, 403, 404, 405, 406, 429, 500, 501, 502, 503})
+# Many servers refuse HEAD where GET succeeds.
+_RETRY_BY_GET = frozenset({400, 401, 403, 404, 405, 406, 429, 500, 501, 502, 503})
 _GONE = frozenset({404, 410})
-# There is something, which machines or strangers may not see: no ground to call the link broken.
+# The page exists, but not for programs or strangers: no ground to call the link broken.
 _GUARDED = frozenset({401, 403, 405, 406, 407, 418, 429, 451, 999})
 _USER_AGENT = "pantheon-examination-agent/1.0 (link check)"
 _MAX_REDIRECTS = 8
@@ -23,8 +23,8 @@ async def check_addresses(
     concurrency: int,
     on_checked: Callable[[int], Awaitable[None]] | None = None,
 ) -> list[Issue]:
-    """One issue per address that does not answer well, in the order of `addresses`."""
-    places = asyncio.Semaphore(concurrency)
+    """An issue for each address that does not respond well, in the order of `addresses`."""
+    slots = asyncio.Semaphore(concurrency)
     done = 0
     async with httpx.AsyncClient(
         timeout=timeout_seconds,
@@ -33,9 +33,9 @@ async def check_addresses(
         headers={"user-agent": _USER_AGENT, "accept": "*/*"},
     ) as client:
 
-        async def one(address: str) -> tuple[Severity, str] | None:
+        async def check(address: str) -> tuple[Severity, str] | None:
             nonlocal done
-            async with places:
+            async with slots:
                 fault = await _ask(client, address, timeout_seconds)
             done += 1
             if on_checked is not None:
@@ -43,7 +43,7 @@ async def check_addresses(
             return fault
 
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(one(address), name=f"link {address}") for address, _ in addresses]
+            checks = [group.create_task(check(address), name=f"link {address}") for address, _ in addresses]
     return [
         Issue(
             kind="link",
@@ -51,9 +51,9 @@ async def check_addresses(
             line=line,
             excerpt=address,
             message=fault[1],
-            suggestion="Link to what exists, or take the link out." if fault[0] != "low" else "Look at it again later.",
+            suggestion="Link to what exists, or take the link out." if fault[0] != "low" else "Check it again later.",
         )
-        for (address, line), task in zip(addresses, asked, strict=True)
+        for (address, line), task in zip(addresses, checks, strict=True)
         if (fault := task.result()) is not None
     ]
 
@@ -63,7 +63,7 @@ async def _ask(client: httpx.AsyncClient, address: str, timeout_seconds: float) 
         # httpx bounds each read; a server that drips bytes is bounded by this.
         async with asyncio.timeout(3 * timeout_seconds):
             status = (await client.head(address)).status_code
-            if status in _ASK_AGAIN_BY_GET:
+            if status in _RETRY_BY_GET:
                 async with client.stream("GET", address) as response:
                     status = response.status_code
     except (httpx.TimeoutException, TimeoutError):

@@ -1,8 +1,10 @@
 """The payloads of the examination agent's task type, as they travel on the wire."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pantheon.text.sources import SourceInput
 
 MAX_CHARACTERS = 4_000_000
 """The article and all its sources together."""
@@ -13,22 +15,6 @@ Verdict = Literal["approve", "revise", "reject"]
 
 class Payload(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Source(Payload):
-    """A text that the article was written from."""
-
-    title: str = ""
-    text: str
-    url: str | None = None
-
-
-def _source_of_text(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
-
-
-SourceInput = Annotated[Source, BeforeValidator(_source_of_text, json_schema_input_type=Source | str)]
-"""A source, or a plain string standing for its text."""
 
 
 class ReviewContent(Payload):

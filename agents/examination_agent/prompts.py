@@ -1,7 +1,8 @@
-"""What is said to a language model that reviews. Article and sources travel fenced, as data."""
+"""The prompts of a language model that reviews. Article and sources are fenced, as data."""
 
-import re
 from collections.abc import Sequence
+
+from pantheon.language_model import fenced
 
 from .models import Issue, ReviewContent
 
@@ -25,29 +26,28 @@ what should be changed, low for a matter of taste. Do not repeat what is in <fou
 then answer with none.\
 """
 
-_FENCE = re.compile(r"</?(?=(?:article|source|found|topic|style|length_words|guidelines)\b)", re.IGNORECASE)
+_TAGS = "article source found topic style length_words guidelines"
 
 
-def fenced(text: str) -> str:
-    """`text` unable to close the tag it stands in."""
-    return _FENCE.sub(lambda match: match.group().replace("<", "&lt;"), text)
+def _data(text: str) -> str:
+    return fenced(text, _TAGS)
 
 
 def review_prompt(task: ReviewContent, found: Sequence[Issue]) -> str:
     parts = []
     if task.topic.strip():
-        parts.append(f"<topic>{fenced(task.topic.strip())}</topic>")
+        parts.append(f"<topic>{_data(task.topic.strip())}</topic>")
     if task.guidelines.strip():
-        parts.append(f"<guidelines>\n{fenced(task.guidelines.strip())}\n</guidelines>")
+        parts.append(f"<guidelines>\n{_data(task.guidelines.strip())}\n</guidelines>")
     if task.style.strip():
-        parts.append(f"<style>{fenced(task.style.strip())}</style>")
+        parts.append(f"<style>{_data(task.style.strip())}</style>")
     if task.length_words is not None:
         parts.append(f"<length_words>{task.length_words}</length_words>")
     for number, source in enumerate(task.sources, start=1):
-        title = fenced(" ".join(source.title.split())).replace('"', "'")
-        parts.append(f'<source number="{number}" title="{title}">\n{fenced(source.text)}\n</source>')
+        title = _data(" ".join(source.title.split())).replace('"', "'")
+        parts.append(f'<source number="{number}" title="{title}">\n{_data(source.text)}\n</source>')
     rows = "\n".join(f"{number}: {row}" for number, row in enumerate(task.markdown.splitlines(), start=1))
-    parts.append(f"<article>\n{fenced(rows)}\n</article>")
-    lines = "\n".join(f"- {issue.kind}, line {issue.line}: {fenced(issue.message)}" for issue in found)
+    parts.append(f"<article>\n{_data(rows)}\n</article>")
+    lines = "\n".join(f"- {issue.kind}, line {issue.line}: {_data(issue.message)}" for issue in found)
     parts.append(f"<found>\n{lines or 'nothing'}\n</found>")
     return "\n\n".join(parts)

@@ -23,14 +23,14 @@ def check_citations(document: Document, source_count: int) -> list[Issue]:
             issues.append(
                 _citation("medium", line, f"[{number}]", f"{times} entries are numbered {number}", "Number them apart.")
             )
-    told: set[int] = set()
+    reported: set[int] = set()
     for mark in document.marks:
-        if mark.number in entries or mark.number in told:
+        if mark.number in entries or mark.number in reported:
             continue
-        told.add(mark.number)
+        reported.add(mark.number)
         if document.entries or not 1 <= mark.number <= source_count:
-            said = f"[{mark.number}] has no entry in the list of sources"
-            issues.append(_citation("high", mark.line, mark.excerpt[:240], said, "Cite a source that is listed."))
+            message = f"[{mark.number}] has no entry in the list of sources"
+            issues.append(_citation("high", mark.line, mark.excerpt[:240], message, "Cite a source that is listed."))
     if document.marks and not document.entries:
         issues.append(
             _citation("medium", None, "", "there are citation marks and no list of sources", "Add `## Sources`.")
@@ -45,9 +45,9 @@ def check_citations(document: Document, source_count: int) -> list[Issue]:
     ]
     for label, note in document.note_marks.items():
         if label not in document.notes:
-            said = f"[^{label}] has no footnote"
+            message = f"[^{label}] has no footnote"
             issues.append(
-                _citation("high", note.line, note.excerpt[-240:], said, f"Write the note `[^{label}]: \u2026`.")
+                _citation("high", note.line, note.excerpt[-240:], message, f"Write the note `[^{label}]: \u2026`.")
             )
     issues += [
         _citation("low", line, f"[^{label}]", f"nothing refers to the footnote [^{label}]", "Refer to it, or drop it.")

@@ -81,14 +81,14 @@ def _check_headings(document: Document) -> list[Issue]:
     for heading in document.headings:
         key = heading.text.casefold()
         if key in seen:
-            said = f"the heading of line {seen[key]} again: links to it find only the first"
-            issues.append(_issue("medium", heading.line, heading.text, said, "Name it for what is new in it."))
+            message = f"the heading of line {seen[key]} again: links to it find only the first"
+            issues.append(_issue("medium", heading.line, heading.text, message, "Name it for what is new in it."))
         seen.setdefault(key, heading.line)
     if document.words >= WANTS_SECTIONS_FROM_WORDS and not [
         heading for heading in document.headings if heading.level > 1 and not is_sources(heading)
     ]:
-        said = f"{document.words} words without a heading"
-        issues.append(_issue("medium", None, "", said, "Divide the text into sections."))
+        message = f"{document.words} words without a heading"
+        issues.append(_issue("medium", None, "", message, "Divide the text into sections."))
     return issues
 
 
@@ -112,17 +112,17 @@ def _check_paragraphs(document: Document) -> list[Issue]:
         first = paragraph.sentences[0].text
         if size > LONG_PARAGRAPH_WORDS:
             severity: Severity = "medium" if size > VERY_LONG_PARAGRAPH_WORDS else "low"
-            said = f"a paragraph of {size} words"
-            issues.append(_issue(severity, paragraph.line, first, said, "Break it where the matter changes."))
+            message = f"a paragraph of {size} words"
+            issues.append(_issue(severity, paragraph.line, first, message, "Break it where the matter changes."))
         for sentence in paragraph.sentences:
             long = count_words(sentence.text)
             if long > LONG_SENTENCE_WORDS:
-                said = f"a sentence of {long} words"
-                issues.append(_issue("low", sentence.line, sentence.text, said, "Make two sentences of it."))
+                message = f"a sentence of {long} words"
+                issues.append(_issue("low", sentence.line, sentence.text, message, "Make two sentences of it."))
             key = folded(sentence.text)
             if len(key.split()) >= 6 and key in seen:
-                said = f"the sentence of line {seen[key]} again"
-                issues.append(_issue("medium", sentence.line, sentence.text, said, "Say it once."))
+                message = f"the sentence of line {seen[key]} again"
+                issues.append(_issue("medium", sentence.line, sentence.text, message, "Say it once."))
             seen.setdefault(key, sentence.line)
     return issues
 
@@ -141,8 +141,8 @@ def _check_ends(document: Document) -> list[Issue]:
         lead = sum(document.section_words(number) for number in range(first))
         opens = re.match(r"^(?:introduction|overview|intro|einleitung)\b", heading.text, re.IGNORECASE) is not None
         if not lead and not opens:
-            said = "the first section begins without an introduction"
-            issues.append(_issue("medium", heading.line, heading.text, said, "Say first what the article is about."))
+            message = "the first section begins without an introduction"
+            issues.append(_issue("medium", heading.line, heading.text, message, "Say first what the article is about."))
     last = sections[-1][1]
     if document.words >= WANTS_CONCLUSION_FROM_WORDS and not _CONCLUSION.match(last.text):
         issues.append(_issue("low", last.line, last.text, "there is no conclusion", "Add a section `## Conclusion`."))
@@ -156,20 +156,22 @@ def _check_length(document: Document, length_words: int | None) -> list[Issue]:
     for tolerance, severity in LENGTH_TOLERANCES:
         if abs(off) > tolerance:
             too = "too long" if off > 0 else "too short"
-            said = f"{document.words} words where {length_words} were asked for: {too} by {abs(off):.0%}"
+            message = f"{document.words} words where {length_words} were asked for: {too} by {abs(off):.0%}"
             return [
-                _issue(severity, None, "", said, "Cut what matters least." if off > 0 else "Say more from the sources.")
+                _issue(
+                    severity, None, "", message, "Cut what matters least." if off > 0 else "Say more from the sources."
+                )
             ]
     return []
 
 
 def _check_topic(document: Document, topic: str) -> list[Issue]:
-    wanted = set(terms(topic))
-    if not wanted:
+    topic_terms = set(terms(topic))
+    if not topic_terms:
         return []
     text = " ".join([heading.text for heading in document.headings] + [plain(s.text) for s in document.sentences])
-    share = len(wanted & set(terms(text))) / len(wanted)
+    share = len(topic_terms & set(terms(text))) / len(topic_terms)
     if share >= _TOPIC_SHARE:
         return []
-    said = f"the article has {share:.0%} of the topic's words: it speaks of something else"
-    return [_issue("high", None, topic, said, "Write about the topic.", kind="topic")]
+    message = f"the article has {share:.0%} of the topic's words: it speaks of something else"
+    return [_issue("high", None, topic, message, "Write about the topic.", kind="topic")]

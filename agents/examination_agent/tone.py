@@ -89,7 +89,7 @@ def read_rules(guidelines: str, style: str = "") -> Rules:
 
 
 def _phrases(guidelines: str, verb: str) -> tuple[str, ...]:
-    """What stands behind `Avoid:` or `Never use the words`; a rule that describes instead of naming gives nothing."""
+    """The phrases behind `Avoid:` or `Never use the words`; a rule that describes instead of naming has none."""
     found: dict[str, None] = {}
     named = r"(?P<named>(?: the)?(?: following)?(?: words?| phrases?| terms?| expressions?))?"
     pattern = rf"\b{verb}{named}\s*(?P<colon>:)?\s*(?P<list>[^.;\n]+)"
@@ -99,7 +99,7 @@ def _phrases(guidelines: str, verb: str) -> tuple[str, ...]:
             r"[\"\u201c`]([^\"\u201d`]{2,40})[\"\u201d`]|(?<!\w)['\u2018]([^'\u2019]{2,40})['\u2019](?!\w)", listing
         )
         if quoted:
-            pieces = [one or other for one, other in quoted]
+            pieces = [double or single for double, single in quoted]
         elif match.group("colon") or match.group("named"):
             pieces = re.split(r",|\bor\b|\band\b|/", listing)
         else:
@@ -168,8 +168,8 @@ def _check_sentence(text: str, line: int, rules: Rules) -> list[Issue]:
         issues.append(_issue("low", line, text, "a contraction, where the guidelines want none", "Write it out."))
     size = len(bare.split())
     if rules.max_sentence_words is not None and size > rules.max_sentence_words:
-        said = f"a sentence of {size} words, where the guidelines allow {rules.max_sentence_words}"
-        issues.append(_issue("low", line, text, said, "Make two sentences of it."))
+        message = f"a sentence of {size} words, where the guidelines allow {rules.max_sentence_words}"
+        issues.append(_issue("low", line, text, message, "Make two sentences of it."))
     return issues
 
 
@@ -179,13 +179,13 @@ def _check_words(text: str, line: int, rules: Rules) -> list[Issue]:
     issues: list[Issue] = []
     avoided = [phrase for phrase in rules.avoided if _has(phrase, lower)]
     if avoided:
-        said = f"the guidelines avoid {', '.join(repr(phrase) for phrase in avoided)}"
-        issues.append(_issue("medium", line, text, said, "Use a plain word, or none."))
+        message = f"the guidelines avoid {', '.join(repr(phrase) for phrase in avoided)}"
+        issues.append(_issue("medium", line, text, message, "Use a plain word, or none."))
     hype = [phrase for phrase in HYPE if _has(phrase, lower) and phrase not in avoided]
     if hype:
         verb = "praises" if len(hype) == 1 else "praise"
-        said = f"{', '.join(repr(phrase) for phrase in hype)} {verb} instead of saying"
-        issues.append(_issue("low", line, text, said, "Say what it does."))
+        message = f"{', '.join(repr(phrase) for phrase in hype)} {verb} instead of saying"
+        issues.append(_issue("low", line, text, message, "Say what it does."))
     if _SHOUTING.search(bare):
         issues.append(_issue("medium", line, text, "words in capitals shout", "Write them in small letters."))
     if rules.no_emoji and _EMOJI.search(bare):

@@ -64,5 +64,5 @@ def summary_of(verdict: Verdict, score: int, issues: Sequence[Issue], notes: Seq
         found = f"{len(issues)} issue{'s' if len(issues) > 1 else ''} ({severities}): {named}."
     else:
         found = "No issues found."
-    said = {"approve": "Approved", "revise": "Needs a revision", "reject": "Rejected"}[verdict]
-    return " ".join([f"{said} with a score of {score} of 100.", found, *notes])
+    opening = {"approve": "Approved", "revise": "Needs a revision", "reject": "Rejected"}[verdict]
+    return " ".join([f"{opening} with a score of {score} of 100.", found, *notes])

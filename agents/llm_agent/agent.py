@@ -2,18 +2,16 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import cache
 
 from pantheon import Agent, TaskContext, TaskFailure
-from pantheon.language_model import require_models
+from pantheon.language_model import LanguageModel, Prompt, require_models
+from pantheon.text.words import count_words
 
 from . import offline
 from .answers import article_of, summary_of
 from .article import Entry
 from .corpus import read_sources
-from .language_model import Answer, LanguageModel
-from .markdown import count_words
 from .models import Citation, GenerateContent, GeneratedContent, SummarizeContent, SummarizedContent
 from .preferences import read_preferences
 from .prompts import SUMMARIZER, summarizer_prompt, writer_instructions, writer_prompt
@@ -47,7 +45,7 @@ def language_model() -> LanguageModel:
 
 @agent.task("generate_content", timeout_seconds=_TASK_TIMEOUT_SECONDS)
 async def generate_content(task: GenerateContent, ctx: TaskContext) -> GeneratedContent:
-    """Write an article about a topic from sources, or revise one as its review asks."""
+    """Write an article about a topic from sources, or revise an article as its review asks."""
     if settings().model:
         return await _generate_by_model(task, ctx)
     if task.previous is None and not any(source.text.strip() for source in task.sources):
@@ -98,9 +96,10 @@ async def _generate_offline(task: GenerateContent, ctx: TaskContext) -> Generate
         ) from error
     if written.shortfall:
         note += f" The sources reach for {written.article.words} of the {task.length_words} words asked for."
-    for one, two in await asyncio.to_thread(offline.disagreements, selection):
+    for first, second in await asyncio.to_thread(offline.disagreements, selection):
         note += (
-            f" Sources [{one.source}] and [{two.source}] may disagree: \u201c{one.text}\u201d, \u201c{two.text}\u201d."
+            f" Sources [{first.source}] and [{second.source}] may disagree: "
+            f"\u201c{first.text}\u201d, \u201c{second.text}\u201d."
         )
     for block in written.markdown.splitlines(keepends=True):
         await ctx.stream(block)
@@ -121,17 +120,13 @@ async def _generate_by_model(task: GenerateContent, ctx: TaskContext) -> Generat
     corpus = await asyncio.to_thread(read_sources, task.sources)
     await ctx.progress(5, f"asking {settings().model}")
     expected = max(_TOKENS_FLOOR, round(task.length_words * _TOKENS_PER_WORD))
-    answer = await _ask(
-        ctx,
-        writer_instructions(task),
-        writer_prompt(task, corpus.titles),
-        max_output_tokens=expected,
-        expected_words=task.length_words,
-    )
+    prompt = _prompt(writer_instructions(task), writer_prompt(task, corpus.titles), expected)
+    text = await _ask(ctx, prompt, expected_words=task.length_words)
     entries = offline.entries_of(corpus)
-    article = article_of(answer.text, offline.title_of(task.topic), entries)
+    article = article_of(text, offline.title_of(task.topic), entries)
+    model = settings().model
     if not article.word_count:
-        raise TaskFailure("model_answer_unusable", f"{answer.model} answered without an article", retryable=True)
+        raise TaskFailure("model_answer_unusable", f"{model} answered without an article", retryable=True)
     await ctx.progress(100, f"{article.word_count} words written")
     note = "The model cited none of the sources." if entries and not article.cited else ""
     return GeneratedContent(
@@ -141,7 +136,7 @@ async def _generate_by_model(task: GenerateContent, ctx: TaskContext) -> Generat
         word_count=article.word_count,
         citations=_citations([entry for entry in entries if entry.number in article.cited]),
         offline=False,
-        model=answer.model,
+        model=model,
         note=note,
     )
 
@@ -154,18 +149,18 @@ async def summarize_content(task: SummarizeContent, ctx: TaskContext) -> Summari
         corpus = await asyncio.to_thread(read_sources, sources)
         await ctx.progress(5, f"asking {settings().model}")
         expected = max(_TOKENS_FLOOR, round(task.max_words * _TOKENS_PER_WORD))
-        prompt = summarizer_prompt(task, sources, corpus.titles)
-        answer = await _ask(ctx, SUMMARIZER, prompt, max_output_tokens=expected, expected_words=task.max_words)
-        summary, points = summary_of(answer.text)
+        prompt = _prompt(SUMMARIZER, summarizer_prompt(task, sources, corpus.titles), expected)
+        summary, points = summary_of(await _ask(ctx, prompt, expected_words=task.max_words))
         if not summary:
-            raise TaskFailure("model_answer_unusable", f"{answer.model} answered without a summary", retryable=True)
+            message = f"{settings().model} answered without a summary"
+            raise TaskFailure("model_answer_unusable", message, retryable=True)
         result = SummarizedContent(
             summary=summary,
             key_points=points,
             word_count=count_words(summary),
             title=corpus.titles[0] if len(corpus.titles) == 1 else "",
             offline=False,
-            model=answer.model,
+            model=settings().model,
         )
     else:
         await ctx.progress(10, f"reading {_counted(len(sources), 'source')}")
@@ -190,10 +185,12 @@ async def summarize_content(task: SummarizeContent, ctx: TaskContext) -> Summari
     return result
 
 
-async def _ask(
-    ctx: TaskContext, instructions: str, prompt: str, *, max_output_tokens: int, expected_words: int
-) -> Answer:
-    """The model's answer, its text streamed and its progress told as it comes, its usage reported."""
+def _prompt(instructions: str, text: str, max_output_tokens: int) -> Prompt:
+    return Prompt(instructions, text, max_output_tokens, temperature=settings().temperature)
+
+
+async def _ask(ctx: TaskContext, prompt: Prompt, *, expected_words: int) -> str:
+    """The model's text, streamed and with progress while it comes, its usage reported."""
     received = 0
 
     async def on_text(piece: str) -> None:
@@ -202,15 +199,7 @@ async def _ask(
         await ctx.stream(piece)
         await ctx.progress(min(95.0, 5 + 90 * received / expected_words))
 
-    remaining = (ctx.deadline - datetime.now(UTC)).total_seconds() if ctx.deadline is not None else None
-    return await language_model().stream(
-        instructions,
-        prompt,
-        on_text,
-        on_usage=ctx.report_usage,
-        max_output_tokens=max_output_tokens,
-        within_seconds=remaining,
-    )
+    return await language_model().stream(prompt, on_text, on_usage=ctx.report_usage, deadline=ctx.deadline)
 
 
 def _citations(entries: Sequence[Entry]) -> list[Citation]:

@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 
+from pantheon.text.sentences import split_sentences
+from pantheon.text.words import count_words, plain
+
 from .article import Article, Entry, parse, render_sources
-from .markdown import count_words, plain
-from .sentences import split_sentences
 
 _WRAPPING_FENCE = re.compile(r"\A\s*```(?:markdown|md)?[ \t]*\n(.*?)\n```\s*\Z", re.DOTALL | re.IGNORECASE)
 _SOURCES_SECTION = re.compile(

@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from .markdown import blocks_of, count_words
-from .sentences import split_sentences
+from pantheon.text.sentences import split_sentences
+from pantheon.text.words import count_words
+
+from .markdown import blocks_of
 
 SOURCES_HEADING = "Sources"
 _MARK = re.compile(r"\s*\[(\d{1,3})\](?!\()")
@@ -110,8 +112,8 @@ def render(article: Article, entries: Sequence[Entry]) -> str:
 
 
 def render_sources(entries: Sequence[Entry], cited: Iterable[int]) -> str:
-    wanted = set(cited)
-    chosen = [entry for entry in sorted(entries, key=lambda entry: entry.number) if entry.number in wanted]
+    numbers = set(cited)
+    chosen = [entry for entry in sorted(entries, key=lambda entry: entry.number) if entry.number in numbers]
     if not chosen:
         return ""
     # A Markdown list counts on by itself: with a gap, numbers must be written out to stay what the marks say.

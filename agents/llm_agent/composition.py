@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from pantheon.text.terms import STOP_WORDS, stem, terms, words
+from pantheon.text.words import UNDIVIDED
+
 from .article import Article, Line, Paragraph, Part
 from .corpus import OPENING, Corpus, Section, Sentence, is_usable
-from .markdown import UNDIVIDED
 from .ranking import Ranking, cosine
 from .selection import Selection, standing
-from .vocabulary import STOP_WORDS, stem, terms, words
 
 SHORT_ARTICLE_WORDS = 200
 """Below this an article is one run of paragraphs: headings would outweigh what they head."""
@@ -32,7 +33,7 @@ _GENERIC_HEADING = re.compile(
     r"motivation|basics|notes?|more|other|results?|analysis|why|what|how)$",
     re.IGNORECASE,
 )
-OPENING_PLACE, CLOSING_PLACE, FIRST_BODY_PLACE = 0, 1, 2
+OPENING_PART, CLOSING_PART, FIRST_BODY_PART = 0, 1, 2
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ def compose(selection: Selection, title: str, target_words: int) -> Article:
     """An article of about `target_words` words, as far as the sources reach."""
     corpus = selection.corpus
     if target_words < SHORT_ARTICLE_WORDS or corpus.words < SHORT_ARTICLE_WORDS:
-        chosen = selection.fill(corpus.sentences, target_words, OPENING_PLACE)
+        chosen = selection.fill(corpus.sentences, target_words, OPENING_PART)
         return Article(title, [Part("", paragraphs_of(chosen))])
 
     opening = take_opening(selection, target_words)
@@ -78,7 +79,7 @@ def take_opening(selection: Selection, target_words: int) -> list[Sentence]:
         missing = budget - sum(sentence.words for sentence in chosen)
         if missing < budget / 3:
             break
-        chosen += selection.passage(section.sentences, missing, OPENING_PLACE)
+        chosen += selection.passage(section.sentences, missing, OPENING_PART)
     return chosen
 
 
@@ -93,10 +94,10 @@ def take_closing(selection: Selection, target_words: int) -> list[Sentence]:
         for section in last.values()
     ]
     for sentences in _by_worth(selection, named):
-        if chosen := selection.passage(sentences, budget, CLOSING_PLACE):
+        if chosen := selection.passage(sentences, budget, CLOSING_PART):
             return chosen
     for sentences in _by_worth(selection, ends):
-        chosen = selection.passage(sentences, budget, CLOSING_PLACE)
+        chosen = selection.passage(sentences, budget, CLOSING_PART)
         if len(chosen) >= _MIN_UNNAMED_CLOSING_SENTENCES:
             return chosen
         for sentence in chosen:  # one sentence out of a paragraph concludes nothing
@@ -120,16 +121,16 @@ def _lead_value(selection: Selection, section: Section) -> float:
 
 def _bodies(selection: Selection, title: str, budget: int) -> list[tuple[Group, list[Sentence]]]:
     groups = _groups(selection)
-    wanted = max(1, min(_MAX_SECTIONS, round(budget / _SECTION_WORDS)))
+    count = max(1, min(_MAX_SECTIONS, round(budget / _SECTION_WORDS)))
     ordered = _ordered_by_value(selection, groups)
-    chosen, spare = ordered[:wanted], [*ordered[wanted:], *_gathered(selection)]
+    chosen, spare = ordered[:count], [*ordered[count:], *_gathered(selection)]
     # More sections where those chosen cannot hold the length.
     while spare and sum(_available(selection, group) for group in chosen) < 1.15 * budget:
         chosen.append(spare.pop(0))
     chosen.sort(key=lambda group: group.sections[0].index)
     shares = _shares(selection, chosen, round(_WITHOUT_GAPS_CLOSED * budget))
     filled = [
-        (group, selection.fill(group.sentences, share, FIRST_BODY_PLACE + number))
+        (group, selection.fill(group.sentences, share, FIRST_BODY_PART + number))
         for number, (group, share) in enumerate(zip(chosen, shares, strict=True))
     ]
     filled = _gaps_closed(selection, _topped_up(selection, filled, budget), round(_WITH_GAPS_CLOSED * budget))
@@ -152,17 +153,17 @@ def _gaps_closed(
     corpus = selection.corpus
     gaps: list[tuple[int, int, int, list[Sentence]]] = []
     for number, (_, sentences) in enumerate(filled):
-        for one, other in pairwise(sentences):
-            missing = corpus.sentences[one.index + 1 : other.index]
-            if missing and len(missing) <= _GAP_SENTENCES and one.paragraph == other.paragraph:
+        for before, after in pairwise(sentences):
+            missing = corpus.sentences[before.index + 1 : after.index]
+            if missing and len(missing) <= _GAP_SENTENCES and before.paragraph == after.paragraph:
                 size = sum(sentence.words for sentence in missing)
                 if all(_may_close(selection, sentence) for sentence in missing):
-                    gaps.append((size, one.index, number, missing))
+                    gaps.append((size, before.index, number, missing))
     room = limit - sum(sentence.words for _, sentences in filled for sentence in sentences)
-    for size, before, number, missing in sorted(gaps, key=lambda gap: gap[:2]):
+    for size, index, number, missing in sorted(gaps, key=lambda gap: gap[:2]):
         if size > room:
             break
-        selection.take(missing, selection.place[before])
+        selection.take(missing, selection.part[index])
         room -= size
         filled[number][1].extend(missing)
         filled[number][1].sort(key=lambda sentence: sentence.index)
@@ -188,8 +189,8 @@ def _topped_up(
         gained: list[Sentence] = []
         for number in order:
             group, sentences = result[number]
-            place = selection.place[sentences[0].index] if sentences else FIRST_BODY_PLACE + len(result) + number
-            gained = selection.fill(group.sentences, missing, place)
+            part = selection.part[sentences[0].index] if sentences else FIRST_BODY_PART + len(result) + number
+            gained = selection.fill(group.sentences, missing, part)
             if gained:
                 result[number] = (group, sorted(sentences + gained, key=lambda sentence: sentence.index))
                 break
@@ -230,27 +231,27 @@ def _available(selection: Selection, group: Group) -> int:
 
 
 def _ordered_by_value(selection: Selection, groups: list[Group]) -> list[Group]:
-    """The groups worth most first, new matter and sources not heard yet preferred."""
+    """The groups worth most first, new matter and unused sources preferred."""
     for group in groups:
         scores = sorted((selection.score(s.index) for s in group.sentences if selection.may_take(s)), reverse=True)[:5]
         heading = " ".join(section.heading for section in group.sections)
         group.value = sum(scores) / max(1, len(scores))
         group.value += 0.3 * cosine(selection.ranking.vector(terms(heading)), selection.ranking.topic)
     ordered: list[Group] = []
-    heard: set[int] = set()
+    used_sources: set[int] = set()
     left = list(groups)
-    # How much each says again of what is ordered already. Kept, because a long source has hundreds of sections.
+    # How much each repeats of what is ordered already. Kept, because a long source has hundreds of sections.
     repeats = {id(group): 0.0 for group in groups}
     while left:
 
         def worth(group: Group) -> float:
-            new = any(section.source not in heard for section in group.sections)
+            new = any(section.source not in used_sources for section in group.sections)
             return group.value - 0.3 * repeats[id(group)] + (_NEW_SOURCE_BONUS if new else 0.0)
 
         best = max(left, key=lambda group: (worth(group), -group.sections[0].index))
         left = [group for group in left if group is not best]
         ordered.append(best)
-        heard.update(section.source for section in best.sections)
+        used_sources.update(section.source for section in best.sections)
         for group in left:
             repeats[id(group)] = max(repeats[id(group)], cosine(group.vector, best.vector))
     return ordered
@@ -266,12 +267,12 @@ def _shares(selection: Selection, groups: list[Group], budget: int) -> list[int]
         if left < 1 or not open_groups:
             break
         total = sum(0.2 + groups[number].value for number in open_groups)
-        given = 0.0
+        granted = 0.0
         for number in open_groups:
             amount = min(limits[number] - shares[number], left * (0.2 + groups[number].value) / total)
             shares[number] += amount
-            given += amount
-        left -= given
+            granted += amount
+        left -= granted
     return [round(share) for share in shares]
 
 

@@ -1,13 +1,15 @@
-"""The sources taken apart: sections with their sentences, each knowing its place."""
+"""The sources taken apart: sections with their sentences, each with its position."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .markdown import blocks_of, count_words, plain
-from .sentences import split_sentences
-from .vocabulary import terms
+from pantheon.text.sentences import split_sentences
+from pantheon.text.terms import terms
+from pantheon.text.words import count_words, plain
+
+from .markdown import blocks_of
 
 _MIN_SENTENCE_WORDS = 5
 _MAX_SENTENCE_WORDS = 60
@@ -82,7 +84,7 @@ class SourceText(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One sentence of a source. `index` is its place in the whole corpus, `paragraph` a number unique there too."""
+    """One sentence of a source. `index` is its position in the whole corpus, `paragraph` a number unique there too."""
 
     index: int
     text: str

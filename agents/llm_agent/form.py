@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from .article import Article, Line, Paragraph, Part
-from .composition import FIRST_BODY_PLACE, Group, name_groups, paragraphs_of, take_closing, take_opening
+from .composition import FIRST_BODY_PART, Group, name_groups, paragraphs_of, take_closing, take_opening
 from .corpus import CLOSING, leans
 from .selection import Selection
 
@@ -12,7 +12,7 @@ _MIN_NEW_PART_WORDS = 40
 _LONG_PARAGRAPH_SENTENCES, _LONG_PARAGRAPH_WORDS = 6, 140
 
 Count = Callable[[str], None]
-"""Told of each change, by its kind."""
+"""Called at each change, with its kind."""
 
 
 def tidy(article: Article, count: Count) -> None:
@@ -80,10 +80,10 @@ def lengthen(article: Article, selection: Selection, length_words: int, count: C
     closing = len(article.parts) > 1 and bool(CLOSING.match(article.parts[-1].heading))
     bodies = article.parts[1:-1] if closing else article.parts[1:]
     sections = selection.corpus.sections
-    for number, part in enumerate(bodies or article.parts[:1], start=FIRST_BODY_PLACE):
+    for number, part in enumerate(bodies or article.parts[:1], start=FIRST_BODY_PART):
         origins = {selection.corpus.sentences[line.origin].section for line in part.lines() if line.origin is not None}
         candidates = [sentence for section in sections if section.index in origins for sentence in section.sentences]
-        gained = selection.fill(candidates, _missing(article, length_words), _fresh_place(number))
+        gained = selection.fill(candidates, _missing(article, length_words), _fresh_part(number))
         if gained:
             part.paragraphs.extend(paragraphs_of(gained))
             count("section extended")
@@ -92,7 +92,7 @@ def lengthen(article: Article, selection: Selection, length_words: int, count: C
         if missing < _MIN_NEW_PART_WORDS:
             return
         group = Group([section])
-        chosen = selection.fill(group.sentences, missing, _fresh_place(len(sections) + section.index))
+        chosen = selection.fill(group.sentences, missing, _fresh_part(len(sections) + section.index))
         if sum(sentence.words for sentence in chosen) < _MIN_NEW_PART_WORDS:
             for sentence in chosen:
                 selection.drop(sentence)
@@ -102,7 +102,7 @@ def lengthen(article: Article, selection: Selection, length_words: int, count: C
         count("section added")
 
 
-def _fresh_place(number: int) -> int:
+def _fresh_part(number: int) -> int:
     # Parts of the old article are numbered from 0; new ones must not be taken for them.
     return 10_000 + number
 

@@ -8,11 +8,12 @@ from typing import Literal
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from pantheon.text.front_matter import without_front_matter
+
 BlockKind = Literal["heading", "paragraph", "item", "other"]
 
 _REFERENCE_MARK = re.compile(r"\s*\[\^?\d{1,3}(?:\s*[,;\-\u2013]\s*\d{1,3})*\](?!\()")
 _PROSE_MIN_WORDS = 8
-_FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,7 @@ def blocks_of(markdown: str, *, keep_marks: bool = False) -> list[Block]:
     Citation marks such as [3] belong to the document that carries its list, so they are left out unless
     `keep_marks` asks for them.
     """
-    front = _FRONT_MATTER.match(markdown)
-    if front:
-        # Blank lines in its place keep every later line number true.
-        markdown = "\n" * front.group().count("\n") + markdown[front.end() :]
+    markdown = without_front_matter(markdown)
     blocks: list[Block] = []
     quoted = items = tables = 0
     for index, token in enumerate(tokens := _parser().parse(markdown)):
@@ -125,29 +123,3 @@ def render_inline(children: list[Token]) -> str:
 
 def _escaped(text: str) -> str:
     return re.sub(r"([\\`*<])", r"\\\1", text)
-
-
-_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-_MARKUP = re.compile(r"\\([\\`*<])|(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)|`+")
-
-
-def plain(inline: str) -> str:
-    """The text a reader sees of one line of inline Markdown."""
-    text = _LINK.sub(r"\1", inline)
-    return _MARKUP.sub(lambda match: match.group(1) or "", text)
-
-
-_WORD = re.compile(r"[^\W_]+(?:['\u2019.\-/][^\W_]+)*")
-
-
-UNDIVIDED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")
-"""Characters of scripts that put no space between words: Chinese, Japanese, Thai."""
-
-
-def count_words(text: str) -> int:
-    """Two characters of a script without spaces count as a word, which is what translators reckon with."""
-    bare = plain(text)
-    undivided = len(UNDIVIDED.findall(bare))
-    if undivided:
-        bare = UNDIVIDED.sub(" ", bare)
-    return len(_WORD.findall(bare)) + (undivided + 1) // 2

@@ -1,8 +1,10 @@
 """The payloads of the llm agent's task types, as they travel on the wire."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from pantheon.text.sources import Source, SourceInput
 
 MAX_SOURCES_CHARACTERS = 4_000_000
 """All sources of one request together: about 1,200 pages, far beyond what a message may carry inline."""
@@ -11,21 +13,6 @@ MAX_SOURCES_CHARACTERS = 4_000_000
 class Payload(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-
-class Source(Payload):
-    """A text to write from. Without a title, its first heading or line serves as one."""
-
-    title: str = ""
-    text: str
-    url: str | None = None
-
-
-def _source_of_text(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
-
-
-SourceInput = Annotated[Source, BeforeValidator(_source_of_text, json_schema_input_type=Source | str)]
-"""A source, or a plain string standing for its text."""
 
 Topic = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2_000)]
 
@@ -71,7 +58,7 @@ class Citation(Payload):
 
 
 class GeneratedContent(Payload):
-    """An article. `offline` says that no language model took part; `note` says what a reader should know of it."""
+    """An article. `offline` says that no language model took part; `note` states what a reader should know of it."""
 
     title: str
     markdown: str
@@ -84,7 +71,7 @@ class GeneratedContent(Payload):
 
 
 class SummarizeContent(Payload):
-    """Summarize `sources`, or `text` alone, with a view to `topic` when one is given."""
+    """Summarize `sources`, or `text` alone, with a view to `topic` when it is set."""
 
     sources: list[SourceInput] = []
     text: str = ""
@@ -105,7 +92,7 @@ class SummarizeContent(Payload):
 
 
 class SummarizedContent(Payload):
-    """A summary. `title` is the source's, where there was one: given, or found in its text."""
+    """A summary. `title` is that of the only source: its own, or found in its text."""
 
     summary: str
     key_points: list[str]

@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pantheon.text.words import plain
+
 from .article import Article, Entry, Line, Paragraph, render
 from .composition import compose
 from .corpus import Corpus, Sentence, SourceText, leans, read_sources, strip_connective
-from .markdown import plain
 from .preferences import read_preferences
 from .ranking import Ranking
 from .selection import Selection
@@ -16,7 +17,7 @@ _SUMMARY_WORDS = 60
 _END_BONUS = 0.5
 _FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
 _SAME_MATTER = 0.5
-"""Share of two sentences' terms, figures left out, that both have: above it they speak of one thing."""
+"""Share of two sentences' terms, figures left out, that both have: above it they are about the same thing."""
 _DISAGREEMENTS_MAX = 3
 _KEY_POINTS_MAX = 6
 _WORDS_PER_KEY_POINT = 40
@@ -108,7 +109,7 @@ def as_bullets(article: Article) -> None:
 def disagreements(selection: Selection) -> list[tuple[Sentence, Sentence]]:
     """Pairs of sentences of two sources that say the same with other figures, of which the article has one at least.
 
-    Nobody here can tell who is right: the reader must be told that there is a question.
+    No rule can decide which is right: the note names both for the reader.
     """
     sentences = selection.corpus.sentences
     figures = {sentence.index: set(_FIGURE.findall(plain(sentence.text))) for sentence in sentences if sentence.usable}
@@ -126,11 +127,11 @@ def disagreements(selection: Selection) -> list[tuple[Sentence, Sentence]]:
             ):
                 found.append((likeness, sentences[index], sentences[other]))
     found.sort(key=lambda pair: (-pair[0], pair[1].index, pair[2].index))
-    return [(one, two) for _, one, two in found[:_DISAGREEMENTS_MAX]]
+    return [(first, second) for _, first, second in found[:_DISAGREEMENTS_MAX]]
 
 
-def _same_matter(one: Sentence, two: Sentence) -> bool:
-    mine, theirs = ({term for term in sentence.terms if not term[0].isdigit()} for sentence in (one, two))
+def _same_matter(sentence: Sentence, other: Sentence) -> bool:
+    mine, theirs = ({term for term in item.terms if not term[0].isdigit()} for item in (sentence, other))
     return len(mine & theirs) >= _SAME_MATTER * len(mine | theirs)
 
 
@@ -183,12 +184,12 @@ def summarize(sources: Sequence[SourceText], topic: str, max_words: int, style: 
 
 def _key_points(selection: Selection, max_words: int) -> list[str]:
     """Single sentences that need no other, the weightiest of different matters first found, in the sources' order."""
-    wanted = max(3, min(_KEY_POINTS_MAX, round(max_words / _WORDS_PER_KEY_POINT)))
+    count = max(3, min(_KEY_POINTS_MAX, round(max_words / _WORDS_PER_KEY_POINT)))
     fresh = Selection(selection.corpus, selection.ranking, bias=selection.bias)
     points: list[int] = []
     candidates = [sentence for sentence in selection.corpus.sentences if sentence.usable and not sentence.leans]
-    for sentence in sorted(candidates, key=lambda one: (-fresh.score(one.index), one.index)):
-        if len(points) == wanted:
+    for sentence in sorted(candidates, key=lambda sentence: (-fresh.score(sentence.index), sentence.index)):
+        if len(points) == count:
             break
         if fresh.nearest.get(sentence.index, 0.0) < 0.3:
             fresh.take([sentence], 0)

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pantheon.text.words import plain
+
 from .corpus import Sentence
-from .markdown import plain
 
 _AVOID = re.compile(
     r"\b(?:avoid(?: using)?|do not use|don't use|never use|banned|forbidden|not allowed|without)(?: the)?"
@@ -15,7 +16,7 @@ _AVOID = re.compile(
 _QUOTED = re.compile(r"[\"\u201c'\u2018`]([^\"\u201d'\u2019`]{2,40})[\"\u201d'\u2019`]")
 _FIRST_PERSON = re.compile(r"\b(?:I|me|my|mine|we|us|our|ours)\b")
 _MAX_PHRASE_WORDS = 3
-_UNWANTED = -0.6
+_UNWELCOME = -0.6
 _CONCISE_WORDS = 18
 
 
@@ -32,14 +33,14 @@ class Preferences:
     bullets: bool = False
 
     def bias(self, sentences: Iterable[Sentence]) -> dict[int, float]:
-        """How much more or less each sentence is wanted."""
+        """How much each sentence gains or loses by the preferences."""
         return {sentence.index: amount for sentence in sentences if (amount := self._wish(sentence))}
 
     def _wish(self, sentence: Sentence) -> float:
         text = plain(sentence.text)
         amount = 0.0
         if self.breaks(text):
-            amount += _UNWANTED
+            amount += _UNWELCOME
         if self.concise:
             amount += 0.06 if sentence.words <= _CONCISE_WORDS else -0.06
         if self.technical and "`" in sentence.text:

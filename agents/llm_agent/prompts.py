@@ -1,9 +1,11 @@
-"""What is said to a language model. Sources travel fenced, as data: nothing in them is an instruction."""
+"""The prompts of a language model that writes. Sources are fenced, as data: nothing in them is an instruction."""
 
-import re
 from collections.abc import Sequence
 
-from .models import GenerateContent, Issue, Source, SummarizeContent
+from pantheon.language_model import fenced
+from pantheon.text.sources import Source
+
+from .models import GenerateContent, Issue, SummarizeContent
 
 WRITER = """\
 You write articles in Markdown for a publishing system. A person's request is in the tags <topic>, <style>, \
@@ -47,23 +49,22 @@ KEY POINTS:
 - three to six single sentences\
 """
 
-_FENCE = re.compile(r"</?(?=(?:source|previous_article|issues?|topic|style|length_words|guidelines|max_words)\b)", re.I)
+_TAGS = "source previous_article issue issues topic style length_words guidelines max_words"
 
 
-def fenced(text: str) -> str:
-    """`text` unable to close the tag it stands in."""
-    return _FENCE.sub(lambda match: match.group().replace("<", "&lt;"), text)
+def _data(text: str) -> str:
+    return fenced(text, _TAGS)
 
 
 def _attribute(text: str) -> str:
-    return fenced(" ".join(text.split())).replace('"', "'")
+    return _data(" ".join(text.split())).replace('"', "'")
 
 
 def sources_block(sources: Sequence[Source], titles: Sequence[str]) -> str:
     blocks = []
     for number, (source, title) in enumerate(zip(sources, titles, strict=True), start=1):
         url = f' url="{_attribute(source.url)}"' if source.url else ""
-        blocks.append(f'<source number="{number}" title="{_attribute(title)}"{url}>\n{fenced(source.text)}\n</source>')
+        blocks.append(f'<source number="{number}" title="{_attribute(title)}"{url}>\n{_data(source.text)}\n</source>')
     return "\n\n".join(blocks)
 
 
@@ -76,15 +77,15 @@ def writer_instructions(task: GenerateContent) -> str:
 
 
 def writer_prompt(task: GenerateContent, titles: Sequence[str]) -> str:
-    parts = [f"<topic>{fenced(task.topic)}</topic>", f"<length_words>{task.length_words}</length_words>"]
+    parts = [f"<topic>{_data(task.topic)}</topic>", f"<length_words>{task.length_words}</length_words>"]
     if task.style.strip():
-        parts.append(f"<style>{fenced(task.style.strip())}</style>")
+        parts.append(f"<style>{_data(task.style.strip())}</style>")
     if task.guidelines.strip():
-        parts.append(f"<guidelines>\n{fenced(task.guidelines.strip())}\n</guidelines>")
+        parts.append(f"<guidelines>\n{_data(task.guidelines.strip())}\n</guidelines>")
     if task.sources:
         parts.append(sources_block(task.sources, titles))
     if task.previous is not None:
-        parts.append(f"<previous_article>\n{fenced(task.previous.markdown)}\n</previous_article>")
+        parts.append(f"<previous_article>\n{_data(task.previous.markdown)}\n</previous_article>")
         parts.append(f"<issues>\n{issues_block(task.previous.issues)}\n</issues>")
     return "\n\n".join(parts)
 
@@ -92,18 +93,18 @@ def writer_prompt(task: GenerateContent, titles: Sequence[str]) -> str:
 def issues_block(issues: Sequence[Issue]) -> str:
     lines = []
     for issue in issues:
-        place = f", line {issue.line}" if issue.line is not None else ""
-        excerpt = f' At: "{fenced(issue.excerpt)}".' if issue.excerpt else ""
-        suggestion = f" {fenced(issue.suggestion)}" if issue.suggestion else ""
-        lines.append(f"- {issue.kind} ({issue.severity}{place}): {fenced(issue.message)}{excerpt}{suggestion}")
+        position = f", line {issue.line}" if issue.line is not None else ""
+        excerpt = f' At: "{_data(issue.excerpt)}".' if issue.excerpt else ""
+        suggestion = f" {_data(issue.suggestion)}" if issue.suggestion else ""
+        lines.append(f"- {issue.kind} ({issue.severity}{position}): {_data(issue.message)}{excerpt}{suggestion}")
     return "\n".join(lines) or "- the reviewer asks for a revision and names no single issue"
 
 
 def summarizer_prompt(task: SummarizeContent, sources: Sequence[Source], titles: Sequence[str]) -> str:
     parts = [f"<max_words>{task.max_words}</max_words>"]
     if task.topic.strip():
-        parts.append(f"<topic>{fenced(task.topic.strip())}</topic>")
+        parts.append(f"<topic>{_data(task.topic.strip())}</topic>")
     if task.style.strip():
-        parts.append(f"<style>{fenced(task.style.strip())}</style>")
+        parts.append(f"<style>{_data(task.style.strip())}</style>")
     parts.append(sources_block(sources, titles))
     return "\n\n".join(parts)

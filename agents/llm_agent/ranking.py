@@ -1,11 +1,12 @@
-"""How much each sentence matters: centrality in a graph of likeness, closeness to the topic, place in its text."""
+"""How much each sentence matters: centrality in a graph of likeness, closeness to the topic, position in its text."""
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from pantheon.text.terms import terms
+
 from .corpus import Corpus, Sentence
-from .vocabulary import terms
 
 Vector = dict[str, float]
 
@@ -16,7 +17,7 @@ _MIN_LIKENESS = 0.08
 _COMMON_TERM_SHARE = 0.12
 """A term in more sentences than this says nothing of their likeness, and costs most of the time of finding it."""
 _COMMON_TERM_FLOOR = 40
-_CENTRALITY_WEIGHT, _TOPIC_WEIGHT, _PLACE_WEIGHT = 0.45, 0.35, 0.20
+_CENTRALITY_WEIGHT, _TOPIC_WEIGHT, _POSITION_WEIGHT = 0.45, 0.35, 0.20
 _SHORT_WORDS, _LONG_WORDS = 8, 38
 
 
@@ -37,7 +38,7 @@ class Ranking:
             (
                 _CENTRALITY_WEIGHT * centrality[sentence.index]
                 + _TOPIC_WEIGHT * self.relevance[sentence.index]
-                + _PLACE_WEIGHT * _place(sentence)
+                + _POSITION_WEIGHT * _position_weight(sentence)
             )
             * _length_factor(sentence.words)
             for sentence in corpus.sentences
@@ -62,10 +63,10 @@ class Ranking:
         return sorted(counts, key=lambda term: (-counts[term] * self.rarity.get(term, 1.0), term))
 
 
-def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    if len(one) > len(other):
-        one, other = other, one
-    return sum(weight * other.get(term, 0.0) for term, weight in one.items())
+def cosine(left: Mapping[str, float], right: Mapping[str, float]) -> float:
+    if len(left) > len(right):
+        left, right = right, left
+    return sum(weight * right.get(term, 0.0) for term, weight in left.items())
 
 
 def _graph(vectors: Sequence[Vector], counts: Mapping[str, int], total: int) -> list[dict[int, float]]:
@@ -113,7 +114,7 @@ def _scaled(values: list[float]) -> list[float]:
     return [(value - low) / (high - low) if high > low else 0.0 for value in values]
 
 
-def _place(sentence: Sentence) -> float:
+def _position_weight(sentence: Sentence) -> float:
     """Writers put what matters first: of the paragraph above all."""
     return 1.0 / (1 + sentence.position)
 

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from pantheon.text.terms import terms
+from pantheon.text.words import folded, plain
+
 from .article import Article, Entry, Line, Paragraph, parse
-from .composition import OPENING_PLACE
+from .composition import OPENING_PART
 from .corpus import leans, strip_connective
 from .form import add_missing_ends, lengthen, shorten, tidy
-from .markdown import plain
 from .preferences import Preferences
 from .ranking import cosine
 from .selection import Selection
-from .vocabulary import terms
 
 _SAME_SENTENCE = 0.9
 _SAME_CLAIM = 0.55
@@ -89,18 +90,18 @@ def revise(
 def _recognise(revision: Revision) -> None:
     """Give every line the source sentence that it is or was made from, so that none is taken twice."""
     selection = revision.selection
-    exact = {_key(sentence.text): sentence.index for sentence in selection.corpus.sentences}
-    exact.update({_key(strip_connective(s.text)): s.index for s in selection.corpus.sentences})
-    for place, part in enumerate(revision.article.parts):
+    exact = {folded(sentence.text): sentence.index for sentence in selection.corpus.sentences}
+    exact.update({folded(strip_connective(s.text)): s.index for s in selection.corpus.sentences})
+    for number, part in enumerate(revision.article.parts):
         for paragraph in part.paragraphs:
             for position, line in enumerate(paragraph.lines):
-                origin = exact.get(_key(line.text))
+                origin = exact.get(folded(line.text))
                 if origin is None:
                     likeness, nearest = nearest_sentence(selection, line.text)
                     origin = nearest if likeness >= _SAME_SENTENCE else None
                 if origin is not None:
                     paragraph.lines[position] = replace(line, origin=origin)
-                    selection.take([selection.corpus.sentences[origin]], place)
+                    selection.take([selection.corpus.sentences[origin]], number)
 
 
 def nearest_sentence(selection: Selection, text: str) -> tuple[float, int | None]:
@@ -114,21 +115,17 @@ def nearest_sentence(selection: Selection, text: str) -> tuple[float, int | None
     return best, where
 
 
-def _key(text: str) -> str:
-    return " ".join(re.findall(r"\w+", plain(text).casefold()))
-
-
 def _deal_with(revision: Revision, finding: Finding, title: str) -> None:
     if (
         finding.excerpt
-        and _key(finding.excerpt) == _key(revision.article.title)
+        and folded(finding.excerpt) == folded(revision.article.title)
         and finding.kind in ("tone", "structure")
     ):
         revision.article.title = title
         revision.count("title replaced")
         return
     for part in revision.article.parts:
-        if finding.kind == "tone" and part.heading and _key(finding.excerpt) == _key(part.heading):
+        if finding.kind == "tone" and part.heading and folded(finding.excerpt) == folded(part.heading):
             part.heading = part.heading.rstrip("!?. ")
             revision.count("heading mended")
             return
@@ -137,7 +134,7 @@ def _deal_with(revision: Revision, finding: Finding, title: str) -> None:
     if finding.kind == "link":
         _unlink(revision, finding)
         return
-    for paragraph, position in reversed(_places(revision.article, finding)):
+    for paragraph, position in reversed(_positions(revision.article, finding)):
         _deal_with_line(revision, finding.kind, paragraph, position)
 
 
@@ -167,15 +164,15 @@ def _deal_with_line(revision: Revision, kind: str, paragraph: Paragraph, positio
 def _replaced_by_source(revision: Revision, paragraph: Paragraph, position: int) -> bool:
     """Say it as the source does, where the source speaks of the same and says it otherwise."""
     line, selection = paragraph.lines[position], revision.selection
-    if line.origin is not None and _key(selection.corpus.sentences[line.origin].text) == _key(line.text):
-        return False  # these are the source's words already, and they were not wanted
+    if line.origin is not None and folded(selection.corpus.sentences[line.origin].text) == folded(line.text):
+        return False  # these are the source's words already, and the review objects to them
     likeness, nearest = nearest_sentence(selection, line.text)
     if nearest is None or likeness < _SAME_CLAIM or (nearest in selection.taken and nearest != line.origin):
         return False
     sentence = selection.corpus.sentences[nearest]
     if not sentence.usable or sentence.leans or revision.preferences.breaks(plain(sentence.text)):
         return False
-    selection.take([sentence], OPENING_PLACE)
+    selection.take([sentence], OPENING_PART)
     paragraph.lines[position] = Line(strip_connective(sentence.text), (sentence.source,), origin=nearest)
     return True
 
@@ -195,7 +192,7 @@ def _drop(revision: Revision, paragraph: Paragraph, position: int) -> None:
             return
 
 
-def _places(article: Article, finding: Finding) -> list[tuple[Paragraph, int]]:
+def _positions(article: Article, finding: Finding) -> list[tuple[Paragraph, int]]:
     """The lines that a finding points at: by its excerpt, else by its line."""
     lines = [
         (paragraph, position)
@@ -203,45 +200,45 @@ def _places(article: Article, finding: Finding) -> list[tuple[Paragraph, int]]:
         for paragraph in part.paragraphs
         for position in range(len(paragraph.lines))
     ]
-    wanted = _key(re.sub(r"\[\d{1,3}\]", "", finding.excerpt).rstrip("\u2026. "))
-    if wanted:
-        found = [place for place in lines if _holds(_key(place[0].lines[place[1]].text), wanted)]
+    excerpt = folded(re.sub(r"\[\d{1,3}\]", "", finding.excerpt).rstrip("\u2026. "))
+    if excerpt:
+        found = [entry for entry in lines if _holds(folded(entry[0].lines[entry[1]].text), excerpt)]
         if found:
             return found
-    if finding.line is not None and not wanted:
+    if finding.line is not None and not excerpt:
         numbers = [paragraph.lines[position].number for paragraph, position in lines]
         before = [number for number in numbers if 0 < number <= finding.line]
         if before:
-            return [place for place, number in zip(lines, numbers, strict=True) if number == max(before)]
+            return [entry for entry, number in zip(lines, numbers, strict=True) if number == max(before)]
     return []
 
 
-def _holds(text: str, wanted: str) -> bool:
-    if wanted in text or (text in wanted and len(text.split()) >= 3):
+def _holds(text: str, excerpt: str) -> bool:
+    if excerpt in text or (text in excerpt and len(text.split()) >= 3):
         return True
-    wanted_words, text_words = set(wanted.split()), set(text.split())
-    return len(wanted_words) >= 4 and len(wanted_words & text_words) >= _EXCERPT_OVERLAP * len(
-        wanted_words | text_words
+    excerpt_words, text_words = set(excerpt.split()), set(text.split())
+    return len(excerpt_words) >= 4 and len(excerpt_words & text_words) >= _EXCERPT_OVERLAP * len(
+        excerpt_words | text_words
     )
 
 
 def _unlink(revision: Revision, finding: Finding) -> None:
     """Leave a link's words and take its address away."""
     address = re.search(r"\(([^)\s]+)\)", finding.excerpt)
-    wanted = address.group(1) if address else finding.excerpt.strip()
-    if not wanted:
+    target = address.group(1) if address else finding.excerpt.strip()
+    if not target:
         return
     for part in revision.article.parts:
         for paragraph in part.paragraphs:
             for position, line in enumerate(paragraph.lines):
-                if wanted in line.text:
+                if target in line.text:
                     bare = _LINK.sub(
-                        lambda match: match.group(1) if wanted in match.group() else match.group(), line.text
+                        lambda match: match.group(1) if target in match.group() else match.group(), line.text
                     )
                     paragraph.lines[position] = replace(line, text=bare)
                     revision.count("link removed")
     for position, entry in enumerate(revision.entries):
-        if entry.url and wanted in (entry.url, entry.url.rstrip("/")):
+        if entry.url and target in (entry.url, entry.url.rstrip("/")):
             revision.entries[position] = replace(entry, url=None)
             revision.count("link removed")
 

@@ -8,7 +8,7 @@ from .ranking import Ranking
 
 _REPETITION_WEIGHT = 0.55
 _TOO_ALIKE = 0.62
-"""Above this likeness to a sentence already taken, another one says the same again."""
+"""Above this likeness to a sentence already taken, another sentence repeats it."""
 _NEIGHBOUR_BONUS = 0.12
 _LONGEST_CHAIN = 4
 
@@ -24,7 +24,7 @@ class Selection:
     taken: set[int] = field(default_factory=set)
     words: int = 0
     nearest: dict[int, float] = field(default_factory=dict)
-    place: dict[int, int] = field(default_factory=dict)
+    part: dict[int, int] = field(default_factory=dict)
 
     def score(self, index: int) -> float:
         return self.ranking.scores[index] + self.bias.get(index, 0.0)
@@ -37,15 +37,15 @@ class Selection:
             and self.nearest.get(sentence.index, 0.0) < _TOO_ALIKE
         )
 
-    def unit(self, sentence: Sentence, place: int) -> list[Sentence] | None:
-        """The sentence with those before it that it leans on; None when they cannot be had in the same place."""
+    def unit(self, sentence: Sentence, part: int) -> list[Sentence] | None:
+        """The sentence with those before it that it leans on; None when they cannot stand in the same part."""
         chain = [sentence]
         while chain[0].leans:
             before = self.corpus.predecessor(chain[0])
             if before is None:
                 return None
             if before.index in self.taken:
-                if self.place[before.index] != place:
+                if self.part[before.index] != part:
                     return None
                 break
             if not before.usable or before.index in self.banned or len(chain) == _LONGEST_CHAIN:
@@ -53,13 +53,13 @@ class Selection:
             chain.insert(0, before)
         return chain
 
-    def take(self, sentences: Iterable[Sentence], place: int) -> None:
-        """Take them for one part of the article, numbered `place`."""
+    def take(self, sentences: Iterable[Sentence], part: int) -> None:
+        """Take them for one part of the article, numbered `part`."""
         for sentence in sentences:
             if sentence.index in self.taken:
                 continue
             self.taken.add(sentence.index)
-            self.place[sentence.index] = place
+            self.part[sentence.index] = part
             self.words += sentence.words
             for other, likeness in self.ranking.likeness[sentence.index].items():
                 if likeness > self.nearest.get(other, 0.0):
@@ -69,8 +69,8 @@ class Selection:
         self.taken.discard(sentence.index)
         self.words -= sentence.words
 
-    def fill(self, candidates: list[Sentence], words: int, place: int) -> list[Sentence]:
-        """Take the best units of `candidates` until about `words` words are taken; say which, in order of the text."""
+    def fill(self, candidates: list[Sentence], words: int, part: int) -> list[Sentence]:
+        """Take the best units of `candidates` until about `words` words are taken; returned in text order."""
         gained: list[Sentence] = []
         count = 0
         open_candidates = [sentence for sentence in candidates if self.may_take(sentence)]
@@ -81,7 +81,7 @@ class Selection:
                 if not self.may_take(sentence):
                     continue
                 remaining.append(sentence)
-                unit = self.unit(sentence, place)
+                unit = self.unit(sentence, part)
                 if unit is None:
                     continue
                 size = sum(member.words for member in unit)
@@ -93,7 +93,7 @@ class Selection:
                     best = (gain, unit)
             if best is None:
                 break
-            self.take(best[1], place)
+            self.take(best[1], part)
             gained.extend(best[1])
             count += sum(member.words for member in best[1])
             open_candidates = remaining
@@ -107,7 +107,7 @@ class Selection:
             total += _NEIGHBOUR_BONUS
         return total / len(unit)
 
-    def passage(self, sentences: list[Sentence], words: int, place: int) -> list[Sentence]:
+    def passage(self, sentences: list[Sentence], words: int, part: int) -> list[Sentence]:
         """The opening run of `sentences`, as they follow one another, of about `words` words."""
         run: list[Sentence] = []
         count = 0
@@ -120,12 +120,12 @@ class Selection:
                 break
             run.append(sentence)
             count += sentence.words
-        self.take(run, place)
+        self.take(run, part)
         return run
 
 
 def standing(sentence: Sentence, before: Sentence | None) -> str:
-    """The sentence's text as it stands after `before`: tied to it, or freed of the word that tied it elsewhere."""
+    """The sentence's text as it stands after `before`: tied to it, or freed of the word that tied it to another."""
     if before is not None and before.index == sentence.index - 1 and before.section == sentence.section:
         return sentence.text
     return strip_connective(sentence.text)

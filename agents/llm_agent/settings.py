@@ -1,40 +1,19 @@
-"""What the environment says to the llm agent, read once when its process starts."""
+"""The llm agent's settings, read from the environment when the process starts."""
 
 from functools import cache
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from pantheon.runtime.settings import EnvironmentSettings
+from pantheon.language_model import LanguageModelSettings
 
 
-class LlmSettings(EnvironmentSettings):
-    """`LLM_…` variables. Without LLM_MODEL the agent works offline, from the sources alone.
-
-    LLM_MODEL is `<vendor>:<model>`, as in `openai:gpt-5`, `anthropic:claude-sonnet-5` or any other vendor that
-    pydantic-ai knows. With LLM_BASE_URL, `openai:` speaks the chat completions API, which servers that call themselves
-    OpenAI-compatible have; `openai-responses:` speaks the responses API. The key is LLM_API_KEY, or the vendor's own
-    variable (OPENAI_API_KEY, ANTHROPIC_API_KEY).
-    """
+class LlmSettings(LanguageModelSettings):
+    """`LLM_…` variables. Without LLM_MODEL the agent works offline, from the sources alone."""
 
     model_config = SettingsConfigDict(env_prefix="LLM_")
 
-    model: str = ""
-    base_url: str = ""
-    api_key: SecretStr = SecretStr("")
     temperature: float | None = Field(default=None, ge=0, le=2)
-    timeout_seconds: float = Field(default=120.0, gt=0)
-    """Of one HTTP attempt: until it is answered, and between two pieces of a streamed answer."""
-    request_timeout_seconds: float = Field(default=600.0, gt=0)
-    """Of one answer as a whole, attempts and stream included."""
-    max_retries: int = Field(default=1, ge=0, le=10)
-    """HTTP attempts beyond the first; the mesh itself retries the task after that."""
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    """Unset, it is made of the length that is asked for."""
-    total_tokens_limit: int | None = Field(default=None, ge=1)
-    """Of one task; a task that would need more fails with `budget_exceeded`."""
-    cost_limit_usd: float | None = Field(default=None, gt=0)
-    """Of one task, where the price of the model is known."""
 
 
 @cache

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Starts one of the cluster's two Postgres servers; OTHER is the other one. A server with data is what its data says, the
-# primary or a standby. One without data copies a primary and follows it; FIRST makes the first primary, where there is
-# none. To make a standby the primary: pg_ctl promote, see docs/containers.md.
+# Starts one of the cluster's two Postgres servers; OTHER is the other's host. A server with data is what its data makes it,
+# the primary or a standby. A server without data copies a primary and follows it; FIRST makes the first primary, where
+# there is none. To make a standby the primary: pg_ctl promote, see docs/containers.md.
 set -eu
 PGPASSFILE=/tmp/pgpass
 export PGPASSFILE
@@ -12,8 +12,8 @@ sql() { psql --no-psqlrc --no-align --tuples-only --dbname="$other dbname=postgr
 other_is_primary() { [ "$(sql 'select pg_is_in_recovery()' 2>/dev/null)" = f ]; }
 
 if [ -s "$PGDATA/PG_VERSION" ]; then
-    # Two primaries are two truths. Who was one, and comes back after the other has been promoted, stays away; also while
-    # the other one is being started again.
+    # Two primaries are two truths. A former primary that comes back after the other has been promoted stays away; also
+    # while the other is being restarted.
     if [ ! -e "$PGDATA/standby.signal" ] && other_is_primary; then
         touch "$PGDATA/superseded"
     fi

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from pantheon import __version__
-from pantheon.cli import (
-    again,
+from pantheon.cli import exit_codes
+from pantheon.cli.commands import (
     agents,
+    control,
     dead_letters,
     demo,
-    exit_codes,
-    operate,
     pauses,
+    replay,
     run,
     schema,
     tasks,
@@ -23,7 +23,7 @@ from pantheon.cli import (
     workflows,
 )
 from pantheon.cli.exit_codes import ExitCode, exit_code_of
-from pantheon.cli.output import NobodyReads, flush_answers, print_json, print_line, problem
+from pantheon.cli.render.output import ReaderGone, flush_output, print_json, print_line, problem
 from protocol.errors import PantheonError
 
 DEBUG_FLAG = "--debug"
@@ -71,19 +71,19 @@ app.command("run", help=run.HELP, short_help="Run a workflow or a task, print it
 app.command("tasks", help="List tasks, newest first.")(tasks.tasks)
 app.add_typer(task_app, name="task")
 task_app.command("show", help="A task and its steps: times, attempts, errors, and why which agent.")(tasks.show)
-task_app.command("cancel", help="End tasks: agents are stopped, what was done is undone.")(operate.cancel)
-task_app.command("pause", help="Let what runs go on, begin nothing new.")(operate.pause)
-task_app.command("resume", help="Let paused tasks go on.")(operate.resume)
-task_app.command("signal", help="Give a task a signal, kept until a step waits for it.")(operate.signal)
-task_app.command("approve", help="Give a task the approval that it waits for, or refuse it.")(operate.approve)
-task_app.command("retry", help=again.RETRY_HELP, short_help="Run failed tasks again from what failed.")(again.retry)
-app.command("replay", help=again.REPLAY_HELP, short_help="Run a task again, as a new one.")(again.replay)
+task_app.command("cancel", help="End tasks: agents are stopped, what was done is undone.")(control.cancel)
+task_app.command("pause", help="Let what runs go on, begin nothing new.")(control.pause)
+task_app.command("resume", help="Let paused tasks go on.")(control.resume)
+task_app.command("signal", help="Give a task a signal, kept until a step waits for it.")(control.signal)
+task_app.command("approve", help="Give a task the approval that it waits for, or refuse it.")(control.approve)
+task_app.command("retry", help=replay.RETRY_HELP, short_help="Run failed tasks again from what failed.")(replay.retry)
+app.command("replay", help=replay.REPLAY_HELP, short_help="Run a task again, as a new one.")(replay.replay)
 app.add_typer(
     agents_app, name="agents", invoke_without_command=True, help="List the instances of agents; pause, resume agents."
 )
 agents_app.callback(invoke_without_command=True)(agents.agents)
-agents_app.command("pause", help="Give agents nothing new; what they have at work goes on.")(operate.pause_agents)
-agents_app.command("resume", help="Let paused agents have tasks again.")(operate.resume_agents)
+agents_app.command("pause", help="Give agents nothing new; what they have at work goes on.")(control.pause_agents)
+agents_app.command("resume", help="Let paused agents have tasks again.")(control.resume_agents)
 app.add_typer(agent_app, name="agent")
 agent_app.command("run", help="Run an agent of yours as this process, on the mesh that is found.")(agents.run_agent)
 agent_app.command("new", help="Write a first agent into NAME.py.")(agents.new_agent)
@@ -93,8 +93,8 @@ app.add_typer(
 workflows_app.callback(invoke_without_command=True)(workflows.workflows)
 workflows_app.command("check", help="Check workflow files; each mistake with its line and column.")(workflows.check)
 workflows_app.command("put", help="Put workflow files into the mesh's database, as the newest version.")(workflows.put)
-workflows_app.command("pause", help="Begin no new steps of these workflows' tasks.")(operate.pause_workflows)
-workflows_app.command("resume", help="Let paused workflows go on.")(operate.resume_workflows)
+workflows_app.command("pause", help="Begin no new steps of these workflows' tasks.")(control.pause_workflows)
+workflows_app.command("resume", help="Let paused workflows go on.")(control.resume_workflows)
 app.command("pauses", help="What is paused: tasks, workflows, agents; since when, by whom, what waits.")(pauses.pauses)
 app.add_typer(letters_app, name="dead-letters")
 letters_app.command("list", help="List dead letters, oldest first.")(dead_letters.list_letters)
@@ -109,19 +109,19 @@ app.command("version", help="The version of this installation.")(_version)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = DEBUG_FLAG in given or bool(os.environ.get(DEBUG_VARIABLE))
-    given = [one for one in given if one != DEBUG_FLAG]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG_FLAG in words or bool(os.environ.get(DEBUG_VARIABLE))
+    words = [word for word in words if word != DEBUG_FLAG]
     _prepare(debug)
     try:
-        status = app(given, prog_name="pantheon", standalone_mode=False)
-        flush_answers()
+        status = app(words, prog_name="pantheon", standalone_mode=False)
+        flush_output()
         return status if isinstance(status, int) else ExitCode.OK
-    except (NobodyReads, BrokenPipeError, SystemExit) as error:
-        # Typer and rich know a reader that has gone too, and end with status 1.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError | NobodyReads):
+    except (ReaderGone, BrokenPipeError, SystemExit) as error:
+        # Typer and rich notice a closed pipe too, and end with status 1.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError | ReaderGone):
             raise
-        # Whoever read the answer has read enough (`| head`). What is still buffered must not raise at the very end.
+        # The reader of the pipe has closed it (`| head`). What is still buffered must not raise at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except KeyboardInterrupt:
@@ -154,7 +154,7 @@ def _prepare(debug: bool) -> None:
 
 
 def _usage_problem(error: Exception) -> int:
-    """A wrong command line; where `--help` of which command says more."""
+    """Report a wrong command line, with the `--help` that explains it."""
     if isinstance(error, typer.Abort):
         problem("interrupted")
         return ExitCode.INTERRUPTED
@@ -162,7 +162,7 @@ def _usage_problem(error: Exception) -> int:
     command = context.command_path if context is not None else "pantheon"
     message = getattr(error, "format_message", lambda: str(error))()
     if context is not None and message == context.get_help():
-        # A group without a command: its help is the answer, as it is.
+        # A group without a command: print its help as it is.
         sys.stderr.write(message.rstrip("\n") + "\n")
         return ExitCode.USAGE
     problem(f"{message.rstrip('.')} (see {command} --help)", command=command)

@@ -1,4 +1,4 @@
-"""Finding the mesh a command speaks to: `--url`, the environment, or the newest `pantheon up` of this folder."""
+"""Finds the mesh that a command connects to: `--url`, the environment, or the newest `pantheon up` of this folder."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pantheon.stack import Endpoints
 
 REQUESTER = "cli"
-# A person waits for this; a server that is there answers within milliseconds.
+# A person waits for this; a running server accepts within milliseconds.
 CONNECT_SECONDS = 5.0
 
 Url = Annotated[
@@ -34,32 +34,32 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable on stdout, 
 
 @dataclass(frozen=True)
 class FoundMesh:
-    """Where the mesh is; `endpoints` only when it is a `pantheon up` of this machine."""
+    """Where the mesh is; `endpoints` is set only for a `pantheon up` of this machine."""
 
     settings: MeshSettings
     endpoints: "Endpoints | None" = None
 
     def environment(self) -> dict[str, str]:
-        """The variables that a process of this mesh needs beside the ones it has already."""
+        """The variables that a process of this mesh needs beside those of its own environment."""
         if self.endpoints is None:
             return {"NATS_URL": self.settings.nats_url}
         return self.endpoints.environment()
 
 
-def says(environ: Mapping[str, str], variable: str) -> bool:
-    """Whether the environment gives a variable, directly or as a file."""
+def is_set(environ: Mapping[str, str], variable: str) -> bool:
+    """Whether the environment sets a variable, directly or as a file."""
     return bool(environ.get(variable) or environ.get(variable + FILE_SUFFIX))
 
 
 def find_mesh(url: str | None = None, *, variable: str = "NATS_URL") -> FoundMesh:
     """The mesh that `url`, `variable`, or a running `pantheon up` names. Raises SettingsError, NoMeshError."""
-    if url is not None or says(os.environ, variable):
+    if url is not None or is_set(os.environ, variable):
         return FoundMesh(MeshSettings.load(nats_url=url))
     from pantheon.stack.endpoints import find_newest
 
     endpoints = find_newest(Path.cwd())
     settings = MeshSettings.load(nats_url=endpoints.nats_url)
-    # Its discovery is what it was started with, whatever this shell has set for another mesh.
+    # Discovery is what that mesh was started with, whatever this shell has set for another mesh.
     return FoundMesh(settings.model_copy(update={"consul_http_addr": endpoints.consul_http_addr}), endpoints)
 
 
@@ -75,7 +75,7 @@ async def open_mesh(url: str | None, *, requester: str = REQUESTER) -> AsyncIter
 
 @contextlib.asynccontextmanager
 async def open_bus(found: FoundMesh, *, wait_seconds: float = CONNECT_SECONDS) -> AsyncIterator["Bus"]:
-    """A bare connection, for what the client has no words for."""
+    """A bare connection, for what the client has no method for."""
     from pantheon.bus import Bus
     from pantheon.bus.credentials import nats_options
 

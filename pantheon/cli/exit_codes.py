@@ -18,7 +18,7 @@ from protocol.errors import (
 
 
 class ExitCode(IntEnum):
-    """Exit statuses; 124 is that of timeout(1), 130 and 143 are what shells give for SIGINT and SIGTERM."""
+    """Exit statuses; 124 is that of timeout(1), 130 and 143 are what shells report for SIGINT and SIGTERM."""
 
     OK = 0
     FAILED = 1
@@ -47,7 +47,7 @@ MEANINGS: dict[ExitCode, str] = {
 
 
 class CommandError(PantheonError):
-    """What a command has to say when it cannot do its work: one line, and the status to exit with."""
+    """A command cannot do its work: the reason in one line, and the status to exit with."""
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
@@ -66,7 +66,7 @@ _BY_TYPE: tuple[tuple[type[PantheonError], ExitCode], ...] = (
     (DiscoveryError, ExitCode.UNREACHABLE),
     (StackError, ExitCode.UNREACHABLE),
 )
-# Errors that came over the wire are known by their codes alone.
+# An error that came over the wire is known by its code alone.
 _BY_CODE = {
     "unknown_task": ExitCode.NOT_FOUND,
     "invalid_request": ExitCode.USAGE,
@@ -81,7 +81,7 @@ def exit_code_of_code(code: str) -> ExitCode:
 
 
 def exit_code_of(error: PantheonError) -> ExitCode:
-    """The status for an error that a command let through."""
+    """The status for an error that a command raised."""
     if isinstance(error, CommandError):
         return error.exit_code
     for kind, code in _BY_TYPE:

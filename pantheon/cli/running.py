@@ -1,4 +1,4 @@
-"""Running a command's coroutine: Ctrl-C and SIGTERM become one exception, whatever was at work is ended first."""
+"""Runs a command's coroutine: Ctrl-C and SIGTERM cancel it, and become one exception when it has ended."""
 
 import asyncio
 import signal
@@ -17,7 +17,7 @@ _SIGNALS = {
 
 
 class Interrupted(CommandError):
-    """A signal ended the command; what it had begun has been ended or goes on, as the message says."""
+    """A signal ended the command; the message states whether what it had begun was ended or goes on."""
 
 
 def run_async(
@@ -30,7 +30,7 @@ def run_async(
 
     `on_second` may hurry the end, not skip it. A command whose end must not be cut short shields it.
 
-    Raises Interrupted with what `on_interrupt` says.
+    Raises Interrupted with the message that `on_interrupt` returns.
     """
     return asyncio.run(_run(main, on_interrupt, on_second))
 
@@ -43,7 +43,7 @@ async def _run(main: Coroutine[Any, Any, T], on_interrupt: Callable[[], str], on
     def on_signal(number: signal.Signals) -> None:
         if received:
             on_second()
-        # Again each time: whoever presses a key twice must not depend on nobody having swallowed the first.
+        # Each signal cancels again: a library may have swallowed the first cancellation.
         task.cancel()
         received.append(number)
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pantheon.stack.errors import AgentLoadError
-from pantheon.stack.process import Command, last_meaningful_line
+from pantheon.stack.processes.process import Command, last_meaningful_line
 
 ORCHESTRATOR_NAME = "orchestrator_agent"
 
 _LOAD_SECONDS = 60.0
 _AGENT_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-# Loaded in a process of its own: an agent's module may do anything at import. The marks tell our lines from its prints.
+# Loaded in a process of its own: an agent's module may do anything at import. The marks distinguish our lines from its
+# prints.
 _NAME_MARK = "agent name: "
 _REASON_MARK = "agent not loaded: "
 _PRINT_NAME = f"""
@@ -32,7 +33,7 @@ except PantheonError as error:
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent to run: its name on the wire, the arguments that start one process of it, and how many of them."""
+    """An agent to run: its name on the wire, the command line of a process of it, and how many processes."""
 
     name: str
     arguments: tuple[str, ...]
@@ -40,7 +41,7 @@ class AgentSpec:
 
     @classmethod
     def of_module(cls, module: str, *, name: str | None = None, instances: int = 1) -> AgentSpec:
-        """Return the spec of an agent that runs by `python -m MODULE`, named like the module unless told otherwise."""
+        """Return the spec of an agent that runs by `python -m MODULE`, named like the module unless `name` is set."""
         return cls(name or module.rpartition(".")[2], (sys.executable, "-m", module), instances)
 
 
@@ -58,9 +59,9 @@ def built_in_agents() -> tuple[AgentSpec, ...]:
 async def find_agent(target: str, *, environment: Mapping[str, str] | None = None, instances: int = 1) -> AgentSpec:
     """Return the spec of a third party's agent: a module or a Python file with an `Agent` in it.
 
-    `target` is what `load_agent` takes. The name is asked of the Agent itself. It is run by the
-    command line's `agent run`, so that a module without a `__main__` part works too. Raises AgentLoadError with the
-    reason when the module does not load.
+    `target` is what `load_agent` takes, and the name is that of the Agent found there. It is run by the command line's
+    `agent run`, so that a module without a `__main__` part works too. Raises AgentLoadError with the reason when the
+    module does not load.
     """
     process = await asyncio.create_subprocess_exec(
         *Command("agent", (sys.executable, "-c", _PRINT_NAME, target)).launched(),
@@ -85,6 +86,6 @@ async def find_agent(target: str, *, environment: Mapping[str, str] | None = Non
 
 
 def _reason(errors: str, status: int | None) -> str:
-    """Return why loading failed: what the loader said, else the last words of a module that ended the process."""
-    _, mark, said = errors.rpartition(_REASON_MARK)
-    return (" ".join(said.split()) if mark else last_meaningful_line(errors)) or f"exit status {status}"
+    """Return why loading failed: the loader's reason, else the last log line of a module that ended the process."""
+    _, mark, reason = errors.rpartition(_REASON_MARK)
+    return (" ".join(reason.split()) if mark else last_meaningful_line(errors)) or f"exit status {status}"

@@ -1,7 +1,7 @@
-"""Where a running stack is reached: `endpoints.json`, and finding the one that was started from a folder.
+"""Endpoints: the addresses of a running stack in `endpoints.json`, found by the folder that it was started from.
 
 The file exists exactly while the mesh is up: it is written when everything has been started, kept current with every
-process id, and removed at the end. What a killed supervisor left behind is told apart by its process, which is gone.
+process id, and removed at the end. A file that a killed supervisor left behind is recognised by its dead process.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pantheon.stack.errors import NoMeshError
 from pantheon.stack.folder import write_atomically
-from pantheon.stack.process import is_same_process
+from pantheon.stack.processes.process import is_same_process
 
 ENDPOINTS_FILE = "endpoints.json"
 DEFAULT_DATA_FOLDER = ".pantheon"
-# The folder of notes goes with the last mesh, maybe between its making and the note of a mesh that starts just then.
-_REGISTER_TRIES = 5
+# The register is removed with the last mesh, maybe while another mesh that starts just then writes into it.
+_REGISTER_ATTEMPTS = 5
 
 
 class Endpoints(BaseModel):
@@ -46,7 +46,7 @@ class Endpoints(BaseModel):
     supervisor_birth: str | None = None
 
     def is_alive(self) -> bool:
-        """Tell whether the supervisor that wrote this still runs."""
+        """Return whether the supervisor that wrote this still runs."""
         return is_same_process(self.supervisor_pid, self.supervisor_birth)
 
     def environment(self) -> dict[str, str]:
@@ -88,12 +88,12 @@ def find_newest(folder: Path) -> Endpoints:
     default = folder / DEFAULT_DATA_FOLDER
     running: list[Endpoints] = []
     default_failure: NoMeshError | None = None
-    # The default data folder needs no note: it is looked at by its place.
+    # The default data folder is found by its path, registered or not.
     for data in {default, *_registered()}:
         try:
             endpoints = read_endpoints(data)
         except NoMeshError as error:
-            # A file that is there and does not help says more than "no mesh".
+            # A damaged or stale file is a better message than "no mesh".
             if data == default and not isinstance(error.__cause__, FileNotFoundError):
                 default_failure = error
             continue
@@ -110,20 +110,20 @@ def find_newest(folder: Path) -> Endpoints:
 
 
 def remove_endpoints(data: Path) -> None:
-    """Remove what says that a mesh runs on this data folder."""
+    """Remove `endpoints.json` of this data folder, and its entry in the register."""
     (data / ENDPOINTS_FILE).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         entry = _registry_entry(data)
         entry.unlink(missing_ok=True)
-        # Fails, as it should, while another mesh is noted there.
+        # Fails, as it should, while another mesh is registered.
         entry.parent.rmdir()
 
 
 def register(data: Path) -> None:
-    """Note a data folder where `find_newest` of this account looks; where that fails, only defaults are found."""
+    """Register a data folder for `find_newest` of this account; where that fails, only default folders are found."""
     with contextlib.suppress(OSError):
         entry = _registry_entry(data)
-        for _ in range(_REGISTER_TRIES):
+        for _ in range(_REGISTER_ATTEMPTS):
             try:
                 entry.parent.mkdir(mode=0o700, exist_ok=True)
                 _check_ours(entry.parent)
@@ -147,12 +147,12 @@ def _registry_entry(data: Path) -> Path:
 
 
 def _registry_folder() -> Path:
-    """Return the account's folder of notes, which goes with the last mesh or, after a crash, with a new start."""
+    """Return the account's register, which is removed with the last mesh or, after a crash, at the next start."""
     return Path(tempfile.gettempdir()) / f"pantheon-{os.geteuid()}"
 
 
 def _check_ours(folder: Path) -> None:
-    """Refuse a folder that another account put where everybody may write: it could name a mesh of its own."""
+    """Refuse a register made by another account in the shared folder: it could name a mesh of its own."""
     state = folder.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o022:
         raise PermissionError(f"{folder} belongs to another account")

@@ -1,13 +1,13 @@
-"""What can go wrong with the embedded stack, each as one line that says what happened and what to do.
+"""The errors of the embedded stack, each one line that states what happened and what to do.
 
 StackError (of protocol/errors.py)
 ├── DataFolderError      the folder cannot be used (not a folder, not writable, damaged)
 ├── DataFolderBusyError  another `pantheon up` holds it (.holder_pid)
 ├── ProgramMissingError  a server's program is not installed
-├── PortTakenError       an explicitly asked for port is in use (.port)
-├── ServerStartError     a server ended, or did not answer, while it started (.server, .log)
+├── PortTakenError       a fixed port is in use (.port)
+├── ServerStartError     a server ended, or did not respond, while it started (.server, .log)
 ├── AgentLoadError       an agent's module could not be loaded (.target)
-└── NoMeshError          a client looked for a running mesh and there is none
+└── NoMeshError          a client needs a running mesh and there is none
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PortTakenError(StackError):
 
 
 class ServerStartError(StackError):
-    """A server ended or stayed silent while it was started; the message quotes its log."""
+    """A server ended or did not respond while it was started; the message quotes its log."""
 
     def __init__(self, server: str, what: str, log: Path) -> None:
         self.server = server
@@ -64,4 +64,4 @@ class AgentLoadError(StackError):
 
 
 class NoMeshError(StackError):
-    """No running mesh was found where it was looked for."""
+    """No running mesh was found for a folder."""

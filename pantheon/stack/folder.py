@@ -1,4 +1,4 @@
-"""The data folder of a stack: who holds it, where things lie in it, and which processes were started for it."""
+"""DataFolder: the folder of a stack, held by a lock; its files, and the processes that were started for it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pantheon.stack.errors import DataFolderBusyError, DataFolderError
-from pantheon.stack.process import end_process, is_same_process
+from pantheon.stack.processes.process import end_process, is_same_process
 
 _LOCK_FILE = "lock"
 _PROCESSES_FILE = "processes.json"
-# What a leftover gets before SIGKILL. Postgres ends at once on SIGQUIT, which does the other programs no harm either.
+# Before SIGKILL. Postgres ends at once on SIGQUIT, which does the other programs no harm either.
 _LEFTOVER_STEPS = ((signal.SIGTERM, 1.0), (signal.SIGQUIT, 3.0))
 
 
@@ -36,7 +36,7 @@ class DataFolder:
     def open(self) -> None:
         """Make the folder, check it, and hold it. Raises DataFolderError or DataFolderBusyError."""
         try:
-            # What tasks carry lies in here, and the database's password.
+            # It holds the payloads of tasks, and the database's password.
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.logs.mkdir(exist_ok=True)
             descriptor = os.open(self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -62,14 +62,14 @@ class DataFolder:
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            # Data of a mesh never belongs into the repository that it was started in.
+            # Data of a mesh must not be committed to the repository that it was started in.
             (self.path / ".gitignore").write_text("*\n")
         except OSError as error:
             self.close()
             raise DataFolderError(f"cannot write in {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Let go of the folder, if it is held."""
+        """Release the folder, if it is held."""
         descriptor, self._lock = self._lock, None
         if descriptor is not None:
             # Emptied, not removed: a removed lock file could be held by one process and made again by the next.
@@ -81,7 +81,7 @@ class DataFolder:
         return self.logs / f"{name}.log"
 
     def record_processes(self, processes: Iterable[tuple[str, int, str | None]]) -> None:
-        """Note what runs (name, pid, birth), for a successor that cleans up after a killed supervisor."""
+        """Write what runs (name, pid, birth), for a successor that cleans up after a killed supervisor."""
         rows = [{"name": name, "pid": pid, "birth": birth} for name, pid, birth in processes]
         write_atomically(self.path / _PROCESSES_FILE, json.dumps(rows, indent=1) + "\n")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pantheon.cli.arguments import Given, parse, payload_of, read_input
 from pantheon.cli.exit_codes import CommandError, ExitCode
+from pantheon.cli.input.arguments import Argument, parse, payload_of, read_input
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ ODD_SCHEMAS: list[Any] = [
 
 @pytest.mark.parametrize("schema", ODD_SCHEMAS)
 def test_a_schema_that_says_nothing_changes_nothing(schema: Any) -> None:
-    assert payload_of([Given("k", 1, text="1")], schema=schema) == {"k": 1}
+    assert payload_of([Argument("k", 1, text="1")], schema=schema) == {"k": 1}
 
 
 @pytest.mark.parametrize(

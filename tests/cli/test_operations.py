@@ -252,7 +252,7 @@ def test_a_paused_workflow_and_a_paused_agent_get_nothing_new(shell: Shell) -> N
         rows = until(shell, task_id, lambda rows: "joined" in rows)
         assert rows["joined"]["status"] == "ready"
         text = shell("task", "show", task_id).out
-        assert "no agent has a place for it yet" in text
+        assert "no agent has a free slot for it yet" in text
         why = "words_agent: it is paused" if kind == "agents" else "the workflow 'shout_all' is paused; "
         assert f"○ joined: {why}" in text or f"○ joined: 1 instance of 1 agent serves 'join'; {why}" in text
         assert shell(kind, "resume", name, "--json").json == [{kind[:-1]: name, "paused": False}]

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from pantheon.cli import exit_codes
-from pantheon.cli.demo import demo_payload, find_example
+from pantheon.cli.commands.demo import demo_payload, find_example
 from pantheon.cli.exit_codes import CommandError, ExitCode, exit_code_of
-from pantheon.cli.files import shortened, write_files
-from pantheon.cli.listing import Cell, Column, fit, print_listing
-from pantheon.cli.request_folder import read_request
-from pantheon.cli.task_rows import awaited, is_wait, paths_of
-from pantheon.cli.units import clock, duration, parse_time, size
-from pantheon.cli.why import lines_of
+from pantheon.cli.input.request_folder import read_request
+from pantheon.cli.progress.task_rows import awaited, is_wait, paths_of
+from pantheon.cli.progress.why import lines_of
+from pantheon.cli.render.listing import Cell, Column, fit, print_listing
+from pantheon.cli.render.result_files import shortened, write_files
+from pantheon.cli.render.units import clock, duration, parse_time, size
 from protocol.errors import (
     BusError,
     NotAccepted,

@@ -33,12 +33,12 @@ while True:
 # A program around the library, as the command line is: prints events to stderr, the endpoints as a line of JSON.
 _RUNNER = """
 import asyncio, pathlib, sys
-from pantheon.stack import AgentSpec, Stack, StackError, serve
+from pantheon.stack import AgentSpec, Stack, StackError, StackPlan, serve
 data, agent, drain_seconds = pathlib.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 agents = [AgentSpec("toy_agent", (sys.executable, "-c", agent, str(data.parent), str(drain_seconds)), 2)]
 async def main():
     tell = lambda event: print(event, file=sys.stderr, flush=True)
-    stack = Stack(data, orchestrators=0, agents=agents, on_event=tell)
+    stack = Stack(data, StackPlan(orchestrators=0, agents=agents), on_event=tell)
     await serve(stack, on_ready=lambda endpoints: print(endpoints.model_dump_json(), flush=True))
 try:
     asyncio.run(main())

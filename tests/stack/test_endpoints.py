@@ -10,7 +10,7 @@ import pytest
 from pantheon.stack import Endpoints, NoMeshError, find_newest, read_endpoints
 from pantheon.stack.endpoints import register, remove_endpoints
 from pantheon.stack.folder import write_atomically
-from pantheon.stack.process import process_birth
+from pantheon.stack.processes.process import process_birth
 
 _NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ import pytest
 
 from pantheon.stack import DataFolderBusyError, DataFolderError, folder
 from pantheon.stack.folder import DataFolder, write_atomically
-from pantheon.stack.process import process_birth
+from pantheon.stack.processes.process import process_birth
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from pantheon.stack import StackError, identity
-from pantheon.stack.process import Command, ManagedProcess
-from pantheon.stack.servers import PostgresServer
+from pantheon.stack import StackError
+from pantheon.stack.processes.process import Command, ManagedProcess
+from pantheon.stack.servers import PostgresServer, identity
 from tests.waiting import PATIENCE_SECONDS, until
 
 Launch = Callable[..., Awaitable[Any]]

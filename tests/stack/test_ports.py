@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pantheon.stack import ports
-from pantheon.stack.ports import is_free, pick_free
+from pantheon.stack.servers import ports
+from pantheon.stack.servers.ports import is_free, pick_free
 
 
 def test_a_picked_port_is_free_and_below_the_range_of_outgoing_connections() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pantheon.stack import StackError, launch, process
-from pantheon.stack.launch import IDENTITY_FAILED_STATUS, NOT_RUNNABLE_STATUS
-from pantheon.stack.process import (
+from pantheon.stack import StackError
+from pantheon.stack.processes import launch, process
+from pantheon.stack.processes.launch import IDENTITY_FAILED_STATUS, NOT_RUNNABLE_STATUS
+from pantheon.stack.processes.process import (
     Command,
     ManagedProcess,
     end_process,
@@ -163,7 +164,7 @@ async def test_a_child_whose_parent_is_gone_already_does_not_begin(tmp_path: Pat
 async def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     script = """
 import asyncio, pathlib, sys
-from pantheon.stack.process import Command, ManagedProcess
+from pantheon.stack.processes.process import Command, ManagedProcess
 async def main():
     running = await ManagedProcess.spawn(Command("child", ("sleep", "60")), pathlib.Path(sys.argv[1]) / "log")
     print(running.pid, flush=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pantheon.stack import ProgramMissingError, programs
+from pantheon.stack import ProgramMissingError
+from pantheon.stack.servers import programs
 
 _REPOSITORY = Path(__file__).parent.parent.parent
 _GET_CONSUL = _REPOSITORY / "scripts" / "get-consul"

@@ -13,9 +13,9 @@ import pytest
 import redis.asyncio
 
 from pantheon.stack import PortTakenError, ProgramMissingError, ServerStartError, StackError, find_consul
-from pantheon.stack.ports import is_free, pick_free
 from pantheon.stack.servers import ConsulServer, NatsServer, PostgresServer, Server, ValkeyServer
 from pantheon.stack.servers.consul import _get as http_get
+from pantheon.stack.servers.ports import is_free, pick_free
 from tests.servers import consul_program
 from tests.waiting import until
 

@@ -25,18 +25,23 @@ from pantheon.stack import (
     Stack,
     StackError,
     StackEvent,
+    StackPlan,
     built_in_agents,
     find_newest,
     read_endpoints,
+    serve,
     up,
 )
-from pantheon.stack.process import process_birth
+from pantheon.stack.processes.process import process_birth
 from tests.processes import processes_of
 from tests.servers import consul_program
 from tests.waiting import PATIENCE_SECONDS, until
 
 ToyAgent = Callable[..., AgentSpec]
 Launch = Callable[..., Awaitable[Any]]
+
+# Servers alone: these tests are about the stack, not about what runs on it.
+BARE = StackPlan(orchestrators=0, agents=[])
 
 
 @pytest.fixture
@@ -76,12 +81,14 @@ async def test_a_stack_runs_what_it_promises_and_leaves_nothing(
 
     stack = Stack(
         tmp_path / "data",
-        orchestrators=0,
-        agents=[toy_agent(instances=2), toy_agent("other_agent")],
-        consul=await consul_program(),
+        StackPlan(
+            orchestrators=0,
+            agents=[toy_agent(instances=2), toy_agent("other_agent")],
+            consul=await consul_program(),
+            environment={**os.environ, "NATS_URL": "nats://another.example:4222"},
+        ),
         migrate=remember,
         settled=settle,
-        env={**os.environ, "NATS_URL": "nats://another.example:4222"},
         on_event=events.append,
     )
     with pytest.raises(StackError, match="the stack is not running"):
@@ -113,7 +120,7 @@ async def test_a_stack_runs_what_it_promises_and_leaves_nothing(
 async def test_a_second_start_goes_on_with_the_data_of_the_first(tmp_path: Path) -> None:
     urls = []
     for times in (1, 2):
-        async with Stack(tmp_path / "data", orchestrators=0, agents=[], migrate=remember) as stack:
+        async with Stack(tmp_path / "data", BARE, migrate=remember) as stack:
             assert await count_rows(stack.endpoints.database_url, "select count(*) from starts") == times
             urls.append(stack.endpoints.environment())
     assert urls[0] == urls[1]
@@ -121,7 +128,7 @@ async def test_a_second_start_goes_on_with_the_data_of_the_first(tmp_path: Path)
 
 async def test_killed_servers_come_back_where_they_were_and_the_file_follows(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    async with Stack(data, orchestrators=0, agents=[], migrate=remember) as stack:
+    async with Stack(data, BARE, migrate=remember) as stack:
         before = stack.endpoints
         client = await nats.connect(before.nats_url)
         await client.jetstream().add_stream(name="KEPT", subjects=["kept"])
@@ -148,21 +155,21 @@ async def test_killed_servers_come_back_where_they_were_and_the_file_follows(tmp
 async def test_two_stacks_run_side_by_side_and_a_third_on_the_same_folder_does_not(
     tmp_path: Path, started_from: Path
 ) -> None:
-    first = Stack(tmp_path / "first", orchestrators=0, agents=[])
-    second = Stack(tmp_path / "second", orchestrators=0, agents=[])
+    first = Stack(tmp_path / "first", BARE)
+    second = Stack(tmp_path / "second", BARE)
     async with first, second:
         assert not set(first.endpoints.environment().values()) & set(second.endpoints.environment().values())
         assert find_newest(started_from) == second.endpoints
         with pytest.raises(DataFolderBusyError, match=rf"pid {os.getpid()}"):
-            await Stack(tmp_path / "first", orchestrators=0, agents=[]).start()
+            await Stack(tmp_path / "first", BARE).start()
         # The refused one has taken nothing away.
         assert read_endpoints(tmp_path / "first") == first.endpoints
 
 
 async def test_a_start_that_fails_ends_what_it_had_begun(tmp_path: Path) -> None:
-    async with Stack(tmp_path / "first", orchestrators=0, agents=[]) as first:
+    async with Stack(tmp_path / "first", BARE) as first:
         taken = int(first.endpoints.redis_url.rpartition(":")[2].partition("/")[0])
-        second = Stack(tmp_path / "second", orchestrators=0, agents=[], ports={"valkey": taken})
+        second = Stack(tmp_path / "second", StackPlan(orchestrators=0, agents=[], ports={"valkey": taken}))
         with pytest.raises(PortTakenError, match=f"port {taken} for valkey is already taken"):
             await second.start()
         assert processes_of(tmp_path / "second") == []
@@ -171,22 +178,22 @@ async def test_a_start_that_fails_ends_what_it_had_begun(tmp_path: Path) -> None
         raise StackError("the schema is newer than this program")
 
     with pytest.raises(StackError, match="the schema is newer"):
-        await Stack(tmp_path / "second", orchestrators=0, agents=[], migrate=fail).start()
+        await Stack(tmp_path / "second", BARE, migrate=fail).start()
     assert processes_of(tmp_path) == []
 
     async def refuse(database_url: str) -> None:
         raise ConnectionRefusedError("nobody is there")
 
     with pytest.raises(ConnectionRefusedError):
-        await Stack(tmp_path / "second", orchestrators=0, agents=[], migrate=refuse).start()
-    async with Stack(tmp_path / "second", orchestrators=0, agents=[]):
+        await Stack(tmp_path / "second", BARE, migrate=refuse).start()
+    async with Stack(tmp_path / "second", BARE):
         pass
 
 
 async def test_a_folder_that_cannot_be_written_inside_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "data" / "endpoints.json").mkdir(parents=True)
     with pytest.raises(DataFolderError, match=r"cannot use .*/endpoints\.json: Is a directory: check space") as caught:
-        await Stack(tmp_path / "data", orchestrators=0, agents=[]).start()
+        await Stack(tmp_path / "data", BARE).start()
     assert "\n" not in str(caught.value)
 
 
@@ -199,14 +206,16 @@ async def test_a_stack_that_does_not_settle_goes_on_and_says_so(
     async def never(endpoints: Endpoints) -> None:
         await asyncio.Event().wait()
 
-    async with Stack(tmp_path / "data", orchestrators=0, agents=[], settled=never, on_event=events.append) as stack:
+    async with Stack(tmp_path / "data", BARE, settled=never, on_event=events.append) as stack:
         assert stack.endpoints.is_alive()
     assert any("not all parts answered" in event.message for event in events)
 
 
 async def test_supervision_survives_the_loss_of_its_folder(tmp_path: Path, toy_agent: ToyAgent) -> None:
     events: list[StackEvent] = []
-    async with Stack(tmp_path / "data", orchestrators=0, agents=[toy_agent()], on_event=events.append) as stack:
+    async with Stack(
+        tmp_path / "data", StackPlan(orchestrators=0, agents=[toy_agent()]), on_event=events.append
+    ) as stack:
         [pid] = stack.endpoints.processes["toy_agent"]
         (tmp_path / "data" / "processes.json").unlink()
         (tmp_path / "data" / "processes.json").mkdir()
@@ -267,9 +276,9 @@ async def test_a_stop_that_the_start_swallowed_is_heard_all_the_same(tmp_path: P
             await asyncio.Event().wait()
 
     said: list[Endpoints] = []
-    stack = Stack(tmp_path / "data", orchestrators=0, agents=[], settled=settled)
+    stack = Stack(tmp_path / "data", BARE, settled=settled)
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await up.serve(stack, on_ready=said.append)
+        await serve(stack, on_ready=said.append)
     assert said == []
     assert processes_of(tmp_path) == []
 

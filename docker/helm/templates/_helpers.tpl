@@ -32,7 +32,7 @@ app.kubernetes.io/component: {{ .name }}
     {{- end }}
 {{- end }}
 
-{{/* A pod's own settings: nobody, nothing written but /tmp, no rights. */}}
+{{/* A pod's own settings: an account without rights, nothing written but /tmp. */}}
 {{- define "pantheon.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
@@ -71,7 +71,7 @@ capabilities: {drop: [ALL]}
 - {name: LOG_LEVEL, value: {{ .Values.logLevel }}}
 {{- end }}
 
-{{/* Alive while it answers; ready while it can take tasks. Whoever waits for NATS is alive. */}}
+{{/* Alive while it responds; ready while it can take tasks. A process that waits for NATS is alive. */}}
 {{- define "pantheon.probes" -}}
 startupProbe:
   httpGet: {path: /healthz, port: health}
@@ -115,7 +115,7 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* Work of an agent that waits or is under way: rows that it was given, and rows that wait for one of its task types.
+{{/* Queued and running work of an agent: rows dispatched to it, and rows that wait for one of its task types.
      Open roots are few and indexed (tasks_open); their steps are found by the primary key. */}}
 {{- define "pantheon.waitingWork" -}}
 select count(*) from tasks root join tasks task on task.root_task_id = root.root_task_id

@@ -1,4 +1,4 @@
-"""An embedded Consul: one server agent on loopback, for discovery where a `consul` program is at hand."""
+"""An embedded Consul: a server agent on loopback, for discovery where a `consul` program is installed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pantheon.stack.errors import ProgramMissingError
-from pantheon.stack.ports import LOOPBACK, is_free, pick_free
-from pantheon.stack.process import Command, run_to_end
+from pantheon.stack.processes.process import Command, run_to_end
+from pantheon.stack.servers.ports import LOOPBACK, is_free, pick_free
 from pantheon.stack.servers.server import Server, server_environment
 
 _HTTP_SECONDS = 1.0
 _OFF = -1
-# From this version on a server opens a TLS port for gRPC unless told otherwise; older ones refuse the setting.
+# From this version on a server opens a TLS port for gRPC by default; older ones refuse the setting.
 _FIRST_WITH_GRPC_TLS = (1, 14)
 # A machine's proxy settings must not apply to loopback.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -109,5 +109,5 @@ class ConsulServer(Server):
 
 
 def _get(url: str) -> dict[str, Any]:
-    with _DIRECT.open(url, timeout=_HTTP_SECONDS) as answer:
-        return json.load(answer) or {}
+    with _DIRECT.open(url, timeout=_HTTP_SECONDS) as response:
+        return json.load(response) or {}

@@ -8,12 +8,12 @@ import json
 import signal
 from pathlib import Path
 
-from pantheon.stack.ports import LOOPBACK
-from pantheon.stack.process import Command
-from pantheon.stack.programs import find_nats_server
+from pantheon.stack.processes.process import Command
+from pantheon.stack.servers.ports import LOOPBACK
+from pantheon.stack.servers.programs import find_nats_server
 from pantheon.stack.servers.server import Server, server_environment
 
-# PROTOCOL.md's larger payloads go through the object store; nats-server advises against more than this.
+# Larger payloads go through the object store (docs/protocol.md); nats-server advises against more than this.
 _MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 
@@ -30,7 +30,7 @@ class NatsServer(Server):
         """Take the data folder; `monitor_port` opens NATS's HTTP monitoring, closed by default."""
         super().__init__(folder, log=log, port=port)
         self._monitor_port = monitor_port
-        # One name per folder: it shows in INFO whether the server behind a port is this one.
+        # A name per folder: in INFO it shows whether the server behind a port is this one.
         self.server_name = "pantheon-" + hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
 
     @property

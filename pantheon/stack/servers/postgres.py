@@ -9,10 +9,10 @@ import signal
 from pathlib import Path
 
 from pantheon.stack.errors import DataFolderError
-from pantheon.stack.identity import choose_identity, own
-from pantheon.stack.ports import LOOPBACK
-from pantheon.stack.process import Command, end_process, process_birth, run_to_end
-from pantheon.stack.programs import find_postgres_folder
+from pantheon.stack.processes.process import Command, end_process, process_birth, run_to_end
+from pantheon.stack.servers.identity import choose_identity, own
+from pantheon.stack.servers.ports import LOOPBACK
+from pantheon.stack.servers.programs import find_postgres_folder
 from pantheon.stack.servers.server import Server, server_environment
 
 USER = "pantheon"
@@ -42,7 +42,7 @@ class PostgresServer(Server):
     name = "postgres"
     # Recovery after a crash replays the log, as long as that takes.
     ready_seconds = 120.0
-    # SIGQUIT ends all backends at once and leaves the rest to recovery: nobody is there to wait for a checkpoint.
+    # SIGQUIT ends all backends at once and leaves the rest to recovery: no supervisor is left to wait for a checkpoint.
     death_signal = signal.SIGQUIT
     stop_steps = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 6.0))
 
@@ -84,7 +84,7 @@ class PostgresServer(Server):
             await self._initialise()
 
     async def _initialise(self) -> None:
-        """Make the cluster beside its final place and move it there whole: an interrupted start leaves no half of one.
+        """Make the cluster beside its final folder and move it there whole: an interrupted start leaves no half of it.
 
         Everything is written unsynced and synced once at the end, which is several times faster than initdb's way.
         """
@@ -174,7 +174,7 @@ class PostgresServer(Server):
 def _shared_memory_type() -> str:
     """Return where parallel queries share memory: a file in the data folder when /dev/shm is missing, small or full."""
     try:
-        space = os.statvfs("/dev/shm")  # noqa: S108 - looked at, not written
+        space = os.statvfs("/dev/shm")  # noqa: S108 - checked, not written
         roomy = space.f_bavail * space.f_frsize >= _ROOMY_SHARED_MEMORY_BYTES and os.access("/dev/shm", os.W_OK)  # noqa: S108
     except OSError:
         roomy = False

@@ -1,36 +1,36 @@
-"""What the embedded servers share: a port that stays, a start that is ready when it returns, a stop of its own."""
+"""What the embedded servers share: a port that stays, and a start that returns when the server is ready."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pantheon.stack.errors import PortTakenError, ServerStartError, StackError
-from pantheon.stack.ports import is_free, pick_free
-from pantheon.stack.process import Command, ManagedProcess, last_meaningful_line
+from pantheon.stack.processes.parts import Part
+from pantheon.stack.processes.process import Command, ManagedProcess, last_meaningful_line
+from pantheon.stack.servers.ports import is_free, pick_free
 
 _POLL_SECONDS = 0.01
 _PROBE_SECONDS = 2.0
-# A conflict: somebody took the port in the moment between our look and the server's. Ten in a row do not happen.
+# A conflict: another process took the port between our check and the server's bind. Ten in a row do not happen.
 _START_ATTEMPTS = 10
 _CONFLICT_TEXTS = ("address already in use", "could not create any tcp/ip sockets", "failed to bind", "eaddrinuse")
 
 
-class Server(ABC):
-    """One server of the stack with its data in `folder` and its output in `log`.
+class Server(Part):
+    """A server of the stack with its data in `folder` and its output in `log`.
 
-    The port is chosen at the first start and written beside the data: a later start takes the same one where it is
-    free, another one where it is not; a restart of a running stack (`start` again on this object) insists on it,
-    because every process of the mesh has been told. Usable as an async context manager.
+    The port is chosen at the first start and written beside the data: a later start takes the same port where it is
+    free, else another. A restart in a running stack (`start` again on this object) takes the same port or fails,
+    because every process of the mesh has its address. Usable as an async context manager.
     """
 
-    name: str
     ready_seconds = 30.0
     death_signal = signal.SIGKILL
     stop_steps: tuple[tuple[signal.Signals, float], ...] = ((signal.SIGTERM, 10.0),)
@@ -39,7 +39,6 @@ class Server(ABC):
         """Take a folder for the data (made when absent) and, rarely, a fixed port; by default a free one is found."""
         self.folder = folder.absolute()
         self.log = log or self.folder / f"{self.name}.log"
-        self.process: ManagedProcess | None = None
         self._asked_port = port
         self._port: int | None = None
 
@@ -55,12 +54,6 @@ class Server(ABC):
             raise StackError(f"{self.name} has not been started")
         return self._port
 
-    @property
-    def pid(self) -> int | None:
-        """Process id while it runs."""
-        running = self.process is not None and self.process.returncode is None
-        return self.process.pid if self.process is not None and running else None
-
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -71,18 +64,18 @@ class Server(ABC):
         await self.stop()
 
     async def start(self) -> None:
-        """Start the server and return when it answers; raises a StackError of one line otherwise."""
+        """Start the server and return when it responds; raises a StackError of one line otherwise."""
         if self.pid is not None:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             await self._prepare()
-            await self._start_somewhere()
+            await self._start_on_free_port()
         except OSError as error:
             what = f"{error.filename or self.folder}: {error.strerror or error}"
             raise StackError(f"cannot write the files of {self.name} ({what}): check space and permissions") from error
 
-    async def _start_somewhere(self) -> None:
+    async def _start_on_free_port(self) -> None:
         for _ in range(_START_ATTEMPTS):
             port = self._choose_port()
             if await self._start_on(port):
@@ -96,25 +89,13 @@ class Server(ABC):
             self._forget_port()
         raise ServerStartError(self.name, "every port that was tried got taken by another process", self.log)
 
-    async def stop(self, hurry: asyncio.Event | None = None) -> None:
-        """End the server, if this object started one; `hurry` shortens the graceful part."""
-        process, self.process = self.process, None
-        if process is not None:
-            await process.stop(self.stop_steps, hurry)
-
-    async def wait(self) -> int:
-        """Wait until the running server ends by itself and return its exit status."""
-        if self.process is None:
-            raise StackError(f"{self.name} has not been started")
-        return await self.process.wait()
-
     async def wait_ready(self) -> None:
-        """Wait until the server answers and is known to be this one (a port says little when many servers run)."""
+        """Wait until the server responds and is known to be this one (a port alone does not prove it)."""
         process = self.process
         if process is None:
             raise StackError(f"{self.name} has not been started")
         ready = asyncio.ensure_future(self._until_ready())
-        # Beside the probe: whoever holds the port of a server that could not get it may keep the probe waiting.
+        # Beside the probe: another process that holds the port may never respond to it.
         ended = asyncio.ensure_future(process.wait())
         try:
             waiting = (ready, ended)
@@ -130,10 +111,6 @@ class Server(ABC):
         line = last_meaningful_line(process.output())
         what = f"no answer within {self.ready_seconds:.0f} s" + (f": {line}" if line else "")
         raise ServerStartError(self.name, what, self.log)
-
-    def ending(self) -> str:
-        """Say how the last run ended."""
-        return self.process.ending() if self.process is not None else "not started"
 
     async def _prepare(self) -> None:
         """Make what the server needs before its first start."""
@@ -165,10 +142,10 @@ class Server(ABC):
         return started
 
     async def _until_ready(self) -> None:
-        while not await self._answers():  # noqa: ASYNC110 - another process gives us no event
+        while not await self._responds():  # noqa: ASYNC110 - another process sends us no event
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _answers(self) -> bool:
+    async def _responds(self) -> bool:
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 return await self._is_ready(self.port)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from pantheon.stack.ports import LOOPBACK
-from pantheon.stack.process import Command
-from pantheon.stack.programs import find_valkey_server
+from pantheon.stack.processes.process import Command
+from pantheon.stack.servers.ports import LOOPBACK
+from pantheon.stack.servers.programs import find_valkey_server
 from pantheon.stack.servers.server import Server, server_environment
 
 
 class ValkeyServer(Server):
     """`valkey-server` on a loopback port.
 
-    The append-only file is written before each answer and synced every second: a killed server comes back with its
+    The append-only file is written before each response and synced every second: a killed server comes back with its
     data, a lost machine loses a second, which is all that the mesh asks of it.
     """
 

@@ -25,12 +25,15 @@ class ModelServer(HttpServer):
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.text = ""
         self.status = 200
+        self.fails_after: int | None = None
         told = self
 
         class Model(Handler):
             def respond(self) -> None:
                 body = json.loads(self.body())
                 told.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                if told.fails_after is not None and len(told.requests) > told.fails_after:
+                    told.status = 500
                 content = json.dumps(told.answer(self.path, body)).encode()
                 self.answer(told.status, content, {"content-type": "application/json"})
 
@@ -158,6 +161,33 @@ async def test_a_model_that_fails_does_not_fail_the_task(
     assert made.offline
     assert "could not be asked" in made.note
     assert "sk-secret" not in made.model_dump_json()
+
+
+@pytest.mark.parametrize(("fails_after", "usage"), [(None, (22, 14)), (1, (11, 7))])
+async def test_a_rewrite_that_fails_is_paid_for_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, model_server: ModelServer, fails_after: int | None, usage: tuple[int, int]
+) -> None:
+    # What a failed rewrite had cost was dropped with its error: no budget saw it.
+    _use(monkeypatch, model_server)
+    monkeypatch.setenv("LLM_MAX_RETRIES", "0")
+    model_server.text, model_server.fails_after = "", fails_after
+    ctx = LocalTaskContext()
+    made = await binding.enhance(EnhanceContent(markdown=DOCUMENT), ctx)
+    assert made.offline
+    assert "could not be asked" in made.note
+    assert len(model_server.requests) == 2
+    assert (ctx.usage.input_tokens, ctx.usage.output_tokens) == usage
+
+
+async def test_a_rewrite_keeps_its_budget_of_tokens(monkeypatch: pytest.MonkeyPatch, model_server: ModelServer) -> None:
+    _use(monkeypatch, model_server)
+    monkeypatch.setenv("LLM_TOTAL_TOKENS_LIMIT", "10")
+    model_server.text = DOCUMENT.replace("We recieve", "We get")
+    ctx = LocalTaskContext()
+    made = await binding.enhance(EnhanceContent(markdown=DOCUMENT), ctx)
+    assert made.markdown == DOCUMENT.replace("recieve", "receive")
+    assert "openai:gpt-test: budget_exceeded" in made.note
+    assert (ctx.usage.input_tokens, ctx.usage.output_tokens) == (11, 7)
 
 
 async def test_anthropics_api_is_spoken_too(monkeypatch: pytest.MonkeyPatch, model_server: ModelServer) -> None:

@@ -13,7 +13,8 @@ from agents.examination_agent.language import (
     split_sentences,
     stem,
 )
-from agents.examination_agent.models import Issue, Source
+from agents.examination_agent.models import Issue
+from pantheon.text.sources import Source
 
 SOURCES = [
     Source(

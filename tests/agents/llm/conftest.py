@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from agents.llm_agent.agent import language_model
-from agents.llm_agent.models import Source
 from agents.llm_agent.settings import settings
+from pantheon.text.sources import Source
 from tests.agents.http_server import Handler, HttpServer
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "blog"
@@ -28,6 +28,8 @@ class ModelServer:
     error: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     delay_seconds: float = 0.0
+    fails_after: int | None = None
+    """From this request on it fails with 500; None: it never does."""
     breaks_off: bool = False
     nonsense: bool = False
     model: str = "gpt-4o-mini"
@@ -115,8 +117,10 @@ class _Handler(Handler):
         state.keys.append(str(self.headers.get("x-api-key") or self.headers.get("Authorization")))
         state.asked.set()
         self.hang(state.delay_seconds)
-        if state.status != 200:
-            self._send(state.status, json.dumps(state.error).encode(), "application/json")
+        failed = state.fails_after is not None and len(state.requests) > state.fails_after
+        if state.status != 200 or failed:
+            status = 500 if failed else state.status
+            self._send(status, json.dumps(state.error).encode(), "application/json")
         elif state.nonsense:
             self._send(200, b"<html>It works!</html>", "text/html")
         else:

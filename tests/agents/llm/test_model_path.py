@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import pytest
 
 from agents.llm_agent.agent import generate_content, summarize_content
-from agents.llm_agent.models import GenerateContent, Issue, Previous, Source, SummarizeContent
+from agents.llm_agent.models import GenerateContent, Issue, Previous, SummarizeContent
 from pantheon import TaskFailure
+from pantheon.text.sources import Source
 from pantheon.worker.context import LocalTaskContext
 from tests.agents.conftest import UseModel
 from tests.waiting import PATIENCE_SECONDS
@@ -32,6 +33,7 @@ class Server(Protocol):
     error: dict[str, Any]
     headers: dict[str, str]
     delay_seconds: float
+    fails_after: int | None
     breaks_off: bool
     nonsense: bool
     model: str
@@ -226,6 +228,44 @@ async def test_a_task_that_needs_more_tokens_than_allowed_fails_for_good(
     with pytest.raises(TaskFailure) as caught:
         await generate_content(task(), ctx)
     assert (caught.value.code, caught.value.retryable) == ("budget_exceeded", False)
+    assert ctx.usage.input_tokens == 1000
+
+
+async def test_an_empty_response_is_paid_for_though_no_stream_was_handed_over(
+    model_server: Server, use_model: UseModel
+) -> None:
+    # Usage was reported inside the stream alone: two paid requests that gave none cost nothing.
+    use_model("openai:gpt-4o-mini")
+    model_server.pieces = []
+    ctx = LocalTaskContext()
+    with pytest.raises(TaskFailure) as caught:
+        await generate_content(task(), ctx)
+    assert (caught.value.code, caught.value.retryable) == ("model_answer_unusable", True)
+    assert len(model_server.requests) == 2
+    assert (ctx.usage.input_tokens, ctx.usage.output_tokens) == (2000, 1000)
+    assert ctx.usage.cost_usd > 0
+
+
+async def test_a_request_that_fails_leaves_the_usage_of_the_one_before_it(
+    model_server: Server, use_model: UseModel
+) -> None:
+    use_model("openai:gpt-4o-mini")
+    model_server.pieces, model_server.fails_after = [], 1
+    ctx = LocalTaskContext()
+    with pytest.raises(TaskFailure) as caught:
+        await generate_content(task(), ctx)
+    assert caught.value.code == "model_unavailable"
+    assert (ctx.usage.input_tokens, ctx.usage.output_tokens) == (1000, 500)
+
+
+async def test_a_stream_that_breaks_off_is_paid_for_as_far_as_the_vendor_says(
+    model_server: Server, use_model: UseModel
+) -> None:
+    use_model("anthropic:claude-sonnet-5")
+    model_server.pieces, model_server.breaks_off = ["# Half"] * 20, True
+    ctx = LocalTaskContext()
+    with pytest.raises(TaskFailure):
+        await generate_content(task(), ctx)
     assert ctx.usage.input_tokens == 1000
 
 

@@ -12,11 +12,12 @@ from agents.llm_agent.agent import agent, generate_content, read_settings, summa
 from agents.llm_agent.article import parse
 from agents.llm_agent.corpus import leans, read_sources
 from agents.llm_agent.markdown import blocks_of
-from agents.llm_agent.models import GenerateContent, Source, SummarizeContent
+from agents.llm_agent.models import GenerateContent, SummarizeContent
 from agents.llm_agent.preferences import read_preferences
 from agents.llm_agent.ranking import cosine
-from agents.llm_agent.sentences import split_sentences
 from pantheon import TaskFailure
+from pantheon.text.sentences import split_sentences
+from pantheon.text.sources import Source
 from pantheon.worker.context import LocalTaskContext
 
 BREAD = """\

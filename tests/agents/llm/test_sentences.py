@@ -3,10 +3,11 @@
 import pytest
 
 from agents.llm_agent.corpus import leans, read_sources, strip_connective
-from agents.llm_agent.markdown import blocks_of, count_words, plain
-from agents.llm_agent.models import Source
-from agents.llm_agent.sentences import split_sentences
-from agents.llm_agent.vocabulary import stem, terms
+from agents.llm_agent.markdown import blocks_of
+from pantheon.text.sentences import split_sentences
+from pantheon.text.sources import Source
+from pantheon.text.terms import stem, terms
+from pantheon.text.words import count_words, plain
 
 
 @pytest.mark.parametrize(

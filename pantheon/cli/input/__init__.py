@@ -1,0 +1,1 @@
+"""Reads the input of commands: payload arguments, request folders, ids of tasks."""

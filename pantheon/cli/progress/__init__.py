@@ -1,0 +1,1 @@
+"""A task's tree while it runs and afterwards: read, kept, drawn, explained."""

@@ -1,0 +1,1 @@
+"""What commands print: listings, units, the files of results, and the streams they go to."""

@@ -1,0 +1,1 @@
+"""Child processes of the stack: started, tied to the supervisor's life, kept running, ended."""
