@@ -75,10 +75,11 @@ containers-test: install ## Build the images, run meshes of containers, kill som
 	fi
 
 .PHONY: lint
-lint: install ## Check style and types
+lint: install ## Check style, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy protocol pantheon orchestrator_agent testkit agents migrations tests examples benchmarks docker hatch_build.py
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 .PHONY: bench
 bench: install ## Measure speed beside the bare loop (ARGS="--quick", "--peers", "--growth")
