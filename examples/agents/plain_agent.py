@@ -47,7 +47,7 @@ def handle(task_type: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def response_base(request: dict[str, Any]) -> dict[str, Any]:
-    """What every TaskResponse says: ids and attempt as they came, and who answers."""
+    """What every TaskResponse has: ids and attempt as they came, and the agent that responds."""
     return {
         "task_id": request["task_id"],
         "root_task_id": request.get("root_task_id") or request["task_id"],
@@ -80,7 +80,7 @@ async def work(js: JetStreamContext, message: Msg) -> None:
             request = json.loads(message.data)
             uuid.UUID(request["task_id"])
         except (ValueError, KeyError, TypeError) as error:
-            # Nothing that has an id to be answered by.
+            # Without an id there can be no response.
             await js.publish(f"mesh.deadletter.{NAME}", dead_letter(message, str(error)))
         else:
             response = await respond(js, request)
@@ -96,7 +96,10 @@ async def work(js: JetStreamContext, message: Msg) -> None:
 
 
 async def respond(js: JetStreamContext, request: dict[str, Any]) -> dict[str, Any]:
-    """The TaskResponse of a request whose payload may be an object of its own (docs/protocol.md, Large payloads)."""
+    """The TaskResponse of a request.
+
+    Its payload may be an object of its own (docs/protocol.md, Large payloads and results).
+    """
     if (ref := request.get("payload_ref")) is not None:
         try:
             stored = io.BytesIO()
