@@ -1,7 +1,7 @@
 """Measuring peers: once in each round, on the same servers, with nothing of theirs running beside another subject."""
 
 import asyncio
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ class Contest:
         amounts: Amounts,
         series: MutableMapping[str, Series],
         log: Callable[[str], None],
+        *,
+        peers: Mapping[str, Peer] = PEERS,
+        find_python: Callable[[Peer], Awaitable[Path]] = python_of,
     ) -> None:
-        self._peers = [PEERS[name] for name in names]
+        self._peers = [peers[name] for name in names]
+        self._find_python = find_python
         self._pythons: dict[str, Path] = {}
         self._rig = rig
         self._amounts = amounts
@@ -43,7 +47,7 @@ class Contest:
         """Make the environments, before anything is measured."""
         for peer in self._peers:
             try:
-                self._pythons[peer.name] = await python_of(peer)
+                self._pythons[peer.name] = await self._find_python(peer)
             except BenchError as error:
                 self._leave_out(peer, error)
 

@@ -51,26 +51,24 @@ for line in sys.stdin:
 """
 
 
-async def test_a_peer_that_fails_is_logged_and_left_out_and_the_others_are_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_that_fails_is_logged_and_left_out_and_the_others_are_measured(tmp_path: Path) -> None:
     for name, text in (("good", PROGRAM), ("bad", "raise SystemExit(3)")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "program.py").write_text(text)
-    made = {name: Peer(name, name, ("x==1",), workers=(), load_divisor=1) for name in ("good", "bad", "absent")}
-    monkeypatch.setattr("benchmarks.peers.measure.PEERS", made)
-    monkeypatch.setattr("benchmarks.peers.peer.PROGRAMS", tmp_path)
+    made = {
+        name: Peer(name, name, ("x==1",), workers=(), load_divisor=1, programs=tmp_path)
+        for name in ("good", "bad", "absent")
+    }
 
     async def python(peer: Peer) -> Path:
         if peer.name == "absent":
             raise BenchError("it could not be installed")
         return Path(sys.executable)
 
-    monkeypatch.setattr("benchmarks.peers.measure.python_of", python)
     series: dict[str, Series] = {}
     logged: list[str] = []
     async with rig(valkey=True) as servers:
-        contest = Contest(list(made), servers, TINY, series, logged.append)
+        contest = Contest(list(made), servers, TINY, series, logged.append, peers=made, find_python=python)
         await contest.prepare()
         await contest.round()
         await contest.round()
