@@ -69,7 +69,7 @@ test: install ## Run all tests, on servers that they start themselves (ARGS="-k 
 containers-test: install ## Build the images, run meshes of containers, kill some (needs Docker)
 	@reason=$$($(BIN)/python -c 'from tests.containers.engine import why_no_engine; print(why_no_engine())'); \
 	if [ -n "$$reason" ]; then \
-	  echo "make: NOT RUN: no container engine with compose and buildx answers ($$reason)"; \
+	  echo "make: NOT RUN: no container engine with compose and buildx responds ($$reason)"; \
 	else \
 	  $(BIN)/python -m pytest -m containers tests/containers $(ARGS); \
 	fi

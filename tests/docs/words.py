@@ -96,7 +96,7 @@ ALLOWED_NAMES = frozenset(
 
 # Where the rule holds. A package joins when it keeps the rule.
 _TESTS = ("tests/*.py", "tests/benchmarks", "tests/containers", "tests/docs")
-UNDER_RULE = ("docs", "README.md", "CONTRIBUTING.md", "benchmarks", "examples/agents", *_TESTS)
+UNDER_RULE = ("docs", "README.md", "CONTRIBUTING.md", "benchmarks", "docker", "examples/agents", "hatch_build.py", *_TESTS)
 
 
 def others() -> list[str]:
