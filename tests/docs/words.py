@@ -95,8 +95,10 @@ ALLOWED_NAMES = frozenset(
 )  # fmt: skip
 
 # Where the rule holds. A package joins when it keeps the rule.
-_TESTS = ("tests/*.py", "tests/benchmarks", "tests/containers", "tests/docs")
-UNDER_RULE = ("docs", "README.md", "CONTRIBUTING.md", "benchmarks", "docker", "examples/agents", "hatch_build.py", *_TESTS)
+UNDER_RULE = (
+    *("docs", "README.md", "CONTRIBUTING.md", "benchmarks", "docker", "examples/agents", "hatch_build.py"),
+    *("tests/*.py", "tests/benchmarks", "tests/containers", "tests/docs"),
+)
 
 
 def others() -> list[str]:
