@@ -36,10 +36,10 @@ async def test_the_pages_client_gets_what_its_agent_makes(mesh: DocumentedMesh, 
     assert done.code == 0, done.errors
     lines = done.output.splitlines()
     assert lines[0] == "['Hello, Ada!']"
-    assert lines[-2:] == ["completed", "step_failed empty_name"]
+    assert lines[-2:] == ["completed", "step_failed no_name"]
 
 
-async def test_the_pages_operations_work_as_described(mesh: DocumentedMesh, running: Running, folder: Path) -> None:
+async def test_the_pages_operations_do_what_they_say(mesh: DocumentedMesh, running: Running, folder: Path) -> None:
     code = "import asyncio\n" + block_with(PAGE, "python", "mesh.approve(") + "\nasyncio.run(release())\n"
     (folder / "release.py").write_text(code, encoding="utf-8")
     async with running(python(), str(folder / "greeting_agent.py")):

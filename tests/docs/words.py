@@ -96,7 +96,7 @@ ALLOWED_NAMES = frozenset(
 
 # Where the rule holds. A package joins when it keeps the rule.
 UNDER_RULE = (
-    *("docs", "README.md", "CONTRIBUTING.md", "benchmarks", "docker", "examples/agents", "hatch_build.py"),
+    *("docs", "README.md", "CONTRIBUTING.md", "benchmarks", "examples/agents", "hatch_build.py"),
     *("tests/*.py", "tests/benchmarks", "tests/containers", "tests/docs"),
 )
 

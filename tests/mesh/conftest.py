@@ -152,7 +152,7 @@ class PlainClient:
 
 @pytest_asyncio.fixture
 async def plain(settings: MeshSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PlainClient]:
-    # A publish without an ack is repeated after a while. On a machine that stalls it must be no second response.
+    # What a broker has not acknowledged for a while is said again. On a machine that stalls that is no second answer.
     monkeypatch.setattr("pantheon.bus.publisher.ACK_TIMEOUT_SECONDS", PATIENCE_SECONDS)
     connection = await nats.connect(settings.nats_url)
     client = PlainClient(connection)

@@ -391,7 +391,7 @@ async def test_a_deleted_stream_is_made_again(
     settings: MeshSettings, seen: Seen, plain: PlainClient, monkeypatch: pytest.MonkeyPatch, stream: str
 ) -> None:
     """Who publishes into one that is gone waits for it: a dead letter would hold up every request behind it."""
-    # The test subscribes to dead letters too, so the broker reports no missing subscriber.
+    # The test hears dead letters too, so the broker does not say that nobody keeps them.
     monkeypatch.setattr("pantheon.bus.publisher.ACK_TIMEOUT_SECONDS", 1.0)
     large = {"text": "x" * 600_000}
     async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):

@@ -32,7 +32,7 @@ app.kubernetes.io/component: {{ .name }}
     {{- end }}
 {{- end }}
 
-{{/* A pod's own settings: no root, nothing written but /tmp, no rights. */}}
+{{/* A pod's own settings: nobody, nothing written but /tmp, no rights. */}}
 {{- define "pantheon.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
@@ -71,7 +71,7 @@ capabilities: {drop: [ALL]}
 - {name: LOG_LEVEL, value: {{ .Values.logLevel }}}
 {{- end }}
 
-{{/* Alive while it responds; ready while it can take tasks. A process that waits for NATS is alive. */}}
+{{/* Alive while it answers; ready while it can take tasks. Whoever waits for NATS is alive. */}}
 {{- define "pantheon.probes" -}}
 startupProbe:
   httpGet: {path: /healthz, port: health}
