@@ -139,11 +139,11 @@ async def test_a_bulk_of_dead_letters_is_redriven_whole_and_only_once_round(
         stream = await plain.connection.jetstream().stream_info("DEAD_LETTERS")
         return stream.state.messages == len(letters)
 
-    # A subscriber receives them a moment before the stream has them.
+    # Whoever listens hears of them a moment before the stream has them.
     await until(kept, "all letters in the stream")
     assert isinstance(orchestrated.worker, OrchestratorWorker)
     dead_letters = orchestrated.worker.parts.dead_letters
-    # A result holds only so many ids, and has `more`.
+    # An answer holds only so many, and says so.
     assert await dead_letters.redrive(letter_id=None, name="nobody", reason=None, at_most=5) == (letters[:5], True)
     # The broker overwrites what it deletes: ten seconds for as many, on two cores that do nothing else.
     bulk = await plain.response(await plain.send("mesh.redrive", {"name": "nobody"}), 4 * PATIENCE_SECONDS)
