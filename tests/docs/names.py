@@ -44,6 +44,7 @@ FOREIGN_NAMES = frozenset(
         *("HEALTHCHECK", "DOCKER_BUILDKIT", "PYTHON_IMAGE", "PATH", "CEL", "OPENAI_API_KEY", "CI", "SIGTERM", "NOTIFY"),
         *("nats_url", "target_session_attrs", "read-write", "num_pending", "num_ack_pending", "idle_session_timeout"),
         *("idle_in_transaction_session_timeout", "pg_basebackup", "wait_for", "asyncio_mode", "no-deps", "psycopg"),
+        *("preexec_fn", "sanitize_title", "output_config"),
     }
 )  # fmt: skip
 # Options of other programs.
@@ -168,7 +169,7 @@ def wrong_command(text: str) -> str | None:
     path: tuple[str, ...] = ()
     while words and (*path, words[0]) in commands():
         path = (*path, words.pop(0))
-    if not path and words and re.fullmatch(r"[a-z-]+", words[0]):
+    if not path and words and re.fullmatch(r"[a-z][a-z-]*", words[0]):
         return "is no command"
     allowed = commands()[path] | commands()[()] | {"--help"}
     for word in words:
@@ -277,7 +278,7 @@ def wrong_sections(page: Path, text: str) -> Iterator[Mistake]:
             continue
         there = {heading.rstrip(" …") for heading in headings(target)}
         named = found[2].strip().rstrip(" …")
-        for section in [named] if named in there else re.split(r", and | and | to ", named):
+        for section in [named] if named in there else re.split(r", and |, | and | to ", named):
             if section not in there:
                 yield Mistake(page, 0, f"{found[1]}, {section}", "is no section of it")
 

@@ -42,6 +42,8 @@ def test_every_package_is_known_to_the_rule() -> None:
         ("workflow", False),
         ("return_value", False),
         ("quietly", False),
+        ("settle_in_turn", False),
+        ("control_flow", False),
     ],
 )
 def test_a_name_is_judged_word_by_word(name: str, found: bool) -> None:

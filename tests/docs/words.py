@@ -70,7 +70,6 @@ BANNED = (
     Banned("release", ("let go",), r"let(?:s|ting)? (?:\w+ )?go(?! on)"),
     Banned("add, enqueue, post", ("put in",), r"put(?:s|ting)? in"),
     Banned("stop accepting", ("quiet",), r"(?:be|is|are|stays?) quiet"),
-    Banned("object cleaner", ("leftovers",), r"leftovers"),
     Banned("held by another orchestrator", ("elsewhere",), r"elsewhere"),
     Banned("queue dispatcher", ("taker",), r"takers?"),
     Banned("wait reasons", ("obstacle", "obstacles"), r"obstacles?"),
@@ -128,6 +127,7 @@ _PROSE = [
     for banned in BANNED
     if banned.prose
 ]
+_ALLOWED_PHRASES = ("control flow", "flow control", "in turn")
 _NAMES = [(f" {words} ", banned) for banned in BANNED for words in banned.names]
 
 
@@ -136,7 +136,8 @@ def in_name(name: str) -> Iterator[tuple[str, Banned]]:
     if name in ALLOWED_NAMES:
         return
     words = f" {' '.join(word.lower() for word in _WORDS.findall(name))} "
-    words = words.replace(" control flow ", "  ").replace(" flow control ", "  ")
+    for phrase in _ALLOWED_PHRASES:
+        words = words.replace(f" {phrase} ", "  ")
     for phrase, banned in _NAMES:
         if phrase in words:
             yield name, banned
