@@ -69,16 +69,17 @@ test: install ## Run all tests, on servers that they start themselves (ARGS="-k 
 containers-test: install ## Build the images, run meshes of containers, kill some (needs Docker)
 	@reason=$$($(BIN)/python -c 'from tests.containers.engine import why_no_engine; print(why_no_engine())'); \
 	if [ -n "$$reason" ]; then \
-	  echo "make: NOT RUN: no container engine with compose and buildx answers ($$reason)"; \
+	  echo "make: NOT RUN: no container engine with compose and buildx responds ($$reason)"; \
 	else \
 	  $(BIN)/python -m pytest -m containers tests/containers $(ARGS); \
 	fi
 
 .PHONY: lint
-lint: install ## Check style and types
+lint: install ## Check style, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy protocol pantheon orchestrator_agent testkit agents migrations tests examples benchmarks docker hatch_build.py
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 .PHONY: bench
 bench: install ## Measure speed beside the bare loop (ARGS="--quick", "--peers", "--growth")

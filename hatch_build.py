@@ -1,6 +1,6 @@
 """What the distribution requires: everything that a mesh on one machine needs; or, for an image, the kit alone.
 
-The extras of pyproject.toml say for whom each requirement is. A build with PANTHEON_REQUIRES=kit requires those of
+The extras of pyproject.toml state for whom each requirement is. A build with PANTHEON_REQUIRES=kit requires those of
 `kit`, and an image adds the extra of its process; any other build requires those of all extras (ADR 0016).
 """
 
@@ -14,13 +14,13 @@ VARIABLE = "PANTHEON_REQUIRES"
 TOOLS = "dev"
 
 
-def required(extras: dict[str, list[str]], wanted: str) -> list[str]:
-    """The requirements of the extra that is `wanted`, or (empty) of all but the tools'. Raises ValueError."""
-    if wanted and wanted not in extras:
-        raise ValueError(f"{VARIABLE}={wanted}: there is no such extra; there is {', '.join(extras)}")
-    named = [wanted] if wanted else [name for name in extras if name != TOOLS]
+def required(extras: dict[str, list[str]], extra: str) -> list[str]:
+    """The requirements of one extra, or (empty) of all but the tools'. Raises ValueError."""
+    if extra and extra not in extras:
+        raise ValueError(f"{VARIABLE}={extra}: there is no such extra; there is {', '.join(extras)}")
+    named = [extra] if extra else [name for name in extras if name != TOOLS]
     # An extra that names another one: that one is here as well.
-    return sorted({one for name in named for one in extras[name] if not one.startswith("pantheon-mesh[")})
+    return sorted({entry for name in named for entry in extras[name] if not entry.startswith("pantheon-mesh[")})
 
 
 class CustomMetadataHook(MetadataHookInterface):

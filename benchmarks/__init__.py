@@ -1,1 +1,1 @@
-"""The project's own benchmark: `python -m benchmarks` (docs: `--help`, README.md's section on speed)."""
+"""The project's own benchmark: `python -m benchmarks` (`--help`, docs/performance.md)."""

@@ -59,40 +59,40 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def amounts_of(arguments: argparse.Namespace) -> Amounts:
     amounts = QUICK if arguments.quick else FULL
-    given = {
+    overrides = {
         "rounds": arguments.rounds,
         "load_workflows": arguments.workflows,
         "idle_workflows": arguments.idle,
     }
-    return replace(amounts, **{name: value for name, value in given.items() if value is not None})
+    return replace(amounts, **{name: value for name, value in overrides.items() if value is not None})
 
 
 def sizes_of(arguments: argparse.Namespace) -> growth.Sizes:
     sizes = growth.QUICK_SIZES if arguments.quick else growth.FULL_SIZES
-    given = {name: getattr(arguments, name) for name in GROWN}
-    return replace(sizes, **{name: value for name, value in given.items() if value is not None})
+    overrides = {name: getattr(arguments, name) for name in GROWN}
+    return replace(sizes, **{name: value for name, value in overrides.items() if value is not None})
 
 
 async def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Everything that was asked for; returns the figures as JSON has them."""
+    """Everything that the arguments select; returns the figures as JSON has them."""
     amounts = amounts_of(arguments)
-    wanted: Sequence[str] = arguments.only or (BARE, *SHAPES)
-    shapes = [name for name in SHAPES if name in wanted]
+    selected: Sequence[str] = arguments.only or (BARE, *SHAPES)
+    shapes = [name for name in SHAPES if name in selected]
     more: dict[str, Any] = {"amounts": vars(amounts)}
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
     series = {}
     chosen = [name for name in peers.PEERS if arguments.peers or name in (arguments.only or ())]
-    if shapes or BARE in wanted or arguments.profile or chosen:
+    if shapes or BARE in selected or arguments.profile or chosen:
         async with rig(keep=arguments.keep, valkey=bool(chosen)) as mesh:
-            bench = Bench(mesh, amounts, say)
+            bench = Bench(mesh, amounts, log)
             if shapes or arguments.profile:
                 await bench.start_mesh()
-            if BARE in wanted:
+            if BARE in selected:
                 await bench.start_bare()
-            contest = peers.Contest(chosen, mesh, amounts, bench.series, say)
+            contest = peers.Contest(chosen, mesh, amounts, bench.series, log)
             await contest.prepare()
             await bench.warm_up(shapes)
             await bench.run(shapes, contest.round if chosen else None)
@@ -100,18 +100,18 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
                 more["peers"] = contest.as_json()
             series = bench.series
             if arguments.profile:
-                more["profile"] = await profiles(mesh, bench, say)
+                more["profile"] = await profiles(mesh, bench, log)
     grown = [name for name in growth.GROWTH if arguments.growth or name in (arguments.only or ())]
     if grown or arguments.soak:
         more["growth"] = await growth.measure(
-            grown, amounts, sizes_of(arguments), arguments.soak, say, keep=arguments.keep
+            grown, amounts, sizes_of(arguments), arguments.soak, log, keep=arguments.keep
         )
     report.show(console, series)
     made = report.as_json(series, more)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(made, indent=1) + "\n")
-        say(f"figures: {arguments.json}")
+        log(f"figures: {arguments.json}")
     if arguments.chart and series:
         arguments.chart.parent.mkdir(parents=True, exist_ok=True)
         box = made["machine"]
@@ -120,11 +120,11 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
             "lines from the lowest to the highest."
         )
         arguments.chart.write_text(draw("Pantheon, measured", report.panels(series), foot))
-        say(f"chart: {arguments.chart}")
+        log(f"chart: {arguments.chart}")
     return made
 
 
-async def run_until_told(arguments: argparse.Namespace, console: Console) -> None:
+async def run_until_stopped(arguments: argparse.Namespace, console: Console) -> None:
     """SIGTERM ends it as Ctrl-C does: servers and processes are stopped, nothing stays behind."""
     running = asyncio.current_task()
     assert running is not None
@@ -132,24 +132,26 @@ async def run_until_told(arguments: argparse.Namespace, console: Console) -> Non
     await run(arguments, console)
 
 
-async def profiles(mesh: Rig, bench: Bench, say: Any) -> dict[str, Any]:
+async def profiles(mesh: Rig, bench: Bench, log: Any) -> dict[str, Any]:
     """A load that is sampled, then one whose batches are counted."""
     made: dict[str, Any] = {"samples": {}}
-    watched = [one for one in mesh.processes if one.name.startswith("orchestrator") or one.name == "echo_agent"]
-    samplings = [await profile.Sampling.start(one, mesh.folder) for one in watched]
+    watched = [
+        process for process in mesh.processes if process.name.startswith("orchestrator") or process.name == "echo_agent"
+    ]
+    samplings = [await profile.Sampling.start(process, mesh.folder) for process in watched]
     await asyncio.sleep(2)
     await bench.generator.ask(what="load", shape="chain", workflows=bench.amounts.load_workflows)
     for sampling in samplings:
         seen = await sampling.stop()
         for line in profile.lines_of(sampling.process.name, seen):
-            say(line)
+            log(line)
         made["samples"][sampling.process.name] = {
             "samples": seen.samples,
             "alone": dict(seen.alone.most_common(profile.TOP)),
             "within": dict(seen.within.most_common(profile.TOP)),
         }
-    for one in [one for one in mesh.processes if one.name.startswith("orchestrator")]:
-        await mesh.stop(one)
+    for process in [process for process in mesh.processes if process.name.startswith("orchestrator")]:
+        await mesh.stop(process)
     file = mesh.folder / "probe.json"
     for what, workflows in (("load", bench.amounts.load_workflows), ("idle", bench.amounts.idle_workflows)):
         probed = await mesh.spawn(
@@ -163,7 +165,7 @@ async def profiles(mesh: Rig, bench: Bench, say: Any) -> dict[str, Any]:
         await bench.generator.ask(what=what, shape="chain", workflows=workflows)
         await mesh.stop(probed)
         made[what] = json.loads(file.read_text())
-        say(f"orchestrator under {what}: {json.dumps(made[what], indent=1)}")
+        log(f"orchestrator under {what}: {json.dumps(made[what], indent=1)}")
     return made
 
 
@@ -171,7 +173,7 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     console = Console()
     try:
-        asyncio.run(run_until_told(arguments, console))
+        asyncio.run(run_until_stopped(arguments, console))
     except BenchError as error:
         sys.stderr.write(f"benchmarks: {error}\n")
         return 1

@@ -1,10 +1,10 @@
 """The yardstick: the messages and writes of a durable 5-step workflow and nothing else, no engine.
 
-A request comes in, a row is written, a sub-task is published, an echo agent in another process answers, the row is
+A request comes in, a row is written, a sub-task is published, an echo agent in another process responds, the row is
 updated and the next one written, five times. It is fixed: what an engine sends beyond it is the engine's own cost.
 
     python -m benchmarks.bare_loop agent   --nats URL
-    python -m benchmarks.bare_loop conduct --nats URL --postgres DSN     (orders on stdin, see benchmarks.conversation)
+    python -m benchmarks.bare_loop loops   --nats URL --postgres DSN     (orders on stdin, see benchmarks.conversation)
 """
 
 import argparse
@@ -86,18 +86,18 @@ async def make_streams(js: JetStreamContext) -> None:
 async def agent(url: str) -> None:
     js = (await nats.connect(url)).jetstream()
     async for messages in batches(js, "bare.echo.task", "echo", TASKS):
-        answers = []
+        responses = []
         for message in messages:
             request = Request.model_validate_json(message.data)
-            answer = Response(
+            response = Response(
                 task_id=request.task_id,
                 status="completed",
                 result=request.payload,
                 workflow_id=request.workflow_id,
                 step=request.step,
             )
-            answers.append((request.task_id, answer.model_dump_json().encode()))
-        await publish(js, "bare.echo.response", answers)
+            responses.append((request.task_id, response.model_dump_json().encode()))
+        await publish(js, "bare.echo.response", responses)
         for message in messages:
             await message.ack()
 
@@ -107,7 +107,7 @@ def step_request(task_id: str, workflow_id: str | None, step: int) -> tuple[str,
     return task_id, request.model_dump_json().encode()
 
 
-class MessageLoops:
+class BareLoops:
     """The two loops, and the sending of requests, which this process does itself."""
 
     def __init__(self, connection: Client, pool: "asyncpg.Pool[Any]") -> None:
@@ -181,35 +181,35 @@ class MessageLoops:
         return {"took_ms": took}
 
 
-async def conduct(url: str, database: str) -> None:
+async def run_loops(url: str, database: str) -> None:
     connection = await nats.connect(url)
     await make_streams(connection.jetstream())
     pool = await asyncpg.create_pool(database, min_size=2, max_size=4)
     await pool.execute(TABLE)
-    message_loops = MessageLoops(connection, pool)
-    loops = [asyncio.create_task(message_loops.intake()), asyncio.create_task(message_loops.responses())]
+    bare = BareLoops(connection, pool)
+    loops = [asyncio.create_task(bare.intake()), asyncio.create_task(bare.responses())]
 
-    async def answer(order: Order) -> Order:
+    async def respond(order: Order) -> Order:
         if dead := next((loop for loop in loops if loop.done()), None):
             dead.result()
         if order["what"] == "load":
             # Each round on an empty table, as in a run of its own.
             await pool.execute("truncate bare_tasks")
-            return await message_loops.load(order["workflows"])
-        return await message_loops.idle(order["workflows"])
+            return await bare.load(order["workflows"])
+        return await bare.idle(order["workflows"])
 
-    await converse(answer)
+    await converse(respond)
     for loop in loops:
         loop.cancel()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["agent", "conduct"])
+    parser.add_argument("what", choices=["agent", "loops"])
     parser.add_argument("--nats", required=True)
     parser.add_argument("--postgres", default="")
     arguments = parser.parse_args()
-    uvloop.run(agent(arguments.nats) if arguments.what == "agent" else conduct(arguments.nats, arguments.postgres))
+    uvloop.run(agent(arguments.nats) if arguments.what == "agent" else run_loops(arguments.nats, arguments.postgres))
 
 
 if __name__ == "__main__":

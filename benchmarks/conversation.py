@@ -1,4 +1,4 @@
-"""Processes that take one JSON line at a time on stdin and answer one on stdout: load generator, bare loop, peers.
+"""Processes that read JSON lines on stdin and write a reply to each on stdout: load generator, bare loop, peers.
 
 Nothing but the standard library: peers run it in environments of their own.
 """
@@ -13,28 +13,28 @@ from typing import Any
 Order = dict[str, Any]
 
 
-async def converse(answer: Callable[[Order], Awaitable[Order]]) -> None:
-    """Say that we are ready, then answer each order until stdin ends."""
+async def converse(respond: Callable[[Order], Awaitable[Order]]) -> None:
+    """Write that the process is ready, then reply to each order until stdin ends."""
     reader = asyncio.StreamReader(limit=1 << 24)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    _say({"ready": os.getpid()})
+    _write({"ready": os.getpid()})
     while line := await reader.readline():
         try:
-            _say(await answer(json.loads(line)))
+            _write(await respond(json.loads(line)))
         except Exception as error:
-            _say({"error": f"{type(error).__name__}: {error}"})
+            _write({"error": f"{type(error).__name__}: {error}"})
 
 
-def converse_plainly(answer: Callable[[Order], Order]) -> None:
+def converse_plainly(respond: Callable[[Order], Order]) -> None:
     """The same for programs without an event loop."""
-    _say({"ready": os.getpid()})
+    _write({"ready": os.getpid()})
     for line in sys.stdin:
         try:
-            _say(answer(json.loads(line)))
+            _write(respond(json.loads(line)))
         except Exception as error:
-            _say({"error": f"{type(error).__name__}: {error}"})
+            _write({"error": f"{type(error).__name__}: {error}"})
 
 
-def _say(answer: Order) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _write(reply: Order) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()

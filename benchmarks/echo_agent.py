@@ -1,4 +1,4 @@
-"""The agent of the benchmark: gives back what it is sent, made with the kit as anybody's agent is."""
+"""The agent of the benchmark: returns its payload, made with the kit as any agent is."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class Anything(BaseModel):
     k: Any = None
 
 
-agent = Agent("echo_agent", description="Answers with its payload.", max_concurrency=MAX_CONCURRENCY)
+agent = Agent("echo_agent", description="Returns its payload.", max_concurrency=MAX_CONCURRENCY)
 
 
 @agent.task("echo")

@@ -56,107 +56,107 @@ from roots, generate_series(0, 4) n
 """
 FINISHED_PART = 50_000
 ABSENT = "absent"
-# Waits for an agent outlast the run; what has ended stays where it is, beside what is at work, which costs the most.
+# Waits for an agent outlast the run; ended trees stay in `tasks`, beside those at work, which costs the most.
 SETTINGS = {"NO_AGENT_WAIT_SECONDS": "86400", "HISTORY_AFTER_SECONDS": "86400000", "RETENTION_DAYS": "3650"}
 ENDED = "select count(*) from tasks where task_id = root_task_id and answered_at is not null"
 STANDING = "select count(*) from tasks where status = 'ready' and position is not null"
 STANDING_SECONDS = 600.0
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
 async def measure(
-    wanted: Sequence[str],
+    selected: Sequence[str],
     amounts: Amounts,
     sizes: Sizes,
     soak: float | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     keep: bool,
 ) -> dict[str, Any]:
-    """Each of `wanted` on servers of its own, beside the same mesh without it."""
+    """Each of `selected` on servers of its own, beside the same mesh without it."""
     made: dict[str, Any] = {}
-    if "finished" in wanted:
-        async with _two(amounts, say, keep=keep) as (plain, full):
+    if "finished" in selected:
+        async with _two(amounts, log, keep=keep) as (plain, full):
             began = time.perf_counter()
             for first in range(0, sizes.finished, FINISHED_PART):
                 await _fill(full.rig, FINISHED, min(FINISHED_PART, sizes.finished - first))
             await full.rig.execute("vacuum (analyze) tasks")
-            say(f"{sizes.finished:,} finished roots written in {time.perf_counter() - began:.0f} s")
-            compared = await _compare(plain, full, say, f"{sizes.finished:,} finished")
+            log(f"{sizes.finished:,} finished roots written in {time.perf_counter() - began:.0f} s")
+            compared = await _compare(plain, full, log, f"{sizes.finished:,} finished")
             if (kept := int(await full.rig.value(ENDED))) < sizes.finished:
                 raise BenchError(f"of {sizes.finished:,} finished roots, {kept:,} were kept")
             made["finished"] = {"roots": sizes.finished, **compared}
-    if "waiting" in wanted:
-        async with _two(amounts, say, keep=keep) as (plain, full):
+    if "waiting" in selected:
+        async with _two(amounts, log, keep=keep) as (plain, full):
             began = time.perf_counter()
             await _let_wait(full, sizes.waiting)
-            say(f"{sizes.waiting:,} tasks wait after {time.perf_counter() - began:.0f} s")
-            compared = await _compare(plain, full, say, f"{sizes.waiting:,} waiting")
-            # What has left the line meanwhile was not measured with.
+            log(f"{sizes.waiting:,} tasks wait after {time.perf_counter() - began:.0f} s")
+            compared = await _compare(plain, full, log, f"{sizes.waiting:,} waiting")
+            # Rows that have left the queue meanwhile were not measured with.
             await _until_waiting(full.rig, sizes.waiting, within_seconds=0)
             made["waiting"] = {"tasks": sizes.waiting, **compared}
-    if "backlog" in wanted:
-        async with _mesh(amounts, say, keep=keep) as bench:
-            made["backlog"] = await _behind(bench, sizes.backlog, say)
-    if "instances" in wanted:
-        async with _mesh(amounts, say, keep=keep) as bench:
-            made["instances"] = await _instances(bench, sizes.instances, say)
-    if "orchestrators" in wanted:
-        made["orchestrators"] = await _orchestrators(amounts, sizes.orchestrators, say, keep=keep)
+    if "backlog" in selected:
+        async with _mesh(amounts, log, keep=keep) as bench:
+            made["backlog"] = await _behind(bench, sizes.backlog, log)
+    if "instances" in selected:
+        async with _mesh(amounts, log, keep=keep) as bench:
+            made["instances"] = await _instances(bench, sizes.instances, log)
+    if "orchestrators" in selected:
+        made["orchestrators"] = await _orchestrators(amounts, sizes.orchestrators, log, keep=keep)
     if soak:
-        async with _mesh(amounts, say, keep=keep) as bench:
-            made["soak"] = await _soak(bench, soak * 60, say)
+        async with _mesh(amounts, log, keep=keep) as bench:
+            made["soak"] = await _soak(bench, soak * 60, log)
     return made
 
 
 @contextlib.asynccontextmanager
 async def _mesh(
-    amounts: Amounts, say: Callable[[str], None], orchestrators: int = 1, *, keep: bool
+    amounts: Amounts, log: Callable[[str], None], orchestrators: int = 1, *, keep: bool
 ) -> AsyncIterator[Bench]:
     async with rig(keep=keep) as made:
-        bench = Bench(made, amounts, say)
+        bench = Bench(made, amounts, log)
         await bench.start_mesh(orchestrators, SETTINGS)
         await bench.warm_up(["chain"])
         yield bench
 
 
 @contextlib.asynccontextmanager
-async def _two(amounts: Amounts, say: Callable[[str], None], *, keep: bool) -> AsyncIterator[tuple[Bench, Bench]]:
+async def _two(amounts: Amounts, log: Callable[[str], None], *, keep: bool) -> AsyncIterator[tuple[Bench, Bench]]:
     """Two meshes, of which one is loaded at a time: rounds can alternate."""
-    async with _mesh(amounts, say, keep=keep) as one, _mesh(amounts, say, keep=keep) as other:
-        yield one, other
+    async with _mesh(amounts, log, keep=keep) as first, _mesh(amounts, log, keep=keep) as second:
+        yield first, second
 
 
 async def _fill(made: Rig, statement: str, roots: int) -> None:
     result = '{{"k":"{}"}}'.format("v" * 100)
     text = statement.format(roots=roots, payload='{"input":{"k":1},"steps":{}}', result=result)
-    # `execute` of a script takes no parameters; nobody holds the lock of this process id, and nobody looks for it.
+    # `execute` of a script takes no parameters; no process holds the lock of this process id, or tries it.
     await made.execute(text.replace("$1", "gen_random_uuid()"))
 
 
 async def _let_wait(bench: Bench, tasks: int) -> None:
-    """So many tasks that wait in a line for an agent, sent and taken as any other."""
+    """So many tasks that wait in the ready queue for an agent, sent and accepted as any other."""
     await bench.generator.ask(what="leave", task_type=ABSENT, tasks=tasks)
     await _until_waiting(bench.rig, tasks, within_seconds=STANDING_SECONDS)
 
 
 async def _until_waiting(made: Rig, tasks: int, *, within_seconds: float) -> None:
-    """Raises BenchError where fewer stand in line when the time is over."""
+    """Raises BenchError where fewer wait when the time is over."""
     end = time.perf_counter() + within_seconds
     while (standing := int(await made.value(STANDING))) < tasks:
         if time.perf_counter() >= end:
             raise BenchError(f"of {tasks:,} tasks that should wait for an agent, {standing:,} do")
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
 
 
-async def _compare(plain: Bench, other: Bench, say: Callable[[str], None], title: str) -> dict[str, Any]:
+async def _compare(plain: Bench, other: Bench, log: Callable[[str], None], title: str) -> dict[str, Any]:
     chain = SHAPES["chain"]()
     for _ in range(plain.amounts.rounds):
         await plain.mesh_round(chain)
         await other.mesh_round(chain)
     mine, its = other.series["chain"], plain.series["chain"]
     made = _ratios(mine, its)
-    say(f"{title}: {made['steps_per_s_ratio']:.2f} of the steps/s, {made['p50_ratio']:.2f} of the p50 without them")
+    log(f"{title}: {made['steps_per_s_ratio']:.2f} of the steps/s, {made['p50_ratio']:.2f} of the p50 without them")
     return {**made, "with": mine.as_json(None), "without": its.as_json(None)}
 
 
@@ -166,20 +166,20 @@ def _ratios(mine: Series, its: Series) -> dict[str, float]:
     return {"steps_per_s_ratio": steps[len(steps) // 2], "p50_ratio": latency[len(latency) // 2]}
 
 
-async def _behind(bench: Bench, tasks: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """How long somebody's task takes whose request comes behind so many of another's."""
+async def _behind(bench: Bench, tasks: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """How long a task takes whose request comes behind so many of another requester's."""
     alone = await bench.generator.ask(what="behind", shape="chain", tasks=0)
     behind = await bench.generator.ask(what="behind", shape="chain", tasks=tasks, within_seconds=STANDING_SECONDS)
     first, later = behind["accepted_ms"][0], sorted(behind["accepted_ms"][1:])
-    say(
+    log(
         f"behind {tasks:,} requests of another, the first is accepted after {first / 1e3:.2f} s, the next ones after "
         f"{later[len(later) // 2] / 1e3:.2f} s; alone after {min(alone['accepted_ms']) / 1e3:.3f} s"
     )
     return {"requests": tasks, "alone": alone, "behind": behind}
 
 
-async def _instances(bench: Bench, instances: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """What the orchestrator spends on so many instances that only say that they live."""
+async def _instances(bench: Bench, instances: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """What the orchestrator spends on so many instances that only send heartbeats."""
     before = bench.rig.usage()
     await asyncio.sleep(INSTANCES_WATCH_SECONDS)
     idle = spent(before, bench.rig.usage())
@@ -201,7 +201,7 @@ async def _instances(bench: Bench, instances: int, say: Callable[[str], None]) -
         if name.startswith(ORCHESTRATOR) or name == "nats"
     }
     orchestrator = sum(share for name, share in cost.items() if name.startswith(ORCHESTRATOR))
-    say(f"{instances:,} instances cost the orchestrator {orchestrator:.1%} of a core")
+    log(f"{instances:,} instances cost the orchestrator {orchestrator:.1%} of a core")
     steps_per_s = bench.amounts.load_workflows * CHAIN_STEPS / load["seconds"]
     return {"instances": instances, "cores": cost, "steps_per_s": steps_per_s}
 
@@ -212,20 +212,20 @@ async def _simulate(connection: Client, instances: int) -> None:
         InstanceRecord(name=f"agent_{number % 50}", instance_id=f"simulated-{number}", task_types=("simulated",))
         for number in range(instances)
     ]
-    bodies = [(f"$KV.{KV_BUCKET}.{one.key}", one.model_dump_json().encode()) for one in records]
+    bodies = [(f"$KV.{KV_BUCKET}.{record.key}", record.model_dump_json().encode()) for record in records]
     while True:
         for subject, body in bodies:
             await connection.publish(subject, body)
             await asyncio.sleep(REFRESH_SECONDS / instances)
 
 
-async def _orchestrators(amounts: Amounts, most: int, say: Callable[[str], None], *, keep: bool) -> dict[str, Any]:
-    """One, two and more processes on the same cores, in turns."""
+async def _orchestrators(amounts: Amounts, most: int, log: Callable[[str], None], *, keep: bool) -> dict[str, Any]:
+    """One, two and more processes on the same cores, one after the other in each round."""
     chain = SHAPES["chain"]()
     made: dict[str, Any] = {}
     async with contextlib.AsyncExitStack() as stack:
         counts = range(1, most + 1)
-        benches = [await stack.enter_async_context(_mesh(amounts, say, count, keep=keep)) for count in counts]
+        benches = [await stack.enter_async_context(_mesh(amounts, log, count, keep=keep)) for count in counts]
         for _ in range(amounts.rounds):
             for bench in benches:
                 await bench.mesh_round(chain)
@@ -233,13 +233,13 @@ async def _orchestrators(amounts: Amounts, most: int, say: Callable[[str], None]
         for count, bench in zip(counts, benches, strict=True):
             mine = bench.series["chain"]
             made[str(count)] = {**_ratios(mine, alone), **mine.as_json(None)}
-            say(f"{count} orchestrators: {made[str(count)]['steps_per_s_ratio']:.2f} of one's steps/s")
+            log(f"{count} orchestrators: {made[str(count)]['steps_per_s_ratio']:.2f} of one's steps/s")
     return made
 
 
-async def _soak(bench: Bench, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+async def _soak(bench: Bench, seconds: float, log: Callable[[str], None]) -> dict[str, Any]:
     """Memory of the orchestrator while a steady load runs."""
-    watched = next(one for one in bench.rig.processes if one.name.startswith(ORCHESTRATOR))
+    watched = next(process for process in bench.rig.processes if process.name.startswith(ORCHESTRATOR))
     order = {"what": "steady", "shape": "chain", "seconds": seconds, "at_once": SOAK_AT_ONCE}
     load = asyncio.create_task(bench.generator.ask(within_seconds=seconds + 120, **order))
     began, samples = time.perf_counter(), []
@@ -250,7 +250,7 @@ async def _soak(bench: Bench, seconds: float, say: Callable[[str], None]) -> dic
     # The first fifth warms up: caches fill, the allocator finds its size.
     later = [rss for _, rss in samples[len(samples) // 5 :]]
     early, late = later[0] / 1e6, later[-1] / 1e6
-    say(f"memory over {seconds / 60:g} min: {early:.0f} MB after a fifth of it, {late:.0f} MB at its end")
+    log(f"memory over {seconds / 60:g} min: {early:.0f} MB after a fifth of it, {late:.0f} MB at its end")
     return {
         "seconds": seconds,
         "workflows": done["workflows"],

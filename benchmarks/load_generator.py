@@ -21,23 +21,23 @@ from benchmarks.shapes import SHAPES
 SUBJECT = "agent.orchestrator_agent.task"
 RESPONSES = "agent.orchestrator_agent.response"
 ACCEPTED = "mesh.event.task.accepted"
-# Whoever comes behind a backlog.
+# Requests of the requester that comes behind a backlog.
 FEW = 5
 # Written to the socket in one go; then the loop may read what has come.
 BURST = 200
-# Nothing ended for this long: the run is lost, and what is missing is told.
+# Nothing ended for this long: the run is lost, and the error has the number of open tasks.
 STALL_SECONDS = 60.0
 
 
 class Generator:
-    """Sends roots of one shape and waits until the last of them has been answered."""
+    """Sends roots of one shape and waits for the last final response."""
 
     def __init__(self, connection: Client) -> None:
         self._connection = connection
         self._open: set[str] = set()
         self._failed: list[str] = []
         self._ended = asyncio.Event()
-        self._heard = asyncio.Event()
+        self._received = asyncio.Event()
         self._last_end = 0.0
 
     async def listen(self) -> None:
@@ -49,7 +49,7 @@ class Generator:
         if response["task_id"] not in self._open:
             return
         self._open.discard(response["task_id"])
-        self._heard.set()
+        self._received.set()
         self._last_end = time.perf_counter()
         if response["status"] != "completed":
             self._failed.append(json.dumps(response.get("error")))
@@ -71,7 +71,7 @@ class Generator:
             except TimeoutError:
                 if len(self._open) == before:
                     missing, self._open = len(self._open), set()
-                    raise RuntimeError(f"{missing} tasks were not answered within {STALL_SECONDS:g} s") from None
+                    raise RuntimeError(f"{missing} tasks had no response within {STALL_SECONDS:g} s") from None
         if self._failed:
             failed, self._failed = self._failed, []
             raise RuntimeError(f"{len(failed)} tasks failed, the first with {failed[0]}")
@@ -98,7 +98,7 @@ class Generator:
         return {"took_ms": took}
 
     async def leave(self, body: bytes, tasks: int) -> Order:
-        """Send so many and wait for none of them: for what is to stand in the mesh while something else is measured."""
+        """Send so many and wait for none: for tasks that are open in the mesh while something else is measured."""
         for count in range(tasks):
             await self._send(body)
             if count % BURST == 0:
@@ -109,12 +109,12 @@ class Generator:
 
     async def behind(self, body: bytes, tasks: int) -> Order:
         """Send so many as one requester, and right behind them, one after the other, a few as another; how long each of
-        these took until it was accepted, and until it was answered, in milliseconds."""
+        these took until its acceptance, and until its response, in milliseconds."""
         accepted: dict[str, float] = {}
 
         async def on_accepted(message: Msg) -> None:
             accepted.setdefault(json.loads(message.data)["data"]["task_id"], time.perf_counter())
-            self._heard.set()
+            self._received.set()
 
         await self._connection.subscribe(ACCEPTED, cb=on_accepted)
         await self._connection.flush()
@@ -131,8 +131,8 @@ class Generator:
             (mine,) = self._open - others
             async with asyncio.timeout(STALL_SECONDS):
                 while mine in self._open or mine not in accepted:
-                    self._heard.clear()
-                    await self._heard.wait()
+                    self._received.clear()
+                    await self._received.wait()
             took.append((time.perf_counter() - began) * 1e3)
             took_accepted.append((accepted[mine] - began) * 1e3)
         await self._wait()
@@ -156,7 +156,7 @@ async def run(url: str) -> None:
     generator = Generator(await nats.connect(url, pending_size=256 * 1024 * 1024))
     await generator.listen()
 
-    async def answer(order: Order) -> Order:
+    async def respond(order: Order) -> Order:
         if order["what"] == "leave":
             return await generator.leave(body_of(order["task_type"], {"k": 1}), order["tasks"])
         body = body_of("execute_dag", SHAPES[order["shape"]]().payload)
@@ -168,7 +168,7 @@ async def run(url: str) -> None:
             return await generator.steady(body, order["seconds"], order["at_once"])
         return await generator.idle(body, order["workflows"])
 
-    await converse(answer)
+    await converse(respond)
 
 
 def main() -> None:

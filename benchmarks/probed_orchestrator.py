@@ -1,4 +1,4 @@
-"""An orchestrator that also counts: batch sizes, round trips and how long each took; told when it ends.
+"""An orchestrator that also counts: batch sizes, round trips and how long each took; written when it ends.
 
 python -m benchmarks.probed_orchestrator FILE      (JSON is written there at SIGTERM)
 """
@@ -44,7 +44,7 @@ class Probe:
         for name, took in self.took_ms.items():
             if not took:
                 continue
-            one: dict[str, Any] = {
+            figures: dict[str, Any] = {
                 "calls": len(took),
                 "total_ms": round(sum(took), 1),
                 "p50_ms": round(percentile(took, 0.5), 3),
@@ -52,9 +52,9 @@ class Probe:
             }
             if self.sizes[name]:
                 flat = list(self.sizes[name].elements())
-                one |= {"items": sum(flat), "size_mean": round(sum(flat) / len(flat), 1)}
-                one |= {f"size_p{share}": percentile(flat, share / 100) for share in (10, 50, 90, 99)}
-            made[name] = one
+                figures |= {"items": sum(flat), "size_mean": round(sum(flat) / len(flat), 1)}
+                figures |= {f"size_p{share}": percentile(flat, share / 100) for share in (10, 50, 90, 99)}
+            made[name] = figures
         return made
 
 

@@ -13,7 +13,7 @@ from benchmarks.rig import BenchError, Process
 
 SAMPLES_PER_SECOND = 250
 TOP = 40
-_PLACE = re.compile(r"(?P<function>.+) \((?P<file>[^()]*?)(:(?P<line>\d+))?\)$")
+_FRAME = re.compile(r"(?P<function>.+) \((?P<file>[^()]*?)(:(?P<line>\d+))?\)$")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_stacks(lines: Iterable[str]) -> Profile:
 
 def _short(frame: str) -> str:
     """`function (last two parts of the file)`: lines of one function are one."""
-    found = _PLACE.match(frame)
+    found = _FRAME.match(frame)
     if found is None:
         return frame
     return f"{found['function']} ({'/'.join(Path(found['file']).parts[-2:])})"
@@ -98,5 +98,5 @@ def lines_of(name: str, profile: Profile, top: int = TOP) -> list[str]:
     made = [f"{name}: {profile.samples} samples"]
     for title, counter in (("in it alone", profile.alone), ("with what it calls", profile.within)):
         made.append(f"  {title}:")
-        made += [f"    {count / profile.samples:6.1%}  {place}" for place, count in counter.most_common(top)]
+        made += [f"    {count / profile.samples:6.1%}  {frame}" for frame, count in counter.most_common(top)]
     return made

@@ -41,7 +41,7 @@ def as_json(series: Mapping[str, Series], more: Mapping[str, Any]) -> dict[str, 
     yardstick = series.get(BARE)
     return {
         "machine": machine(),
-        "subjects": {name: one.as_json(yardstick) for name, one in series.items()},
+        "subjects": {name: subject.as_json(yardstick) for name, subject in series.items()},
         "goals": goals(series),
         "chain_to_peers": {
             name: {measure: vars(spread) for measure, spread in ratios.items()}
@@ -52,26 +52,26 @@ def as_json(series: Mapping[str, Series], more: Mapping[str, Any]) -> dict[str, 
 
 
 def goals(series: Mapping[str, Series]) -> list[dict[str, Any]]:
-    """Each goal that this run could judge: the ratio reached, the one wanted, whether it is met."""
+    """Each goal that this run could judge: the ratio reached, the one required, whether it is met."""
     ours = series.get(CHAIN)
     if ours is None:
         return []
     made: list[dict[str, Any]] = []
 
-    def judge(goal: str, other: Series | None, measure: str, wanted: float, *, at_least: bool) -> None:
+    def judge(goal: str, other: Series | None, measure: str, required: float, *, at_least: bool) -> None:
         if other is None or not getattr(other, measure) or not getattr(ours, measure):
             return
         pairs = zip(getattr(ours, measure), getattr(other, measure), strict=False)
         reached = Spread.of([mine / its for mine, its in pairs]).median
-        met = reached >= wanted if at_least else reached <= wanted
-        made.append({"goal": goal, "ratio": round(reached, 3), "wanted": wanted, "met": met})
+        met = reached >= required if at_least else reached <= required
+        made.append({"goal": goal, "ratio": round(reached, 3), "required": required, "met": met})
 
-    for name, (measure, wanted) in GOALS.items():
-        judge(f"steps/s of {name}, at least {wanted:g}x", series.get(name), measure, wanted, at_least=True)
+    for name, (measure, required) in GOALS.items():
+        judge(f"steps/s of {name}, at least {required:g}x", series.get(name), measure, required, at_least=True)
     judge(f"idle p50 of bare, at most {IDLE_GOAL:g}x", series.get(BARE), "p50_ms", IDLE_GOAL, at_least=False)
-    for name, one in series.items():
+    for name, subject in series.items():
         if name in PEERS:
-            judge(f"idle p50 below {name}'s", one, "p50_ms", 1.0, at_least=False)
+            judge(f"idle p50 below {name}'s", subject, "p50_ms", 1.0, at_least=False)
     return made
 
 
@@ -79,11 +79,11 @@ def against_peers(series: Mapping[str, Series]) -> dict[str, dict[str, Spread]]:
     """Our 5-step chain by each peer's, round by round: steps a second (more is better), idle p50 and p99 (less is)."""
     ours = series.get(CHAIN)
     made: dict[str, dict[str, Spread]] = {}
-    for name, one in series.items():
+    for name, subject in series.items():
         if ours is None or name not in PEERS:
             continue
         ratios = {
-            measure: pair_ratios(getattr(ours, measure), getattr(one, measure))
+            measure: pair_ratios(getattr(ours, measure), getattr(subject, measure))
             for measure in ("steps_per_s", "p50_ms", "p99_ms")
         }
         made[name] = {measure: Spread.of(values) for measure, values in ratios.items() if values}
@@ -98,10 +98,10 @@ def show(console: Console, series: Mapping[str, Series]) -> None:
     table = Table(title="Medians of rounds (lowest to highest); ratios to the bare loop, pair by pair")
     for column in ("", "steps/s", "× bare", "idle p50 ms", "× bare", "idle p99 ms"):
         table.add_column(column, justify="left" if not column else "right")
-    for one in series.values():
-        made = one.as_json(yardstick)
+    for subject in series.values():
+        made = subject.as_json(yardstick)
         table.add_row(
-            _label(one, series.values()),
+            _label(subject, series.values()),
             _cell(made.get("steps_per_s"), ",.0f"),
             _cell(made.get("steps_per_s", {}).get("ratio_to_bare"), ".2f"),
             _cell(made.get("p50_ms"), ".1f"),
@@ -121,11 +121,11 @@ def show(console: Console, series: Mapping[str, Series]) -> None:
     used.add_column("")
     used.add_column("all", justify="right")
     used.add_column("by process")
-    for one in series.values():
-        if one.cpu_ms_per_step:
-            each = {name: Spread.of(values).median for name, values in one.cpu_ms_per_step.items()}
+    for subject in series.values():
+        if subject.cpu_ms_per_step:
+            each = {name: Spread.of(values).median for name, values in subject.cpu_ms_per_step.items()}
             text = ", ".join(f"{name} {value:.3f}" for name, value in each.items())
-            used.add_row(one.title, f"{sum(each.values()):.3f}", text)
+            used.add_row(subject.title, f"{sum(each.values()):.3f}", text)
     console.print(used)
     for goal in goals(series):
         mark = "met" if goal["met"] else "MISSED"
@@ -144,28 +144,28 @@ def panels(series: Mapping[str, Series]) -> list[Panel]:
     every = list(series.values())
     less = "ms, less is better"
 
-    def wide(one: Series) -> bool:
-        return one.steps >= WIDE_STEPS
+    def wide(subject: Series) -> bool:
+        return subject.steps >= WIDE_STEPS
 
     made = (
         _panel("Durable steps under load", "steps/s, more is better", "steps_per_s", every, lambda _: True),
-        _panel("One workflow on an idle mesh, median", less, "p50_ms", every, lambda one: not wide(one)),
+        _panel("One workflow on an idle mesh, median", less, "p50_ms", every, lambda subject: not wide(subject)),
         _panel("One wide workflow on an idle mesh, median", less, "p50_ms", every, wide),
     )
     return [panel for panel in made if panel.bars]
 
 
-def _label(one: Series, others: Iterable[Series]) -> str:
-    """A title, with the number of rounds where it is fewer than somebody else's: one that was left out."""
-    rounds, most = len(one.steps_per_s), max(len(other.steps_per_s) for other in others)
-    return one.title if rounds == most else f"{one.title}, {rounds} of {most}"
+def _label(subject: Series, others: Iterable[Series]) -> str:
+    """A title, with the number of rounds where it is fewer than another subject's: it was left out."""
+    rounds, most = len(subject.steps_per_s), max(len(other.steps_per_s) for other in others)
+    return subject.title if rounds == most else f"{subject.title}, {rounds} of {most}"
 
 
 def _panel(title: str, unit: str, measure: str, series: Sequence[Series], shown: Callable[[Series], bool]) -> Panel:
     bars = []
-    for one in filter(shown, series):
-        if values := getattr(one, measure):
+    for subject in filter(shown, series):
+        if values := getattr(subject, measure):
             spread = Spread.of(values)
-            kind = "yardstick" if one.name == BARE else "other" if one.name in PEERS else "ours"
-            bars.append(Bar(_label(one, series), spread.median, spread.low, spread.high, kind))
+            kind = "yardstick" if subject.name == BARE else "other" if subject.name in PEERS else "ours"
+            bars.append(Bar(_label(subject, series), spread.median, spread.low, spread.high, kind))
     return Panel(title, unit, bars)

@@ -28,11 +28,11 @@ ECHO = "echo_agent"
 
 
 class BenchError(Exception):
-    """A run that could not be done; the message says why and where the log is."""
+    """A run that could not be done; the message has the reason and the log's path."""
 
 
 class Process:
-    """A started program; one that converses is asked with `ask`."""
+    """A started program; `ask` sends an order to one that converses."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class Process:
         await self._read(READY_SECONDS)
 
     async def ask(self, *, within_seconds: float = 1800, **order: Any) -> dict[str, Any]:
-        """Send an order and wait for its answer. Raises BenchError."""
+        """Send an order and wait for the reply. Raises BenchError."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         return await self._read(within_seconds)
@@ -58,14 +58,14 @@ class Process:
             async with asyncio.timeout(within_seconds):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            raise BenchError(f"{self.name} did not answer within {within_seconds:g} s (its log: {self.log})") from None
+            raise BenchError(f"{self.name} did not reply within {within_seconds:g} s (its log: {self.log})") from None
         if not line:
             tail = " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
-            raise BenchError(f"{self.name} ended: {tail or 'it said nothing'}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise BenchError(f"{self.name}: {answer['error']}")
-        return answer
+            raise BenchError(f"{self.name} ended: {tail or 'no output'}")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise BenchError(f"{self.name}: {reply['error']}")
+        return reply
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL when that takes too long."""
@@ -149,7 +149,7 @@ class Rig:
             try:
                 await made.ready()
             except BaseException:
-                # Whoever asked for it never had it, and could not stop it.
+                # The caller never got the process, and could not stop it.
                 await self.stop(made)
                 raise
         return made
@@ -162,10 +162,10 @@ class Rig:
         """So many, registered; as everywhere, `python -m orchestrator_agent`."""
         made = []
         for _ in range(count):
-            name = f"{ORCHESTRATOR}-{sum(one.name.startswith(ORCHESTRATOR) for one in self.processes) + 1}"
+            name = f"{ORCHESTRATOR}-{sum(process.name.startswith(ORCHESTRATOR) for process in self.processes) + 1}"
             environment = {"INSTANCE_ID": name, **(settings or {})}
             made.append(await self.spawn(name, "-m", "orchestrator_agent", environment=environment))
-        await self.until_registered(one.name for one in made)
+        await self.until_registered(process.name for process in made)
         return made
 
     async def start_echo_agent(self) -> Process:
@@ -191,13 +191,13 @@ class Rig:
             raise BenchError(f"{', '.join(sorted(missing))} did not register: see the logs in {self.folder}") from None
         finally:
             await connection.close()
-        # Whoever routes hears of it in the moment after.
+        # Orchestrators learn of it in the moment after.
         await asyncio.sleep(0.5)
 
     def usage(self) -> dict[str, float]:
         """Processor seconds so far, by process."""
         named = [("nats", self.nats.pid), ("postgres", self.postgres.pid), ("valkey", self.valkey.pid)]
-        named += [(one.name, one.pid) for one in self.processes]
+        named += [(process.name, process.pid) for process in self.processes]
         return {name: seconds for name, pid in named if pid is not None and (seconds := _seconds(pid)) is not None}
 
     async def close(self) -> None:
@@ -209,13 +209,13 @@ def _seconds(pid: int) -> float | None:
     """Processor time of a process and all below it, those that ended included."""
     try:
         process = psutil.Process(pid)
-        everyone = [process, *process.children(recursive=True)]
+        tree = [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return None
     total = 0.0
-    for one in everyone:
+    for member in tree:
         with contextlib.suppress(psutil.NoSuchProcess):
-            times = one.cpu_times()
+            times = member.cpu_times()
             total += (
                 times.user + times.system + getattr(times, "children_user", 0) + getattr(times, "children_system", 0)
             )
@@ -223,7 +223,7 @@ def _seconds(pid: int) -> float | None:
 
 
 def spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Processor seconds between two looks."""
+    """Processor seconds between two readings."""
     return {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
 
 

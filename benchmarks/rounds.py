@@ -1,4 +1,4 @@
-"""Rounds: bare loop and mesh in turns, on the same servers, so that both meet the same noise."""
+"""Rounds: bare loop and mesh one after the other, on the same servers, so that both meet the same noise."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ FULL = Amounts(rounds=7, load_workflows=5000, idle_workflows=400)
 class Bench:
     """The subjects of a run and what they measured so far."""
 
-    def __init__(self, rig: Rig, amounts: Amounts, say: Callable[[str], None]) -> None:
+    def __init__(self, rig: Rig, amounts: Amounts, log: Callable[[str], None]) -> None:
         self.rig = rig
         self.amounts = amounts
-        self.say = say
+        self.log = log
         self.series: dict[str, Series] = {}
         self.generator: Process
         self._bare: Process | None = None
@@ -52,11 +52,10 @@ class Bench:
     async def start_bare(self) -> None:
         url = await self.rig.database("bare")
         module = ("-m", "benchmarks.bare_loop")
-        message_loops = await self.rig.spawn(
-            "bare_conductor", *module, "conduct", "--nats", self.rig.nats.url, "--postgres", url, converses=True
+        self._bare = await self.rig.spawn(
+            "bare_loops", *module, "loops", "--nats", self.rig.nats.url, "--postgres", url, converses=True
         )
         await self.rig.spawn("bare_agent", *module, "agent", "--nats", self.rig.nats.url)
-        self._bare = message_loops
 
     async def warm_up(self, shapes: Sequence[str]) -> None:
         """Connections, prepared statements, caches of code and plans: once, unmeasured, for both."""
@@ -67,7 +66,7 @@ class Bench:
             await self.generator.ask(what="load", shape=name, workflows=workflows)
 
     async def run(self, shapes: Sequence[str], others: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Everybody's turn in each round; `others` are the turns of whoever is no part of this mesh."""
+        """Each round measures every subject; `others` measures those that are no part of this mesh."""
         for number in range(self.amounts.rounds):
             if self._bare is not None:
                 await self.bare_round()
@@ -75,7 +74,7 @@ class Bench:
                 await self.mesh_round(SHAPES[name]())
             if others is not None:
                 await others()
-            self.say(f"round {number + 1} of {self.amounts.rounds}: {self._round_in_words(number)}")
+            self.log(f"round {number + 1} of {self.amounts.rounds}: {self._round_in_words(number)}")
 
     async def bare_round(self) -> None:
         assert self._bare is not None
@@ -90,18 +89,18 @@ class Bench:
 
     async def _measure(self, series: Series, process: Process, load: int, idle: int, order: dict[str, Any]) -> None:
         before = self.rig.usage()
-        answer = await process.ask(what="load", workflows=load, **order)
+        reply = await process.ask(what="load", workflows=load, **order)
         used = spent(before, self.rig.usage())
-        series.add_load(load, answer["seconds"], relevant(used, bare=series.name == BARE))
-        answer = await process.ask(what="idle", workflows=idle, **order)
-        series.add_idle(answer["took_ms"])
+        series.add_load(load, reply["seconds"], relevant(used, bare=series.name == BARE))
+        reply = await process.ask(what="idle", workflows=idle, **order)
+        series.add_idle(reply["took_ms"])
 
     def _round_in_words(self, number: int) -> str:
         """Of those that were measured in this round: one that is left out has no figure to show again."""
         return ", ".join(
-            f"{one.title} {one.steps_per_s[number]:,.0f} steps/s, p50 {one.p50_ms[number]:.1f} ms"
-            for one in self.series.values()
-            if len(one.steps_per_s) > number
+            f"{series.title} {series.steps_per_s[number]:,.0f} steps/s, p50 {series.p50_ms[number]:.1f} ms"
+            for series in self.series.values()
+            if len(series.steps_per_s) > number
         )
 
 

@@ -1,4 +1,4 @@
-"""The machine's processes, as tests look at them: what a stack or a command has left behind."""
+"""The machine's processes, as tests see them: what a stack or a command has left behind."""
 
 import os
 from pathlib import Path

@@ -22,13 +22,13 @@ from pantheon.stack.servers.ports import pick_free
 _REPOSITORY = Path(__file__).parent.parent
 _CONSUL_CACHE = _REPOSITORY / ".cache" / "consul"
 _FETCH_SECONDS = 120.0
-# Durability is what the stack's own tests look at; all others get their speed from its absence.
+# Durability is for the stack's own tests; all others get their speed from its absence.
 _FAST_SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "shared_buffers": "32MB",
-    # Which plan a statement gets depends on when its table was analysed: tests of plans say so themselves.
+    # Which plan a statement gets depends on when its table was analysed: tests of plans analyse it themselves.
     "autovacuum": "off",
 }
 _TEMPLATE = "template_pantheon"
@@ -79,7 +79,7 @@ class Databases:
     def __init__(self, server: PostgresServer) -> None:
         """Take a running server."""
         self._server = server
-        # Postgres copies a template only while nobody else does.
+        # Postgres copies a template only while no other connection does.
         self._copying = asyncio.Lock()
 
     async def prepare(self, migrate: Callable[[str], Awaitable[None]]) -> None:

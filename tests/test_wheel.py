@@ -72,7 +72,7 @@ def requirements(wheel: Path) -> set[str]:
     metadata = next(name for name in package.namelist() if name.endswith(".dist-info/METADATA"))
     lines = package.read(metadata).decode().splitlines()
     found = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
-    return {re.split(r"[^\w.-]", one)[0].lower() for one in found if "extra ==" not in one}
+    return {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in found if "extra ==" not in requirement}
 
 
 def test_the_wheel_requires_all_that_a_mesh_needs_and_no_tools(wheel: Path) -> None:

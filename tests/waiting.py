@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-# Costs nothing where the thing comes. Below pytest's own limit for a test, which would not say what never came.
+# Costs nothing where the thing comes. Below pytest's own limit for a test, which would not name what never came.
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.02
 
@@ -11,7 +11,7 @@ POLL_SECONDS = 0.02
 async def until(
     holds: Callable[[], object | Awaitable[object]], what: str = "", *, seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """Return when something holds; fails, saying what, when it does not in time."""
+    """Return when something holds; fails, with `what` in the message, when it does not in time."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     while True:

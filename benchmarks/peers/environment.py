@@ -1,4 +1,4 @@
-"""Environments of the peers: one folder each, made once, made again when what is wanted in it changed."""
+"""Environments of the peers: one folder each, made once, made again when its requirements change."""
 
 import asyncio
 import shutil
@@ -17,13 +17,13 @@ async def python_of(peer: Peer, folder: Path = FOLDER) -> Path:
     """The Python of a peer's environment, with exactly the pinned versions installed. Raises BenchError."""
     environment = folder / peer.name
     python, note = environment / "bin" / "python", environment / MADE_FROM
-    wanted = "\n".join(peer.requirements) + "\n"
-    if python.exists() and note.exists() and note.read_text() == wanted:
+    required = "\n".join(peer.requirements) + "\n"
+    if python.exists() and note.exists() and note.read_text() == required:
         return python
     await asyncio.to_thread(_clear, environment)
     await _run(peer, sys.executable, "-m", "venv", str(environment))
     await _run(peer, str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements)
-    note.write_text(wanted)
+    note.write_text(required)
     return python
 
 

@@ -1,7 +1,7 @@
-"""Measuring peers: a turn in each round, on the same servers, with nothing of theirs running in anybody else's turn."""
+"""Measuring peers: once in each round, on the same servers, with nothing of theirs running beside another subject."""
 
 import asyncio
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ WARM_UP_DIVISOR = 4
 
 
 class Contest:
-    """The peers of a run. One that cannot be measured is told once and left out from then on."""
+    """The peers of a run. One that cannot be measured is logged once and left out from then on."""
 
     def __init__(
         self,
@@ -28,14 +28,18 @@ class Contest:
         rig: Rig,
         amounts: Amounts,
         series: MutableMapping[str, Series],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
+        *,
+        peers: Mapping[str, Peer] = PEERS,
+        find_python: Callable[[Peer], Awaitable[Path]] = python_of,
     ) -> None:
-        self._peers = [PEERS[name] for name in names]
+        self._peers = [peers[name] for name in names]
+        self._find_python = find_python
         self._pythons: dict[str, Path] = {}
         self._rig = rig
         self._amounts = amounts
         self._series = series
-        self._say = say
+        self._log = log
         self._round = 0
         self.failed: dict[str, str] = {}
 
@@ -43,17 +47,17 @@ class Contest:
         """Make the environments, before anything is measured."""
         for peer in self._peers:
             try:
-                self._pythons[peer.name] = await python_of(peer)
+                self._pythons[peer.name] = await self._find_python(peer)
             except BenchError as error:
                 self._leave_out(peer, error)
 
     async def round(self) -> None:
-        """One turn of each."""
+        """Measure each once."""
         self._round += 1
         for peer in self._peers:
             if peer.name not in self.failed:
                 try:
-                    await self._turn(peer)
+                    await self._measure(peer)
                 except BenchError as error:
                     self._leave_out(peer, error)
 
@@ -65,9 +69,9 @@ class Contest:
 
     def _leave_out(self, peer: Peer, error: BenchError) -> None:
         self.failed[peer.name] = str(error)
-        self._say(f"{peer.name} is left out: {error}")
+        self._log(f"{peer.name} is left out: {error}")
 
-    async def _turn(self, peer: Peer) -> None:
+    async def _measure(self, peer: Peer) -> None:
         """Start it, warm it up, measure load and idle, stop it."""
         started: list[Process] = []
         try:
@@ -95,7 +99,7 @@ class Contest:
             "PYTHONPATH": f"{peer.program.parent}:{REPOSITORY}",
         }
         drivers = []
-        # Drivers first: they make the schema that workers look for.
+        # Drivers first: they make the schema that workers need.
         for number, arguments in enumerate(peer.drivers, start=1):
             driver = await self._rig.spawn(
                 f"{peer.name}_driver-{number}",
@@ -117,7 +121,7 @@ class Contest:
     async def _load(self, drivers: Sequence[Process], workflows: int) -> float:
         """Seconds from the start to the end of the last driver's share."""
         shares = [workflows // len(drivers) + (number < workflows % len(drivers)) for number in range(len(drivers))]
-        answers = await asyncio.gather(
+        replies = await asyncio.gather(
             *(driver.ask(what="load", workflows=share) for driver, share in zip(drivers, shares, strict=True))
         )
-        return max(float(answer["seconds"]) for answer in answers)
+        return max(float(reply["seconds"]) for reply in replies)

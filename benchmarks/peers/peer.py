@@ -20,10 +20,12 @@ class Peer:
     drivers: tuple[tuple[str, ...], ...] = ((),)
     # Of our load's workflows it gets one in so many: a round then takes as long as ours or a little more.
     load_divisor: int = 5
+    # Where its program is, in a folder of its name.
+    programs: Path = PROGRAMS
 
     @property
     def program(self) -> Path:
-        return PROGRAMS / self.name / "program.py"
+        return self.programs / self.name / "program.py"
 
 
 _CELERY_WORKER = (

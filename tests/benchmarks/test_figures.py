@@ -34,7 +34,7 @@ def test_a_percentile_of_nothing_is_refused() -> None:
         percentile([], 0.5)
 
 
-def test_a_spread_tells_the_middle_and_the_ends() -> None:
+def test_a_spread_has_the_middle_and_the_ends() -> None:
     assert Spread.of([3.0, 1.0, 8.0]) == Spread(median=3.0, low=1.0, high=8.0, rounds=3)
 
 
@@ -81,7 +81,7 @@ def test_without_our_own_chain_there_is_nothing_to_judge() -> None:
 def test_a_chart_is_well_formed_and_its_bars_are_to_scale() -> None:
     panel = Panel("a <b> & c", "ms", [Bar("one", 200.0, 150.0, 250.0), Bar("two", 100.0, 100.0, 100.0, "yardstick")])
     root = ElementTree.fromstring(draw("title", [panel], "foot"))
-    bars = [one for one in root.iter() if one.tag.endswith("rect") and one.get("rx")]
+    bars = [node for node in root.iter() if node.tag.endswith("rect") and node.get("rx")]
     assert float(bars[0].get("width", 0)) == pytest.approx(2 * float(bars[1].get("width", 0)), rel=0.01)
     assert "a <b> & c (ms)" in "".join(root.itertext())
 
@@ -104,7 +104,7 @@ def test_a_wide_workflow_has_a_panel_of_its_own_for_how_long_it_takes() -> None:
     ]
 
 
-def test_a_subject_with_fewer_rounds_than_the_others_says_so() -> None:
+def test_a_subject_with_fewer_rounds_than_the_others_is_labelled() -> None:
     series = {"chain": _series("chain", [5.0, 6.0], [9.0, 9.0]), "celery": _series("celery", [1.0], [9.0])}
     assert [bar.label for bar in panels(series)[0].bars] == ["chain", "celery, 1 of 2"]
 

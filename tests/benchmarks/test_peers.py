@@ -1,4 +1,4 @@
-"""Peers: their environments, what happens to one that cannot be made, and one measured from end to end."""
+"""Peers: their environments, one that cannot be made is left out, and one measured from end to end."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ def test_each_peer_has_a_program_and_pins_all_that_it_is_installed_from(name: st
     assert all("==" in requirement for requirement in peer.requirements)
 
 
-async def test_an_environment_that_is_as_wanted_is_used_again(tmp_path: Path) -> None:
+async def test_an_environment_with_the_right_requirements_is_used_again(tmp_path: Path) -> None:
     peer = Peer("any", "Any", ("nothing==1",), workers=())
     python = tmp_path / "any" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -34,7 +34,7 @@ async def test_an_environment_that_is_as_wanted_is_used_again(tmp_path: Path) ->
     assert python.is_symlink()
 
 
-async def test_an_environment_that_cannot_be_made_says_why_and_is_not_taken_for_one(tmp_path: Path) -> None:
+async def test_an_environment_that_cannot_be_made_names_the_reason_and_is_not_used(tmp_path: Path) -> None:
     peer = Peer("any", "Any", (NOT_TO_BE_HAD,), workers=())
     with pytest.raises(BenchError, match=r"environment of any could not be made: .*no-such-distribution"):
         await python_of(peer, tmp_path)
@@ -51,26 +51,24 @@ for line in sys.stdin:
 """
 
 
-async def test_a_peer_that_fails_is_told_and_left_out_and_the_others_are_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_that_fails_is_logged_and_left_out_and_the_others_are_measured(tmp_path: Path) -> None:
     for name, text in (("good", PROGRAM), ("bad", "raise SystemExit(3)")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "program.py").write_text(text)
-    made = {name: Peer(name, name, ("x==1",), workers=(), load_divisor=1) for name in ("good", "bad", "absent")}
-    monkeypatch.setattr("benchmarks.peers.measure.PEERS", made)
-    monkeypatch.setattr("benchmarks.peers.peer.PROGRAMS", tmp_path)
+    made = {
+        name: Peer(name, name, ("x==1",), workers=(), load_divisor=1, programs=tmp_path)
+        for name in ("good", "bad", "absent")
+    }
 
     async def python(peer: Peer) -> Path:
         if peer.name == "absent":
             raise BenchError("it could not be installed")
         return Path(sys.executable)
 
-    monkeypatch.setattr("benchmarks.peers.measure.python_of", python)
     series: dict[str, Series] = {}
-    told: list[str] = []
+    logged: list[str] = []
     async with rig(valkey=True) as servers:
-        contest = Contest(list(made), servers, TINY, series, told.append)
+        contest = Contest(list(made), servers, TINY, series, logged.append, peers=made, find_python=python)
         await contest.prepare()
         await contest.round()
         await contest.round()
@@ -78,13 +76,13 @@ async def test_a_peer_that_fails_is_told_and_left_out_and_the_others_are_measure
     assert set(series) == {"good"}
     assert series["good"].steps_per_s == [100.0, 100.0]
     assert series["good"].p50_ms == [2.0, 2.0]
-    assert sorted(line.split(" ")[0] for line in told) == ["absent", "bad"]
+    assert sorted(line.split(" ")[0] for line in logged) == ["absent", "bad"]
     assert contest.as_json()["good"]["error"] is None
     assert "could not be installed" in contest.as_json()["absent"]["error"]
 
 
 if os.environ.get("PANTHEON_TEST_PEERS") == "1":
-    # Other people's products, downloaded into environments of their own: collected when somebody asks for them.
+    # Other people's products, downloaded into environments of their own: collected only with PANTHEON_TEST_PEERS=1.
 
     @pytest.mark.parametrize("name", PEERS)
     async def test_a_peer_runs_the_chain_from_end_to_end(name: str) -> None:

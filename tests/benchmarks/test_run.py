@@ -12,8 +12,8 @@ async def test_a_tiny_run_measures_bare_loop_and_chain_side_by_side(tmp_path: Pa
     figures, chart = tmp_path / "bench.json", tmp_path / "bench.svg"
     sizes = ("--rounds", "1", "--workflows", "10", "--idle", "3")
     arguments = parse(["--only", "bare", "chain", *sizes, "--json", str(figures), "--chart", str(chart)])
-    with (tmp_path / "told").open("w") as told:
-        await run(arguments, Console(file=told, width=140))
+    with (tmp_path / "output.txt").open("w") as output:
+        await run(arguments, Console(file=output, width=140))
     made = json.loads(figures.read_text())
     assert set(made["subjects"]) == {"bare", "chain"}
     for subject in made["subjects"].values():
@@ -22,4 +22,4 @@ async def test_a_tiny_run_measures_bare_loop_and_chain_side_by_side(tmp_path: Pa
     assert made["subjects"]["chain"]["steps_per_s"]["ratio_to_bare"]["rounds"] == 1
     assert len(made["goals"]) == 2
     assert chart.read_text().startswith("<svg")
-    assert "5-step chain" in (tmp_path / "told").read_text()
+    assert "5-step chain" in (tmp_path / "output.txt").read_text()

@@ -45,7 +45,7 @@ def is_well(container: str) -> bool:
 
 
 def why_no_engine() -> str:
-    """Empty where an engine answers and has compose and buildx; else what is missing."""
+    """Empty where an engine responds and has compose and buildx; else what is missing."""
     if shutil.which("docker") is None:
         return "there is no docker program on PATH"
     for part in (["version"], ["compose", "version"], ["buildx", "version"]):
@@ -103,7 +103,7 @@ class Project:
     def states(self) -> list["State"]:
         """Of every container but the one that migrates and ends."""
         rows = [json.loads(line) for line in self("ps", "--all", "--format", "json").splitlines()]
-        return [State(one["Name"], one["State"], one["Health"]) for one in rows if one["Service"] != "migrate"]
+        return [State(row["Name"], row["State"], row["Health"]) for row in rows if row["Service"] != "migrate"]
 
     def logs(self) -> str:
         return self("logs", "--no-color", "--tail", "40", check=False)

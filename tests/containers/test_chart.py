@@ -63,9 +63,9 @@ pytestmark = pytest.mark.skipif(
 
 def helm(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
     assert HELM is not None, "there is no Helm"
-    given = ["--values", "-"] if values is not None else []
+    value_arguments = ["--values", "-"] if values is not None else []
     return subprocess.run(
-        [HELM, *arguments, str(CHART), *given],
+        [HELM, *arguments, str(CHART), *value_arguments],
         input=json.dumps(values) if values is not None else None, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -73,8 +73,8 @@ def helm(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.Co
 def rendered(values: dict[str, Any] | None = None) -> dict[tuple[str, str], Manifest]:
     done = helm("template", "mesh", values=values)
     assert done.returncode == 0, done.stderr
-    made: list[Manifest] = [one for one in yaml.safe_load_all(done.stdout) if one]
-    by_name = {(one["kind"], one["metadata"]["name"]): one for one in made}
+    made: list[Manifest] = [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+    by_name = {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in made}
     assert len(by_name) == len(made)
     return by_name
 
@@ -128,7 +128,7 @@ def test_every_process_has_a_deployment_and_may_be_disrupted_one_at_a_time() -> 
         assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
         assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
         assert container["resources"]["limits"]["memory"]
-        environment = {one["name"]: one["value"] for one in container["env"]}
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
         assert pod["terminationGracePeriodSeconds"] > int(environment["DRAIN_GRACE_SECONDS"])
         budget = manifests["PodDisruptionBudget", name]["spec"]
         assert budget["maxUnavailable"] == 1
@@ -147,9 +147,15 @@ def test_secrets_are_read_from_files_that_the_pod_mounts() -> None:
             f"/run/secrets/pantheon/{item['path']}"
             for volume in pod["volumes"] if "secret" in volume for item in volume["secret"]["items"]
         }  # fmt: skip
-        read = {one["value"] for one in container["env"] if str(one["value"]).startswith("/run/secrets/")}
+        read = {
+            variable["value"] for variable in container["env"] if str(variable["value"]).startswith("/run/secrets/")
+        }
         assert read == mounted, name
-        assert not [one for one in container["env"] if one["name"] in ("DATABASE_URL", "NATS_PASSWORD", "LLM_API_KEY")]
+        assert not [
+            variable
+            for variable in container["env"]
+            if variable["name"] in ("DATABASE_URL", "NATS_PASSWORD", "LLM_API_KEY")
+        ]
 
 
 def test_the_chart_knows_what_its_agents_serve() -> None:
@@ -169,7 +175,7 @@ def test_agents_scale_by_their_work_in_postgres() -> None:
     assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (0, 5)
     (trigger,) = scaled["triggers"]
     assert (trigger["type"], trigger["metadata"]["targetQueryValue"]) == ("postgresql", "4")
-    # Whoever scales must not be set back at each upgrade.
+    # An upgrade must not set back what the scaler has set.
     assert "replicas" not in manifests["Deployment", "mesh-translation-agent"]["spec"]
     authentication = manifests["TriggerAuthentication", trigger["authenticationRef"]["name"]]["spec"]
     assert authentication["secretTargetRef"] == [
@@ -195,16 +201,16 @@ async def test_the_query_counts_what_waits_and_what_is_at_work(database_url: str
     ]
     async with Database(database_url) as database:
 
-        async def root(status: str, *, answered: bool = False) -> Any:
+        async def root(status: str, *, responded: bool = False) -> Any:
             made = new_id()
             await database.execute(
                 "insert into tasks (root_task_id, task_id, task_type, status, answered_at) "
                 "values ($1, $1, 'create_blog_post', $2, case when $3 then now() end)",
-                made, status, answered,
+                made, status, responded,
             )  # fmt: skip
             return made
 
-        for parent in (await root("running"), await root("paused"), await root("completed", answered=True)):
+        for parent in (await root("running"), await root("paused"), await root("completed", responded=True)):
             for status, agent, pinned, task_type, _ in rows:
                 await database.execute(
                     "insert into tasks (root_task_id, task_id, parent_task_id, step, task_type, status, agent, "

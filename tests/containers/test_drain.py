@@ -1,4 +1,4 @@
-"""`docker stop` of an agent at work: the task is finished, or handed back for another; it is never lost."""
+"""`docker stop` of an agent at work: the task is finished, or returned for another instance; it is never lost."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def exit_code(container: str) -> str:
 
 
 class Seen:
-    """What happens to the attempts: who began one, and what was told the broker about them."""
+    """What happens to the attempts: which instance began one, and which acks the broker got."""
 
     def __init__(self, client: PlainClient) -> None:
         self._client = client
@@ -67,13 +67,13 @@ async def test_what_ends_within_the_grace_is_finished(project: Project, outside:
         task_id = await outside.submit("sleep_well")
         assert await asyncio.wait_for(seen.began.get(), 60) == "the only one"
         await asyncio.to_thread(docker, "stop", container)
-        answer = await outside.answer(task_id)
-        assert (answer["status"], answer["result"]) == ("completed", {"who": "the only one"})
+        response = await outside.response(task_id)
+        assert (response["status"], response["result"]) == ("completed", {"who": "the only one"})
         assert exit_code(container) == "exited 0"
         assert not [ack for ack in seen.acks if ack.startswith(b"-NAK")]
 
 
-async def test_what_does_not_is_handed_back_at_once(project: Project, outside: PlainClient, kit_image: str) -> None:
+async def test_what_does_not_is_returned_at_once(project: Project, outside: PlainClient, kit_image: str) -> None:
     """Not left to the broker's 30 s: the first container says so itself, and its attempt is not counted as failed."""
     seen = Seen(outside)
     await seen.listen()
@@ -84,8 +84,8 @@ async def test_what_does_not_is_handed_back_at_once(project: Project, outside: P
         assert exit_code(first) == "exited 0"
         assert [ack for ack in seen.acks if ack.startswith(b"-NAK")]
     with slow_agent(project, kit_image, "the second", 0):
-        answer = await outside.answer(task_id, 90)
-    assert (answer["status"], answer["result"]) == ("completed", {"who": "the second"})
+        response = await outside.response(task_id, 90)
+    assert (response["status"], response["result"]) == ("completed", {"who": "the second"})
     shown = json.loads(
         await asyncio.to_thread(
             project, "exec", "-T", "orchestrator_agent", "pantheon", "task", "show", task_id, "--json"
@@ -99,8 +99,8 @@ async def test_an_agent_of_the_mesh_stops_cleanly_in_the_midst_of_work(project: 
     ids = [await outside.submit("create_blog_post", BLOG_POST) for _ in range(4)]
     await outside.until(
         lambda: any(
-            one["channel"] == "mesh.event.step.dispatched" and one["data"]["agent"] == "drafting_agent"
-            for one in outside.events
+            event["channel"] == "mesh.event.step.dispatched" and event["data"]["agent"] == "drafting_agent"
+            for event in outside.events
         ),
         within_seconds=60,
     )

@@ -59,7 +59,7 @@ def test_the_version_of_the_images_is_the_projects() -> None:
     assert set(re.findall(r"PANTHEON_VERSION:-([^}]*)", (DOCKER / "compose.yml").read_text())) == {version}
 
 
-def test_where_no_engine_answers_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_no_engine_responds_the_reason_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
     assert why_no_engine()
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -169,7 +169,7 @@ def test_a_service_is_the_same_in_the_cluster(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_a_service_restarts_is_bounded_and_says_how_it_is(name: str) -> None:
+def test_a_service_restarts_is_bounded_and_reports_its_health(name: str) -> None:
     service = compose("compose.yml")["services"][name]
     assert service["restart"] == ("on-failure" if name == "migrate" else "unless-stopped")
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
@@ -189,8 +189,8 @@ def test_a_service_restarts_is_bounded_and_says_how_it_is(name: str) -> None:
 def test_who_starts_waits_for_whom_it_needs(file: str) -> None:
     for name, service in compose(file)["services"].items():
         for other, wait in service.get("depends_on", {}).items():
-            wanted = "service_completed_successfully" if other == "migrate" else "service_healthy"
-            assert wait["condition"] == wanted, (name, other)
+            condition = "service_completed_successfully" if other == "migrate" else "service_healthy"
+            assert wait["condition"] == condition, (name, other)
 
 
 @pytest.mark.parametrize("name", ["compose.yml", "compose.cluster.yml"])
@@ -232,7 +232,7 @@ async def ended(port: int, **environment: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode()
 
 
-async def test_the_health_check_says_what_is_missing() -> None:
+async def test_the_health_check_names_what_is_missing() -> None:
     missing: list[str] = []
 
     async def lacks() -> list[str]:
@@ -241,15 +241,15 @@ async def test_the_health_check_says_what_is_missing() -> None:
     async with Health(lacks, port=0, variable="HEALTH_PORT", host="127.0.0.1") as health:
         assert (await ended(health.port))[0] == 0
         missing.append("NATS is not connected")
-        code, said = await ended(health.port)
+        code, logged = await ended(health.port)
         assert code == 1
-        assert "NATS is not connected" in said
+        assert "NATS is not connected" in logged
         # An orchestrator's own port counts in its own container alone.
-        elsewhere = {"AGENT_ORCHESTRATOR_PORT": str(health.port)}
+        other_port = {"AGENT_ORCHESTRATOR_PORT": str(health.port)}
         missing.clear()
-        assert (await ended(1, AGENT="orchestrator_agent", **elsewhere))[0] == 0
+        assert (await ended(1, AGENT="orchestrator_agent", **other_port))[0] == 0
         assert (await ended(health.port, AGENT="llm_agent", AGENT_ORCHESTRATOR_PORT="1"))[0] == 0
         port = health.port
-    code, said = await ended(port)
+    code, logged = await ended(port)
     assert code == 1
-    assert f"port {port}" in said
+    assert f"port {port}" in logged

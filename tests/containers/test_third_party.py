@@ -33,10 +33,10 @@ async def test_a_third_partys_agent_works_in_the_mesh(
         docker("build", "--tag", image, str(tmp_path))
         _, run = block("sh").replace("\\\n", " ").strip().splitlines()
         words = run.replace("pantheon_mesh", f"{project.name}_mesh").replace('"', "").split()
-        words = [one.replace("$PWD/docker/secrets", str(project.secrets)) for one in words]
+        words = [word.replace("$PWD/docker/secrets", str(project.secrets)) for word in words]
         container = docker(*words[1:-1], "--read-only", image)
-        answer = await outside.answer(await outside.submit("make_slug", {"title": "Größe & Maß: a mesh"}), 90)
-        assert (answer["status"], answer["result"]) == ("completed", {"slug": "grosse-mass-a-mesh"})
+        response = await outside.response(await outside.submit("make_slug", {"title": "Größe & Maß: a mesh"}), 90)
+        assert (response["status"], response["result"]) == ("completed", {"slug": "grosse-mass-a-mesh"})
     finally:
         if container:
             docker("rm", "--force", container)

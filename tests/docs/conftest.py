@@ -38,7 +38,7 @@ class DocumentedMesh:
         return {**inherited, "NATS_URL": self.nats_url, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
-# A module's, not the session's: while tests of other folders run, nobody would serve its connections.
+# A module's, not the session's: while tests of other folders run, its connections would not be served.
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def mesh(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DocumentedMesh]:
     """NATS, Postgres and an orchestrator with the built-in workflows; no agents."""

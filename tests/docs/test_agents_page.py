@@ -39,7 +39,7 @@ async def test_the_pages_client_gets_what_its_agent_makes(mesh: DocumentedMesh, 
     assert lines[-2:] == ["completed", "step_failed no_name"]
 
 
-async def test_the_pages_operations_do_what_they_say(mesh: DocumentedMesh, running: Running, folder: Path) -> None:
+async def test_the_pages_operations_work_as_described(mesh: DocumentedMesh, running: Running, folder: Path) -> None:
     code = "import asyncio\n" + block_with(PAGE, "python", "mesh.approve(") + "\nasyncio.run(release())\n"
     (folder / "release.py").write_text(code, encoding="utf-8")
     async with running(python(), str(folder / "greeting_agent.py")):

@@ -90,7 +90,7 @@ def test_the_live_settings_are_on_the_page() -> None:
     assert rows == {key: AgentConfig.variable_of(key) for key in settable}
 
 
-def test_the_pages_file_is_read_as_it_says() -> None:
+def test_the_pages_file_is_read_as_described() -> None:
     layer = parse_file(Path("mesh.yaml"), blocks(FILE, "yaml")[0].encode(), "llm_agent")
     values = {key: setting.value for key, setting in layer.items()}
     assert values == {"log_level": "info", "max_concurrency": 4, "options.tone": "friendly"}

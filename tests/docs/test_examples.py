@@ -46,7 +46,7 @@ async def until_registered(nats_client: Client, agent: str, instances: int) -> N
             await asyncio.sleep(0.05)
 
 
-async def test_the_kit_agent_answers_and_refuses_with_its_own_code(mesh: DocumentedMesh, running: Running) -> None:
+async def test_the_kit_agent_responds_and_refuses_with_its_own_code(mesh: DocumentedMesh, running: Running) -> None:
     async with running(python(), str(AGENTS / "translation_agent.py")):
         asked = {"text": "good\nmorning"}
         result = await mesh.client.run("translate_text", asked, wait_seconds=WAIT_SECONDS)
@@ -70,7 +70,7 @@ async def test_the_agent_without_the_kit_imports_nats_and_the_standard_library_a
     assert imported(code) <= {*sys.stdlib_module_names, "nats"}
 
 
-async def test_an_agent_without_the_kit_does_a_step_and_says_goodbye(
+async def test_an_agent_without_the_kit_does_a_step_and_deregisters(
     mesh: DocumentedMesh, running: Running, nats_client: Client
 ) -> None:
     async with running(python(), "-I", str(AGENTS / "plain_agent.py")):
@@ -79,7 +79,7 @@ async def test_an_agent_without_the_kit_does_a_step_and_says_goodbye(
             "steps": {
                 "counts": {"task": "count_words", "for_each": "${input.texts}", "with": {"text": "${item}"}},
             },
-            "output": {"counts": "${counts.map(one, one.words)}"},
+            "output": {"counts": "${counts.map(count, count.words)}"},
         }
         result = await mesh.client.run("execute_dag", graph, wait_seconds=WAIT_SECONDS)
         assert result == {"counts": [2, 1, 0]}
@@ -156,20 +156,20 @@ async def javascript(tmp_path: Path) -> Path:
     return folder
 
 
-def _wanted() -> bool:
+def _required() -> bool:
     return os.environ.get("PANTHEON_TEST_JAVASCRIPT") == "1"
 
 
 def _absent(reason: str) -> None:
-    if _wanted():
+    if _required():
         pytest.fail(reason)
     pytest.skip(reason)
 
 
-if _wanted() or not os.environ.get("CI"):
+if _required() or not os.environ.get("CI"):
 
     @pytest.mark.timeout(180)
-    async def test_the_javascript_agent_does_a_step_and_says_goodbye(
+    async def test_the_javascript_agent_does_a_step_and_deregisters(
         mesh: DocumentedMesh, running: Running, nats_client: Client, tmp_path: Path
     ) -> None:
         folder = await javascript(tmp_path)

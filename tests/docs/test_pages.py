@@ -39,7 +39,7 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
         assert found.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}, target
+            assert anchor in {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}, target
 
 
 @pytest.mark.parametrize("page", ADRS, ids=name_of)

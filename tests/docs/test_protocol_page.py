@@ -76,15 +76,15 @@ def test_the_page_has_every_operation_and_no_other() -> None:
 
 def _keys(text: str) -> list[set[str]]:
     """The keys of each JSON object that a row of the table shows, on its right-hand side."""
-    return [set(re.findall(r'"(\w+)":', one)) for one in re.findall(r"`(\{.*?\})`", text.rpartition(" | ")[2])]
+    return [set(re.findall(r'"(\w+)":', shape)) for shape in re.findall(r"`(\{.*?\})`", text.rpartition(" | ")[2])]
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_operations_answer_in_the_shapes_of_the_page(mesh: DocumentedMesh) -> None:
+async def test_operations_respond_in_the_shapes_of_the_page(mesh: DocumentedMesh) -> None:
     client = mesh.client
     waiting = {"steps": {"w": {"wait_for": {"signal": "go"}}, "ok": {"wait_for": {"approval": "yes"}}}}
     task_id = await client.submit("execute_dag", waiting)
-    answers: dict[str, list[Any]] = {
+    results_of: dict[str, list[Any]] = {
         "mesh.pause": [await client.pause(task_id), await client.pause(workflow="x"), await client.pause(agent="x")],
         "mesh.resume": [
             await client.resume(task_id),
@@ -96,7 +96,7 @@ async def test_operations_answer_in_the_shapes_of_the_page(mesh: DocumentedMesh)
         "mesh.put_workflow": [await client.put_workflow({"name": "documented", "steps": {"a": {"sleep": 0}}})],
         "mesh.cancel": [await client.cancel(task_id, reason="enough")],
     }
-    for operation, results in answers.items():
+    for operation, results in results_of.items():
         assert [set(result) for result in results] == _keys(ROWS[operation]), operation
     assert set(await client.run("documented")) == {"a"}
     for refused, code in (

@@ -30,7 +30,7 @@ def agent_file(tmp_path: Path) -> str:
     return saved(tmp_path, "translation_agent.py", block_with(README, "python", "agent.run()"))
 
 
-async def test_the_agent_of_the_readme_answers_the_client_of_the_readme(
+async def test_the_agent_of_the_readme_serves_the_client_of_the_readme(
     mesh: DocumentedMesh, running: Running, agent_file: str, tmp_path: Path
 ) -> None:
     client = saved(tmp_path, "client.py", block_with(README, "python", "async with Mesh()"))
@@ -40,7 +40,7 @@ async def test_the_agent_of_the_readme_answers_the_client_of_the_readme(
     assert f"It prints `{done.output.strip()}`" in README.read_text(encoding="utf-8")
 
 
-async def test_a_request_from_plain_nats_is_answered(
+async def test_a_request_from_plain_nats_gets_a_response(
     mesh: DocumentedMesh, running: Running, agent_file: str, tmp_path: Path
 ) -> None:
     code = block_with(README, "python", "nats.connect(")
@@ -52,7 +52,7 @@ async def test_a_request_from_plain_nats_is_answered(
     assert f"It prints `{done.output.strip()}`" in README.read_text(encoding="utf-8")
 
 
-async def test_the_nats_command_lines_body_is_a_request_that_is_answered_and_found_again(
+async def test_the_nats_command_lines_body_is_a_request_that_is_done_and_found_again(
     mesh: DocumentedMesh, running: Running, agent_file: str
 ) -> None:
     commands = "".join(blocks(README, "sh"))
@@ -61,16 +61,16 @@ async def test_the_nats_command_lines_body_is_a_request_that_is_answered_and_fou
     query, arguments = re.findall(r"nats request (\S+) '(.*)'", commands)[0]
     client = await nats.connect(mesh.nats_url)
     try:
-        answers = await client.subscribe(re.findall(r"nats subscribe (\S+)", commands)[0])
+        responses = await client.subscribe(re.findall(r"nats subscribe (\S+)", commands)[0])
         await client.flush()
         async with running(python(), agent_file):
             await client.publish(subject, body.encode())
             async with asyncio.timeout(WAIT_SECONDS):
                 while True:
-                    answer = json.loads((await answers.next_msg(timeout=WAIT_SECONDS)).data)
-                    if answer["task_id"] == str(request.task_id):
+                    response = json.loads((await responses.next_msg(timeout=WAIT_SECONDS)).data)
+                    if response["task_id"] == str(request.task_id):
                         break
-        assert answer["result"] == {"text": "HELLO"}
+        assert response["result"] == {"text": "HELLO"}
         tree = json.loads((await client.request(query, arguments.encode(), timeout=WAIT_SECONDS)).data)
         assert [task["status"] for task in tree["tasks"]] == ["completed", "completed"]
     finally:

@@ -1,4 +1,4 @@
-"""Everything that a mesh says on the wire fits the published schemas."""
+"""Every message of a mesh fits the published schemas."""
 
 import asyncio
 import json
@@ -66,24 +66,24 @@ def message_of(subject: str) -> str | None:
     """The AsyncAPI document's message for a subject, None for a subject that it does not have."""
     parts = subject.split(".")
     for channel in ASYNCAPI["channels"].values():
-        wanted = str(channel["address"]).split(".")
-        if len(wanted) == len(parts) and all(
-            one == other or one.startswith("{") for one, other in zip(wanted, parts, strict=True)
+        address = str(channel["address"]).split(".")
+        if len(address) == len(parts) and all(
+            token == part or token.startswith("{") for token, part in zip(address, parts, strict=True)
         ):
             return str(next(iter(channel["messages"])))
     return None
 
 
 async def test_every_message_of_a_run_fits_the_asyncapi_document(mesh: DocumentedMesh) -> None:
-    heard: list[Msg] = []
+    received: list[Msg] = []
 
-    async def hear(message: Msg) -> None:
-        heard.append(message)
+    async def receive(message: Msg) -> None:
+        received.append(message)
 
     broker = await nats.connect(mesh.nats_url)
     try:
         for subject in ("agent.>", "mesh.>"):
-            await broker.subscribe(subject, cb=hear)
+            await broker.subscribe(subject, cb=receive)
         await broker.flush()
         settings = MeshSettings.load(nats_url=mesh.nats_url)
         async with AgentProcess(make_agent(), settings):
@@ -95,19 +95,19 @@ async def test_every_message_of_a_run_fits_the_asyncapi_document(mesh: Documente
             await broker.jetstream().publish("agent.wire_agent.task", b"[]")
             async with asyncio.timeout(WAIT_SECONDS):
                 while True:
-                    if any(message.subject == "mesh.deadletter.wire_agent" for message in heard):
+                    if any(message.subject == "mesh.deadletter.wire_agent" for message in received):
                         break
                     await asyncio.sleep(0.05)
         async with asyncio.timeout(WAIT_SECONDS):
             while True:
-                if any(message.subject == "mesh.event.agent.deregistered" for message in heard):
+                if any(message.subject == "mesh.event.agent.deregistered" for message in received):
                     break
                 await asyncio.sleep(0.05)
     finally:
         await broker.close()
     counted: Counter[str] = Counter()
     validators = {name: jsonschema_rs.validator_for(schema_of(name)) for name in ASYNCAPI["components"]["messages"]}
-    for message in heard:
+    for message in received:
         name = message_of(message.subject)
         assert name is not None, f"the AsyncAPI document has no {message.subject}"
         counted[name] += 1
@@ -121,7 +121,7 @@ async def test_every_message_of_a_run_fits_the_asyncapi_document(mesh: Documente
     assert steps | tasks | sent <= set(counted), counted
 
 
-async def test_queries_are_answered_as_the_asyncapi_document_says(mesh: DocumentedMesh) -> None:
+async def test_replies_to_queries_fit_the_asyncapi_document(mesh: DocumentedMesh) -> None:
     task_id = await mesh.client.submit("execute_dag", {"steps": {}})
     await mesh.client.wait(task_id, timeout_seconds=WAIT_SECONDS)
     waits = await mesh.client.submit("execute_dag", {"steps": {"lost": {"task": "nobody_does_this"}}})
@@ -142,15 +142,15 @@ async def test_queries_are_answered_as_the_asyncapi_document_says(mesh: Document
     try:
         for name, arguments in asked.items():
             assert jsonschema_rs.is_valid(schema_of(f"{name}Query"), arguments)
-            answer = await ask(f"mesh.query.{name}", json.dumps(arguments).encode())
-            assert "error" not in answer
-            assert jsonschema_rs.is_valid(schema_of(f"{name}Answer"), answer)
+            reply = await ask(f"mesh.query.{name}", json.dumps(arguments).encode())
+            assert "error" not in reply
+            assert jsonschema_rs.is_valid(schema_of(f"{name}Answer"), reply)
             if name == "task":
-                assert [one["reason"] for one in answer["waiting"]] == [
+                assert [entry["reason"] for entry in reply["waiting"]] == [
                     "the task is paused; nobody serves 'nobody_does_this'"
                 ]
             if name == "pauses":
-                assert len(answer["pauses"]) == 2
+                assert len(reply["pauses"]) == 2
         await mesh.client.cancel(waits)
         await mesh.client.resume(workflow="never_heard_of")
         refusal = await ask("mesh.query.task", b'{"task_id": "x"}')

@@ -53,7 +53,7 @@ def test_a_template_of_the_page_gives_its_value(template: str, value: str) -> No
     assert type(made) is type(json.loads(value))
 
 
-def test_int_and_double_do_not_mix_as_the_page_says() -> None:
+def test_int_and_double_do_not_mix_as_described() -> None:
     with pytest.raises(ExpressionError):
         compile_template("${input.n + input.f}", Environment({"input"})).render({"input": INPUT})
 

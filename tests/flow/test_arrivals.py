@@ -259,7 +259,7 @@ async def test_a_mesh_accepts_and_answers_each_of_a_backlog_once(
         await plain.until(lambda: len(plain.responses) >= len(sent), 2 * PATIENCE_SECONDS)
         assert sorted(counter.given) == sorted(["many"] * 1500 + ["few"] * 20 + ["one"])
         assert {len(plain.responses[one]) for one in sent} == {1}, "once"
-        assert {(await plain.answer(one))["status"] for one in sent} == {"completed"}
+        assert {(await plain.response(one))["status"] for one in sent} == {"completed"}
         assert (await rows(settings, "select count(*) from tasks where task_id = root_task_id"))[0][0] == len(sent)
         info = await plain.connection.jetstream().stream_info(TASKS.name)
         assert info.state.messages == 0

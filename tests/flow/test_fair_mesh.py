@@ -65,7 +65,7 @@ async def test_500_tasks_of_one_requester_do_not_delay_the_one_of_another(
         (one,) = await send(plain, "one", 1)
         await until_rows(settings, 1, f"{WAITING} and flow <> {flow_of('default', 'many')}")
         counter.gate.set()
-        await plain.answer(one)
+        await plain.response(one)
         assert counter.given.index("one") < 4 + 2 * orchestrators + 6
         await plain.until(lambda: len(plain.responses) > 500, 2 * PATIENCE_SECONDS)
     assert len(counter.given) == 501
@@ -98,7 +98,7 @@ async def test_what_waits_for_a_busy_agent_waits_as_long_as_it_takes_and_fails_w
             assert (await rows(settings, WAITING))[0][0] == 8
             assert not plain.responses
         await plain.until(lambda: len(plain.responses) >= 8)
-        codes = [(await plain.answer(task_id))["error"]["code"] for task_id in ids if task_id in plain.responses]
+        codes = [(await plain.response(task_id))["error"]["code"] for task_id in ids if task_id in plain.responses]
         assert set(codes) <= {"unknown_task_type", "no_agent_available"}
 
 

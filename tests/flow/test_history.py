@@ -170,7 +170,7 @@ async def test_what_moved_is_shown_answered_again_and_never_run_again(
         Mesh(settings.nats_url) as mesh,
     ):
         task_id = await plain.send("execute_dag", {"steps": steps}, idempotency_key="k", requester="r")
-        first = await plain.answer(task_id)
+        first = await plain.response(task_id)
 
         async def moved() -> bool:
             return not (await rows(settings, "select count(*) from tasks"))[0][0]

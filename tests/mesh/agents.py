@@ -54,7 +54,7 @@ class Seen:
 
 
 def words_agent(seen: Seen | None = None, *, name: str = "words_agent", max_concurrency: int = 20) -> Agent:
-    """uppercase, repeat (PROTOCOL.md's example), and task types that fail in every way."""
+    """uppercase, repeat (docs/protocol.md's example), and task types that fail in every way."""
     seen = seen or Seen()
     agent = Agent(name, max_concurrency=max_concurrency)
 

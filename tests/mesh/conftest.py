@@ -1,4 +1,4 @@
-"""A mesh in the test's own process: orchestrator, an agent, and a client that knows nothing but PROTOCOL.md."""
+"""A mesh in the test's own process: orchestrator, an agent, and a client that knows nothing but docs/protocol.md."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ async def mesh(settings: MeshSettings) -> AsyncIterator[Mesh]:
 
 
 class PlainClient:
-    """nats-py and PROTOCOL.md, nothing of the kit."""
+    """nats-py and docs/protocol.md, nothing of the kit."""
 
     def __init__(self, connection: Client) -> None:
         self.connection = connection
@@ -102,7 +102,7 @@ class PlainClient:
     async def submit(
         self, task_type: str, payload: Any = None, *, within_seconds: float = PATIENCE_SECONDS, **fields: Any
     ) -> str:
-        """Send, and send again, until accepted: what the page tells whoever must be sure."""
+        """Send, and send again, until accepted, as the page requires of a client that must be sure."""
         task_id = fields.pop("task_id", None) or str(new_id())
         try:
             async with asyncio.timeout(within_seconds):
@@ -122,15 +122,15 @@ class PlainClient:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def answer(self, task_id: str, within_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
+    async def response(self, task_id: str, within_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         await self.until(lambda: task_id in self.responses, within_seconds)
-        answer: dict[str, Any] = json.loads(self.responses[task_id][0])
-        return answer
+        response: dict[str, Any] = json.loads(self.responses[task_id][0])
+        return response
 
     async def collect(
         self, task_type: str, payload: Any, ids: list[str], *, within_seconds: float = 2 * PATIENCE_SECONDS
     ) -> None:
-        """Have all answers, asking again for those that were published while this client was not connected."""
+        """Have all responses, sending again the tasks whose response was published while this client was away."""
         missing = ids
         try:
             async with asyncio.timeout(within_seconds):
@@ -143,12 +143,12 @@ class PlainClient:
         except TimeoutError:
             broker_was_down = [task_id for task_id in missing if task_id not in self.accepted]
             raise AssertionError(
-                f"of {len(ids)} tasks {len(missing)} were not answered within {within_seconds:g} s: "
-                f"{', '.join(missing)}; not even accepted, as far as was heard: {', '.join(broker_was_down) or 'none'}"
+                f"of {len(ids)} tasks {len(missing)} had no response within {within_seconds:g} s: "
+                f"{', '.join(missing)}; not even accepted, by the events: {', '.join(broker_was_down) or 'none'}"
             ) from None
 
     async def ask(self, task_type: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
-        return await self.answer(await self.send(task_type, payload, **fields))
+        return await self.response(await self.send(task_type, payload, **fields))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""A line to Postgres, or to the broker, that can stop carrying answers, be cut, and stay cut."""
+"""A line to Postgres, or to the broker, that can stop carrying replies, be cut, and stay cut."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ _BIND = b"B"
 
 
 class CutLine:
-    """Carries connections to a server on loopback. `mute` holds back what answers a statement of Postgres's, `cut` ends
+    """Carries connections to a server on loopback. `mute` holds back the reply to a statement of Postgres's, `cut` ends
     every connection, `refuse` lets no new one through either until `restore`."""
 
     def __init__(self, url: str) -> None:
@@ -31,11 +31,11 @@ class CutLine:
         ).geturl()
 
     def mute(self, about: UUID) -> None:
-        """From now on whoever runs a statement with this id among its arguments hears nothing more."""
+        """From now on a connection that runs a statement with this id among its arguments receives nothing more."""
         self._about = about.bytes
 
     def cut(self) -> None:
-        """End every connection, with the answers that were held back; new ones are carried as usual."""
+        """End every connection, with the replies that were held back; new ones are carried as usual."""
         self._about = None
         for writer in list(self._writers):
             writer.transport.abort()
@@ -69,7 +69,7 @@ class CutLine:
                 await to_server.drain()
             to_server.close()
 
-        async def answers() -> None:
+        async def responses() -> None:
             while data := await from_server.read(_CHUNK_BYTES):
                 if not muted:
                     writer.write(data)
@@ -78,11 +78,11 @@ class CutLine:
 
         try:
             with suppress(OSError):
-                await asyncio.gather(questions(), answers())
+                await asyncio.gather(questions(), responses())
         finally:
-            for one in (writer, to_server):
-                self._writers.discard(one)
-                one.close()
+            for end in (writer, to_server):
+                self._writers.discard(end)
+                end.close()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["CutLine"]:
@@ -95,5 +95,5 @@ class CutLine:
             self.cut()
             if self._carriers:
                 await asyncio.wait(self._carriers)
-            # Aborted transports close in the loop's next turn.
+            # Aborted transports close in the loop's next iteration.
             await asyncio.sleep(0)

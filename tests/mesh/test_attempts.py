@@ -37,7 +37,7 @@ async def test_a_failed_attempt_is_retried_with_the_same_key_until_it_succeeds(
     row = (await rows(settings, "select attempt, failures from tasks where step = 'try'"))[0]
     assert (row["attempt"], row["failures"]) == (3, 2)
     tree = (await mesh.query("task", {"task_id": str(task_id)}))["tasks"]
-    key = f"{task_id}:{next(one['task_id'] for one in tree if one.get('step') == 'try')}"
+    key = f"{task_id}:{next(row['task_id'] for row in tree if row.get('step') == 'try')}"
     assert response.result["key"] == key
 
 
@@ -68,7 +68,7 @@ async def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again(
     await until(lambda: not words.worker.active, "the handler's end")
 
 
-async def test_an_agent_that_answers_nothing_costs_one_attempt(
+async def test_an_agent_that_does_not_respond_costs_one_attempt(
     orchestrated: AgentProcess, mesh: Mesh, plain: PlainClient, settings: MeshSettings
 ) -> None:
     """The registered agent never pulls: the orchestrator's own clock ends the attempt."""
@@ -90,10 +90,10 @@ async def mute_agent(plain: PlainClient) -> None:
     await bucket.put("mute_agent.m1", json.dumps(record).encode())
 
 
-async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with_it(
+async def test_of_two_responses_to_one_attempt_the_first_counts_whatever_came_with_it(
     orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that arrived with an answer that could not be read was overtaken while that one became a dead letter."""
+    """A response that arrived with an unreadable one was overtaken while that one became a dead letter."""
     letters = asyncio.Event()
 
     async def write_letter(*_: Any) -> None:
@@ -103,33 +103,33 @@ async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with
     await mute_agent(plain)
     ids = [await plain.send("nothing"), await plain.send("nothing")]
     await plain.until(lambda: len(plain.overheard) == 2)
-    attempts = {one["root_task_id"]: one["task_id"] for one, _ in plain.overheard}
+    attempts = {request["root_task_id"]: request["task_id"] for request, _ in plain.overheard}
 
-    async def answer(root_task_id: str, **fields: Any) -> None:
+    async def response(root_task_id: str, **fields: Any) -> None:
         known = {"task_id": attempts[root_task_id], "root_task_id": root_task_id, "attempt": 1, "agent": "mute_agent"}
         body = json.dumps({**known, **fields})
         await plain.connection.publish("agent.mute_agent.response", body.encode())
 
-    await answer(ids[0], status="nonsense")
-    await answer(ids[1], status="completed", result="first")
+    await response(ids[0], status="nonsense")
+    await response(ids[1], status="completed", result="first")
     await plain.connection.flush()
-    await answer(ids[1], status="failed", error={"code": "second", "message": "not the first"})
-    assert (await plain.answer(ids[1]))["result"] == "first"
-    assert (await plain.answer(ids[0]))["error"]["details"]["code"] == "invalid_response"
+    await response(ids[1], status="failed", error={"code": "second", "message": "not the first"})
+    assert (await plain.response(ids[1]))["result"] == "first"
+    assert (await plain.response(ids[0]))["error"]["details"]["code"] == "invalid_response"
     letters.set()
 
 
-async def test_an_order_to_stop_is_given_again_as_long_as_a_heartbeat_shows_the_attempt(
+async def test_a_cancel_is_sent_again_as_long_as_a_heartbeat_lists_the_attempt(
     orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was given three times within six seconds: an agent that was cut off for longer worked on."""
     monkeypatch.setattr("orchestrator_agent.runtime.attempt_cancellation.AGAIN_SECONDS", ())
     orders: list[dict[str, Any]] = []
 
-    async def hear(message: Msg) -> None:
+    async def receive(message: Msg) -> None:
         orders.append(json.loads(message.data))
 
-    await plain.connection.subscribe("agent.mute_agent.control", cb=hear)
+    await plain.connection.subscribe("agent.mute_agent.control", cb=receive)
     await mute_agent(plain)
     task_id = await plain.send("nothing")
     await plain.until(lambda: plain.overheard)
@@ -154,7 +154,7 @@ async def test_an_order_to_stop_is_given_again_as_long_as_a_heartbeat_shows_the_
     assert {order["instance_id"] for order in orders[1:]} == {"m1"}
 
 
-async def test_an_attempt_that_was_given_up_is_stopped_though_the_orchestrator_that_did_so_died(
+async def test_an_abandoned_attempt_is_stopped_though_its_orchestrator_died(
     settings: MeshSettings, mesh: Mesh, plain: PlainClient, seen: Seen
 ) -> None:
     """Orders to stop are in memory: the next orchestrator knew of none, and the agent worked on to its end."""
@@ -164,27 +164,27 @@ async def test_an_attempt_that_was_given_up_is_stopped_though_the_orchestrator_t
         AgentProcess(words_agent(seen), settings.model_copy(update={"nats_url": line.url})) as agent,
     ):
         async with orchestrator_process(settings):
-            unwanted, wanted = [await mesh.submit("echo", {"n": number}) for number in range(2)]
+            stopped, kept = [await mesh.submit("echo", {"n": number}) for number in range(2)]
             await seen.until_called("echo", 2)
             line.refuse()
-            assert (await mesh.cancel(unwanted))["changed"] is True
+            assert (await mesh.cancel(stopped))["changed"] is True
         await line.restore()
-        # What is not in the database is somebody else's own.
+        # A task that is not in the database belongs to another mesh.
         foreign = {"task_id": str(uuid.uuid4()), "task_type": "echo", "payload": {"n": 2}}
         await plain.connection.publish("agent.words_agent.task", json.dumps(foreign).encode())
         await seen.until_called("echo", 3)
         async with orchestrator(settings, load_library([])):
             await until(lambda: len(agent.worker.running) == 2, "the end of what nobody wants")
-            assert str(unwanted) not in {str(one.root_task_id) for one in agent.worker.running}
+            assert str(stopped) not in {str(running.root_task_id) for running in agent.worker.running}
             gate.set()
-            assert (await mesh.wait(wanted)).result == {"n": 1}
+            assert (await mesh.wait(kept)).result == {"n": 1}
 
 
 @pytest.mark.parametrize(("roots", "orchestrators"), [(1, 1), (12, 2)])
-async def test_an_agent_gives_tasks_to_itself_however_few_its_places(
+async def test_an_agent_delegates_to_itself_however_few_its_slots(
     settings: MeshSettings, mesh: Mesh, roots: int, orchestrators: int
 ) -> None:
-    """Its places, and those that it has in the broker, were taken by attempts that waited for what only a free place
+    """Its slots, and those that it has in the broker, were taken by attempts that waited for what only a free slot
     could bring: all of it waited until its timeout."""
     agent = Agent("nesting_agent", max_concurrency=1)
     at_work = most = 0
@@ -196,7 +196,7 @@ async def test_an_agent_gives_tasks_to_itself_however_few_its_places(
         if task["depth"]:
             below = {"depth": task["depth"] - 1}
             results = await asyncio.gather(*(ctx.run("nest", below) for _ in range(2)))
-            counts += [one["count"] for one in results]
+            counts += [result["count"] for result in results]
         # Waiting is free; work is not.
         at_work += 1
         most = max(most, at_work)
@@ -247,12 +247,12 @@ async def test_a_failed_step_stops_its_siblings(words: AgentProcess, mesh: Mesh,
 
 
 async def test_a_task_waits_for_an_agent_that_starts_late(settings: MeshSettings, mesh: Mesh, seen: Seen) -> None:
-    patient = settings.model_copy(update={"no_agent_wait_seconds": PATIENCE_SECONDS})
+    waiting_longer = settings.model_copy(update={"no_agent_wait_seconds": PATIENCE_SECONDS})
 
     async def ready() -> bool:
         return bool(await rows(settings, "select 1 from tasks where status = 'ready'"))
 
-    async with orchestrator(patient, load_library([])):
+    async with orchestrator(waiting_longer, load_library([])):
         running = asyncio.create_task(mesh.run("uppercase", {"text": "late"}))
         await until(ready, "the step that waits")
         async with AgentProcess(words_agent(seen), settings):
@@ -306,7 +306,7 @@ async def test_a_failed_task_is_replayed_from_its_failed_step(words: AgentProces
     assert response.status == "failed"
 
 
-async def test_what_names_a_tree_that_takes_nothing_is_answered(
+async def test_a_request_for_a_tree_that_takes_nothing_gets_a_response(
     words: AgentProcess, plain: PlainClient, seen: Seen
 ) -> None:
     """It was dropped without a word, however often it was sent."""
@@ -314,35 +314,35 @@ async def test_what_names_a_tree_that_takes_nothing_is_answered(
     running = await plain.submit("uppercase", {"text": "a"})
     await seen.until_called("uppercase")
     gate.set()
-    await plain.answer(running)
+    await plain.response(running)
     for root, parent in ((running, running), (running, str(uuid.uuid4()))):
         task_id = await plain.send("echo", {}, root_task_id=root, parent_task_id=parent)
-        error = (await plain.answer(task_id))["error"]
+        error = (await plain.response(task_id))["error"]
         assert (error["code"], error["details"]["field"]) == ("invalid_request", "parent_task_id")
         await plain.send("echo", {}, task_id=task_id, root_task_id=root, parent_task_id=parent)
-        await plain.until(partial(_answered_twice, plain, task_id))
+        await plain.until(partial(_published_twice, plain, task_id))
         assert len(set(plain.responses[task_id])) == 1
     assert seen.count("echo") == 0
 
 
-def _answered_twice(plain: PlainClient, task_id: str) -> bool:
+def _published_twice(plain: PlainClient, task_id: str) -> bool:
     return len(plain.responses[task_id]) == 2
 
 
-async def test_a_child_is_answered_again_when_its_tree_has_ended(
+async def test_a_childs_response_is_sent_again_when_its_tree_has_ended(
     words: AgentProcess, plain: PlainClient, seen: Seen
 ) -> None:
     gate = seen.gates["uppercase"] = asyncio.Event()
     await plain.overhear("words_agent")
     root = await plain.submit("uppercase", {"text": "a"})
     await plain.until(lambda: plain.overheard)
-    given = {"root_task_id": root, "parent_task_id": plain.overheard[0][0]["task_id"]}
-    child = await plain.send("echo", {"n": 1}, **given)
-    assert (await plain.answer(child))["root_task_id"] == root
+    parents = {"root_task_id": root, "parent_task_id": plain.overheard[0][0]["task_id"]}
+    child = await plain.send("echo", {"n": 1}, **parents)
+    assert (await plain.response(child))["root_task_id"] == root
     gate.set()
-    await plain.answer(root)
-    await plain.send("echo", {"n": 1}, task_id=child, **given)
-    await plain.until(partial(_answered_twice, plain, child))
+    await plain.response(root)
+    await plain.send("echo", {"n": 1}, task_id=child, **parents)
+    await plain.until(partial(_published_twice, plain, child))
     assert len(set(plain.responses[child])) == 1
     assert seen.count("echo") == 1
 
@@ -380,10 +380,10 @@ async def test_progress_and_steps_can_be_watched(words: AgentProcess, mesh: Mesh
     task_id = await mesh.submit("execute_dag", {"steps": {"nap": {"task": "sleep", "with": {"seconds": 0.05}}}})
     kinds: list[str] = []
     messages: list[tuple[str, str, float]] = []
-    async for one in mesh.watch(task_id, on_listening=gate.set):
-        kinds.append(one.kind)
-        if one.kind == "progress":
-            messages.append((one.data["step"], one.data["message"], one.data["percent"]))
+    async for watched in mesh.watch(task_id, on_listening=gate.set):
+        kinds.append(watched.kind)
+        if watched.kind == "progress":
+            messages.append((watched.data["step"], watched.data["message"], watched.data["percent"]))
     assert messages == [("nap", "half way", 50.0)]
     assert kinds[-2:] == ["step.completed", "task.completed"]
     assert (await mesh.wait(task_id)).status == "completed"
@@ -406,7 +406,7 @@ async def test_who_stops_watching_leaves_nothing_waiting(words: AgentProcess, me
 
     def waiting() -> list[str]:
         new = asyncio.all_tasks() - before
-        return [name for one in new if (name := getattr(one.get_coro(), "__qualname__", "")).endswith(parts)]
+        return [name for task in new if (name := getattr(task.get_coro(), "__qualname__", "")).endswith(parts)]
 
     await until(lambda: len(waiting()) == 2, "a watcher that waits for an event and for the end")
     watching.cancel()
@@ -416,7 +416,7 @@ async def test_who_stops_watching_leaves_nothing_waiting(words: AgentProcess, me
     assert (await mesh.wait(task_id)).status == "completed"
 
 
-async def test_nobody_accepts_without_an_orchestrator(broker: Any) -> None:
+async def test_without_an_orchestrator_nothing_is_accepted(broker: Any) -> None:
     async with Mesh(broker.url) as mesh:
         with pytest.raises(NotAccepted, match="is an orchestrator running"):
             await mesh.submit("uppercase", {"text": "x"}, accept_seconds=1.5)

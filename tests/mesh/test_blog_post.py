@@ -29,7 +29,7 @@ def request_payload() -> dict[str, Any]:
     request: dict[str, Any] = yaml.safe_load((BLOG / "request.yaml").read_text())
     request["guidelines"] = (BLOG / request.pop("guidelines_file")).read_text()
     request["sources"] = [
-        {"title": one["title"], "text": (BLOG / one["file"]).read_text()} for one in request["sources"]
+        {"title": source["title"], "text": (BLOG / source["file"]).read_text()} for source in request["sources"]
     ]
     return request
 
@@ -56,12 +56,12 @@ async def test_a_topic_and_sources_become_a_finished_and_published_article(
     assert result["offline"] is True
     assert result["markdown"].startswith("# ")
     assert 600 < len(result["markdown"].split()) < 1300
-    files = {one["format"]: base64.b64decode(one["content_base64"]) for one in result["files"]}
+    files = {file["format"]: base64.b64decode(file["content_base64"]) for file in result["files"]}
     assert files["pdf"].startswith(b"%PDF-")
     assert "word/document.xml" in zipfile.ZipFile(io.BytesIO(files["docx"])).namelist()
     assert zipfile.ZipFile(io.BytesIO(files["epub"])).read("mimetype") == b"application/epub+zip"
     assert b"</html>" in files["html"]
-    assert [one["channel"] for one in result["publications"]] == ["site"]
+    assert [publication["channel"] for publication in result["publications"]] == ["site"]
     assert (five_agents / "index.html").exists()
     assert (five_agents / "feed.xml").exists()
     found = await rows(settings, "select step, agent from tasks where agent is not null order by created_at")
@@ -75,7 +75,7 @@ async def test_a_topic_and_sources_become_a_finished_and_published_article(
     assert len(list(await asyncio.to_thread(lambda: list(five_agents.glob("posts/*/index.html"))))) == 1
 
 
-async def test_a_review_that_says_revise_goes_back_at_most_twice(
+async def test_a_review_with_the_verdict_revise_goes_back_at_most_twice(
     five_agents: Path, mesh: Mesh, settings: MeshSettings
 ) -> None:
     """A paragraph cannot make 2,000 words: every review says so, and after two revisions it goes on."""
@@ -106,7 +106,7 @@ async def test_a_single_source_is_enough(five_agents: Path, mesh: Mesh) -> None:
     assert "evergreen shrub" in result["markdown"]
 
 
-async def test_without_sources_and_model_the_error_says_what_would_help(five_agents: Path, mesh: Mesh) -> None:
+async def test_without_sources_and_model_the_error_names_what_would_help(five_agents: Path, mesh: Mesh) -> None:
     with pytest.raises(TaskFailed) as failed:
         await mesh.run("create_blog_post", {"topic": "Nothing"}, wait_seconds=60)
     assert "sources" in failed.value.message
@@ -124,7 +124,7 @@ async def test_a_brief_draws_several_sources_together(
     five_agents: Path, mesh: Mesh, request_payload: dict[str, Any], settings: MeshSettings
 ) -> None:
     payload = {"topic": request_payload["topic"], "sources": request_payload["sources"], "length_words": 400}
-    titles = [one["title"] for one in payload["sources"]]
+    titles = [source["title"] for source in payload["sources"]]
     payload["sources"][0]["url"] = "https://example.com/first"
     payload["sources"][-1] = f"# {titles[-1]}\n\n{payload['sources'][-1]['text']}"
     result = await mesh.run("research_brief", payload, wait_seconds=100)

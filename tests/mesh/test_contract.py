@@ -1,4 +1,4 @@
-"""PROTOCOL.md from outside: a client that knows the page and nats-py, against a running mesh."""
+"""docs/protocol.md from outside: a client that knows the page and nats-py, against a running mesh."""
 
 import asyncio
 import base64
@@ -31,14 +31,14 @@ EXAMPLE = {
 
 async def test_the_pages_own_example_gives_its_result(plain: PlainClient) -> None:
     task_id = await plain.send("execute_dag", EXAMPLE)
-    answer = await plain.answer(task_id)
-    assert answer["status"] == "completed"
-    assert answer["result"] == {"text": "HELLOHELLO"}
-    assert answer["task_id"] == answer["root_task_id"] == task_id
-    assert answer["agent"] == "orchestrator_agent"
-    assert answer["attempt"] == 1
-    assert answer["task_type"] == "execute_dag"
-    assert "error" not in answer or answer["error"] is None
+    response = await plain.response(task_id)
+    assert response["status"] == "completed"
+    assert response["result"] == {"text": "HELLOHELLO"}
+    assert response["task_id"] == response["root_task_id"] == task_id
+    assert response["agent"] == "orchestrator_agent"
+    assert response["attempt"] == 1
+    assert response["task_type"] == "execute_dag"
+    assert "error" not in response or response["error"] is None
 
 
 async def test_acceptance_is_announced_and_means_a_row(plain: PlainClient, settings: Any) -> None:
@@ -56,7 +56,7 @@ async def test_a_copy_goes_to_reply_to(plain: PlainClient) -> None:
     subscription = await plain.connection.subscribe(inbox)
     task_id = await plain.send("uppercase", {"text": "x"}, reply_to=inbox)
     copy = await subscription.next_msg(timeout=PATIENCE_SECONDS)
-    await plain.answer(task_id)
+    await plain.response(task_id)
     assert copy.data == plain.responses[task_id][0]
     assert json.loads(copy.data)["result"] == {"text": "X"}
 
@@ -78,14 +78,14 @@ async def test_a_copy_goes_to_reply_to(plain: PlainClient) -> None:
         ("task_type", "Not A Type"),
     ],
 )
-async def test_a_wrong_field_is_named_in_the_answer(plain: PlainClient, field: str, value: Any) -> None:
+async def test_a_wrong_field_is_named_in_the_response(plain: PlainClient, field: str, value: Any) -> None:
     task_id = str(new_id())
     body = {"task_id": task_id, "task_type": "uppercase", "payload": {"text": "x"}, field: value}
     await plain.connection.publish("agent.orchestrator_agent.task", json.dumps(body).encode())
-    answer = await plain.answer(task_id)
-    assert answer["status"] == "failed"
-    assert answer["error"]["code"] == "invalid_request"
-    assert field in answer["error"]["message"]
+    response = await plain.response(task_id)
+    assert response["status"] == "failed"
+    assert response["error"]["code"] == "invalid_request"
+    assert field in response["error"]["message"]
 
 
 async def test_what_has_no_id_becomes_a_dead_letter_and_the_queue_moves_on(plain: PlainClient) -> None:
@@ -93,13 +93,13 @@ async def test_what_has_no_id_becomes_a_dead_letter_and_the_queue_moves_on(plain
         await plain.connection.publish("agent.orchestrator_agent.task", body)
     assert (await plain.ask("uppercase", {"text": "on"}))["result"] == {"text": "ON"}
     await plain.until(lambda: len(plain.dead) == 5)
-    letter = next(one for one in plain.dead if base64.b64decode(one["body_base64"]) == b"not json")
+    letter = next(dead for dead in plain.dead if base64.b64decode(dead["body_base64"]) == b"not json")
     assert letter["subject"] == "agent.orchestrator_agent.task"
     assert letter["task_id"] is None
 
 
 async def test_one_dead_letter_is_found_and_redriven_by_its_id_however_many_are_before_it(plain: PlainClient) -> None:
-    """It was looked for among as many as a list of them has."""
+    """It was searched among as many as a list of them has."""
     for number in range(60):
         await plain.connection.publish("agent.orchestrator_agent.task", f"letter {number}".encode())
     await plain.until(lambda: len(plain.dead) == 60)
@@ -113,7 +113,7 @@ async def test_one_dead_letter_is_found_and_redriven_by_its_id_however_many_are_
 
     found: list[dict[str, Any]] = []
     async with asyncio.timeout(PATIENCE_SECONDS):
-        # Whoever listens hears of it a moment before the stream has it.
+        # A subscriber receives it a moment before the stream has it.
         while not found:
             found = await query({"id": last})
     assert len(await query({})) == 50
@@ -128,7 +128,7 @@ async def test_one_dead_letter_is_found_and_redriven_by_its_id_however_many_are_
 async def test_a_bulk_of_dead_letters_is_redriven_whole_and_only_once_round(
     plain: PlainClient, orchestrated: AgentProcess
 ) -> None:
-    """Of a bulk, 10,000 were sent again, and nothing said that there were more."""
+    """Of a bulk, 10,000 were sent again, without a note that there were more."""
     letters = [str(new_id()) for _ in range(10_050)]
     for letter_id in letters:
         letter = {"id": letter_id, "subject": "agent.nobody.task", "reason": "test", "body_base64": "e30="}
@@ -146,7 +146,7 @@ async def test_a_bulk_of_dead_letters_is_redriven_whole_and_only_once_round(
     # An answer holds only so many, and says so.
     assert await dead_letters.redrive(letter_id=None, name="nobody", reason=None, at_most=5) == (letters[:5], True)
     # The broker overwrites what it deletes: ten seconds for as many, on two cores that do nothing else.
-    bulk = await plain.answer(await plain.send("mesh.redrive", {"name": "nobody"}), 4 * PATIENCE_SECONDS)
+    bulk = await plain.response(await plain.send("mesh.redrive", {"name": "nobody"}), 4 * PATIENCE_SECONDS)
     assert bulk["result"] == {"redriven": letters[5:]}
     assert (await plain.ask("mesh.redrive", {"name": "nobody"}))["result"] == {"redriven": []}
     tasks = await plain.connection.jetstream().stream_info("AGENT_TASKS", subjects_filter="agent.nobody.task")
@@ -163,22 +163,22 @@ async def test_a_bulk_of_dead_letters_is_redriven_whole_and_only_once_round(
 
 
 async def test_unknown_fields_and_nulls_are_ignored(plain: PlainClient) -> None:
-    answer = await plain.ask(
+    response = await plain.ask(
         "uppercase", {"text": "x"}, tenant=None, priority=None, reply_to=None, colour="blue", deadline=None
     )
-    assert answer["result"] == {"text": "X"}
+    assert response["result"] == {"text": "X"}
 
 
-async def test_the_same_id_again_runs_once_and_is_answered_with_the_same_bytes(plain: PlainClient, seen: Seen) -> None:
+async def test_the_same_id_again_runs_once_and_gets_the_same_bytes(plain: PlainClient, seen: Seen) -> None:
     task_id = await plain.send("uppercase", {"text": "once"})
-    await plain.answer(task_id)
+    await plain.response(task_id)
     await plain.send("uppercase", {"text": "once"}, task_id=task_id)
     await plain.until(lambda: len(plain.responses[task_id]) == 2)
     assert plain.responses[task_id][0] == plain.responses[task_id][1]
     assert seen.count("uppercase") == 1
 
 
-async def test_the_same_id_again_before_the_end_is_announced_again_and_answered_once(
+async def test_the_same_id_again_before_the_end_is_announced_again_and_gets_one_response(
     plain: PlainClient, seen: Seen
 ) -> None:
     gate = seen.gates["uppercase"] = asyncio.Event()
@@ -187,7 +187,7 @@ async def test_the_same_id_again_before_the_end_is_announced_again_and_answered_
     await plain.send("uppercase", {"text": "slow"}, task_id=task_id)
     await plain.until(lambda: plain.accepted.get(task_id) == 2)
     gate.set()
-    await plain.answer(task_id)
+    await plain.response(task_id)
     assert (await plain.ask("echo", {"after": True}))["status"] == "completed"
     assert len(plain.responses[task_id]) == 1
     assert seen.count("uppercase") == 1
@@ -200,9 +200,9 @@ async def test_an_idempotency_key_gives_the_first_ones_outcome(plain: PlainClien
     early = await plain.send("uppercase", {"text": "a"}, idempotency_key="k", requester="me")
     await plain.until(lambda: early in plain.accepted)
     gate.set()
-    assert "duplicate_of" not in await plain.answer(first)
-    answer = await plain.answer(early)
-    assert (answer["status"], answer["result"], answer["duplicate_of"]) == ("completed", {"text": "A"}, first)
+    assert "duplicate_of" not in await plain.response(first)
+    response = await plain.response(early)
+    assert (response["status"], response["result"], response["duplicate_of"]) == ("completed", {"text": "A"}, first)
     late = await plain.ask("uppercase", {"text": "a"}, idempotency_key="k", requester="me")
     assert (late["result"], late["duplicate_of"]) == ({"text": "A"}, first)
     other = await plain.ask("uppercase", {"text": "b"}, idempotency_key="k", requester="you")
@@ -214,9 +214,9 @@ async def test_an_idempotency_key_gives_the_first_ones_outcome(plain: PlainClien
 
 async def test_an_agents_error_is_in_the_details_of_step_failed(plain: PlainClient) -> None:
     steps = {"bad": {"task": "refuse"}, "after": {"task": "echo", "needs": ["bad"]}}
-    answer = await plain.ask("execute_dag", {"steps": steps})
-    error = answer["error"]
-    assert (answer["status"], error["code"], error["step"]) == ("failed", "step_failed", "bad")
+    response = await plain.ask("execute_dag", {"steps": steps})
+    error = response["error"]
+    assert (response["status"], error["code"], error["step"]) == ("failed", "step_failed", "bad")
     assert error["details"]["code"] == "no_way"
     assert error["details"]["details"] == {"why": "because"}
 
@@ -236,20 +236,20 @@ async def test_an_agents_error_is_in_the_details_of_step_failed(plain: PlainClie
     ],
 )
 async def test_a_graph_that_cannot_run_is_invalid_workflow(plain: PlainClient, steps: Any, word: str) -> None:
-    answer = await plain.ask("execute_dag", {"steps": steps})
-    assert answer["error"]["code"] == "invalid_workflow"
-    assert word in answer["error"]["message"]
+    response = await plain.ask("execute_dag", {"steps": steps})
+    assert response["error"]["code"] == "invalid_workflow"
+    assert word in response["error"]["message"]
 
 
 async def test_an_expression_that_fails_names_its_step(plain: PlainClient) -> None:
-    answer = await plain.ask(
+    response = await plain.ask(
         "execute_dag", {"input": {}, "steps": {"a": {"task": "echo", "with": {"x": "${input.y}"}}}}
     )
-    assert answer["error"]["code"] == "expression_error"
-    assert "'a'" in answer["error"]["message"]
+    assert response["error"]["code"] == "expression_error"
+    assert "'a'" in response["error"]["message"]
 
 
-async def test_a_task_type_that_nobody_serves_ends_after_the_wait(plain: PlainClient) -> None:
+async def test_a_task_type_without_an_agent_ends_after_the_wait(plain: PlainClient) -> None:
     inline, direct = await asyncio.gather(
         plain.ask("execute_dag", {"steps": {"lost": {"task": "nobody_does_this"}}}), plain.ask("nobody_does_this")
     )
@@ -260,40 +260,40 @@ async def test_a_task_type_that_nobody_serves_ends_after_the_wait(plain: PlainCl
 
 async def test_without_output_the_result_is_all_steps_results(plain: PlainClient) -> None:
     steps = {"a": {"task": "echo", "with": {"n": 1}}, "b": {"task": "echo", "with": {"n": "${a.n}", "s": "n=${a.n}"}}}
-    answer = await plain.ask("execute_dag", {"steps": steps})
-    assert answer["result"] == {"a": {"n": 1}, "b": {"n": 1, "s": "n=1"}}
+    response = await plain.ask("execute_dag", {"steps": steps})
+    assert response["result"] == {"a": {"n": 1}, "b": {"n": 1, "s": "n=1"}}
 
 
 async def test_numbers_and_literals_keep_their_type(plain: PlainClient) -> None:
-    given = {"i": 7, "d": 7.0, "big": 2**53, "t": True, "n": None, "l": [1, 2.5]}
+    values = {"i": 7, "d": 7.0, "big": 2**53, "t": True, "n": None, "l": [1, 2.5]}
     steps = {
         "a": {
             "task": "echo",
             "with": {"all": "${input}", "sum": "${input.i + 1}", "half": "${input.d / 2.0}", "raw": "$${input.i}"},
         }
     }
-    answer = await plain.ask("execute_dag", {"input": given, "steps": steps})
-    result = answer["result"]["a"]
-    assert result["all"] == given
+    response = await plain.ask("execute_dag", {"input": values, "steps": steps})
+    result = response["result"]["a"]
+    assert result["all"] == values
     assert isinstance(result["all"]["d"], float)
     assert (result["sum"], result["half"], result["raw"]) == (8, 3.5, "${input.i}")
 
 
 async def test_a_workflow_is_a_task_type_and_a_step(plain: PlainClient) -> None:
     sources = [{"title": "A", "text": "x"}]
-    answer = await plain.ask("research_brief", {"topic": "t"})
-    assert answer["error"]["code"] == "invalid_request"
-    assert "sources" in answer["error"]["message"]
-    answer = await plain.ask(
+    response = await plain.ask("research_brief", {"topic": "t"})
+    assert response["error"]["code"] == "invalid_request"
+    assert "sources" in response["error"]["message"]
+    response = await plain.ask(
         "execute_dag", {"steps": {"sub": {"task": "research_brief", "with": {"topic": "t", "sources": sources}}}}
     )
-    assert answer["error"]["code"] == "no_agent_available"
-    assert "sub/notes[0]/summarize" in answer["error"]["message"]
+    assert response["error"]["code"] == "no_agent_available"
+    assert "sub/notes[0]/summarize" in response["error"]["message"]
 
 
 async def test_a_passed_deadline_ends_the_task(plain: PlainClient, seen: Seen) -> None:
-    answer = await plain.ask("uppercase", {"text": "x"}, deadline="2020-01-01T00:00:00Z")
-    assert answer["error"]["code"] == "deadline_exceeded"
+    response = await plain.ask("uppercase", {"text": "x"}, deadline="2020-01-01T00:00:00Z")
+    assert response["error"]["code"] == "deadline_exceeded"
     assert seen.calls == []
 
 
@@ -311,7 +311,7 @@ async def test_the_request_that_an_agent_gets_is_complete(plain: PlainClient) ->
     await plain.connection.publish(
         "agent.orchestrator_agent.task", json.dumps(body).encode(), headers={"traceparent": trace, "tracestate": "a=b"}
     )
-    await plain.answer(task_id)
+    await plain.response(task_id)
     request, headers = plain.overheard[0]
     assert request["root_task_id"] == request["parent_task_id"] == task_id
     assert request["attempt"] == 1
@@ -357,9 +357,9 @@ async def test_streams_and_consumers_are_exactly_the_contracts(plain: PlainClien
         assert consumer.durable_name == name
 
 
-async def test_the_answer_can_be_caught_up_from_the_stream(plain: PlainClient) -> None:
+async def test_the_response_can_be_read_from_the_stream_later(plain: PlainClient) -> None:
     task_id = await plain.send("uppercase", {"text": "later"})
-    await plain.answer(task_id)
+    await plain.response(task_id)
     subscription = await plain.connection.jetstream().subscribe(
         "agent.orchestrator_agent.response", ordered_consumer=True
     )
@@ -367,17 +367,17 @@ async def test_the_answer_can_be_caught_up_from_the_stream(plain: PlainClient) -
     assert task_id in caught
 
 
-async def test_a_poor_uuid_is_answered_under_its_canonical_form(plain: PlainClient) -> None:
+async def test_a_poor_uuid_gets_its_response_under_the_canonical_form(plain: PlainClient) -> None:
     task_id = str(new_id())
     await plain.send("uppercase", {"text": "x"}, task_id=task_id.upper())
-    answer = await plain.answer(task_id)
-    assert answer["error"]["code"] == "invalid_request"
-    assert "task_id" in answer["error"]["message"]
+    response = await plain.response(task_id)
+    assert response["error"]["code"] == "invalid_request"
+    assert "task_id" in response["error"]["message"]
 
 
 async def test_an_invalid_request_with_a_known_id_does_not_change_its_outcome(plain: PlainClient) -> None:
     task_id = await plain.send("uppercase", {"text": "good"})
-    await plain.answer(task_id)
+    await plain.response(task_id)
     await plain.connection.publish("agent.orchestrator_agent.task", json.dumps({"task_id": task_id}).encode())
     await plain.until(lambda: len(plain.responses[task_id]) == 2)
     assert plain.responses[task_id][0] == plain.responses[task_id][1]
@@ -385,18 +385,18 @@ async def test_an_invalid_request_with_a_known_id_does_not_change_its_outcome(pl
 
 async def test_text_that_databases_dislike_passes(plain: PlainClient) -> None:
     text = "null \0 and 𝄞 and \u2028 and \ud7ff"
-    answer = await plain.ask("echo", {"text": text})
-    assert answer["result"] == {"text": text}
+    response = await plain.ask("echo", {"text": text})
+    assert response["result"] == {"text": text}
 
 
-async def test_a_request_that_the_database_refuses_is_answered(
+async def test_a_request_that_the_database_refuses_gets_a_response(
     words: AgentProcess, plain: PlainClient, settings: MeshSettings
 ) -> None:
-    """It was kept as a dead letter, and whoever sent it until it was accepted or answered sent it for ever."""
+    """It was kept as a dead letter, and a client that sent it until it had a response sent it for ever."""
     await rows(settings, "alter table tasks add constraint no_cats check (payload::text not like '%cat%')")
     refused = await plain.send("uppercase", {"text": "cat"})
-    answer = await plain.answer(refused)
-    assert (answer["status"], answer["error"]["code"]) == ("failed", "internal_error")
-    assert "no_cats" in answer["error"]["message"]
+    response = await plain.response(refused)
+    assert (response["status"], response["error"]["code"]) == ("failed", "internal_error")
+    assert "no_cats" in response["error"]["message"]
     assert (await plain.ask("uppercase", {"text": "dog"}))["result"] == {"text": "DOG"}
     assert plain.dead == []

@@ -1,4 +1,4 @@
-"""The control flow on a real mesh: waits, signals, fallbacks, compensation, pauses, budgets, turns, schedules."""
+"""The control flow on a real mesh: waits, signals, fallbacks, compensation, pauses, budgets, concurrency, schedules."""
 
 import asyncio
 import json
@@ -51,8 +51,8 @@ async def test_a_signal_ends_the_wait_for_it_also_when_it_came_first(
         "after": {"task": "echo", "with": {"n": "${go.n}"}},
     }
     early = await mesh.submit("execute_dag", {"steps": steps, "output": "${after.n}"})
-    told = await mesh.run("mesh.signal", {"task_id": str(early), "signal": "go", "payload": {"n": 1}})
-    assert told == {"task_id": str(early), "signal": "go", "taken": False}
+    result = await mesh.run("mesh.signal", {"task_id": str(early), "signal": "go", "payload": {"n": 1}})
+    assert result == {"task_id": str(early), "signal": "go", "taken": False}
     gate.set()
     assert (await mesh.wait(early)).result == 1
     late = await mesh.submit("execute_dag", {"steps": steps, "output": "${after.n}"})
@@ -66,7 +66,7 @@ async def test_a_signal_ends_the_wait_for_it_also_when_it_came_first(
         await mesh.run("mesh.signal", {"task_id": str(late), "signal": "go", "payload": {"n": 3}})
 
 
-async def test_a_signal_whose_operation_begins_again_after_the_tasks_end_was_given(
+async def test_a_signal_whose_operation_begins_again_after_the_tasks_end_counts_as_sent(
     words: AgentProcess, mesh: Mesh, settings: MeshSettings
 ) -> None:
     """The process died after it had given the signal, and before it had noted so: the operation had failed."""
@@ -104,7 +104,7 @@ async def test_only_those_named_may_approve(words: AgentProcess, settings: MeshS
         assert (await bob.wait(task_id)).result == {"by": "anna", "approved": False}
 
 
-async def test_a_wait_that_nobody_ends_times_out(words: AgentProcess, mesh: Mesh) -> None:
+async def test_a_wait_without_a_signal_times_out(words: AgentProcess, mesh: Mesh) -> None:
     wait: dict[str, Any] = {"signal": "never", "timeout": 0.3}
     with pytest.raises(TaskFailed, match="nobody gave 'never'") as failed:
         await mesh.run("execute_dag", {"steps": {"w": {"wait_for": wait}}})
@@ -136,12 +136,12 @@ async def test_a_failed_step_falls_back_or_is_borne(words: AgentProcess, mesh: M
     }
 
 
-async def test_what_completed_is_undone_in_reverse_when_the_workflow_fails(
+async def test_completed_steps_are_compensated_in_reverse_when_the_workflow_fails(
     words: AgentProcess, mesh: Mesh, seen: Seen
 ) -> None:
     def undoable(name: str, **more: Any) -> dict[str, Any]:
-        undo = {"task": "echo", "with": {"undo": name, "was": "${result.do}"}}
-        return {"task": "echo", "with": {"do": name}, "compensate": undo, **more}
+        compensate = {"task": "echo", "with": {"undo": name, "was": "${result.do}"}}
+        return {"task": "echo", "with": {"do": name}, "compensate": compensate, **more}
 
     steps = {
         "a": undoable("a"),
@@ -152,11 +152,11 @@ async def test_what_completed_is_undone_in_reverse_when_the_workflow_fails(
     with pytest.raises(TaskFailed) as failed:
         await mesh.run("execute_dag", {"steps": steps}, wait_seconds=PATIENCE_SECONDS)
     assert failed.value.code == "step_failed"
-    undone = [payload for name, payload, _ in seen.calls if name == "echo" and "undo" in payload]
-    assert undone == [{"undo": "c", "was": "c"}, {"undo": "inner", "was": "inner"}, {"undo": "a", "was": "a"}]
+    compensations = [payload for name, payload, _ in seen.calls if name == "echo" and "undo" in payload]
+    assert compensations == [{"undo": "c", "was": "c"}, {"undo": "inner", "was": "inner"}, {"undo": "a", "was": "a"}]
 
 
-async def test_cancel_is_durable_undoes_and_is_idempotent(
+async def test_cancel_is_durable_compensates_and_is_idempotent(
     words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
 ) -> None:
     steps = {
@@ -165,8 +165,8 @@ async def test_cancel_is_durable_undoes_and_is_idempotent(
     }
     task_id = await mesh.submit("execute_dag", {"steps": steps})
     await seen.until_called("sleep")
-    told = await mesh.run("mesh.cancel", {"task_id": str(task_id), "reason": "enough"})
-    assert told["changed"] is True
+    result = await mesh.run("mesh.cancel", {"task_id": str(task_id), "reason": "enough"})
+    assert result["changed"] is True
     response = await mesh.wait(task_id, timeout_seconds=PATIENCE_SECONDS)
     assert (response.status, response.error and response.error.message) == ("cancelled", "enough")
     assert [payload for name, payload, _ in seen.calls if "undo" in payload] == [{"undo": 1}]
@@ -224,18 +224,18 @@ async def test_what_is_paused_is_listed_with_who_did_it_when_and_how_much_waits(
             await other.pause(held[0])
         await other.pause(workflow="execute_dag")
         workflow, task, agent = await other.pauses()
-        assert all(before < datetime.fromisoformat(one["paused_at"]) <= now() for one in (agent, task, workflow))
+        assert all(before < datetime.fromisoformat(pause["paused_at"]) <= now() for pause in (agent, task, workflow))
         operations = await rows(settings, "select task_id, requester from tasks where task_type = 'mesh.pause'")
         known = {str(row["task_id"]): row["requester"] for row in operations}
-        shown = [(one["kind"], one["name"], one["waiting"]) for one in (workflow, task, agent)]
+        shown = [(pause["kind"], pause["name"], pause["waiting"]) for pause in (workflow, task, agent)]
         assert shown == [("workflow", "execute_dag", 6), ("task", str(held[0]), 2), ("agent", "words_agent", 6)]
         assert (task["task_type"], task["requester"], agent["requester"]) == ("execute_dag", "anna", "anna")
         assert "requester" not in workflow
-        assert [known[one["paused_by"]] for one in (workflow, task, agent)] == [None, "anna", "anna"]
+        assert [known[pause["paused_by"]] for pause in (workflow, task, agent)] == [None, "anna", "anna"]
         assert await other.pauses(limit=1) == [workflow]
         # A task that ends while it is paused is not paused any more, nor is one that goes on.
         await other.cancel(held[0])
-        assert [one["kind"] for one in await other.pauses()] == ["workflow", "agent"]
+        assert [pause["kind"] for pause in await other.pauses()] == ["workflow", "agent"]
         await anna.pause(held[1])
         assert [row["name"] for row in await rows(settings, "select name from pauses where kind = 'task'")] == [
             str(held[1])
@@ -248,12 +248,12 @@ async def test_what_is_paused_is_listed_with_who_did_it_when_and_how_much_waits(
         assert (await other.wait(held[1], timeout_seconds=PATIENCE_SECONDS)).status == "completed"
 
 
-async def test_what_is_cancelled_is_undone_though_its_workflow_is_paused(
+async def test_a_cancelled_task_is_compensated_though_its_workflow_is_paused(
     words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
 ) -> None:
-    """It waited for the end of the pause, as a paused task does not. The agent's own pause has it wait in line, too."""
-    undo = {"compensate": {"task": "echo", "with": {"undone": 1}}}
-    steps = {"a": {"task": "uppercase", "with": {"text": "a"}, **undo}, "w": {"wait_for": {"signal": "go"}}}
+    """It waited for the end of the pause, as a paused task does not. The agent's own pause has it queued, too."""
+    compensate = {"compensate": {"task": "echo", "with": {"undone": 1}}}
+    steps = {"a": {"task": "uppercase", "with": {"text": "a"}, **compensate}, "w": {"wait_for": {"signal": "go"}}}
     for agent_too in (False, True):
         task_id = await mesh.submit("execute_dag", {"steps": steps})
         await until_row(
@@ -270,7 +270,7 @@ async def test_what_is_cancelled_is_undone_though_its_workflow_is_paused(
     assert seen.count("echo") == 2
 
 
-async def test_a_step_that_nobody_fits_says_why_while_it_waits_and_when_it_fails(
+async def test_a_step_that_no_agent_fits_has_the_reason_while_it_waits_and_when_it_fails(
     words: AgentProcess, mesh: Mesh, settings: MeshSettings
 ) -> None:
     step = {"task": "uppercase", "with": {"text": "a"}, "requires": {"model": "large", "tags": ["eu"]}}
@@ -378,10 +378,10 @@ async def test_a_workflow_put_into_the_database_is_a_task_type_and_running_tasks
         await mesh.run("mesh.put_workflow", {"definition": {**version("x"), "name": "research_brief"}})
 
 
-async def test_the_orchestrator_tells_of_the_workflows_that_it_learns_as_of_its_task_types(
+async def test_the_orchestrator_registers_the_workflows_that_it_learns_as_its_task_types(
     words: AgentProcess, orchestrated: AgentProcess, mesh: Mesh, plain: PlainClient
 ) -> None:
-    """A workflow that was put there later was in nobody's registry; and no workflow was in INFO."""
+    """A workflow that was put there later was in no registry; and no workflow was in INFO."""
     schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
     steps = {"say": {"task": "uppercase", "with": {"text": "${input.text}"}}}
     await mesh.run("mesh.put_workflow", {"definition": {"name": "say", "input": schema, "steps": steps}})
@@ -390,7 +390,7 @@ async def test_the_orchestrator_tells_of_the_workflows_that_it_learns_as_of_its_
 
     async def asked(verb: str) -> dict[str, Any]:
         message = await plain.connection.request(f"$SRV.{verb}.orchestrator_agent", timeout=PATIENCE_SECONDS)
-        return {one["name"]: one for one in json.loads(message.data)["endpoints"]}
+        return {endpoint["name"]: endpoint for endpoint in json.loads(message.data)["endpoints"]}
 
     info = await asked("INFO")
     assert json.loads(info["say"]["metadata"]["input_schema"]) == schema
@@ -409,13 +409,13 @@ async def test_a_workflow_that_cannot_be_read_keeps_no_other_from_being_learned_
     names: set[str] = set()
     async with asyncio.timeout(PATIENCE_SECONDS):
         while "b_known_one" not in names:
-            names = {one["name"] for one in (await mesh.query("workflows"))["workflows"]}
+            names = {known["name"] for known in (await mesh.query("workflows"))["workflows"]}
     assert await mesh.run("b_known_one") == {"a": {"n": 1}}
     held = await mesh.submit("execute_dag", {"steps": {"w": {"sleep": 60}}})
     await rows(settings, "update tasks set workflow_version = '0123' where task_id = $1", held)
-    answer = await plain.ask("mesh.replay", {"task_id": str(held)})
-    assert answer["error"]["code"] == "invalid_workflow"
-    assert "version 0123" in answer["error"]["message"]
+    response = await plain.ask("mesh.replay", {"task_id": str(held)})
+    assert response["error"]["code"] == "invalid_workflow"
+    assert "version 0123" in response["error"]["message"]
 
 
 KEYED = """
@@ -447,7 +447,7 @@ async def test_a_concurrency_key_lets_so_many_in_and_queues_the_rest(
                 await asyncio.sleep(0.5)
                 assert seen.count("uppercase") == 2
                 gate.set()
-                assert [(await mesh.wait(one, timeout_seconds=PATIENCE_SECONDS)).result for one in ids] == [
+                assert [(await mesh.wait(task_id, timeout_seconds=PATIENCE_SECONDS)).result for task_id in ids] == [
                     "0",
                     "1",
                     "2",
@@ -459,7 +459,7 @@ async def test_a_concurrency_key_lets_so_many_in_and_queues_the_rest(
     assert [payload["text"] for _, payload, _ in seen.calls if payload["text"] != "b"] == ["0", "1", "2"]
 
 
-async def test_a_newer_task_of_a_key_may_take_the_older_ones_place(
+async def test_a_newer_task_of_a_key_may_replace_the_older_one(
     settings: MeshSettings, seen: Seen, tmp_path: Path
 ) -> None:
     (tmp_path / "flows").mkdir()
@@ -489,7 +489,7 @@ async def test_a_schedule_starts_once_for_each_time_with_two_orchestrators(
     folders = [tmp_path / "flows"]
     async with orchestrator(settings, load_library(folders)):
         await until_row(settings, "select 1 from schedules where workflow = 'tick'")
-    # As if nobody had been there for two days; the next time is hours away, whenever this runs.
+    # As if no orchestrator had run for two days; the next time is hours away, whenever this runs.
     await rows(settings, "update schedules set fired_at = fired_at - interval '2 days' returning 1")
     async with (
         AgentProcess(words_agent(seen), settings),
@@ -569,10 +569,10 @@ async def test_what_cannot_be_a_name_cannot_be_paused(
 
 
 @pytest.mark.parametrize("name", ["", "go\0", "g" * 129])
-async def test_a_signal_that_nobody_can_wait_for_is_refused_and_changes_nothing(
+async def test_a_signal_that_no_step_can_wait_for_is_refused_and_changes_nothing(
     orchestrated: AgentProcess, mesh: Mesh, name: str
 ) -> None:
-    """The database refused the name, and with it the task that was given it: whoever knew a task's id could end it."""
+    """The database refused the name, and the task with it: a client that knew a task's id could end it."""
     task_id = await mesh.submit("execute_dag", {"steps": {"a": {"wait_for": {"signal": "go"}}}})
     with pytest.raises(TaskFailed, match=r"payload\.signal: must be the name") as failed:
         await mesh.signal(task_id, name)
@@ -581,18 +581,18 @@ async def test_a_signal_that_nobody_can_wait_for_is_refused_and_changes_nothing(
     assert (await mesh.wait(task_id)).status == "completed"
 
 
-async def test_what_never_began_is_not_run_again_and_says_why(
+async def test_what_never_began_is_not_run_again_and_the_reason_is_named(
     orchestrated: AgentProcess, mesh: Mesh, words: AgentProcess
 ) -> None:
-    """It was said that the payload had no steps; a second task of an idempotency key ran with no payload at all."""
+    """The error was that the payload had no steps; a second task of an idempotency key ran with no payload at all."""
     refused = await mesh.submit("execute_dag", {"steps": {"a": {"task": "echo", "needs": ["a"]}}})
     assert (await mesh.wait(refused)).status == "failed"
     first = await mesh.submit("refuse", {"n": 1}, idempotency_key="k")
     await mesh.wait(first)
     second = await mesh.submit("refuse", {"n": 1}, idempotency_key="k")
     await mesh.wait(second)
-    for task_id, words_said in ((refused, "was refused before it began"), (second, f"ends as {first} does")):
+    for task_id, message in ((refused, "was refused before it began"), (second, f"ends as {first} does")):
         for operation in ("mesh.retry", "mesh.replay"):
-            with pytest.raises(TaskFailed, match=words_said) as failed:
+            with pytest.raises(TaskFailed, match=message) as failed:
                 await mesh.run(operation, {"task_id": str(task_id)})
             assert failed.value.code == "invalid_request"

@@ -49,7 +49,7 @@ CHAIN_RESULT = {"text": "AAAA"}
 async def test_an_orchestrator_killed_between_two_steps_goes_on_when_it_is_started_again(
     settings: MeshSettings, seen: Seen, plain: PlainClient, killed_at: int
 ) -> None:
-    """Killed while step N is with an agent; the agent answers while no orchestrator is there."""
+    """Killed while step N is with an agent; the agent responds while no orchestrator is there."""
     gates = [asyncio.Event() for _ in range(STEPS)]
     reached = [asyncio.Event() for _ in range(STEPS)]
     agent = words_agent(seen)
@@ -71,10 +71,10 @@ async def test_an_orchestrator_killed_between_two_steps_goes_on_when_it_is_start
                 await process.start()
             else:
                 gates[number].set()
-        answer = await plain.answer(task_id)
-    assert answer["result"] == CHAIN_RESULT
+        response = await plain.response(task_id)
+    assert response["result"] == CHAIN_RESULT
     assert len(seen.calls) == STEPS
-    # The new process may say what the dead one said, or owes, while it says it itself: the same bytes, kept once.
+    # The new process may publish what the dead one published, or did not, as its own: the same bytes, kept once.
     assert len(set(plain.responses[task_id])) == 1
 
 
@@ -129,7 +129,9 @@ async def test_another_orchestrator_takes_over_what_a_killed_one_had_at_work(
     assert left[0]["count"] == 0
 
 
-async def test_two_orchestrators_answer_every_task_once(settings: MeshSettings, seen: Seen, plain: PlainClient) -> None:
+async def test_two_orchestrators_respond_to_every_task_once(
+    settings: MeshSettings, seen: Seen, plain: PlainClient
+) -> None:
     library = load_library([])
     async with (
         orchestrator(settings, library),
@@ -175,7 +177,7 @@ async def test_a_broker_that_loses_its_store_in_mid_run_loses_no_task(
 async def test_an_outage_longer_than_an_attempts_timeout_is_no_failure_of_the_attempt(
     settings: MeshSettings, broker: NatsServer, seen: Seen, plain: PlainClient
 ) -> None:
-    """One is answered while the broker is away, which nobody can hear; of the other the agent never hears. Both counted
+    """One has its response while the broker is away, unpublished; the other never reaches its agent. Both counted
     as failed, and where there was no retry the task with them."""
     gate = seen.gates["echo"] = asyncio.Event()
     once = {"timeout": 3, "retry": {"max_attempts": 1}}
@@ -208,8 +210,8 @@ async def test_an_outage_longer_than_an_attempts_timeout_is_no_failure_of_the_at
         await until(lambda: rows(settings, "select 1 from tasks where step = 'unheard' and attempt = 2"), "another one")
         deaf.worker.resume()
         await plain.collect("execute_dag", {"steps": steps}, [task_id])
-    answer = json.loads(plain.responses[task_id][0])
-    assert answer["result"] == {"answered": {"n": 1}, "unheard": {"text": "A"}}
+    response = json.loads(plain.responses[task_id][0])
+    assert response["result"] == {"answered": {"n": 1}, "unheard": {"text": "A"}}
     found = await rows(settings, "select step, attempt, failures from tasks where step is not null order by step")
     assert [tuple(row) for row in found] == [("answered", 1, 0), ("unheard", 2, 0)]
     assert seen.count("echo") == 1
@@ -220,39 +222,39 @@ async def test_what_is_acknowledged_while_the_broker_is_asked_is_not_taken_for_a
 ) -> None:
     gate = seen.gates["echo"] = asyncio.Event()
     async with orchestrator(settings, load_library([])) as process, AgentProcess(words_agent(seen), settings):
-        looks = 0
+        marks_read = 0
 
-        async def answered_late(bus: Bus, name: str) -> StreamMark | None:
-            nonlocal looks
+        async def reply_late(bus: Bus, name: str) -> StreamMark | None:
+            nonlocal marks_read
             mark = await stream_mark(bus, name)
-            # What a loaded process does: acknowledgements are read before the answer is.
+            # What a loaded process does: acknowledgements are read before the reply is.
             await process.publisher.publish(subjects.task("nobody"), b"{}")
-            looks += 1
+            marks_read += 1
             return mark
 
         task_id = await plain.submit("echo", {"n": 1})
         await seen.until_called("echo")
         attempts = await listening(plain, "agent.words_agent.task")
-        monkeypatch.setattr("orchestrator_agent.maintenance.broker_watch.stream_mark", answered_late)
-        # What the first whole look came to has been done when the third begins.
-        await until(lambda: looks > 2 * (len(WATCHED) + len(NEEDED) + 1), "a third look")
+        monkeypatch.setattr("orchestrator_agent.maintenance.broker_watch.stream_mark", reply_late)
+        # What the first whole check resulted in has been done when the third begins.
+        await until(lambda: marks_read > 2 * (len(WATCHED) + len(NEEDED) + 1), "a third check")
         gate.set()
-        assert (await plain.answer(task_id))["status"] == "completed"
+        assert (await plain.response(task_id))["status"] == "completed"
         assert attempts == []
 
 
 async def listening(plain: PlainClient, subject: str) -> list[bytes]:
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
-    async def hear(message: Msg) -> None:
-        heard.append(message.data)
+    async def receive(message: Msg) -> None:
+        received.append(message.data)
 
-    await plain.connection.subscribe(subject, cb=hear)
+    await plain.connection.subscribe(subject, cb=receive)
     await plain.connection.flush()
-    return heard
+    return received
 
 
-async def test_a_store_wiped_while_nobody_was_there_is_noticed_at_start(
+async def test_a_store_wiped_without_an_orchestrator_is_noticed_at_start(
     settings: MeshSettings, broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path
 ) -> None:
     async with orchestrator_process(settings) as process:
@@ -277,13 +279,13 @@ async def test_a_store_wiped_while_nobody_was_there_is_noticed_at_start(
 
 
 @pytest.mark.parametrize("subject", [None, "agent.words_agent.task"], ids=["all", "one agent's"])
-async def test_attempts_that_somebody_purged_are_published_again(
+async def test_purged_attempts_are_republished(
     settings: MeshSettings, seen: Seen, plain: PlainClient, subject: str | None
 ) -> None:
     """They waited for the end of their time: neither the age of a stream nor its last sequence shows a purge, and the
     broker goes on dropping what has the ids of the purged messages."""
     gate = seen.gates["uppercase"] = asyncio.Event()
-    # Three places, so that of six attempts in the broker three have not been taken.
+    # Three slots, so that of six attempts in the broker three have not been taken.
     agent = words_agent(seen, max_concurrency=3)
     async with orchestrator(settings, load_library([])) as process, AgentProcess(agent, settings):
         await until(lambda: registry_of(process).serving("uppercase"), "the agent in the registry")
@@ -294,8 +296,8 @@ async def test_attempts_that_somebody_purged_are_published_again(
         await plain.connection.jetstream().purge_stream("AGENT_TASKS", subject=subject)
         await plain.until(lambda: len(plain.overheard) == 12)
         gate.set()
-        answers = [await plain.answer(task_id) for task_id in ids]
-    assert [answer["result"]["text"] for answer in answers] == [str(number) for number in range(6)]
+        responses = [await plain.response(task_id) for task_id in ids]
+    assert [response["result"]["text"] for response in responses] == [str(number) for number in range(6)]
     assert {request["attempt"] for request, _ in plain.overheard} == {1}
 
 
@@ -326,26 +328,26 @@ async def test_without_postgres_nothing_is_taken_and_nothing_is_lost(
     assert seen.count("uppercase") == 20
 
 
-async def test_requests_that_wait_for_postgres_are_given_out_once(
+async def test_requests_that_wait_for_postgres_are_delivered_once(
     broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those behind the batch that is being written as well: given out five times they were dead letters, `poison`."""
+    """Those behind the batch that is being written as well: delivered five times they were dead letters, `poison`."""
     import migrations
 
     monkeypatch.setattr("orchestrator_agent.message_loops.HOLD_SECONDS", 0.3)
-    patience = 4.0
+    ack_wait_seconds = 4.0
     bus = await Bus.connect(broker.url, name="test")
     async with bus, postgres_server(tmp_path / "postgres") as database:
         await migrations.upgrade(database.url)
         await ensure_streams(bus)
-        # As the contract's, which is more patient.
+        # As the contract's, which waits longer.
         await bus.js.add_consumer(
             "AGENT_TASKS",
             ConsumerConfig(
                 durable_name="orchestrator_agent",
                 filter_subject=subjects.task("orchestrator_agent"),
                 ack_policy=AckPolicy.EXPLICIT,
-                ack_wait=patience,
+                ack_wait=ack_wait_seconds,
                 max_deliver=5,
             ),
         )
@@ -358,10 +360,10 @@ async def test_requests_that_wait_for_postgres_are_given_out_once(
                 ids.append(await plain.send("uppercase", {"text": "a"}))
                 # One is a batch of its own, so that those after it wait behind it.
                 await asyncio.sleep(0.2)
-            await asyncio.sleep(2 * patience)
+            await asyncio.sleep(2 * ack_wait_seconds)
             await database.start()
             for task_id in ids:
-                assert (await plain.answer(task_id))["result"] == {"text": "A"}
+                assert (await plain.response(task_id))["result"] == {"text": "A"}
             info = await bus.js.consumer_info("AGENT_TASKS", "orchestrator_agent")
             assert info.delivered.consumer_seq == 4
 
@@ -385,7 +387,7 @@ async def test_a_broker_that_goes_and_comes_back_delays_and_loses_nothing(
 
 
 @pytest.mark.parametrize("stream", ["OBJ_payloads", "KV_agents", "DEAD_LETTERS", "MESH_EVENTS"])
-async def test_a_stream_that_somebody_deletes_is_made_again(
+async def test_a_deleted_stream_is_made_again(
     settings: MeshSettings, seen: Seen, plain: PlainClient, monkeypatch: pytest.MonkeyPatch, stream: str
 ) -> None:
     """Who publishes into one that is gone waits for it: a dead letter would hold up every request behind it."""
@@ -397,18 +399,18 @@ async def test_a_stream_that_somebody_deletes_is_made_again(
         await plain.connection.jetstream().delete_stream(stream)
         await plain.connection.publish(subjects.task("orchestrator_agent"), b"no request")
         dag = {"steps": {"one": {"task": "uppercase", "with": large}, "two": {"task": "echo", "with": "${one}"}}}
-        answer = await plain.ask("execute_dag", {**dag, "output": "${two.text.size()}"})
-        assert answer["result"] == 600_000
-        # One that is repeated is heard each time.
+        response = await plain.ask("execute_dag", {**dag, "output": "${two.text.size()}"})
+        assert response["result"] == 600_000
+        # A repeated one is received each time.
         await plain.until(lambda: len(plain.dead) >= 1)
 
         async def there() -> bool:
-            return stream in [one.config.name for one in await plain.connection.jetstream().streams_info()]
+            return stream in [info.config.name for info in await plain.connection.jetstream().streams_info()]
 
         await until(there, "the stream")
 
 
-async def test_what_nobody_owns_any_more_is_published_again(
+async def test_rows_of_a_process_that_is_in_no_list_are_republished(
     settings: MeshSettings, seen: Seen, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that was adopted while it was paused went on, dispatched, and died before it was in the list again."""
@@ -429,13 +431,13 @@ async def test_what_nobody_owns_any_more_is_published_again(
         )
         await rows(settings, "update tasks set version = version + 1 where step is null")
         async with AgentProcess(words_agent(seen), settings):
-            assert (await plain.answer(task_id))["result"] == CHAIN_RESULT
+            assert (await plain.response(task_id))["result"] == CHAIN_RESULT
 
 
 async def test_what_another_orchestrator_ended_is_forgotten(
     settings: MeshSettings, seen: Seen, plain: PlainClient
 ) -> None:
-    """Whoever takes a run's last answer ends it; the one that began it kept it, and counted it as active."""
+    """The process that gets a run's last response ends it; the one that began it kept it, and counted it as active."""
     library = load_library([])
     async with (
         orchestrator(settings, library) as first,
@@ -446,7 +448,7 @@ async def test_what_another_orchestrator_ended_is_forgotten(
         for _ in range(30):
             await plain.send("execute_dag", CHAIN)
         await plain.until(lambda: len(plain.responses) == 30)
-        await until(lambda: first.worker.active + second.worker.active == 1, "only what waits is in mind")
-        answer = await plain.ask("mesh.signal", {"task_id": waiting, "signal": "go"})
-        assert answer["status"] == "completed"
-        assert (await plain.answer(waiting))["status"] == "completed"
+        await until(lambda: first.worker.active + second.worker.active == 1, "only what waits is in the cache")
+        response = await plain.ask("mesh.signal", {"task_id": waiting, "signal": "go"})
+        assert response["status"] == "completed"
+        assert (await plain.response(waiting))["status"] == "completed"

@@ -37,16 +37,16 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def consul_settings(settings: MeshSettings, consul: ConsulServer) -> MeshSettings:
-    # Consul tells of an agent when it has written it down: not as soon as NATS.
+    # Consul shows an agent when it has written it: not as soon as NATS.
     return settings.model_copy(update={"consul_http_addr": consul.url, "no_agent_wait_seconds": 20.0})
 
 
 def _consul(consul: ConsulServer, path: str) -> Any:
-    with urllib.request.urlopen(f"{consul.url}{path}", timeout=PATIENCE_SECONDS) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(f"{consul.url}{path}", timeout=PATIENCE_SECONDS) as response:
+        return json.load(response)
 
 
-async def test_consul_shows_every_instance_as_the_contract_says(
+async def test_consul_shows_every_instance_as_in_the_contract(
     consul_settings: MeshSettings, consul: ConsulServer, seen: Seen
 ) -> None:
     async with (
@@ -56,7 +56,7 @@ async def test_consul_shows_every_instance_as_the_contract_says(
     ):
         assert await mesh.run("uppercase", {"text": "consul"}) == {"text": "CONSUL"}
         entries = await asyncio.to_thread(_consul, consul, "/v1/health/service/words_agent")
-        services = [one for one in entries if one["Service"]["ID"] == f"words_agent-{process.instance_id}"]
+        services = [entry for entry in entries if entry["Service"]["ID"] == f"words_agent-{process.instance_id}"]
         assert len(services) == 1
         service = services[0]["Service"]
         assert service["Service"] == "words_agent"
@@ -66,9 +66,9 @@ async def test_consul_shows_every_instance_as_the_contract_says(
         assert service["Meta"]["version"]
         assert any(check["Status"] == "passing" for check in services[0]["Checks"])
         orchestrators = await asyncio.to_thread(_consul, consul, "/v1/health/service/orchestrator_agent?passing=1")
-        assert any("task:create_blog_post" in one["Service"]["Tags"] for one in orchestrators)
+        assert any("task:create_blog_post" in entry["Service"]["Tags"] for entry in orchestrators)
     entries = await asyncio.to_thread(_consul, consul, "/v1/health/service/words_agent")
-    assert all(one["Service"]["ID"] != f"words_agent-{process.instance_id}" for one in entries)
+    assert all(entry["Service"]["ID"] != f"words_agent-{process.instance_id}" for entry in entries)
 
 
 async def test_an_agent_that_dies_without_goodbye_leaves_consul_and_the_routing(
@@ -99,7 +99,7 @@ async def test_an_agent_that_dies_without_goodbye_leaves_consul_and_the_routing(
 
 
 class NoKit:
-    """An agent made of nats-py and PROTOCOL.md alone."""
+    """An agent made of nats-py and docs/protocol.md alone."""
 
     def __init__(self, connection: Client) -> None:
         self.connection = connection
@@ -137,7 +137,7 @@ class NoKit:
                 continue
             for message in messages:
                 request = json.loads(message.data)
-                answer = {
+                response = {
                     "task_id": request["task_id"],
                     "root_task_id": request["root_task_id"],
                     "attempt": request["attempt"],
@@ -146,7 +146,7 @@ class NoKit:
                     "status": "completed",
                     "result": {"text": request["payload"]["text"][::-1]},
                 }
-                await js.publish("agent.plain_agent.response", json.dumps(answer).encode())
+                await js.publish("agent.plain_agent.response", json.dumps(response).encode())
                 await message.ack()
                 self.served += 1
 
@@ -163,8 +163,8 @@ async def test_an_agent_with_no_kit_at_all_is_a_full_agent(
             "turn": {"task": "reverse", "with": {"text": "abc"}},
             "loud": {"task": "uppercase", "with": {"text": "${turn.text}"}},
         }
-        answer = await plain.ask("execute_dag", {"steps": steps, "output": "${loud.text}"})
-        assert answer["result"] == "CBA"
+        response = await plain.ask("execute_dag", {"steps": steps, "output": "${loud.text}"})
+        assert response["result"] == "CBA"
         await until(lambda: agent.served == 1, "its ack")
     finally:
         running.cancel()
@@ -182,33 +182,33 @@ async def at_work(plain: PlainClient, seen: Seen) -> tuple[str, dict[str, Any]]:
     return task_id, request
 
 
-async def test_a_garbled_answer_fails_its_step_and_is_kept(
+async def test_a_garbled_response_fails_its_step_and_is_kept(
     orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen
 ) -> None:
     task_id, request = await at_work(plain, seen)
     wrong = {name: request[name] for name in ("task_id", "root_task_id", "attempt")} | {"status": "fine"}
     await plain.connection.publish("agent.words_agent.response", json.dumps(wrong).encode())
     await plain.connection.publish("agent.words_agent.response", b"not json at all")
-    answer = await plain.answer(task_id)
-    assert answer["error"]["details"]["code"] == "invalid_response"
+    response = await plain.response(task_id)
+    assert response["error"]["details"]["code"] == "invalid_response"
     await plain.until(lambda: len(plain.dead) == 2)
     seen.gates["echo"].set()
 
 
 @pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
-async def test_a_number_that_json_lacks_is_no_answer(
+async def test_a_number_that_json_lacks_is_no_response(
     orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen, number: str
 ) -> None:
     """In memory it would be infinite and in the row null: a restart could branch another way."""
     task_id, request = await at_work(plain, seen)
-    answer = {name: request[name] for name in ("task_id", "root_task_id", "attempt")}
-    body = json.dumps({**answer, "agent": "words_agent", "status": "completed", "result": {"n": 0}})
+    response = {name: request[name] for name in ("task_id", "root_task_id", "attempt")}
+    body = json.dumps({**response, "agent": "words_agent", "status": "completed", "result": {"n": 0}})
     await plain.connection.publish("agent.words_agent.response", body.replace('"n": 0', f'"n": {number}').encode())
-    assert (await plain.answer(task_id))["error"]["details"]["code"] == "invalid_response"
+    assert (await plain.response(task_id))["error"]["details"]["code"] == "invalid_response"
     seen.gates["echo"].set()
 
 
-async def test_an_answer_of_an_old_attempt_changes_nothing(
+async def test_a_response_of_an_old_attempt_changes_nothing(
     orchestrated: AgentProcess, plain: PlainClient, words: AgentProcess, seen: Seen
 ) -> None:
     task_id, request = await at_work(plain, seen)
@@ -223,7 +223,7 @@ async def test_an_answer_of_an_old_attempt_changes_nothing(
         }
         await plain.connection.publish("agent.words_agent.response", json.dumps(stale).encode())
     seen.gates["echo"].set()
-    assert (await plain.answer(task_id))["result"] == {"x": 1}
+    assert (await plain.response(task_id))["result"] == {"x": 1}
 
 
 async def test_a_live_setting_in_consul_changes_an_agents_capacity(

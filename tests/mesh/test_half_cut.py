@@ -23,7 +23,7 @@ def seen() -> Seen:
 async def test_what_an_orchestrator_without_postgres_holds_is_left_to_another(
     settings: MeshSettings, plain: PlainClient, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It said again and again that it was at work on what it had taken, and nobody else got it."""
+    """It sent in-progress acks for what it had taken again and again, and no other process got it."""
     monkeypatch.setattr("orchestrator_agent.message_loops.HOLD_SECONDS", 0.2)
     monkeypatch.setattr("orchestrator_agent.message_loops.STUCK_SECONDS", 1.0)
     assert settings.database_url is not None
@@ -37,15 +37,15 @@ async def test_what_an_orchestrator_without_postgres_holds_is_left_to_another(
             for process in (cut_off, near):
                 await until(lambda it=process: registry_of(it).serving("uppercase"), "the agent")  # type: ignore[misc]
             line.refuse()
-            # Some of them, and of their answers, go to each.
+            # Some of them, and of their responses, go to each.
             ids = [await plain.send("uppercase", {"text": "a"}) for _ in range(20)]
             await plain.until(lambda: set(ids) <= set(plain.responses))
             await line.restore()
             # What it could not write then changes nothing any more, and it takes part again.
             ids += [await plain.send("uppercase", {"text": "a"}) for _ in range(20)]
             await plain.until(lambda: set(ids) <= set(plain.responses))
-            assert all(json.loads(plain.responses[one][0])["result"] == {"text": "A"} for one in ids)
-            assert all(len(set(plain.responses[one])) == 1 for one in ids)
+            assert all(json.loads(plain.responses[task_id][0])["result"] == {"text": "A"} for task_id in ids)
+            assert all(len(set(plain.responses[task_id])) == 1 for task_id in ids)
 
 
 async def test_what_an_orchestrator_without_the_broker_decided_is_published_by_another(
@@ -63,7 +63,7 @@ async def test_what_an_orchestrator_without_the_broker_decided_is_published_by_a
             line.refuse()
             await until(lambda: rows(settings, "select 1 from tasks where status = 'dispatched'"), "the dispatch")
             async with orchestrator(settings, load_library([])):
-                assert (await plain.answer(task_id))["result"]["work"] == {"text": "A"}
+                assert (await plain.response(task_id))["result"]["work"] == {"text": "A"}
             assert seen.count("uppercase") == 1
             await line.restore()
             await until(lambda: cut_off.bus.connected, "the broker")

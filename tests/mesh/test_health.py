@@ -25,8 +25,8 @@ from tests.waiting import PATIENCE_SECONDS, until
 async def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:
     def get() -> tuple[int, dict[str, Any]]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_SECONDS) as answer:
-                return answer.status, json.load(answer)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_SECONDS) as response:
+                return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
@@ -44,9 +44,9 @@ async def test_an_orchestrator_is_ready_only_with_nats_and_postgres(broker: Nats
             assert await ask(port, "/healthz") == (200, {"status": "ok"})
             assert await ask(port, "/readyz") == (200, {"status": "ok", "missing": []})
             await database.stop()
-            status, told = await ask(port, "/readyz")
+            status, body = await ask(port, "/readyz")
             assert status == 503
-            assert "Postgres" in told["missing"][0]
+            assert "Postgres" in body["missing"][0]
             assert await ask(port, "/healthz") == (200, {"status": "ok"})
             await database.start()
 
@@ -61,9 +61,9 @@ async def test_a_taken_port_is_one_clear_line(settings: MeshSettings) -> None:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        wanted = settings.model_copy(update={"agent_orchestrator_port": port})
+        with_port = settings.model_copy(update={"agent_orchestrator_port": port})
         with pytest.raises(SettingsError, match=f"AGENT_ORCHESTRATOR_PORT={port}") as raised:
-            async with orchestrator(wanted, load_library([])):
+            async with orchestrator(with_port, load_library([])):
                 pass
     assert "\n" not in str(raised.value)
 
@@ -74,8 +74,8 @@ async def test_an_agent_is_ready_once_it_can_take_tasks(broker: NatsServer, tmp_
     settings = MeshSettings.load(nats_url=broker.url, health_port=port, drain_grace_seconds=1.0)
     async with AgentProcess(words_agent(Seen()), settings) as process:
         assert await ask(port, "/healthz") == (200, {"status": "ok"})
-        status, told = await ask(port, "/readyz")
-        assert (status, told["missing"]) == (503, ["there is no stream to take tasks from yet"])
+        status, body = await ask(port, "/readyz")
+        assert (status, body["missing"]) == (503, ["there is no stream to take tasks from yet"])
         await ensure_streams(process.bus)
         await process.worker.wait_ready()
         assert await ask(port, "/readyz") == (200, {"status": "ok", "missing": []})

@@ -36,7 +36,7 @@ async def bucket(connection: Client) -> ObjectStore:
 
 
 async def put(connection: Client, value: Any, name: str | None = None) -> dict[str, Any]:
-    """What PROTOCOL.md tells a client without the kit: an object first, then the message that names it."""
+    """As docs/protocol.md requires of a client without the kit: an object first, then the message that names it."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     name = name or f"anything-{new_id()}"
     await (await bucket(connection)).put(name, body)
@@ -61,31 +61,31 @@ async def lose_all(connection: Client) -> None:
 
 
 async def listen(connection: Client, subject: str) -> list[dict[str, Any]]:
-    heard: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
 
-    async def hear(message: Msg) -> None:
-        heard.append(json.loads(message.data))
+    async def receive(message: Msg) -> None:
+        received.append(json.loads(message.data))
 
-    await connection.subscribe(subject, cb=hear)
+    await connection.subscribe(subject, cb=receive)
     await connection.flush()
-    return heard
+    return received
 
 
-async def test_with_the_kit_nobody_notices(words: AgentProcess, mesh: Mesh, plain: PlainClient) -> None:
+async def test_with_the_kit_a_handler_does_not_notice(words: AgentProcess, mesh: Mesh, plain: PlainClient) -> None:
     requests = await listen(plain.connection, "agent.*.task")
-    answers = await listen(plain.connection, "agent.*.response")
+    responses = await listen(plain.connection, "agent.*.response")
     payload = {"text": "ß" * (3 * MIB), "list": list(range(1000))}
     assert await mesh.run("echo", payload) == payload
     # The task's and its step's; on a slow machine the client may send its request again before it is accepted.
-    for heard in (requests, answers):
-        await until(lambda heard=heard: len({one["task_id"] for one in heard}) == 2, "both")  # type: ignore[misc]
-    assert {one["task_type"] for one in requests} == {"echo"}
-    for one in requests:
-        assert "payload" not in one or one["payload"] == {}
-        assert one["payload_ref"]["size_bytes"] > 6 * MIB
-    for one in answers:
-        assert "result" not in one
-        assert await get(plain.connection, one["result_ref"]) == payload
+    for received in (requests, responses):
+        await until(lambda received=received: len({message["task_id"] for message in received}) == 2, "both")  # type: ignore[misc]
+    assert {message["task_type"] for message in requests} == {"echo"}
+    for request in requests:
+        assert "payload" not in request or request["payload"] == {}
+        assert request["payload_ref"]["size_bytes"] > 6 * MIB
+    for response in responses:
+        assert "result" not in response
+        assert await get(plain.connection, response["result_ref"]) == payload
 
 
 async def test_what_fits_travels_in_the_message(words: AgentProcess, mesh: Mesh, plain: PlainClient) -> None:
@@ -126,7 +126,7 @@ async def test_an_agent_gives_out_a_large_task_and_gets_a_large_result(
 
 
 async def test_an_agent_and_a_client_without_the_kit(settings: MeshSettings, plain: PlainClient) -> None:
-    """Nothing but nats-py: the client puts an object, the agent reads one, puts one, and names it in its answer."""
+    """Nothing but nats-py: the client puts an object, the agent reads one, puts one, and names it in its response."""
     connection = plain.connection
 
     async def serve(stopped: asyncio.Event) -> None:
@@ -145,10 +145,10 @@ async def test_an_agent_and_a_client_without_the_kit(settings: MeshSettings, pla
             payload = request.get("payload", {})
             if "payload_ref" in request:
                 payload = await get(connection, request["payload_ref"])
-            answer = {name: request[name] for name in ("task_id", "root_task_id", "task_type", "attempt")}
-            answer |= {"agent": "plain_agent", "status": "completed"}
-            answer["result_ref"] = await put(connection, {"letters": len(payload["text"]), "text": payload["text"]})
-            await js.publish("agent.plain_agent.response", json.dumps(answer).encode())
+            response = {name: request[name] for name in ("task_id", "root_task_id", "task_type", "attempt")}
+            response |= {"agent": "plain_agent", "status": "completed"}
+            response["result_ref"] = await put(connection, {"letters": len(payload["text"]), "text": payload["text"]})
+            await js.publish("agent.plain_agent.response", json.dumps(response).encode())
             await message.ack()
 
     async with orchestrator(settings, load_library([])):
@@ -157,11 +157,11 @@ async def test_an_agent_and_a_client_without_the_kit(settings: MeshSettings, pla
         text = "z" * (2 * MIB)
         ref = await put(connection, {"text": text})
         task_id = await plain.submit("count_letters", payload_ref=ref)
-        answer = await plain.answer(task_id, within_seconds=PATIENCE_SECONDS)
-        assert answer["status"] == "completed", answer
-        assert await get(connection, answer["result_ref"]) == {"letters": 2 * MIB, "text": text}
+        response = await plain.response(task_id, within_seconds=PATIENCE_SECONDS)
+        assert response["status"] == "completed", response
+        assert await get(connection, response["result_ref"]) == {"letters": 2 * MIB, "text": text}
         # The copy is the mesh's own, named by what it is.
-        assert answer["result_ref"]["name"] == f"{task_id}.{answer['result_ref']['sha256']}"
+        assert response["result_ref"]["name"] == f"{task_id}.{response['result_ref']['sha256']}"
         stopped.set()
         await serving
 
@@ -180,12 +180,12 @@ async def test_an_attempt_whose_object_is_lost_is_made_again_with_a_new_one(
     assert [attempt for _, _, attempt in seen.calls] == [2]
 
 
-async def test_a_result_that_is_lost_is_there_again_for_whoever_asks(
+async def test_a_lost_result_is_there_again_when_a_client_asks(
     words: AgentProcess, mesh: Mesh, plain: PlainClient
 ) -> None:
     ref = await put(plain.connection, {"text": "x" * MIB})
     task_id = await plain.submit("uppercase", payload_ref=ref)
-    answer = await plain.answer(task_id)
+    response = await plain.response(task_id)
     await lose_all(plain.connection)
     # A client that asks the orchestrator for its row, and one that sends the task again.
     assert (await mesh.wait(UUID(task_id))).result == {"text": "X" * MIB}
@@ -193,7 +193,7 @@ async def test_a_result_that_is_lost_is_there_again_for_whoever_asks(
     await plain.send("uppercase", payload_ref=ref, task_id=task_id)
     await plain.until(lambda: len(plain.responses[task_id]) == 2)
     assert plain.responses[task_id][0] == plain.responses[task_id][1]
-    assert await get(plain.connection, answer["result_ref"]) == {"text": "X" * MIB}
+    assert await get(plain.connection, response["result_ref"]) == {"text": "X" * MIB}
 
 
 async def test_a_task_with_large_values_goes_on_after_a_restart_without_the_objects(
@@ -220,7 +220,7 @@ async def test_a_task_with_large_values_goes_on_after_a_restart_without_the_obje
 
 
 @pytest.mark.parametrize(
-    ("wrong", "code", "said"),
+    ("wrong", "code", "message"),
     [
         ({"name": "nobody-put-this"}, "payload_unavailable", "nobody-put-this"),
         ({"sha256": "0" * 64}, "invalid_request", "SHA-256"),
@@ -229,17 +229,17 @@ async def test_a_task_with_large_values_goes_on_after_a_restart_without_the_obje
         ({"sha256": "nonsense"}, "invalid_request", "payload_ref.sha256"),
     ],
 )
-async def test_a_reference_that_is_wrong_says_what(
-    words: AgentProcess, plain: PlainClient, wrong: dict[str, Any], code: str, said: str
+async def test_a_wrong_reference_is_refused_by_name(
+    words: AgentProcess, plain: PlainClient, wrong: dict[str, Any], code: str, message: str
 ) -> None:
     ref = await put(plain.connection, {"text": "x"}) | wrong
-    answer = await plain.answer(await plain.send("uppercase", payload_ref=ref))
-    assert (answer["status"], answer["error"]["code"]) == ("failed", code)
-    assert said in answer["error"]["message"]
+    response = await plain.response(await plain.send("uppercase", payload_ref=ref))
+    assert (response["status"], response["error"]["code"]) == ("failed", code)
+    assert message in response["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"[1, 2]", "must be an object"),
         (b'{"a": ', "not JSON"),
@@ -248,39 +248,41 @@ async def test_a_reference_that_is_wrong_says_what(
         (b"\xff\xfe", "not JSON"),
     ],
 )
-async def test_an_object_that_is_no_payload_says_what(
-    words: AgentProcess, plain: PlainClient, body: bytes, said: str
+async def test_an_object_that_is_no_payload_is_refused_by_name(
+    words: AgentProcess, plain: PlainClient, body: bytes, message: str
 ) -> None:
-    answer = await plain.answer(await plain.send("uppercase", payload_ref=await put(plain.connection, body)))
-    assert (answer["status"], answer["error"]["code"]) == ("failed", "invalid_request")
-    assert said in answer["error"]["message"]
+    response = await plain.response(await plain.send("uppercase", payload_ref=await put(plain.connection, body)))
+    assert (response["status"], response["error"]["code"]) == ("failed", "invalid_request")
+    assert message in response["error"]["message"]
 
 
 async def test_a_payload_beside_its_reference_is_refused(words: AgentProcess, plain: PlainClient) -> None:
     ref = await put(plain.connection, {"text": "x"})
-    answer = await plain.answer(await plain.send("uppercase", {"text": "y"}, payload_ref=ref))
-    assert answer["error"]["code"] == "invalid_request"
-    assert "payload_ref" in answer["error"]["message"]
+    response = await plain.response(await plain.send("uppercase", {"text": "y"}, payload_ref=ref))
+    assert response["error"]["code"] == "invalid_request"
+    assert "payload_ref" in response["error"]["message"]
 
 
-async def test_beyond_the_limit_everybody_says_so(settings: MeshSettings, seen: Seen) -> None:
+async def test_beyond_the_limit_each_side_reports_it(
+    settings: MeshSettings, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = settings.model_copy(update={"max_payload_bytes": MIB})
     async with (
         orchestrator(small, load_library([])),
         AgentProcess(words_agent(seen), settings) as roomy,
         Mesh(settings.nats_url) as mesh,
     ):
-        mesh._objects.max_bytes = MIB
-        with pytest.raises(TooLarge, match=str(MIB)):
-            await mesh.submit("echo", {"text": "x" * MIB})
-        mesh._objects.max_bytes = 64 * MIB
+        monkeypatch.setenv("MAX_PAYLOAD_BYTES", str(MIB))
+        async with Mesh(settings.nats_url) as limited:
+            with pytest.raises(TooLarge, match=str(MIB)):
+                await limited.submit("echo", {"text": "x" * MIB})
         with pytest.raises(TaskFailed, match=str(MIB)) as refused:
             await mesh.run("echo", {"text": "x" * MIB})
         assert refused.value.code == "too_large"
         # An agent that gives more than the orchestrator takes.
-        with pytest.raises(TaskFailed, match=str(MIB)) as answered:
+        with pytest.raises(TaskFailed, match=str(MIB)) as responded:
             await mesh.run("repeat", {"text": "x", "times": 2 * MIB})
-        assert answered.value.response.error.details["code"] == "too_large"
+        assert responded.value.response.error.details["code"] == "too_large"
         # An agent that keeps to its limit.
         roomy.objects.max_bytes = MIB
         with pytest.raises(TaskFailed, match=str(MIB)):
@@ -291,7 +293,7 @@ async def test_beyond_the_limit_everybody_says_so(settings: MeshSettings, seen: 
 async def test_buckets_and_streams_that_are_deleted_by_themselves_are_made_again(
     settings: MeshSettings, orchestrated: AgentProcess, words: AgentProcess, mesh: Mesh, plain: PlainClient
 ) -> None:
-    # Only the streams of tasks and responses were looked after: a bucket that was gone stayed gone, and with it every
+    # Only the streams of tasks and responses were watched: a bucket that was gone stayed gone, and with it every
     # large value.
     streams = plain.connection.jetstream()
     for name in ("OBJ_payloads", "KV_agents", "MESH_EVENTS", "DEAD_LETTERS"):
@@ -310,18 +312,18 @@ async def test_objects_go_when_their_task_has_gone_from_the_table(
     await seen.until_called("uppercase")
     foreign = (await put(plain.connection, {"text": "z"}))["name"]
 
-    async def answered() -> bool:
+    async def responded() -> bool:
         return bool((await rows(settings, "select count(*) from tasks where answered_at is not null"))[0][0])
 
-    await until(answered, "a note of the answer's acknowledgement")
-    async with looking(settings) as (leftovers, history, objects):
-        assert await leftovers.look() == []
-        assert await leftovers.look() == [foreign]
+    await until(responded, "a note of the answer's acknowledgement")
+    async with cleaning(settings) as (cleaner, history, objects):
+        assert await cleaner.look() == []
+        assert await cleaner.look() == [foreign]
         assert len(await objects.names()) == 2
         while await history.step():
             pass
-        assert await leftovers.look() == []
-        (gone,) = await leftovers.look()
+        assert await cleaner.look() == []
+        (gone,) = await cleaner.look()
         assert not gone.startswith(str(at_work))
         (kept,) = await objects.names()
         assert kept.startswith(str(at_work))
@@ -330,7 +332,7 @@ async def test_objects_go_when_their_task_has_gone_from_the_table(
 
 
 @contextlib.asynccontextmanager
-async def looking(settings: MeshSettings) -> AsyncIterator[tuple[ObjectCleaner, HistoryArchiver, Objects]]:
+async def cleaning(settings: MeshSettings) -> AsyncIterator[tuple[ObjectCleaner, HistoryArchiver, Objects]]:
     assert settings.database_url is not None
     async with (
         await Bus.connect(settings.nats_url, name="test", wait_seconds=PATIENCE_SECONDS) as bus,

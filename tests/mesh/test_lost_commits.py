@@ -1,4 +1,4 @@
-"""What was committed although Postgres never said so: the answer of a commit is lost with its connection."""
+"""What was committed although the process never knew: the reply to a commit is lost with its connection."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ async def behind_the_line(settings: MeshSettings, line: CutLine, seen: Seen) -> 
         yield process
 
 
-async def test_an_acceptance_whose_commit_was_not_heard_of_is_dispatched(
+async def test_an_acceptance_whose_commit_had_no_reply_is_dispatched(
     settings: MeshSettings, line: CutLine, behind_the_line: AgentProcess, plain: PlainClient
 ) -> None:
     task_id = new_id()
@@ -56,12 +56,12 @@ async def test_an_acceptance_whose_commit_was_not_heard_of_is_dispatched(
     await plain.send("execute_dag", TWO, task_id=str(task_id))
     await until(lambda: rows(settings, "select 1 from tasks"), "the commit")
     line.cut()
-    answer = await plain.answer(str(task_id))
-    assert answer["result"] == {"text": "A"}
+    response = await plain.response(str(task_id))
+    assert response["result"] == {"text": "A"}
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["the next step", "the final response"])
-async def test_a_transition_whose_commit_was_not_heard_of_is_published(
+async def test_a_transition_whose_commit_had_no_reply_is_published(
     settings: MeshSettings, line: CutLine, behind_the_line: AgentProcess, plain: PlainClient, seen: Seen, last: bool
 ) -> None:
     held, step = ("uppercase", "second") if last else ("echo", "first")
@@ -74,8 +74,8 @@ async def test_a_transition_whose_commit_was_not_heard_of_is_published(
         lambda: rows(settings, f"select 1 from tasks where step = '{step}' and status = 'completed'"), "the commit"
     )
     line.cut()
-    answer = await plain.answer(task_id)
-    assert answer["result"] == {"text": "A"}
+    response = await plain.response(task_id)
+    assert response["result"] == {"text": "A"}
     assert (seen.count("echo"), seen.count("uppercase")) == (1, 1)
     assert len(set(plain.responses[task_id])) == 1
     assert json.loads(plain.responses[task_id][0])["attempt"] == 1

@@ -23,7 +23,7 @@ class Mesh:
             self.outages.heard()
 
 
-def test_the_first_seconds_are_for_what_was_said_before() -> None:
+def test_the_first_seconds_are_for_earlier_messages() -> None:
     mesh = Mesh()
     mesh.later(0.1)
     assert not mesh.settled()
@@ -41,7 +41,7 @@ def test_a_connection_that_ended_is_an_outage_however_short() -> None:
     mesh.later(0.5, heard=False)
     assert not mesh.settled()
     mesh.connected, mesh.connection = True, 2
-    # There again, and nothing is heard as yet.
+    # There again, and no message has come yet.
     assert not mesh.settled()
     mesh.later(0.5)
     back = mesh.now
@@ -54,7 +54,7 @@ def test_a_connection_that_ended_is_an_outage_however_short() -> None:
     assert not mesh.outages.touched(START, START + timedelta(seconds=9))
 
 
-def test_a_broker_that_says_nothing_is_away_though_the_connection_stands() -> None:
+def test_a_silent_broker_is_away_though_the_connection_stands() -> None:
     mesh = Mesh()
     for _ in range(5):
         mesh.later(2)

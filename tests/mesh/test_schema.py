@@ -14,15 +14,15 @@ def test_the_version_that_is_asked_for_is_the_newest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "message"),
     [
         ("drop table alembic_version", "has no schema yet: run 'pantheon migrate'"),
         ("update alembic_version set version_num = '0003'", f"has schema 0003, and this version needs {SCHEMA}"),
     ],
 )
-async def test_another_schema_is_refused_in_one_line(settings: MeshSettings, statement: str, said: str) -> None:
+async def test_another_schema_is_refused_in_one_line(settings: MeshSettings, statement: str, message: str) -> None:
     await execute(settings, statement)
-    with pytest.raises(SettingsError, match=said) as refused:
+    with pytest.raises(SettingsError, match=message) as refused:
         async with orchestrator(settings, load_library([])):
             pass
     assert "\n" not in str(refused.value)

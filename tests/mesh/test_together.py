@@ -1,4 +1,4 @@
-"""Several orchestrators, and one that starts again: what one of them was told holds for whoever takes the next task."""
+"""Several orchestrators, and one that starts again: what one of them learned holds for the next task at any of them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -23,11 +23,11 @@ from tests.waiting import PATIENCE_SECONDS, until
 @pytest_asyncio.fixture
 async def second(settings: MeshSettings, orchestrated: AgentProcess) -> AsyncIterator[AgentProcess]:
     """Another orchestrator, which both know of."""
-    async with orchestrator(settings, load_library([])) as process:
+    async with orchestrator(settings, load_library([])) as added:
         await until(lambda: len(registry_of(orchestrated).instances("orchestrator_agent")) == 2, "the second one")
-        for one in (orchestrated, process):
-            await until(partial(_shares, one), "both share the work")
-        yield process
+        for process in (orchestrated, added):
+            await until(partial(_shares, process), "both share the work")
+        yield added
 
 
 def _shares(process: AgentProcess) -> bool:
@@ -44,20 +44,20 @@ def keyed(name: str, text: str, *, most: int = 100) -> dict[str, Any]:
     }
 
 
-async def test_a_task_sent_after_a_workflow_was_put_runs_on_it_whoever_takes_it(
+async def test_a_task_sent_after_a_workflow_was_put_runs_on_it_at_any_orchestrator(
     words: AgentProcess, second: AgentProcess, mesh: Mesh
 ) -> None:
-    # The one that had not put it in took its name for a task type that nobody serves, or ran the version before.
+    # The other one took its name for a task type without an agent, or ran the version before.
     for text in ("one", "two", "three"):
         await mesh.put_workflow(keyed("fresh", text))
         results = await asyncio.gather(*(mesh.run("fresh") for _ in range(20)))
         assert set(results) == {text}
 
 
-async def test_a_key_of_a_workflow_that_was_just_put_lets_no_more_in_than_it_says(
+async def test_a_key_of_a_workflow_that_was_just_put_admits_no_more_than_its_bound(
     words: AgentProcess, second: AgentProcess, mesh: Mesh, seen: Seen
 ) -> None:
-    # Whoever does not know the workflow yet does not know its bound either, and let everybody in.
+    # An orchestrator that does not know the workflow yet does not know its bound either, and admitted all.
     gate = seen.gates["echo"] = asyncio.Event()
     await mesh.put_workflow(keyed("narrow", "x", most=3))
     ids = await asyncio.gather(*(mesh.submit("narrow") for _ in range(30)))
@@ -66,8 +66,8 @@ async def test_a_key_of_a_workflow_that_was_just_put_lets_no_more_in_than_it_say
     await asyncio.sleep(3)
     assert seen.count("echo") == 3
     gate.set()
-    ended = await asyncio.gather(*(mesh.wait(one, timeout_seconds=PATIENCE_SECONDS) for one in ids))
-    assert {one.status for one in ended} == {"completed"}
+    ended = await asyncio.gather(*(mesh.wait(task_id, timeout_seconds=PATIENCE_SECONDS) for task_id in ids))
+    assert {response.status for response in ended} == {"completed"}
 
 
 async def test_an_orchestrator_that_starts_again_knows_workflows_and_pauses_before_it_takes_a_task(
@@ -77,7 +77,7 @@ async def test_an_orchestrator_that_starts_again_knows_workflows_and_pauses_befo
         for name in ("known", "held"):
             await mesh.put_workflow(keyed(name, name))
         await mesh.pause(workflow="held")
-    # They wait in the broker when the orchestrator comes, and nobody serves task types of these names.
+    # They wait in the broker when the orchestrator comes, and no agent serves task types of these names.
     known = [await plain.send("known") for _ in range(5)]
     held = await plain.send("held")
     async with orchestrator(settings, load_library([])):
@@ -92,7 +92,7 @@ async def test_an_orchestrator_that_starts_again_knows_workflows_and_pauses_befo
 async def test_many_duplicates_that_wait_hold_up_no_timer(
     words: AgentProcess, mesh: Mesh, seen: Seen, settings: MeshSettings
 ) -> None:
-    # Each sweep looked at them all, a thousand at a time, and never came to what was due.
+    # Each sweep read them all, a thousand at a time, and never came to what was due.
     gate = seen.gates["uppercase"] = asyncio.Event()
     original = await mesh.submit("uppercase", {"text": "x"}, idempotency_key="k")
     await seen.until_called("uppercase")
@@ -116,7 +116,7 @@ async def test_many_duplicates_that_wait_hold_up_no_timer(
 async def test_a_large_tree_stays_with_one_orchestrator_and_holds_up_no_small_task(
     words: AgentProcess, orchestrated: AgentProcess, second: AgentProcess, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each took the answers and places of a fan-out in turns, and read all of its tree before each decision: half a
+    # Both took responses and slots of a fan-out, and read all of its tree before each decision: half a
     # minute for 5,000 items, in which a task of one step took ten seconds.
     items = 1500
     read: list[int] = []
@@ -138,11 +138,11 @@ async def test_a_large_tree_stays_with_one_orchestrator_and_holds_up_no_small_ta
         small += 1
     assert (await ended).result == list(range(items))
     assert small > 3
-    # Whoever began it had it in mind; a sweep, or the other's first sight of it, may read it now and then.
+    # The one that began it has it in its cache; a sweep, or the other's first message of it, may read it now and then.
     assert len(read) < 25, read
 
 
-async def test_the_answers_of_a_large_tree_find_another_orchestrator_when_the_one_that_had_it_dies(
+async def test_the_responses_of_a_large_tree_find_another_orchestrator_when_the_one_that_had_it_dies(
     settings: MeshSettings, words: AgentProcess, orchestrated: AgentProcess, mesh: Mesh, seen: Seen
 ) -> None:
     gate = seen.gates["echo"] = asyncio.Event()
@@ -155,5 +155,5 @@ async def test_the_answers_of_a_large_tree_find_another_orchestrator_when_the_on
         gate.set()
         await seen.until_called("echo", 200)
         await other.end()
-        for one in ids:
-            assert (await mesh.wait(one, timeout_seconds=4 * PATIENCE_SECONDS)).status == "completed"
+        for task_id in ids:
+            assert (await mesh.wait(task_id, timeout_seconds=4 * PATIENCE_SECONDS)).status == "completed"

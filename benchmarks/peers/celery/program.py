@@ -1,7 +1,7 @@
 """The chain on Celery, Valkey as broker and as result backend. Run by the Python of Celery's own environment.
 
 As its guide to optimizing advises for many short tasks: a large prefetch multiplier, as many processes as cores, no
-heartbeat, gossip or mingling of workers where nothing looks at them. Every step's result is stored, as every other
+heartbeat, gossip or mingling of workers, which nothing here reads. Every step's result is stored, as every other
 subject here stores it.
 
     celery -A program worker        the worker
@@ -36,7 +36,7 @@ numbers = itertools.count()
 def start() -> tuple[Any, dict[str, Any]]:
     """A new chain each time: one that is applied again keeps its last task's id, whose result is there already.
 
-    The payload is numbered, so that an answer to another chain is not taken for this one's.
+    The payload is numbered, so that a result of another chain is not taken for this one's.
     """
     payload = {**PAYLOAD, "n": next(numbers)}
     return chain(step.s(payload), *[step.s() for _ in range(STEPS - 1)]).apply_async(), payload
@@ -46,7 +46,7 @@ def wait(result: Any, payload: dict[str, Any]) -> None:
     assert result.get(timeout=WAIT_SECONDS) == payload
 
 
-def answer(order: Order) -> Order:
+def respond(order: Order) -> Order:
     if order["what"] == "load":
         began = time.perf_counter()
         for result, payload in [start() for _ in range(order["workflows"])]:
@@ -61,4 +61,4 @@ def answer(order: Order) -> Order:
 
 
 if __name__ == "__main__":
-    converse_plainly(answer)
+    converse_plainly(respond)

@@ -43,7 +43,7 @@ def run_one(number: int) -> None:
     assert workflow(payload) == payload
 
 
-def answer(order: Order) -> Order:
+def respond(order: Order) -> Order:
     if order["what"] == "load":
         began = time.perf_counter()
         with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -64,10 +64,10 @@ if __name__ == "__main__":
         "system_database_url": os.environ["DATABASE_URL"],
         "executor_id": sys.argv[1],
         "application_version": "bench",
-        # Its lines would go where the answers go.
+        # Its lines would be mixed with the replies.
         "log_level": "ERROR",
     }
     DBOS(config=config)
     DBOS.launch()
-    converse_plainly(answer)
+    converse_plainly(respond)
     DBOS.destroy()

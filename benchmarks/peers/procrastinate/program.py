@@ -1,6 +1,6 @@
 """The chain on procrastinate, in Postgres: each job defers the next. Run by the Python of its own environment.
 
-It keeps no results and tells nobody of an end: the last job of a chain notifies the driver, which is one statement in
+It keeps no results and does not report an end: the last job of a chain notifies the driver, which is one statement in
 five jobs. Asynchronous jobs, two workers for two cores, each with several jobs at once, which its documentation advises
 where jobs wait for input and output; workers are woken by LISTEN, as by default.
 
@@ -42,7 +42,7 @@ step = app.task(name="echo")(echo)
 
 
 class Driver:
-    """Defers first jobs and hears of last ones."""
+    """Defers first jobs and is notified of last ones."""
 
     def __init__(self) -> None:
         self._sent = 0
@@ -72,13 +72,13 @@ class Driver:
         async with asyncio.timeout(WAIT_SECONDS):
             await self._ended.wait()
 
-    async def answer(self, order: Order) -> Order:
+    async def respond(self, order: Order) -> Order:
         took = []
         for _ in range(1 if order["what"] == "load" else order["workflows"]):
             began = time.perf_counter()
             await self._run(order["workflows"] if order["what"] == "load" else 1)
             took.append(time.perf_counter() - began)
-        return {"seconds": took[0]} if order["what"] == "load" else {"took_ms": [one * 1e3 for one in took]}
+        return {"seconds": took[0]} if order["what"] == "load" else {"took_ms": [seconds * 1e3 for seconds in took]}
 
 
 async def drive() -> None:
@@ -86,7 +86,7 @@ async def drive() -> None:
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
         listening = asyncio.create_task(driver.listen())
-        await converse(driver.answer)
+        await converse(driver.respond)
         listening.cancel()
 
 

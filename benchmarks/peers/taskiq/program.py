@@ -2,8 +2,8 @@
 
 Run by the Python of its own environment. A pipeline needs a result backend that all workers read; of those that taskiq
 documents, the one on Redis is the quickest (an object store on JetStream takes several messages for each result).
-uvloop is installed, which its worker then uses. Whoever waits for a result polls; the driver does so much more often
-than by default (0.2 s) when one workflow is timed.
+uvloop is installed, which its worker then uses. A client that waits for a result polls; the driver does so much more
+often than by default (0.2 s) when one workflow is timed.
 
     taskiq worker program:broker    the workers
     python program.py               the driver (orders on stdin, see benchmarks.conversation)
@@ -55,7 +55,7 @@ async def wait(task: Any, payload: dict[str, Any], poll_seconds: float) -> None:
     assert result.return_value == payload
 
 
-async def answer(order: Order) -> Order:
+async def respond(order: Order) -> Order:
     if order["what"] == "load":
         began = time.perf_counter()
         for task, payload in [await start() for _ in range(order["workflows"])]:
@@ -76,7 +76,7 @@ async def drive() -> None:
     broker.js = broker.client.jetstream()
     # As its workers make it; the driver sends before they are up.
     await broker.js.add_stream(StreamConfig(name=broker.stream_name, subjects=[broker.subject]))
-    await converse(answer)
+    await converse(respond)
     await broker.client.close()
 
 

@@ -1,0 +1,247 @@
+"""Words: those that code and documentation do not use, with the field's word for each, and where they are still used.
+
+One concept has one word (docs/glossary.md). A word may be banned in names, in prose, or in both: "given" is plain
+English in a sentence, and says nothing as a name. Prose is comments, docstrings and Markdown, without what is in
+backticks or in a block of code. `python -m tests.docs.words` prints how often each package breaks the rule.
+"""
+
+import ast
+import re
+import sys
+import tokenize
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Banned:
+    """`names` are words of an identifier, in a row where there are several; `prose` is a pattern of whole words."""
+
+    instead: str
+    names: Sequence[str] = ()
+    prose: str = ""
+
+
+BANNED = (
+    Banned("response, reply, respond", ("answer", "answers", "answered", "answering"), r"answer(?:s|ed|ing)?"),
+    Banned(
+        "slot, position, location, assign, choose",
+        ("place", "places", "placed", "placing"),
+        r"(?<!in )place(?! of)|places|placed|placing",
+    ),
+    Banned("needed, requested, required", ("wanted",), r"wanted"),
+    Banned("result, summary, report, notify", ("tell", "tells", "told"), r"tells?|told|telling"),
+    # What a page or a comment says is plain English; what a process does is to publish, send, log.
+    Banned("publish, send, log, state", ("say", "says", "said"), r"say|said|saying"),
+    Banned("receive", ("hear", "hears", "heard"), r"hears?|heard|hearing"),
+    Banned("check, scan, read", ("look", "looks", "looking"), r"look(?:s|ed|ing)?(?![ -]?up)"),
+    Banned("the thing's name", ("given",)),
+    Banned("the actor's name", ("whoever",), r"whoever"),
+    Banned("the actor's name", ("nobody",), r"nobody"),
+    Banned("the actor's name", ("somebody", "anybody"), r"somebody|anybody"),
+    Banned("run event", ("happening", "happenings"), r"happenings?"),
+    Banned(
+        "compensate, compensation",
+        ("undo", "undoes", "undone", "undoing"),
+        r"undo(?:es|ne|ing)?|undid",
+    ),
+    Banned("agent health", ("standings",), r"standings"),
+    Banned("decision builder", ("ledger",), r"ledgers?"),
+    Banned("unpublished", ("debt", "debts", "owe", "owes", "owed"), r"debts?|owe[sd]?|owing"),
+    Banned(
+        "round (fairness), slot of the key (concurrency)",
+        ("turn", "turns"),
+        r"(?<!in )turns?(?! (?:on|off|into|out|back))",
+    ),
+    Banned("orchestrator, message loops", ("conductor",), r"conductors?"),
+    Banned("released while waiting", ("lend", "lends", "lent", "lending"), r"len[dt](?:s|ing)?"),
+    Banned("retry", ("patience", "patient", "patiently", "insistently"), r"patien(?:t|ce|tly)|insist\w*"),
+    Banned(
+        "deliver (the broker), delegate (an agent)", ("give out", "given out"), r"g[ia]v(?:e|es|en|ing) (?:\w+ )?out"
+    ),
+    Banned("ready queue, enqueue", ("line up",), r"in (?:the )?line|lin(?:e|es|ed) up"),
+    Banned("nak, return", ("hand back", "handed back"), r"hand(?:s|ed|ing)? (?:\w+ ){0,2}back"),
+    Banned("forward", ("pass on", "passed on"), r"pass(?:es|ed|ing)? (?:\w+ )?on"),
+    Banned("release", ("let go",), r"let(?:s|ting)? (?:\w+ )?go(?! on)"),
+    Banned("add, enqueue, post", ("put in",), r"put(?:s|ting)? in"),
+    Banned("stop accepting", ("quiet",), r"(?:be|is|are|stays?) quiet"),
+    Banned("held by another orchestrator", ("elsewhere",), r"elsewhere"),
+    Banned("queue dispatcher", ("taker",), r"takers?"),
+    Banned("wait reasons", ("obstacle", "obstacles"), r"obstacles?"),
+    Banned("broker was down", ("unheard",), r"unheard"),
+    Banned("unserved", ("hopeless",), r"hopeless"),
+    Banned("fairness key, flow control", ("flow", "flows"), r"(?<!control )flows?(?! control)"),
+    Banned("in the cache", (), r"in mind"),
+    Banned("run", ("course",), r"(?<!of )courses?"),
+)
+# The name of a loop's variable is the thing's.
+LOOP_NAME = Banned("the thing's name", ("one",))
+
+# Names that stay: what users, the wire and the database know, and what client libraries call their own.
+ALLOWED_NAMES = frozenset(
+    {
+        "answered_at",  # a column
+        "NO_ANSWER", "answers", "in_turn", "assert_undone", "patience_seconds",  # pantheon.testing
+        "FlowSettings",
+        "quiet",  # an option of `pantheon run`
+        "PATIENCE_SECONDS",  # how long a test waits (tests/waiting.py)
+    }
+)  # fmt: skip
+
+# Where the rule holds. A package joins when it keeps the rule.
+UNDER_RULE = (
+    *("docs", "README.md", "CONTRIBUTING.md", "benchmarks", "examples/agents", "hatch_build.py"),
+    *("tests/*.py", "tests/benchmarks", "tests/containers", "tests/docs"),
+)
+
+
+def others() -> list[str]:
+    """The packages that are only counted: each folder of the code that is not under the rule, and the files beside."""
+    found = ["protocol", "testkit"]
+    for top in ("pantheon", "orchestrator_agent", "agents", "tests"):
+        folders = sorted(path.parent for path in (REPOSITORY / top).glob("*/*.py"))
+        found += [f"{top}/*.py", *dict.fromkeys(f"{top}/{folder.name}" for folder in folders)]
+    return [package for package in found if package not in UNDER_RULE and files_of(package)]
+
+
+class Hit(NamedTuple):
+    path: Path
+    line: int
+    kind: str
+    text: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(REPOSITORY)}:{self.line}: {self.kind} '{self.text}': {self.instead}"
+
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# A phrase may be broken by the end of a line.
+_PROSE = [
+    (re.compile(rf"\b(?:{banned.prose})\b".replace(" ", r"\s"), re.IGNORECASE), banned)
+    for banned in BANNED
+    if banned.prose
+]
+_ALLOWED_PHRASES = ("control flow", "flow control", "in turn")
+_NAMES = [(f" {words} ", banned) for banned in BANNED for words in banned.names]
+
+
+def in_name(name: str) -> Iterator[tuple[str, Banned]]:
+    """The banned words of an identifier."""
+    if name in ALLOWED_NAMES:
+        return
+    words = f" {' '.join(word.lower() for word in _WORDS.findall(name))} "
+    for phrase in _ALLOWED_PHRASES:
+        words = words.replace(f" {phrase} ", "  ")
+    for phrase, banned in _NAMES:
+        if phrase in words:
+            yield name, banned
+
+
+def in_prose(text: str) -> Iterator[tuple[int, str, Banned]]:
+    """The banned words of a text, with the number of the line, from 0. What is in backticks is no prose."""
+    plain = re.sub(r"\n[ \t]+", "\n", re.sub(r"`+[^`]*`+", _blank, text))
+    for pattern, banned in _PROSE:
+        for found in pattern.finditer(plain):
+            yield plain.count("\n", 0, found.start()), " ".join(found[0].split()), banned
+
+
+def _blank(found: re.Match[str]) -> str:
+    return re.sub(r"[^\n]", " ", found[0])
+
+
+def in_markdown(path: Path) -> Iterator[Hit]:
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", _blank, text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\]\([^)]*\)", _blank, text)
+    for line, found, banned in in_prose(text):
+        yield Hit(path, line + 1, "prose", found, banned.instead)
+
+
+def in_python(path: Path) -> Iterator[Hit]:
+    for name, banned in in_name(path.stem):
+        yield Hit(path, 0, "file", name, banned.instead)
+    comments: list[tuple[int, str]] = []
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.NAME:
+                for name, banned in in_name(token.string):
+                    yield Hit(path, token.start[0], "name", name, banned.instead)
+            elif token.type == tokenize.COMMENT:
+                comments.append((token.start[0], token.string.lstrip("#: ")))
+    for first, text in _joined(comments):
+        for line, found, banned in in_prose(text):
+            yield Hit(path, first + line, "comment", found, banned.instead)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            doc = ast.get_docstring(node, clean=False)
+            if doc is not None:
+                for line, found, banned in in_prose(doc):
+                    yield Hit(path, node.body[0].lineno + line, "docstring", found, banned.instead)
+    for line in _loop_names(tree):
+        yield Hit(path, line, "loop", "one", LOOP_NAME.instead)
+
+
+def _joined(comments: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Comments on lines that follow one another as one text."""
+    first, lines = 0, list[str]()
+    for line, text in comments:
+        if lines and line == first + len(lines):
+            lines.append(text)
+            continue
+        if lines:
+            yield first, "\n".join(lines)
+        first, lines = line, [text]
+    if lines:
+        yield first, "\n".join(lines)
+
+
+def _loop_names(tree: ast.AST) -> Iterator[int]:
+    for node in ast.walk(tree):
+        targets: list[ast.AST] = []
+        if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+            targets = [node.target]
+        elif isinstance(node, ast.Lambda):
+            targets = [*node.args.posonlyargs, *node.args.args]
+        for target in targets:
+            for part in ast.walk(target):
+                if getattr(part, "id", getattr(part, "arg", None)) == "one":
+                    yield getattr(part, "lineno", 0)
+
+
+def files_of(package: str) -> list[Path]:
+    """The files of a folder, a pattern or one file."""
+    path = REPOSITORY / package
+    found = [*path.rglob("*.py"), *path.rglob("*.md")] if path.is_dir() else list(REPOSITORY.glob(package))
+    # The wordlist itself.
+    return sorted(file for file in found if file != Path(__file__) and "node_modules" not in file.parts)
+
+
+def hits_in(package: str) -> list[Hit]:
+    found: list[Hit] = []
+    for path in files_of(package):
+        found += in_markdown(path) if path.suffix == ".md" else in_python(path)
+    return found
+
+
+def main(packages: Sequence[str]) -> None:
+    """Without arguments: a table of all packages. With some: each hit in them."""
+    if packages:
+        for package in packages:
+            sys.stdout.writelines(f"{hit}\n" for hit in hits_in(package))
+        return
+    sys.stdout.write(f"{'package':34}{'names':>7}{'loops':>7}{'prose':>7}\n")
+    for package in (*UNDER_RULE, *others()):
+        kinds = Counter(hit.kind for hit in hits_in(package))
+        prose = kinds["prose"] + kinds["comment"] + kinds["docstring"]
+        sys.stdout.write(f"{package:34}{kinds['name'] + kinds['file']:>7}{kinds['loop']:>7}{prose:>7}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
