@@ -16,7 +16,6 @@ from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
 from orchestrator_agent.dispatch.queue_dispatcher import QueueDispatcher
 from orchestrator_agent.dispatch.rate_limits import RateLimits
-from orchestrator_agent.dispatch.ready_queue import ReadyQueue
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Pauses, Router
 from orchestrator_agent.dispatch.settings import FlowSettings
@@ -45,7 +44,8 @@ from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database, ProcessLock
 from orchestrator_agent.store.processes import Processes
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.ready_queue import ReadyQueue
+from orchestrator_agent.store.task_reader import Reader
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library

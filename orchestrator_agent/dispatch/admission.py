@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Protocol
 from uuid import UUID
 
-from orchestrator_agent.dispatch.ready_queue import Queue, ReadyQueue, Waiting, flow_of, queue_of
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.attempts import route_request_of
 from orchestrator_agent.engine.decisions import Decisions, RouteRequest
 from orchestrator_agent.engine.state import Role, Row, Run, Status
+from orchestrator_agent.store.ready_queue import Queue, ReadyQueue, Waiting, flow_of, queue_of
 
 
 class Tokens(Protocol):

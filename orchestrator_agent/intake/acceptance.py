@@ -24,9 +24,9 @@ from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import read_object, retry_until_available, retry_write
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.records import row_of
 from orchestrator_agent.store.run_builder import bare_run
+from orchestrator_agent.store.task_reader import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Delivery, Objects, Publisher, acknowledge
 from pantheon.bus.dead_letter import publish_dead_letter

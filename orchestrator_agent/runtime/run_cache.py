@@ -9,8 +9,8 @@ from uuid import UUID
 import structlog
 
 from orchestrator_agent.engine.state import Row, Run, Status
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.run_builder import bare_run, needs_workflow, plan_of, root_of, run_of
+from orchestrator_agent.store.task_reader import Reader
 from orchestrator_agent.store.tasks import UNKNOWN, TaskStore
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan

@@ -1,7 +1,7 @@
 """Columns: what a row of `tasks` is made of, declared once.
 
 Everything else follows from the declaration: the list that trees are read by and that the history keeps, what each
-batch statement writes (`statements`), and how values become those of the engine and back (`records`).
+batch statement writes (`batch_statements`), and how values become those of the engine and back (`records`).
 """
 
 import json

@@ -11,6 +11,7 @@ import asyncpg
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Row, Run
 from orchestrator_agent.store.age import surely_new
+from orchestrator_agent.store.batch_statements import Batch, accept, apply, columns_to_send
 from orchestrator_agent.store.columns import (
     ACCEPTED_COLUMNS,
     CHANGED_COLUMNS,
@@ -23,7 +24,6 @@ from orchestrator_agent.store.columns import (
 )
 from orchestrator_agent.store.pool import NO_FLUSH, Database
 from orchestrator_agent.store.records import Arrays, accepted_arrays, changed_arrays, made_arrays, moved_arrays
-from orchestrator_agent.store.statements import Batch, accept, apply, columns_to_send
 from protocol.errors import PantheonError
 from protocol.messages import now
 
@@ -108,7 +108,7 @@ class TaskStore:
         Raises StoreError, PoisonedBatch.
         """
         places = await self._enqueue(batch)
-        # In one order for all processes: see `statements.apply`.
+        # In one order for all processes: see `batch_statements.apply`.
         runs = sorted((run for run, _ in batch), key=lambda run: run.root_task_id)
         rows = [row for run, decisions in batch for row in decisions.changed.values() if row is not run.root]
         moving: Batch = MOVED_COLUMNS, moved_arrays(runs)

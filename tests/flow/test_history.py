@@ -14,9 +14,9 @@ import pytest_asyncio
 from orchestrator_agent.maintenance.history_archiver import HistoryArchiver, is_over, month_of
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.age import surely_new
+from orchestrator_agent.store.batch_statements import not_in_history, whole
 from orchestrator_agent.store.columns import ACCEPTED_COLUMNS
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.statements import not_in_history, whole
 from pantheon import Mesh
 from pantheon.runtime.process import AgentProcess
 from pantheon.runtime.settings import MeshSettings

@@ -9,7 +9,6 @@ from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
 from orchestrator_agent.dispatch.rate_limits import RateLimits
-from orchestrator_agent.dispatch.ready_queue import ReadyQueue
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.settings import FlowSettings, RateLimit, read_rate
@@ -17,6 +16,7 @@ from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
 from pantheon.runtime.process import AgentProcess

@@ -7,8 +7,8 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.dispatch.ready_queue import CLAIM
 from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.ready_queue import CLAIM
 from orchestrator_agent.store.tasks import ANSWERED
 from protocol import new_id
 
