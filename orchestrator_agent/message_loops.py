@@ -26,7 +26,7 @@ from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.settlement import Posted, Settlement
 from orchestrator_agent.runtime.transitions import Transitions
-from orchestrator_agent.store.task_reader import Reader
+from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Bus, Delivery, Objects, Publisher, Puller, hold, nak
 from pantheon.runtime.background import end

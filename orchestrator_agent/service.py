@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import asyncpg.pgproto.pgproto
 import structlog
 
 from orchestrator_agent.dispatch.admission import Admission
@@ -41,11 +40,14 @@ from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
+from orchestrator_agent.store.history import HistoryStore
 from orchestrator_agent.store.pauses import PauseStore
-from orchestrator_agent.store.pool import Database, ProcessLock
+from orchestrator_agent.store.pool import Database, use_postgres_ids
+from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import Processes
+from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.ready_queue import ReadyQueue
-from orchestrator_agent.store.task_reader import Reader
+from orchestrator_agent.store.schema import check_schema
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
@@ -56,18 +58,15 @@ from pantheon.runtime.process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.documents import documents
 from protocol.errors import PantheonError, SettingsError, StoreError
-from protocol.ids import new_id, use_fast_ids
+from protocol.ids import new_id
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
 from protocol.streams import TASKS
 
 log = structlog.get_logger()
 
-# Ids as Postgres's client reads and writes them: made of text in a tenth of the time, hashed in a third.
-use_fast_ids(asyncpg.pgproto.pgproto.UUID)
+use_postgres_ids()
 
 VERSION = "0.1.0"
-# The migration that this version's statements need; revisions are numbers that sort.
-SCHEMA = "0004"
 ORCHESTRATOR_CONCURRENCY = 10_000
 # Above it, what can wait waits.
 BUSY_RESPONSES_PER_SECOND = 50.0
@@ -137,7 +136,7 @@ class Orchestrator:
         database = Database(url)
         await database.open()
         self._stack.push_async_callback(database.close)
-        await self._check_schema(database)
+        await check_schema(database)
         lock = ProcessLock(url, new_id(), process.instance_id)
         reader, pause_store = Reader(database), PauseStore(database)
         for plan in self._library.plans:
@@ -162,12 +161,12 @@ class Orchestrator:
         agent_health.on_dispatch = gate.window.sent
         store = TaskStore(database, lock.process_id, gate, flow.history_after_seconds)
         history = HistoryArchiver(
-            database,
+            HistoryStore(database),
             after_seconds=flow.history_after_seconds,
             retention_days=flow.retention_days,
             busy=lambda: window.responses_per_second > BUSY_RESPONSES_PER_SECOND,
         )
-        leftovers = ObjectCleaner(process.objects, database)
+        leftovers = ObjectCleaner(process.objects, reader)
         router = Router(registry, self._library, agent_health, pauses, gate)
         rules = rules_of(self._settings)
         peers = RootOwnership(process.bus, lock.process_id)
@@ -312,19 +311,6 @@ class Orchestrator:
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2)
 
-    @staticmethod
-    async def _check_schema(database: Database) -> None:
-        rows = await database.fetch("select to_regclass('alembic_version') is not null as there")
-        if not rows[0]["there"]:
-            raise SettingsError(f"the database at {database.shown} has no schema yet: run 'pantheon migrate'")
-        # A newer schema is that of a rolling upgrade, and serves the older version too.
-        found = (await database.fetch("select max(version_num) as revision from alembic_version"))[0]["revision"]
-        if (found or "") < SCHEMA:
-            raise SettingsError(
-                f"the database at {database.shown} has schema {found}, and this version needs {SCHEMA}: "
-                "run 'pantheon migrate'"
-            )
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -377,7 +363,7 @@ class OrchestratorWorker:
         """What it lacks to settle tasks, for a probe: Postgres, or the lock that says this process lives."""
         try:
             async with asyncio.timeout(ASK_POSTGRES_SECONDS):
-                await self.parts.database.fetch("select 1")
+                await self.parts.database.ping()
         except (StoreError, TimeoutError) as error:
             return [f"Postgres does not answer: {error or 'in time'}"]
         return [] if self.parts.lock.held else ["the process's lock is not held"]

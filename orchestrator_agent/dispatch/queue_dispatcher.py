@@ -13,10 +13,11 @@ from uuid import UUID
 import structlog
 
 from orchestrator_agent.dispatch.admission import Admission
+from orchestrator_agent.dispatch.queues import Queue
 from orchestrator_agent.engine.events import Due, RunEvent
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.store.availability import retry_until_available
-from orchestrator_agent.store.ready_queue import Queue, Taken, Waiting
+from orchestrator_agent.store.ready_queue import Taken, Waiting
 from pantheon.runtime.background import end
 
 log = structlog.get_logger()

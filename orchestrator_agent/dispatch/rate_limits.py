@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import structlog
 
+from orchestrator_agent.dispatch.queues import requester_text
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import RateLimit, read_rate
 from orchestrator_agent.engine.decisions import RouteRequest
-from orchestrator_agent.store.ready_queue import requester_text
 from pantheon.runtime.background import end
 from protocol.discovery import InstanceRecord
 

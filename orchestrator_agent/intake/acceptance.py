@@ -24,9 +24,9 @@ from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import read_object, retry_until_available, retry_write
+from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.records import row_of
 from orchestrator_agent.store.run_builder import bare_run
-from orchestrator_agent.store.task_reader import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Delivery, Objects, Publisher, acknowledge
 from pantheon.bus.dead_letter import publish_dead_letter
@@ -160,7 +160,7 @@ class Acceptance:
             raise InvalidRequest("payload.task_id: must be the id of a task", field="payload.task_id") from None
         if not isinstance(begin, str | None):
             raise InvalidRequest("payload.from: must be a step's name", field="payload.from")
-        records = (await retry_until_available(self._store.trees, [task_id])).get(task_id)
+        records = (await retry_until_available(self._reader.trees, [task_id])).get(task_id)
         if not records:
             raise InvalidRequest(f"payload.task_id: there is no task {task_id}", field="payload.task_id")
         root = next(record for record in records if record["task_id"] == task_id)
@@ -296,7 +296,7 @@ class Acceptance:
             )
         )
         if not taken:
-            tree = (await retry_until_available(self._store.trees, [root])).get(root)
+            tree = (await retry_until_available(self._reader.trees, [root])).get(root)
             if tree is not None:
                 await self._not_taken(request, bare_run(tree))
             return tree is not None

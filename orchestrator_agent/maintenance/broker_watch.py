@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
-from orchestrator_agent.store.task_reader import Reader
+from orchestrator_agent.store.reads import Reader
 from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import BUCKET_STREAM, ensure_bucket

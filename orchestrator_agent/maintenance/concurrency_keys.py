@@ -16,7 +16,7 @@ from cronsim import CronSim
 from orchestrator_agent.engine.events import Begin, CancelRequested, RunEvent
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available
-from orchestrator_agent.store.task_reader import Reader
+from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from pantheon.runtime.background import end

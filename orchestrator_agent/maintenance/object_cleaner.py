@@ -6,12 +6,10 @@ a requester has to read the result. Who comes later asks for the task's response
 
 import asyncio
 import random
-from collections.abc import Collection
-from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.sweeps import TaskSweeps
 from pantheon.bus import Objects
 from pantheon.runtime.background import end
 from protocol.errors import BusError, StoreError
@@ -21,18 +19,13 @@ log = structlog.get_logger()
 
 LOOK_SECONDS = 600.0
 
-AT_WORK = """
-select u.a as root_task_id from unnest($1::uuid[], $2::uuid[]) as u(a, b)
-where (select t.task_id from tasks t where t.root_task_id = u.a and t.task_id = u.b limit 1) is not null
-"""
-
 
 class ObjectCleaner:
     """Looks now and then, in every orchestrator; to remove what another has removed does nothing."""
 
-    def __init__(self, objects: Objects, database: Database) -> None:
+    def __init__(self, objects: Objects, sweeps: TaskSweeps) -> None:
         self._objects = objects
-        self._database = database
+        self._sweeps = sweeps
         self._suspected: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -53,7 +46,7 @@ class ObjectCleaner:
         Twice: a client puts its payload there before its request is sent. Raises BusError, StoreError.
         """
         names = await self._objects.names()
-        wanted = await self._at_work({root for name in names if (root := root_of(name)) is not None})
+        wanted = await self._sweeps.at_work({root for name in names if (root := root_of(name)) is not None})
         suspected = {name for name in names if root_of(name) not in wanted}
         removed = sorted(suspected & self._suspected)
         self._suspected = suspected - set(removed)
@@ -62,10 +55,6 @@ class ObjectCleaner:
         if removed:
             log.info("leftovers.removed", objects=len(removed))
         return removed
-
-    async def _at_work(self, roots: Collection[UUID]) -> set[UUID]:
-        records = await self._database.fetch(AT_WORK, list(roots), list(roots))
-        return {record["root_task_id"] for record in records}
 
     async def close(self) -> None:
         if self._task is not None:

@@ -26,8 +26,8 @@ from orchestrator_agent.message_loops import MessageLoops
 from orchestrator_agent.operations.operations import Operations
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.pauses import PauseStore
+from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.ready_queue import Waiting
-from orchestrator_agent.store.task_reader import Reader
 from pantheon.bus import Bus
 from pantheon.discovery import Registry
 from pantheon.runtime.background import end

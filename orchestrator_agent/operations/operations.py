@@ -25,7 +25,7 @@ from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.operations.dead_letters import DeadLetters
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.pauses import PauseStore
-from orchestrator_agent.store.task_reader import Reader
+from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.files import read_workflow
 from orchestrator_agent.workflows.library import Library

@@ -15,7 +15,7 @@ from orchestrator_agent.engine.state import ENDED, Status
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available
-from orchestrator_agent.store.task_reader import Reader
+from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Publisher
 from protocol.errors import PantheonError, StoreError
@@ -52,7 +52,7 @@ class Republisher:
             wanted.setdefault(record["root_task_id"], set()).add(record["task_id"])
         roots = list(wanted)
         for first in range(0, len(roots), TREES):
-            for root_task_id, tree in (await self._store.trees(roots[first : first + TREES])).items():
+            for root_task_id, tree in (await self._reader.trees(roots[first : first + TREES])).items():
                 try:
                     run = await self._runs.build(tree)
                 except StoreError:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator_agent.dispatch.queues import flow_of
 from orchestrator_agent.service import load_library, orchestrator
-from orchestrator_agent.store.ready_queue import flow_of
 from pantheon import Agent, Mesh, TaskContext
 from pantheon.runtime.process import AgentProcess
 from pantheon.runtime.settings import MeshSettings

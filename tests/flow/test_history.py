@@ -11,11 +11,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.maintenance.history_archiver import HistoryArchiver, is_over, month_of
+from orchestrator_agent.maintenance.history_archiver import HistoryArchiver, is_over
 from orchestrator_agent.service import load_library, orchestrator
-from orchestrator_agent.store.age import surely_new
 from orchestrator_agent.store.batch_statements import not_in_history, whole
 from orchestrator_agent.store.columns import ACCEPTED_COLUMNS
+from orchestrator_agent.store.history import HistoryStore, month_of, surely_new
 from orchestrator_agent.store.pool import Database
 from pantheon import Mesh
 from pantheon.runtime.process import AgentProcess
@@ -61,7 +61,7 @@ async def count(database: Database, table: str) -> int:
 
 
 def history(database: Database, *, after: float = HOUR, days: float = 30) -> HistoryArchiver:
-    return HistoryArchiver(database, after_seconds=after, retention_days=days)
+    return HistoryArchiver(HistoryStore(database), after_seconds=after, retention_days=days)
 
 
 async def settle(made: HistoryArchiver) -> int:

@@ -9,8 +9,9 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
+from orchestrator_agent.dispatch.queues import flow_of
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.ready_queue import AGING_SECONDS, CLAIM, TAKE, ReadyQueue, Waiting, flow_of
+from orchestrator_agent.store.ready_queue import AGING_SECONDS, CLAIM, TAKE, ReadyQueue, Waiting
 from protocol import new_id
 
 

@@ -6,7 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-from orchestrator_agent.store.pool import WORDS, Database, ProcessLock
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.process_lock import WORDS, ProcessLock
 from protocol import new_id
 from tests.waiting import until
 
@@ -16,7 +17,7 @@ WITHIN_SECONDS = 60
 HOLDER = """
 import asyncio, sys
 from uuid import UUID
-from orchestrator_agent.store.pool import ProcessLock
+from orchestrator_agent.store.process_lock import ProcessLock
 
 async def main():
     lock = ProcessLock(sys.argv[1], UUID(sys.argv[2]), "holder", frozen_seconds=4.0)

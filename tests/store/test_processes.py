@@ -7,7 +7,8 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.store.pool import Database, ProcessLock
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import DeadProcess, Processes
 from protocol import new_id
 from protocol.errors import StoreError
