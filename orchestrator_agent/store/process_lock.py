@@ -1,4 +1,4 @@
-"""ProcessLock: what says "this process lives" to all others, and what it notes there for the process that may adopt it.
+"""ProcessLock: shows the others that this process lives, and notes what the one that may adopt it has to know.
 
 See ADR 0004.
 """
@@ -20,10 +20,10 @@ from protocol.errors import StoreError
 log = structlog.get_logger()
 
 # A process that is frozen keeps its connections: the kernel answers for it. So the session of its lock ends when
-# nothing was said in it for this time, as long as TCP's keepalives take with a host that vanished.
+# no statement was sent in it for this time, as long as TCP's keepalives take with a host that vanished.
 FROZEN_SECONDS = 25.0
-# So many words in that time: a loop that is busy for a while has not lost its lock yet.
-WORDS = 5
+# So many statements are sent in that time: a loop that is busy for a while has not lost its lock yet.
+KEEPALIVES = 5
 TAKE_AGAIN_SECONDS = 1.0
 
 # The lock of a process: its own, waited for; another's, where it is free; another's given back.
@@ -48,7 +48,8 @@ LEAVE = "delete from orchestrators where process_id = $1"
 
 
 class ProcessLock:
-    """Says "this process lives" without a write: a session's advisory lock, freed by Postgres when the session ends.
+    """Shows that this process lives without a write: a session's advisory lock, freed by Postgres when the session
+    ends.
 
     The session ends when the process dies, when its host vanishes, and when it was frozen for `frozen_seconds`. A
     process that lost its session and lives takes the lock again at once.
@@ -64,7 +65,7 @@ class ProcessLock:
         self._unpublished: datetime | None = None
         self._frozen_seconds = frozen_seconds
         # A connection carries one statement at a time.
-        self._talking = asyncio.Lock()
+        self._in_use = asyncio.Lock()
         self._ended = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -81,14 +82,14 @@ class ProcessLock:
         self._keeper = asyncio.create_task(self._keep(), name="process-lock")
 
     async def _connect(self) -> None:
-        # One of each session's own: the end of the one before may be told late.
+        # Each session has its own: the end of the one before may be noticed late.
         ended = self._ended = asyncio.Event()
         connection: asyncpg.Connection[Any] | None = None
         try:
             frozen = {"idle_session_timeout": str(round(self._frozen_seconds * 1000))}
             connection = await asyncpg.connect(self._url, server_settings=SESSION_SETTINGS | frozen, timeout=10)
             connection.add_termination_listener(lambda _: ended.set())
-            # A session that this one is to replace, or who adopts this process, may hold it for a while yet.
+            # The session that this one replaces, or a process that adopts this one, may hold it for a while yet.
             await connection.execute(LOCK, self.key, timeout=2 * self._frozen_seconds)
             await connection.execute(ENTER, self.process_id, self.instance_id, self.key, timeout=self._frozen_seconds)
         except (*PASSING_ERRORS, asyncpg.PostgresError) as error:
@@ -99,19 +100,19 @@ class ProcessLock:
             if connection is not None:
                 connection.terminate()
             raise
-        # What this process had noted is gone, with the row or above; what is still so is noted again.
+        # What this process had noted is gone, with the row or by ENTER; what is still so is noted again.
         self._unpublished = None
         self._connection = connection
 
     async def _keep(self) -> None:
-        """Say a word now and then, which is what a frozen process cannot; where the session has ended, take the lock
+        """Send a statement now and then, which a frozen process cannot; where the session has ended, take the lock
         again."""
         while True:
             try:
-                async with asyncio.timeout(self._frozen_seconds / WORDS):
+                async with asyncio.timeout(self._frozen_seconds / KEEPALIVES):
                     await self._ended.wait()
             except TimeoutError:
-                await self._say_a_word()
+                await self._keep_alive()
             if not self.held:
                 log.warning("process.lock_lost", process_id=str(self.process_id))
                 await self._take_again()
@@ -126,23 +127,23 @@ class ProcessLock:
                 log.warning("process.lock_waiting", error=str(error))
                 await asyncio.sleep(TAKE_AGAIN_SECONDS)
 
-    async def _say_a_word(self) -> None:
+    async def _keep_alive(self) -> None:
         connection = self._connection
         assert connection is not None
         try:
-            async with self._talking:
+            async with self._in_use:
                 await connection.execute("select 1", timeout=self._frozen_seconds)
         except (*PASSING_ERRORS, asyncpg.PostgresError) as error:
             log.debug("process.silent", error=first_line(error))
             connection.terminate()
 
     @asynccontextmanager
-    async def _speaking(self, what: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    async def _session(self, what: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
         """The session, for one statement. Raises StoreError."""
         if self._connection is None or self._connection.is_closed():
             raise StoreError(f"{what}: the process's lock is not held")
         try:
-            async with self._talking:
+            async with self._in_use:
                 yield self._connection
         except (*PASSING_ERRORS, asyncpg.PostgresError) as error:
             raise StoreError(f"{what}: {first_line(error)}") from error
@@ -150,33 +151,33 @@ class ProcessLock:
     async def try_other(self, key: int) -> bool:
         """Take another process's lock, if that is free: the process is dead, or frozen. Freed with this session, if not
         by `leave_other` before. Raises StoreError."""
-        async with self._speaking("cannot ask whether a process lives") as connection:
+        async with self._session("cannot ask whether a process lives") as connection:
             return bool(await connection.fetchval(TRY_LOCK, key, timeout=self._frozen_seconds))
 
     async def leave_other(self, key: int) -> None:
         """Give another process's lock back; a session that has ended has done so."""
         try:
-            async with self._speaking("cannot leave a lock") as connection:
+            async with self._session("cannot leave a lock") as connection:
                 await connection.execute(UNLOCK, key, timeout=self._frozen_seconds)
         except StoreError as error:
-            # Else it would look alive for as long as this process does.
+            # Else the other process would look alive for as long as this one does.
             log.debug("process.lock_kept", error=str(error))
             if self._connection is not None:
                 self._connection.terminate()
 
     async def note_unpublished(self, since: datetime | None) -> None:
-        """Say, for whoever adopts this process's rows, since when the broker has not acknowledged. Raises StoreError.
+        """Note, for a process that adopts this one, since when the broker has not acknowledged. Raises StoreError.
 
         Written only when it changes, which is when the broker goes and when it comes back.
         """
         if (since is None) == (self._unpublished is None) or not self.held:
             return
-        async with self._speaking("cannot note the broker's absence") as connection:
+        async with self._session("cannot note the broker's absence") as connection:
             await connection.execute(NOTE_UNPUBLISHED, self.process_id, since, timeout=self._frozen_seconds)
         self._unpublished = since
 
     async def release(self, *, forget: bool = False) -> None:
-        """End the session. `forget`: this process owes nothing any more, nobody need adopt it."""
+        """End the session. `forget`: this process has published everything, so no other need adopt it."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()

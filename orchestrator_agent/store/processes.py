@@ -1,4 +1,4 @@
-"""Processes: the orchestrators that the database knows, what each owes, and who takes over from one that died."""
+"""Processes: the orchestrators that the database knows, what each has to publish, and the takeover of one that died."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,9 +52,9 @@ where r.task_id = r.root_task_id and r.answered_at is null
   and not exists (select 1 from orchestrators o where o.process_id = t.dispatched_by)
 """
 
-# Strikes a process off, unless something else was noted about it meanwhile ($2 is the note as text). The time as text:
+# Forgets a process, unless something else was noted about it meanwhile ($2 is the note as text). The time as text:
 # an exact comparison, which Python's microseconds and -infinity would not give. By the primary key.
-STRIKE_OFF = "delete from orchestrators where process_id = $1 and unpublished_since::text is not distinct from $2"
+FORGET = "delete from orchestrators where process_id = $1 and unpublished_since::text is not distinct from $2"
 IS_THERE = "select 1 from orchestrators where process_id = $1"
 
 # Notes for every process that all it has published is lost, whether one has, and that a process has published all
@@ -73,8 +73,8 @@ SURELY_PUBLISHED = timedelta(seconds=15)
 
 @dataclass(frozen=True)
 class DeadProcess:
-    """A process that may be dead. `unpublished_since`: it had said that publishing did not work; `noted` is that as
-    the database has it. `owes_all`: the broker lost what it had published, and it has not said that again."""
+    """A process that may be dead. `unpublished_since`: it had noted that publishing did not work; `noted` is that note
+    as the database has it. `owes_all`: the broker lost what it had published, and it has not published that again."""
 
     process_id: UUID
     lock_key: int
@@ -83,18 +83,19 @@ class DeadProcess:
     noted: str | None = None
 
     def may_owe(self, rows: Sequence[Any]) -> list[Any]:
-        """Which of its rows may never have reached the broker. Saying an attempt again that did is harmless for the two
-        minutes that the broker remembers it, but after that an agent that is long at work on it would get a twin."""
-        last = max((one["dispatched_at"] for one in rows if one["dispatched_at"] is not None), default=None)
+        """Which of its rows may never have reached the broker. To publish an attempt again that did is harmless for the
+        two minutes that the broker remembers it, but after that an agent that is long at work on it would get a
+        twin."""
+        last = max((row["dispatched_at"] for row in rows if row["dispatched_at"] is not None), default=None)
         if self.owes_all or last is None:
             return list(rows)
         since = last - SURELY_PUBLISHED
         if self.unpublished_since is not None:
             since = min(since, self.unpublished_since - SURELY_PUBLISHED)
         return [
-            one
-            for one in rows
-            if one["status"] != "dispatched" or one["dispatched_at"] is None or one["dispatched_at"] >= since
+            row
+            for row in rows
+            if row["status"] != "dispatched" or row["dispatched_at"] is None or row["dispatched_at"] >= since
         ]
 
 
@@ -112,24 +113,24 @@ class Processes:
         """All processes but this one, alive or not: their locks say which."""
         records = await self._database.fetch(OTHERS, process_id)
         return [
-            DeadProcess(one["process_id"], one["lock_key"], one["since"], bool(one["owes_all"]), one["noted"])
-            for one in records
+            DeadProcess(row["process_id"], row["lock_key"], row["since"], bool(row["owes_all"]), row["noted"])
+            for row in records
         ]
 
     async def strays(self) -> list[DeadProcess]:
-        """Processes that have rows at work and are not in the list."""
-        records = await self._database.fetch(STRAYS)
-        return [DeadProcess(one["process_id"], 0) for one in records]
+        """Processes that have rows at work and are not among those that the database knows."""
+        return [DeadProcess(row["process_id"], 0) for row in await self._database.fetch(STRAYS)]
 
     async def unpublished(self, process_id: UUID) -> Sequence[Any]:
+        """Every attempt and final response that a process has to publish, or published in vain."""
         return await self._database.fetch(UNPUBLISHED, process_id)
 
     async def take_over(self, dead: DeadProcess, process_id: UUID) -> int | None:
-        """Make the rows of a dead process this one's, and strike it off the list; None where something was noted about
-        it meanwhile, so that it may owe more than was thought."""
+        """Make the rows of a dead process this one's, and forget the process; None where something was noted about it
+        meanwhile, so that more of its rows may be unpublished than was thought."""
         async with self._database.connection() as connection, connection.transaction():
-            struck = await connection.execute(STRIKE_OFF, dead.process_id, dead.noted)
-            if struck == "DELETE 0" and await connection.fetchval(IS_THERE, dead.process_id):
+            forgotten = await connection.execute(FORGET, dead.process_id, dead.noted)
+            if forgotten == "DELETE 0" and await connection.fetchval(IS_THERE, dead.process_id):
                 return None
             done = await connection.execute(TAKE_OVER, dead.process_id, process_id)
             return int(done.rpartition(" ")[2])
@@ -139,8 +140,10 @@ class Processes:
         await self._database.execute(LOSE_EVERYTHING)
 
     async def owes_all(self, process_id: UUID) -> bool:
+        """Whether the broker has lost what a process published, and it has not published all of it again."""
         records = await self._database.fetch(HAS_LOST_EVERYTHING, process_id)
         return bool(records and records[0]["all_of_it"])
 
     async def owes_no_more(self, process_id: UUID) -> None:
+        """Note that a process has published everything again after a loss."""
         await self._database.execute(EVERYTHING_PUBLISHED, process_id)

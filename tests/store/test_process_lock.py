@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.process_lock import WORDS, ProcessLock
+from orchestrator_agent.store.process_lock import KEEPALIVES, ProcessLock
 from protocol import new_id
 from tests.waiting import until
 
@@ -64,7 +64,7 @@ async def test_a_process_that_has_nothing_to_do_keeps_its_lock(database_url: str
     try:
         async with asyncio.timeout(WITHIN_SECONDS), Database(database_url) as database:
             said: set[tuple[int, object]] = set()
-            while len(said) <= WORDS:
+            while len(said) <= KEEPALIVES:
                 (row,) = await database.fetch(
                     "select query_start, pid from pg_stat_activity where pid in "
                     "(select pid from pg_locks where locktype = 'advisory' and objid = ($1::bigint & 4294967295)::oid)",
