@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, get_type_hints
 from uuid import UUID
 
-from orchestrator_agent.dispatch.router import Open
+from orchestrator_agent.dispatch.router import AdmitAll
 from pantheon.agent import Agent
 from pantheon.worker.context import TaskContext, sayable
 from pantheon.worker.handler import Handler
@@ -305,7 +305,7 @@ async def _look_on(agent: Agent | None, moment: str, *arguments: Any) -> None:
             await agent.call_hooks(moment, *arguments)
 
 
-class Places(Open):
+class Places(AdmitAll):
     """No flow control, but alternatives share by what each has at work."""
 
     def __init__(self, agents: Agents) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Protocol
 from uuid import UUID
 
-from orchestrator_agent.dispatch.queues import Queue, flow_of, queue_of
+from orchestrator_agent.dispatch.queues import Queue, fairness_key, queue_of
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.attempts import route_request_of
 from orchestrator_agent.engine.decisions import Decisions, RouteRequest
@@ -130,9 +130,9 @@ def _flow_of(run: Run, row: Row, wanted: RouteRequest) -> int:
     above: Row | None = row
     while above is not None and above.parent_task_id is not None:
         if above.role is Role.DELEGATED:
-            return flow_of(wanted.tenant, str(above.parent_task_id))
+            return fairness_key(wanted.tenant, str(above.parent_task_id))
         above = run.rows.get(above.parent_task_id)
-    return flow_of(wanted.tenant, wanted.requester)
+    return fairness_key(wanted.tenant, wanted.requester)
 
 
 def _ready(decisions: Decisions) -> list[Row]:

@@ -9,8 +9,8 @@ from protocol.messages import json_bytes
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What a queue's rows have in common. `limited` is the requester, where a rate limit holds it back: others must
-    not wait behind it."""
+    """What a queue's rows have in common. `limited` is the requester, where a rate limit holds for it: rows of others
+    must not wait behind it."""
 
     task_type: str
     agent: str | None = None
@@ -33,19 +33,20 @@ class Queue:
         return cls(task_type, agent or None, requires, limited)
 
 
-def queue_of(wanted: RouteRequest, limited: str = "") -> Queue:
+def queue_of(request: RouteRequest, limited: str = "") -> Queue:
     requires = ""
-    if wanted.requires is not None:
-        text = wanted.requires.model_dump_json(exclude_defaults=True)
+    if request.requires is not None:
+        text = request.requires.model_dump_json(exclude_defaults=True)
         requires = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    return Queue(wanted.task_type, wanted.pinned_agent, requires, limited)
+    return Queue(request.task_type, request.pinned_agent, requires, limited)
 
 
 def requester_text(tenant: str, requester: str | None) -> str:
-    """Who a requester is, for limits and lines: names repeat between tenants."""
+    """What identifies a requester, for limits and queues: names repeat between tenants."""
     return json_bytes([tenant, requester or ""]).decode()
 
 
-def flow_of(tenant: str, requester: str | None) -> int:
+def fairness_key(tenant: str, requester: str | None) -> int:
+    """A requester as the column `flow` of the ready queue holds it: a hash."""
     text = requester_text(tenant, requester)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)

@@ -191,9 +191,7 @@ class RateLimits:
 
     async def _take(self, bucket: Bucket, wanted: int) -> tuple[int, float] | None:
         limit = bucket.limit
-        return await self._shared.take_tokens(
-            bucket.name, per_second=limit.per_second, burst=limit.burst, wanted=wanted
-        )
+        return await self._shared.take_tokens(bucket.name, per_second=limit.per_second, burst=limit.burst, count=wanted)
 
     def _let_go(self, bucket: Bucket, pocket_at: float) -> None:
         """What is in a pocket since then goes back."""

@@ -201,7 +201,7 @@ async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer, monkeypa
     await until(lambda: weighing.of_agent("a") == 1, "the token, in the pocket of who does not use it")
     await until(lambda: using.of_agent("a") == 1, "the same token at another process")
     using.spend(RouteRequest("x"), "a")
-    taken = await one.take_tokens("agent:a", per_second=1 / 3600, burst=1, wanted=1)
+    taken = await one.take_tokens("agent:a", per_second=1 / 3600, burst=1, count=1)
     assert taken is not None
     assert taken[0] == 0
     for made in (weighing, using):
