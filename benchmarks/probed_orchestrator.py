@@ -66,13 +66,14 @@ def main() -> int:
     from orchestrator_agent.runtime.settlement import Settlement
     from orchestrator_agent.runtime.transitions import Transitions
     from orchestrator_agent.store.pool import Database
+    from orchestrator_agent.store.task_reader import TaskReader
     from orchestrator_agent.store.tasks import TaskStore
 
     probe = Probe()
     probe.measure(TaskStore, "apply", lambda _, batch: len(batch))
     probe.measure(TaskStore, "accept", lambda _, batch: len(batch))
     probe.measure(TaskStore, "mark_answered", lambda _, ids: len(ids))
-    probe.measure(TaskStore, "trees", lambda _, ids: len(ids))
+    probe.measure(TaskReader, "trees", lambda _, ids: len(ids))
     probe.measure(Settlement, "settle", lambda _, deliveries, posted: len(deliveries))
     probe.measure(Transitions, "_behind", lambda _, runs: len(runs))
     probe.measure(Acceptance, "accept", lambda _, deliveries: len(deliveries))
