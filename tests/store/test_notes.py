@@ -29,8 +29,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 async def test_a_note_does_not_wait_for_the_disk_and_the_next_does(database: Database, statement: str) -> None:
     task_id = new_id()
     await database.execute(INSERT, task_id, datetime.now(UTC))
-    nobody: list[UUID] = []
-    arguments = ([task_id], [task_id]) if statement is RESPONDED else (["work"], 10, nobody, nobody, nobody)
+    none: list[UUID] = []
+    arguments = ([task_id], [task_id]) if statement is RESPONDED else (["work"], 10, none, none, none)
     async with database.connection() as connection:
         # As users have it; the tests' own servers need not survive anything.
         await connection.execute("set synchronous_commit = on")
