@@ -63,7 +63,8 @@ def main() -> int:
     from orchestrator_agent.intake.acceptance import Acceptance
     from orchestrator_agent.maintenance.reconciler import Reconciler
     from orchestrator_agent.runtime.outbox import Outbox
-    from orchestrator_agent.runtime.settlement import Settlement
+    from orchestrator_agent.runtime.responses import ResponseSettler
+    from orchestrator_agent.runtime.run_cache import RunCache
     from orchestrator_agent.runtime.transitions import Transitions
     from orchestrator_agent.store.pool import Database
     from orchestrator_agent.store.task_reader import TaskReader
@@ -72,10 +73,11 @@ def main() -> int:
     probe = Probe()
     probe.measure(TaskStore, "apply", lambda _, batch: len(batch))
     probe.measure(TaskStore, "accept", lambda _, batch: len(batch))
-    probe.measure(TaskStore, "mark_answered", lambda _, ids: len(ids))
+    probe.measure(TaskStore, "mark_responded", lambda _, ids: len(ids))
     probe.measure(TaskReader, "trees", lambda _, ids: len(ids))
-    probe.measure(Settlement, "settle", lambda _, deliveries, posted: len(deliveries))
-    probe.measure(Transitions, "_behind", lambda _, runs: len(runs))
+    probe.measure(ResponseSettler, "settle", lambda _, deliveries, entries: len(deliveries))
+    probe.measure(Transitions, "apply", lambda _, happened, outcomes: len(happened))
+    probe.measure(RunCache, "drop_outdated", lambda _, runs: len(runs))
     probe.measure(Acceptance, "accept", lambda _, deliveries: len(deliveries))
     probe.measure(Outbox, "deliver")
     probe.measure(Database, "fetch")

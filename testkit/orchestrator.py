@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import random
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
@@ -18,15 +17,15 @@ from orchestrator_agent.engine.events import (
     Begin,
     CancelRequested,
     DeadlinePassed,
-    Delegated,
     Due,
     Expired,
     OriginalEnded,
-    ResponseReceived,
     RunEvent,
 )
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.intake.planner import Planner, Replayed, input_of, lay_over, refuse_to_run_again
+from orchestrator_agent.intake.delegation import delegation_of
+from orchestrator_agent.intake.planner import Planner
+from orchestrator_agent.intake.replay import REPLAY, RETRY, Replayed, ReplayRequest, make_replay
 from orchestrator_agent.maintenance.concurrency_keys import (
     REPLACED,
     bound_of,
@@ -34,16 +33,15 @@ from orchestrator_agent.maintenance.concurrency_keys import (
     scheduled_request,
     workflow_of,
 )
+from orchestrator_agent.runtime.response_reader import received
 from orchestrator_agent.runtime.wire import final_response, task_request
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from pantheon.client.mesh import result_of
 from pantheon.worker.context import TaskContext
-from protocol.errors import PantheonError
 from protocol.ids import new_id
 from protocol.messages import DEFAULT_TIMEOUT_SECONDS, TaskRequest, TaskResponse, parse_request, to_bytes
-from protocol.names import EXECUTE_DAG
 from testkit.agents import Agents, Places
 from testkit.clock import Clock, rest
 from testkit.course import Course
@@ -110,26 +108,10 @@ class Orchestrator:
 
     def again(self, course: Course, *, from_step: str | None, keep: bool, given: Mapping[str, Any] | None) -> Course:
         """A `mesh.retry` (`keep`) or a `mesh.replay` of a task. Raises PantheonError."""
-        root = course.table.root
-        refuse_to_run_again(root)
-        if keep and root["status"] not in (Status.FAILED, Status.CANCELLED):
-            raise PantheonError(f"the task is {root['status']}: only a failed or cancelled one can be retried")
-        payload = json.loads(root["payload"] or "{}")
-        before = input_of(payload, root["task_type"])
-        lay_over(payload, dict(given) if given else None, root["task_type"])
-        request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if keep else "mesh.replay")
-        replayed = Replayed(
-            task_id=course.run.root_task_id,
-            task_type=root["task_type"],
-            payload=payload,
-            plan=course.table.plan(self.library),
-            workflow_version=root["workflow_version"],
-            rows=course.table.rows(),
-            given=before,
-            from_step=from_step,
-            timeout_seconds=root["timeout_seconds"],
-            keep_completed=keep,
-        )
+        changes = dict(given) if given else None
+        wanted = ReplayRequest(course.run.root_task_id, retry=keep, from_step=from_step, input=changes)
+        replayed = make_replay(wanted, list(course.table.records.values()), self.library)
+        request = TaskRequest(task_id=new_id(), task_type=RETRY if keep else REPLAY)
         return self.accept(request, replayed)
 
     def restart(self) -> None:
@@ -237,18 +219,7 @@ class Orchestrator:
     def _answered(self, response: TaskResponse) -> None:
         self._agent_health.judge(response)
         self.look = True
-        self._posted.append(
-            ResponseReceived(
-                root_task_id=response.root_task_id,
-                task_id=response.task_id,
-                attempt=response.attempt,
-                status=response.status,
-                result=response.result,
-                error=response.error,
-                usage=response.usage,
-                instance_id=response.instance_id,
-            )
-        )
+        self._posted.append(received(response, response.result, response.error))
 
     def _ended(self, run: Run) -> None:
         for course in list(self.courses.values()):
@@ -298,20 +269,14 @@ class Orchestrator:
         return result_of(response)
 
     def _delegated(self, request: TaskRequest) -> bool:
-        root, parent = request.root_task_id, request.parent_task_id
-        if root not in self.courses or parent is None or self.courses[root].root.ended:
+        delegated = delegation_of(request, self.library)
+        if delegated is None:
             return False
-        try:
-            plan = self.library.newest(request.task_type) or self.library.single(request.task_type)
-            payload = request.payload
-            if request.task_type == EXECUTE_DAG:
-                plan, payload = self.library.inline(request.payload)
-        except PantheonError:
+        course = self.courses.get(delegated.root_task_id)
+        if course is None or course.run.root.ended:
             return False
-        named = "timeout_seconds" in request.model_fields_set
-        timeout = request.timeout_seconds if named else None
-        self.happen(Delegated(root, parent, request.task_id, request.task_type, payload, plan, timeout_seconds=timeout))
-        return request.task_id in self.courses[root].run.rows
+        self.happen(delegated)
+        return request.task_id in course.run.rows
 
     def _answer(self, task_id: UUID, response: bytes) -> None:
         for answer in self._delegations.pop(task_id, ()):

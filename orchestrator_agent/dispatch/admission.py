@@ -4,11 +4,12 @@ A task passes when its agent's window has room, its limits have tokens, and nobo
 turn. What does not pass is given a place in the line by the store, when it is written.
 """
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Protocol
 from uuid import UUID
 
 from orchestrator_agent.dispatch.queues import Queue, fairness_key, queue_of
+from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.attempts import route_request_of
 from orchestrator_agent.engine.decisions import Decisions, RouteRequest
@@ -35,7 +36,9 @@ class Tokens(Protocol):
 
 
 class Admission:
-    def __init__(self, window: Window, line: ReadyQueue, tokens: Tokens) -> None:
+    """`signal` is set when rows have joined a queue."""
+
+    def __init__(self, window: Window, line: ReadyQueue, tokens: Tokens, signal: DispatchSignal | None = None) -> None:
         self.window = window
         self.line = line
         self.tokens = tokens
@@ -45,8 +48,7 @@ class Admission:
         self.joins = 0
         # Rows whose turn it is.
         self.called: set[UUID] = set()
-        # Told of queues that rows have joined.
-        self.on_joined: Callable[[], None] = lambda: None
+        self._signal = signal or DispatchSignal()
 
     # -- asked by routing ---------------------------------------------------------------------------------------------
 
@@ -118,7 +120,7 @@ class Admission:
         """Rows wait there now."""
         self.joins += 1
         self.waiting.update(queues)
-        self.on_joined()
+        self._signal.set()
 
 
 def _flow_of(run: Run, row: Row, wanted: RouteRequest) -> int:
@@ -140,20 +142,3 @@ def _ready(decisions: Decisions) -> list[Row]:
     if decisions.changed:
         found += [row for row in decisions.changed.values() if row.status is Status.READY]
     return found
-
-
-class NoLimits:
-    """Tokens where nothing is limited."""
-
-    active = False
-
-    def of_agent(self, agent: str) -> int | None:
-        return None
-
-    def of_requester(self, limited: str) -> int | None:
-        return None
-
-    def limited(self, wanted: RouteRequest) -> str:
-        return ""
-
-    def spend(self, wanted: RouteRequest, agent: str) -> None: ...

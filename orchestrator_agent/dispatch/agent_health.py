@@ -4,10 +4,11 @@ A circuit (closed, open, half-open) keeps tasks from an agent that only fails. A
 agent that was mended is not judged by its past.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from protocol.messages import TaskResponse
 
@@ -77,30 +78,39 @@ class HealthOfAgent:
     circuit: Circuit = field(default_factory=Circuit)
 
 
-class AgentHealth:
-    """One process's own experience; `clock` in seconds, for tests."""
+class Probes(Protocol):
+    """Which process lets a task through a half-open circuit, for all of them: see `shared_circuits.ProbeClaims`."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def may_probe(self, agent: str) -> bool: ...
+    def probed(self, agent: str) -> None: ...
+
+
+class CircuitNews:
+    """Circuits that this process opened or closed, by what it saw itself, until other processes have been informed."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, CircuitState] = {}
+        self.changed = asyncio.Event()
+
+    def note(self, agent: str, state: CircuitState) -> None:
+        self.states[agent] = state
+        self.changed.set()
+
+
+class AgentHealth:
+    """One process's own experience; `clock` in seconds, for tests. Without `probes` each process probes for itself."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, probes: Probes | None = None) -> None:
         self._clock = clock
+        self._probes = probes
+        self.news = CircuitNews()
         self._agent_health: dict[str, HealthOfAgent] = {}
-        # Told of every attempt that is sent, and of every one that ended: it gives its place back. How many an agent
-        # has at work is counted there (`flow.window`), where the broker's own count puts it right.
-        self.on_dispatch: Callable[[str], None] = lambda agent: None
-        self.on_response: Callable[[str], None] = lambda agent: None
-        # Told of circuits that this process opened or closed, by what it saw itself.
-        self.on_circuit: Callable[[str, CircuitState], None] = lambda agent, state: None
-        # Whether this process may be the one that lets a task through a half-open circuit; told when it has.
-        self.may_probe: Callable[[str], bool] = lambda agent: True
-        self.on_probe: Callable[[str], None] = lambda agent: None
 
     def of(self, agent: str) -> HealthOfAgent:
         standing = self._agent_health.get(agent)
         if standing is None:
             standing = self._agent_health[agent] = HealthOfAgent()
         return standing
-
-    def dispatched(self, agent: str) -> None:
-        self.on_dispatch(agent)
 
     def placed(self, agent: str) -> None:
         """A task was given to it; where its circuit is half open, it is the only one."""
@@ -109,13 +119,13 @@ class AgentHealth:
             return
         if standing.circuit.state(self._clock()) == "half_open":
             standing.circuit.probed_at = self._clock()
-            self.on_probe(agent)
+            if self._probes is not None:
+                self._probes.probed(agent)
 
     def judge(self, response: TaskResponse) -> None:
         """Note what an answer says of its agent; that it was stopped, or given a payload that is wrong, says nothing
         against it, and how fast it refused says nothing of how fast it works."""
         if response.status == "cancelled":
-            self.on_response(response.agent)
             return
         took = None
         if response.status == "completed" and response.started_at is not None and response.completed_at is not None:
@@ -125,7 +135,6 @@ class AgentHealth:
 
     def answered(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
         """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload."""
-        self.on_response(agent)
         standing = self.of(agent)
         now = self._clock()
         standing.failure_rate = self._faded(standing, now) * (1 - WEIGHT) + (WEIGHT if failed else 0.0)
@@ -133,10 +142,10 @@ class AgentHealth:
         if failed:
             standing.circuit.failed(now)
             if standing.circuit.opened_at == now:
-                self.on_circuit(agent, "open")
+                self.news.note(agent, "open")
             return
         if standing.circuit.opened_at is not None:
-            self.on_circuit(agent, "closed")
+            self.news.note(agent, "closed")
         standing.circuit.succeeded()
         if milliseconds is not None:
             known = standing.response_ms.setdefault(task_type, ResponseTime(milliseconds, now))
@@ -157,7 +166,9 @@ class AgentHealth:
         standing = self._agent_health.get(agent)
         if standing is None or standing.circuit.opened_at is None:
             return True
-        return standing.circuit.admits(self._clock()) and self.may_probe(agent)
+        if not standing.circuit.admits(self._clock()):
+            return False
+        return self._probes is None or self._probes.may_probe(agent)
 
     def circuit(self, agent: str) -> CircuitState:
         return self.of(agent).circuit.state(self._clock())

@@ -6,19 +6,25 @@ database whether somebody waits: it knows, and learns of what others know at eac
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 from uuid import UUID
 
 import structlog
 
+from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.queues import Queue
-from orchestrator_agent.engine.events import Due, RunEvent
+from orchestrator_agent.dispatch.router import Pauses
+from orchestrator_agent.dispatch.signal import DispatchSignal
+from orchestrator_agent.engine.events import Due
 from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.ready_queue import Taken, Waiting
+from pantheon.bus import Bus, before_consumer
 from pantheon.runtime.background import end
+from protocol.streams import TASKS
 
 log = structlog.get_logger()
 
@@ -46,64 +52,59 @@ class Rooms(Protocol):
     def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]: ...
 
 
+class CachedRuns(Protocol):
+    """What is asked of the runs that this process has in memory."""
+
+    def cached(self, root_task_id: UUID) -> Run | None: ...
+    async def held_by_other(self) -> Collection[UUID]:
+        """Roots whose rows another process had better take. Raises StoreError."""
+
+
 class QueueDispatcher:
-    """`perform` puts a happening into the conductor and returns when it is committed; `in_broker` counts an agent's
-    tasks there, None where that cannot be said; `cached` is a run in memory; `held_by_other` are roots whose rows
-    another process had better take."""
+    """Woken by `signal`. It has the rows that it takes placed through the inbox, as everything that happens to a run;
+    `bus` counts an agent's tasks in the broker."""
 
     def __init__(
         self,
         gate: Admission,
         rooms: Rooms,
+        signal: DispatchSignal,
         *,
-        perform: Callable[[RunEvent], Awaitable[Any]],
-        post: Callable[[RunEvent], None],
-        cached: Callable[[UUID], Run | None],
-        in_broker: Callable[[str], Awaitable[int | None]],
-        paused_workflows: Callable[[], frozenset[str]],
-        held_by_other: Callable[[], Awaitable[Collection[UUID]]],
+        active: ActiveProcesses,
+        pauses: Pauses,
+        inbox: Inbox,
+        runs: CachedRuns,
+        bus: Bus,
     ) -> None:
         self._gate = gate
         self._rooms = rooms
-        self._perform = perform
-        self._post = post
-        self._cached = cached
-        self._in_broker = in_broker
-        self._paused_workflows = paused_workflows
-        self._held_by_other = held_by_other
-        # Of the orchestrators that share the work, the oldest.
-        self.first_process: UUID | None = None
-        self._wake = asyncio.Event()
+        self._signal = signal
+        self._active = active
+        self._pauses = pauses
+        self._inbox = inbox
+        self._runs = runs
+        self._bus = bus
         self._loop_task: asyncio.Task[None] | None = None
         self._takes: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._held: dict[UUID, float] = {}
-        # Where each agent's tasks may come from, so that an answer wakes only who waits for its place.
-        self._waited_for: set[str] = set()
 
-    def start(self) -> None:
-        self._gate.on_joined = self._wake.set
-        self._gate.window.on_free = self._freed
+    async def start(self) -> None:
         self._loop_task = asyncio.create_task(self._run(), name="take-from-line")
 
     def wake(self) -> None:
-        """Places may have come: an agent, a resumed one, tokens."""
+        """Slots may have come: an agent, a resumed one, tokens."""
         if self._gate.waiting:
-            self._wake.set()
-
-    def _freed(self, agent: str) -> None:
-        if agent in self._waited_for:
-            self._wake.set()
+            self._signal.set()
 
     async def _run(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
+            await self._signal.wait()
             groups: dict[tuple[str, ...], list[Queue]] = {}
             for name in self._gate.waiting:
                 queue = Queue.of(name)
                 groups.setdefault(self._rooms.agents(queue.task_type, queue.agent), []).append(queue)
-            self._waited_for = {agent for agents in groups for agent in agents}
+            self._signal.awaited = frozenset(agent for agents in groups for agent in agents)
             for agents, queues in groups.items():
                 # A task of its own for each: one whose rows are slow to place does not hold up the others.
                 if agents and agents not in self._takes:
@@ -148,15 +149,15 @@ class QueueDispatcher:
     async def _take(self, names: list[str], count: int, like: Queue) -> int:
         """Have the next rows of some queues placed; returns how many there were."""
         gate, joins = self._gate, self._gate.joins
-        claim = gate.window.processes > 1
+        claim = self._active.shared
         # To place a row of a large tree, whoever has not its newest state in mind would read it all first.
-        held_by_other = await retry_until_available(self._held_by_other)
+        held_by_other = await retry_until_available(self._runs.held_by_other)
         rows = await retry_until_available(
             gate.line.take,
             names,
             count,
             passed=self._passed(),
-            paused=self._paused_workflows(),
+            paused=self._pauses.workflows,
             claim=claim,
             held_by_other=held_by_other,
         )
@@ -176,7 +177,7 @@ class QueueDispatcher:
         ids = {row.task_id for row in rows}
         self._gate.called |= ids
         try:
-            await asyncio.gather(*(self._perform(Due(row.root_task_id, row.task_id)) for row in rows))
+            await asyncio.gather(*(self._inbox.perform(Due(row.root_task_id, row.task_id)) for row in rows))
         finally:
             self._gate.called -= ids
         left = [row.task_id for row in rows if self._still_ready(row)]
@@ -189,7 +190,7 @@ class QueueDispatcher:
             asyncio.get_running_loop().call_later(HOLD_SECONDS, self.wake)
 
     def _still_ready(self, row: Taken) -> bool:
-        run = self._cached(row.root_task_id)
+        run = self._runs.cached(row.root_task_id)
         found = run.rows.get(row.task_id) if run is not None else None
         return found is not None and found.status is Status.READY
 
@@ -210,10 +211,10 @@ class QueueDispatcher:
     async def _check_window(self, agent: str) -> None:
         """A full window that is not full in truth would hold the line up for ever."""
         window = self._gate.window
-        shared = window.processes > 1
+        shared = self._active.shared
         wait = CHECK_FIRST_SECONDS if shared else CHECK_ALONE_SECONDS
         most = CHECK_SHARED_SECONDS if shared else CHECK_MAX_SECONDS
-        while agent in self._waited_for and window.room(agent) <= 0:
+        while agent in self._signal.awaited and window.room(agent) <= 0:
             await asyncio.sleep(wait)
             await self.correct(agent)
             wait = min(wait * 2, most)
@@ -221,15 +222,13 @@ class QueueDispatcher:
 
     async def correct(self, agent: str) -> None:
         before = self._gate.window.before(agent)
-        in_broker = await self._in_broker(agent)
+        in_broker = await before_consumer(self._bus, TASKS.name, agent)
         if in_broker is not None:
             self._gate.window.correct(agent, in_broker, before)
 
     async def count_processes(self) -> None:
         """Ask how many orchestrators share the work, and which is the first of them. Raises StoreError."""
-        processes = await self._gate.line.processes()
-        self._gate.window.processes = max(1, len(processes))
-        self.first_process = processes[0] if processes else None
+        self._active.learn(await self._gate.line.processes())
 
     async def look(self) -> None:
         """The sweep's part: what other processes have put into the line, how many they are, and who waits in vain.
@@ -244,7 +243,7 @@ class QueueDispatcher:
         unserved = [queue.name for queue in queues if not self._rooms.agents(queue.task_type, queue.agent)]
         if unserved:
             for root_task_id, task_id in await gate.line.unserved(unserved, UNSERVED_LIMIT):
-                self._post(Due(root_task_id, task_id))
+                self._inbox.post(Due(root_task_id, task_id))
         for agent in gate.window.busy():
             await self.correct(agent)
         self.wake()
@@ -255,5 +254,5 @@ class QueueDispatcher:
             await self._gate.line.back(rows)
             self._gate.joined({waiting.queue for _, _, waiting in rows})
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         await end([*([self._loop_task] if self._loop_task else []), *self._takes.values(), *self._checks.values()])

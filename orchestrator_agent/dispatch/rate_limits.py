@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 import structlog
 
+from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.queues import requester_text
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import RateLimit, read_rate
+from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.engine.decisions import RouteRequest
 from pantheon.runtime.background import end
 from protocol.discovery import InstanceRecord
@@ -71,7 +73,8 @@ class Bucket:
 
 
 class RateLimits:
-    """The gate's Tokens. `limits` are the settings'; agents may bring their own as metadata (`rate_limit`)."""
+    """The gate's Tokens. `limits` are the settings'; agents may bring their own as metadata (`rate_limit`). `signal` is
+    set when there are tokens again that were asked for."""
 
     def __init__(
         self,
@@ -79,21 +82,21 @@ class RateLimits:
         registry: Instances,
         shared: RedisState,
         *,
-        processes: Callable[[], int] = lambda: 1,
+        active: ActiveProcesses | None = None,
+        signal: DispatchSignal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agents = dict(limits.get("agents", {}))
         self._requesters = dict(limits.get("requesters", {}))
         self._registry = registry
         self._shared = shared
-        self._processes = processes
+        self._active = active or ActiveProcesses()
+        self._signal = signal or DispatchSignal()
         self._clock = clock
         self._own: dict[str, RateLimit] = {}
         self._buckets: dict[str, Bucket] = {}
         self._asking: set[asyncio.Task[None]] = set()
         self._closed = False
-        # Told when there are tokens again that somebody wanted.
-        self.on_tokens: Callable[[], None] = lambda: None
         self.active = False
         self.learn()
 
@@ -136,7 +139,7 @@ class RateLimits:
             names.append(f"requester:{limited}")
         for name in names:
             if (bucket := self._buckets.get(name)) is not None:
-                tokens = bucket.own(self._clock(), self._processes()) - 1
+                tokens = bucket.own(self._clock(), self._active.count) - 1
                 if self._shared.there:
                     bucket.pocket -= 1
                     # Uneven shares are Redis's affair while it is there.
@@ -157,7 +160,7 @@ class RateLimits:
                 bucket.asking = True
                 self._go_ask(self._ask(bucket), "ask-for-tokens")
             return max(0, bucket.pocket)
-        processes = self._processes()
+        processes = self._active.count
         tokens = bucket.own(now, processes)
         if tokens < 1 and not bucket.asking:
             bucket.asking = True
@@ -171,12 +174,12 @@ class RateLimits:
 
     def _again(self, bucket: Bucket) -> None:
         bucket.asking = False
-        self.on_tokens()
+        self._signal.set()
 
     async def _ask(self, bucket: Bucket) -> None:
         limit = bucket.limit
         wanted = min(limit.burst, max(1, math.ceil(limit.per_second * POCKET_SECONDS)))
-        untold = bucket.used(self._clock(), self._processes()) if bucket.untold else 0
+        untold = bucket.used(self._clock(), self._active.count) if bucket.untold else 0
         answer = await self._take(bucket, untold + wanted)
         if answer is not None:
             given, wait = answer
@@ -202,6 +205,9 @@ class RateLimits:
     async def _give_back(self, bucket: Bucket, count: int) -> None:
         await self._take(bucket, -count)
 
-    async def close(self) -> None:
+    async def start(self) -> None:
+        """Nothing to start: buckets ask for tokens when they are empty."""
+
+    async def stop(self) -> None:
         self._closed = True
         await end(list(self._asking))

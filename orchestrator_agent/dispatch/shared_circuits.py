@@ -7,14 +7,17 @@ through, for all; without Redis each process does so for itself.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from typing import Protocol
 from uuid import uuid4
 
 import structlog
 
-from orchestrator_agent.dispatch.agent_health import OPEN_SECONDS, AgentHealth, CircuitState
+from orchestrator_agent.dispatch.agent_health import OPEN_SECONDS, AgentHealth
 from orchestrator_agent.dispatch.redis_state import RedisState
+from orchestrator_agent.dispatch.signal import DispatchSignal
 from pantheon.runtime.background import end
+from protocol.discovery import InstanceRecord
 
 log = structlog.get_logger()
 
@@ -28,40 +31,22 @@ USED_SECONDS = OPEN_SECONDS
 AGAIN_SECONDS = 1.0
 
 
-class SharedCircuits:
-    """`agents` names those that live."""
+class Instances(Protocol):
+    def instances(self, agent: str | None = None) -> Sequence[InstanceRecord]: ...
 
-    def __init__(self, shared: RedisState, agent_health: AgentHealth, agents: Callable[[], Iterable[str]]) -> None:
+
+class ProbeClaims:
+    """The health's Probes. `signal` is set when a task may be let through to an agent that was asked about."""
+
+    def __init__(self, shared: RedisState, signal: DispatchSignal | None = None) -> None:
         self._shared = shared
-        self._agent_health = agent_health
-        self._agents = agents
-        self._news: dict[str, CircuitState] = {}
-        self._telling: asyncio.Task[None] | None = None
+        self._signal = signal or DispatchSignal()
         self._owner = uuid4().hex
         self._claiming: dict[str, asyncio.Task[None]] = {}
         # Claims by agent, and whether they have been used.
         self._in_hand: dict[str, asyncio.Event] = {}
-        # Told when a task may be let through to an agent that somebody wanted.
-        self.on_claim: Callable[[], None] = lambda: None
-        agent_health.on_circuit = self._changed
-        agent_health.may_probe = self._may_probe
-        agent_health.on_probe = self._probed
 
-    def _changed(self, agent: str, state: CircuitState) -> None:
-        self._news[agent] = state
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell(), name="tell-circuits")
-
-    async def _tell(self) -> None:
-        while self._news:
-            news, self._news = self._news, {}
-            notes = {_name(agent): (state, self._agent_health.open_for(agent)) for agent, state in news.items()}
-            if not await self._shared.note(notes):
-                # The next sweep tells it, unless it has become old.
-                self._news = {**news, **self._news}
-                return
-
-    def _may_probe(self, agent: str) -> bool:
+    def may_probe(self, agent: str) -> bool:
         if not self._shared.there:
             return True
         if agent not in self._claiming:
@@ -70,7 +55,7 @@ class SharedCircuits:
             task.add_done_callback(lambda _: self._claiming.pop(agent, None))
         return agent in self._in_hand and not self._in_hand[agent].is_set()
 
-    def _probed(self, agent: str) -> None:
+    def probed(self, agent: str) -> None:
         if agent in self._in_hand:
             self._in_hand[agent].set()
 
@@ -84,31 +69,68 @@ class SharedCircuits:
             await asyncio.sleep(AGAIN_SECONDS)
             return
         used = self._in_hand[agent] = asyncio.Event()
-        self.on_claim()
+        self._signal.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IN_HAND_SECONDS):
                 await used.wait()
         del self._in_hand[agent]
         await self._shared.keep(name, self._owner, USED_SECONDS if used.is_set() else 0)
 
+    async def start(self) -> None:
+        """Nothing to start: a claim is asked for when a circuit is found half open."""
+
+    async def stop(self) -> None:
+        await end(self._claiming.values())
+
+
+class SharedCircuits:
+    """Publishes the news of this process's circuits, and learns, at each `look`, those of the live agents."""
+
+    def __init__(self, shared: RedisState, agent_health: AgentHealth, live: Instances) -> None:
+        self._shared = shared
+        self._agent_health = agent_health
+        self._live = live
+        self._telling: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._telling = asyncio.create_task(self._tell_for_ever(), name="tell-circuits")
+
+    async def stop(self) -> None:
+        if self._telling is not None:
+            await end([self._telling])
+
+    async def _tell_for_ever(self) -> None:
+        changed = self._agent_health.news.changed
+        while True:
+            await changed.wait()
+            changed.clear()
+            await self._tell()
+
+    async def _tell(self) -> None:
+        news = self._agent_health.news
+        while news.states:
+            states, news.states = news.states, {}
+            notes = {_name(agent): (state, self._agent_health.open_for(agent)) for agent, state in states.items()}
+            if not await self._shared.note(notes):
+                # The next sweep tells it, unless it has become old.
+                news.states = {**states, **news.states}
+                return
+
     async def look(self) -> bool:
         """Tell what could not be told yet, and learn what others found out; whether an agent can be used again."""
         await self._tell()
-        agents = sorted(self._agents())
+        agents = sorted({record.name for record in self._live.instances()})
         noted = await self._shared.noted([_name(agent) for agent in agents]) if agents else None
         closed = False
         for agent in agents:
             state, seconds = (noted or {}).get(_name(agent), ("", 0.0))
-            if agent in self._news:
+            if agent in self._agent_health.news.states:
                 continue
             if state == OPEN:
                 self._agent_health.learn_open(agent, seconds)
             elif state == CLOSED:
                 closed = self._agent_health.learn_closed(agent) or closed
         return closed
-
-    async def close(self) -> None:
-        await end([*([self._telling] if self._telling is not None else []), *self._claiming.values()])
 
 
 def _name(agent: str) -> str:

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from orchestrator_agent.dispatch.active_processes import ActiveProcesses
+from orchestrator_agent.dispatch.signal import DispatchSignal
+
 # One batch at work, one on its way.
 CAPACITIES = 2
 # An agent that answers fast must not wait for the orchestrator's next batch: it has what it does in this time besides.
@@ -37,7 +40,8 @@ class _Traffic:
 
 
 class Window:
-    """`take` a place, `answered` gives it back. `processes` is the number of orchestrators that share the window."""
+    """`take` a slot, `answered` gives it back. `active` are the orchestrators that share the window; `signal` is set
+    when a slot is free."""
 
     def __init__(
         self,
@@ -45,6 +49,8 @@ class Window:
         clock: Callable[[], float] = time.monotonic,
         *,
         waiting: Callable[[str], int] = lambda agent: 0,
+        active: ActiveProcesses | None = None,
+        signal: DispatchSignal | None = None,
     ) -> None:
         self._capacity = capacity
         # Tasks of an agent that wait for tasks which they gave out: they are in the broker, and nobody works on them.
@@ -52,9 +58,8 @@ class Window:
         self._waiting = waiting
         self._clock = clock
         self._agents: dict[str, _Traffic] = {}
-        self.processes = 1
-        # Told when an agent has a place again.
-        self.on_free: Callable[[str], None] = lambda agent: None
+        self._active = active or ActiveProcesses()
+        self._signal = signal or DispatchSignal()
 
     def _of(self, agent: str) -> _Traffic:
         traffic = self._agents.get(agent)
@@ -65,7 +70,7 @@ class Window:
     def size(self, agent: str) -> int:
         """This process's share of the window."""
         traffic = self._of(agent)
-        share = -(-CAPACITIES * (self._capacity(agent) + self._waiting(agent)) // self.processes)
+        share = -(-CAPACITIES * (self._capacity(agent) + self._waiting(agent)) // self._active.count)
         traffic.size = share + int(self._rate(traffic) * ROUND_TRIP_SECONDS)
         traffic.size_until = self._clock() + SIZE_SECONDS
         return traffic.size
@@ -76,7 +81,7 @@ class Window:
 
     def at_work(self, agent: str) -> int:
         """About how many tasks the agent has of all orchestrators: each has an equal share of them."""
-        return max(0, self.out(agent) * self.processes - self._waiting(agent))
+        return max(0, self.out(agent) * self._active.count - self._waiting(agent))
 
     def room(self, agent: str) -> int:
         traffic = self._agents.get(agent)
@@ -107,7 +112,7 @@ class Window:
     def _free(self, agent: str) -> None:
         traffic = self._of(agent)
         traffic.out = max(0, traffic.out - 1)
-        self.on_free(agent)
+        self._signal.slot_freed(agent)
 
     def _rate(self, traffic: _Traffic) -> float:
         now = self._clock()
@@ -134,9 +139,10 @@ class Window:
         traffic = self._of(agent)
         out, unsent = before
         size = self.size(agent)
-        free = size * self.processes - in_broker
+        processes = self._active.count
+        free = size * processes - in_broker
         # Rounded up: a last place that nobody takes would be worse than one too many.
-        share = -(-free // self.processes)
+        share = -(-free // processes)
         traffic.out = max(0, size - share + unsent + traffic.out - out)
 
     @property

@@ -15,6 +15,7 @@ import structlog
 from nats.errors import Error as NatsError
 from pydantic_core import from_json
 
+from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.intake.backlog import Backlog, Flow
 from orchestrator_agent.store.availability import retry_until_available
 from pantheon.bus import (
@@ -60,8 +61,8 @@ _OPERATION = b'"' + MESH_PREFIX.encode()
 
 
 class FairIntake:
-    """`known` says which of some ids are of tasks that were accepted; `looks_ahead` whether this process is the one of
-    several that does; `shared` whether there are several."""
+    """`known` says which of some ids are of tasks that were accepted; of the `active` processes the first one looks
+    ahead."""
 
     def __init__(
         self,
@@ -69,14 +70,12 @@ class FairIntake:
         requests: Puller,
         *,
         known: Callable[[Sequence[UUID]], Awaitable[dict[UUID, Any]]],
-        looks_ahead: Callable[[], bool],
-        shared: Callable[[], bool] = lambda: False,
+        active: ActiveProcesses,
     ) -> None:
         self._bus = bus
         self._requests = requests
         self._known = known
-        self._looks_ahead = looks_ahead
-        self._shared = shared
+        self._active = active
         self._backlog: Backlog | None = None
         self._looking: asyncio.Task[None] | None = None
         self._giving_back: asyncio.Task[None] | None = None
@@ -97,7 +96,7 @@ class FairIntake:
                 self._notice(deliveries)
                 return deliveries
             await self._sort_in(backlog, self._requests.take_now(self._requests.held))
-            if backlog.pending < MANY // 2 or not (self._can_look and self._looks_ahead()):
+            if backlog.pending < MANY // 2 or not (self._can_look and self._active.is_first):
                 left = self._end()
                 if left:
                     return left
@@ -124,6 +123,10 @@ class FairIntake:
         """These were dealt with; there is room for as many."""
         read = sum(self._read.pop(id(one), None) is not None for one in deliveries)
         self._requests.release(len(deliveries) - read)
+
+    async def wait_ready(self) -> None:
+        """Until the consumer of requests exists."""
+        await self._requests.wait_ready()
 
     @property
     def waiting(self) -> list[Delivery]:
@@ -155,7 +158,7 @@ class FairIntake:
 
     def _notice(self, deliveries: Sequence[Delivery]) -> None:
         """Begin to take turns where the newest delivery says that many wait."""
-        if not deliveries or not self._can_look or not self._looks_ahead():
+        if not deliveries or not self._can_look or not self._active.is_first:
             return
         try:
             metadata = deliveries[-1].metadata
@@ -206,7 +209,7 @@ class FairIntake:
         if not batch:
             # Then what these have comes next from the broker.
             return []
-        if further and self._shared():
+        if further and self._active.shared:
             position = await given_out(self._bus, TASKS.name, ORCHESTRATOR)
             further = [one for one in further if position is not None and one[0].ahead[0] > position + MARGIN]
         places = asyncio.Semaphore(READS_AT_ONCE)

@@ -5,7 +5,6 @@ See ADR 0004. It looks every two seconds or so, in a loop of its own: a long swe
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +19,7 @@ from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import DeadProcess, Processes
 from pantheon.bus import Bus, Publisher, stream_mark
-from pantheon.runtime.background import end
+from pantheon.runtime.periodic import PeriodicTask, jittered
 from protocol.errors import BusError, StoreError
 from protocol.messages import now
 from protocol.streams import TASKS
@@ -69,41 +68,36 @@ class Adoption:
         self._republisher = republisher
         self._outbox = outbox
         self._canceller = canceller
-        self._poke = asyncio.Event()
         self._losses = 0
         self._said: dict[Occasion, Said] = {}
         # What was said for processes that live, and do not reach the broker.
         self._helped: dict[UUID, set[tuple[Any, ...]]] = {}
         self._strays_at = 0.0
-        self._task: asyncio.Task[None] | None = None
-        self._unhook: Callable[[], None] = lambda: None
+        self._looking = PeriodicTask("adopt", self._look, seconds=LOOK_SECONDS)
+        self._unhook: Callable[[], None] | None = None
 
-    def start(self) -> None:
-        self._unhook = self._bus.on_reconnect(self._poke.set)
-        self._task = asyncio.create_task(self._run(), name="adopt")
+    async def start(self) -> None:
+        self._unhook = self._bus.on_reconnect(self._looking.wake)
+        self._looking.start()
 
-    async def _run(self) -> None:
-        while True:
-            self._poke.clear()
-            try:
-                await self.look()
-            except (StoreError, BusError) as error:
-                log.warning("adoption.waiting", error=str(error))
-            except Exception:
-                # A mistake of ours must not end the recovery of everything else.
-                log.exception("adoption.failed")
-            try:
-                async with asyncio.timeout(LOOK_SECONDS * random.uniform(0.75, 1.25)):
-                    await self._poke.wait()
-            except TimeoutError:
-                continue
+    async def stop(self) -> None:
+        if self._unhook is not None:
+            self._unhook()
+            self._unhook = None
+        await self._looking.stop()
+
+    async def _look(self) -> None:
+        try:
+            await self.look()
+        except (StoreError, BusError) as error:
+            log.warning("adoption.waiting", error=str(error))
 
     async def broker_lost(self) -> None:
         """The broker has lost messages: note it for every process, so that whoever lives says everything again, and
         whoever adopts one that died before it could does. Raises StoreError."""
         self._losses += 1
         await self._processes.broker_lost()
-        self._poke.set()
+        self._looking.wake()
 
     async def look(self) -> None:
         """Raises StoreError, BusError."""
@@ -122,11 +116,11 @@ class Adoption:
             await self._adopt(dead)
         loop = asyncio.get_running_loop()
         if loop.time() >= self._strays_at:
-            self._strays_at = loop.time() + STRAYS_SECONDS * random.uniform(0.75, 1.25)
+            self._strays_at = loop.time() + jittered(STRAYS_SECONDS)
             await self._adopt_strays()
 
     def _unpublished_since(self) -> datetime | None:
-        moments = [one for one in (self._publisher.repeating_since, self._outbox.waiting_since) if one is not None]
+        moments = [one for one in (self._publisher.repeating_since, self._outbox.unpublished_since) if one is not None]
         return min(moments, default=None)
 
     async def _say_own(self) -> None:
@@ -166,7 +160,7 @@ class Adoption:
             adopted = await self._processes.take_over(dead, self._lock.process_id)
             if adopted is not None:
                 log.info("process.adopted", process_id=str(dead.process_id), rows=adopted, again=len(unsure))
-                self._canceller.look_out()
+                self._canceller.watch_for_stale()
         finally:
             await self._lock.leave_other(dead.lock_key)
 
@@ -193,8 +187,3 @@ class Adoption:
             if await self._say((stray.process_id, None), rows):
                 adopted = await self._processes.take_over(stray, self._lock.process_id)
                 log.info("process.stray_adopted", process_id=str(stray.process_id), rows=adopted, again=len(rows))
-
-    async def close(self) -> None:
-        self._unhook()
-        if self._task is not None:
-            await end([self._task])

@@ -1,7 +1,5 @@
 """BrokerWatch: whether the broker has lost messages, or a stream. What it lost is published again (`adoption`)."""
 
-import asyncio
-import random
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -11,7 +9,7 @@ from orchestrator_agent.store.reads import Reader
 from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import BUCKET_STREAM, ensure_bucket
-from pantheon.runtime.background import end
+from pantheon.runtime.periodic import PeriodicTask
 from protocol.errors import BusError, StoreError
 from protocol.streams import ALL_STREAMS, RESPONSES, TASKS
 
@@ -48,35 +46,32 @@ class BrokerWatch:
         self._outages = outages
         self._marks: dict[str, StreamMark] = {}
         self._lost = False
-        self._poke = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._unhook: Callable[[], None] = lambda: None
+        self._looking = PeriodicTask("watch-broker", self._look, seconds=WATCH_SECONDS)
+        self._unhook: list[Callable[[], None]] = []
 
-    def start(self) -> None:
-        self._publisher.on_gone_back = self._gone_back
-        # What is published from now on covers up what a broker that was started again has lost.
-        self._unhook = self._bus.on_reconnect(self._poke.set)
-        self._task = asyncio.create_task(self._run(), name="watch-broker")
+    async def start(self) -> None:
+        self._unhook = [
+            self._publisher.on_gone_back(self._gone_back),
+            # What is published from now on covers up what a broker that was started again has lost.
+            self._bus.on_reconnect(self._looking.wake),
+        ]
+        self._looking.start()
+
+    async def stop(self) -> None:
+        while self._unhook:
+            self._unhook.pop()()
+        await self._looking.stop()
 
     def _gone_back(self, stream: str) -> None:
         if stream in WATCHED:
             self._lost = True
-            self._poke.set()
+            self._looking.wake()
 
-    async def _run(self) -> None:
-        while True:
-            self._poke.clear()
-            try:
-                await self.look()
-            except (BusError, StoreError) as error:
-                log.debug("watch.waiting", error=str(error))
-            except Exception:
-                log.exception("watch.failed")
-            try:
-                async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.75, 1.25)):
-                    await self._poke.wait()
-            except TimeoutError:
-                continue
+    async def _look(self) -> None:
+        try:
+            await self.look()
+        except (BusError, StoreError) as error:
+            log.debug("watch.waiting", error=str(error))
 
     async def look(self) -> None:
         """Raises BusError, StoreError."""
@@ -126,8 +121,3 @@ class BrokerWatch:
                 log.warning("broker.lost_messages", stream=name)
                 await self._on_lost()
                 return
-
-    async def close(self) -> None:
-        self._unhook()
-        if self._task is not None:
-            await end([self._task])

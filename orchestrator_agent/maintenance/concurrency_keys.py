@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 import structlog
 from cronsim import CronSim
 
-from orchestrator_agent.engine.events import Begin, CancelRequested, RunEvent
+from orchestrator_agent.engine.events import Begin, CancelRequested
+from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.reads import Reader
@@ -40,13 +41,25 @@ LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=31))
 class ConcurrencyKeys:
     """`ask` has whoever is next of a key let in."""
 
-    def __init__(self, reader: Reader, library: Library, runs: RunCache, post: Callable[[RunEvent], None]) -> None:
+    def __init__(self, reader: Reader, library: Library, runs: RunCache, inbox: Inbox) -> None:
         self._reader = reader
         self._library = library
         self._runs = runs
-        self._post = post
+        self._inbox = inbox
         self._asked: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
+
+    async def start(self) -> None:
+        """Nothing to start: keys are asked for when a root ends or is accepted, and at each sweep."""
+
+    async def stop(self) -> None:
+        self._again.clear()
+        await end(self._asked.values())
+
+    async def look(self) -> None:
+        """Ask for every key that roots wait for. Raises StoreError."""
+        for key in await self._reader.keys_waiting():
+            self.ask(key)
 
     def ask(self, key: str) -> None:
         if key in self._asked:
@@ -69,13 +82,9 @@ class ConcurrencyKeys:
         bound, cancel_older = bound_of(self._library.newest(workflow_of(key)))
         admitted, older = await retry_until_available(self._reader.admit, key, bound, cancel_older)
         for task_id in older:
-            self._post(CancelRequested(task_id, REPLACED))
+            self._inbox.post(CancelRequested(task_id, REPLACED))
         for task_id in admitted:
-            self._post(Begin(task_id))
-
-    async def close(self) -> None:
-        self._again.clear()
-        await end(self._asked.values())
+            self._inbox.post(Begin(task_id))
 
 
 def bound_of(plan: Plan | None) -> tuple[int, bool]:

@@ -5,7 +5,6 @@ it is older than tasks are kept. That their ids and idempotency keys are remembe
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -14,7 +13,7 @@ from uuid import UUID
 import structlog
 
 from orchestrator_agent.store.history import HistoryMove, HistoryStore, month_of
-from pantheon.runtime.background import end
+from pantheon.runtime.periodic import PeriodicTask
 from protocol.errors import StoreError
 from protocol.messages import now
 
@@ -58,24 +57,25 @@ class HistoryArchiver:
         self._from = _FIRST
         self._copied: list[UUID] = []
         self._months: set[str] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._moving = PeriodicTask("history", self._move, seconds=min(PAUSE_SECONDS, after_seconds))
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="history")
+    async def start(self) -> None:
+        self._moving.start()
 
-    async def _run(self) -> None:
+    async def stop(self) -> None:
+        await self._moving.stop()
+
+    async def _move(self) -> float | None:
+        """Move a batch; returns how long to rest before the next one, None where there is none yet."""
         loop = asyncio.get_running_loop()
-        pause = min(PAUSE_SECONDS, self._after)
-        while True:
-            began = loop.time()
-            try:
-                more = await self.step()
-            except StoreError as error:
-                log.warning("history.waiting", error=str(error))
-                more = False
-            took = loop.time() - began
-            rest = took * (REST_BUSY if self._busy() else REST_IDLE) if more else pause
-            await asyncio.sleep(rest * random.uniform(0.75, 1.25))
+        began = loop.time()
+        try:
+            if not await self.step():
+                return None
+        except StoreError as error:
+            log.warning("history.waiting", error=str(error))
+            return None
+        return (loop.time() - began) * (REST_BUSY if self._busy() else REST_IDLE)
 
     async def step(self) -> bool:
         """Move a batch, if no other process does; whether there is more. Raises StoreError."""
@@ -127,7 +127,3 @@ class HistoryArchiver:
                 await move.drop_month(name)
                 self._months.discard(name)
                 log.info("history.dropped", month=name)
-
-    async def close(self) -> None:
-        if self._task is not None:
-            await end([self._task])

@@ -4,14 +4,11 @@ A task's objects stay as long as its rows are in `tasks`, which is `HISTORY_AFTE
 a requester has to read the result. Who comes later asks for the task's response, and the object is made again.
 """
 
-import asyncio
-import random
-
 import structlog
 
 from orchestrator_agent.store.sweeps import TaskSweeps
 from pantheon.bus import Objects
-from pantheon.runtime.background import end
+from pantheon.runtime.periodic import PeriodicTask
 from protocol.errors import BusError, StoreError
 from protocol.large import root_of
 
@@ -27,18 +24,19 @@ class ObjectCleaner:
         self._objects = objects
         self._sweeps = sweeps
         self._suspected: set[str] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._looking = PeriodicTask("leftovers", self._look, seconds=LOOK_SECONDS, at_start=False)
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="leftovers")
+    async def start(self) -> None:
+        self._looking.start()
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.75, 1.25))
-            try:
-                await self.look()
-            except (BusError, StoreError) as error:
-                log.warning("leftovers.waiting", error=str(error))
+    async def stop(self) -> None:
+        await self._looking.stop()
+
+    async def _look(self) -> None:
+        try:
+            await self.look()
+        except (BusError, StoreError) as error:
+            log.warning("leftovers.waiting", error=str(error))
 
     async def look(self) -> list[str]:
         """Remove what belonged to no task at this look and at the one before; returns the names.
@@ -55,7 +53,3 @@ class ObjectCleaner:
         if removed:
             log.info("leftovers.removed", objects=len(removed))
         return removed
-
-    async def close(self) -> None:
-        if self._task is not None:
-            await end([self._task])

@@ -70,7 +70,7 @@ class PurgeWatch:
         # The broker has forgotten the messages, and not their ids: they need others.
         await self._republisher.republish(lost, again=purge.id)
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         if self._subscription is not None:
             await self._bus.unsubscribe(self._subscription)
             self._subscription = None

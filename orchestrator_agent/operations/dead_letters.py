@@ -1,14 +1,15 @@
-"""DeadLetters: messages that nobody could use: read, sent again, and made of deliveries that agents died on."""
+"""DeadLetters: messages that could not be worked on: read, sent again, and made of attempts that agents died on."""
 
 import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 from uuid import UUID
 
 import structlog
 
+from orchestrator_agent.engine.events import ResponseReceived
+from orchestrator_agent.inbox import Inbox
 from pantheon.bus import Bus, Delivery, Publisher, Subscription, remove_stored, stored_at, stored_from, stream_mark
 from pantheon.bus.dead_letter import publish_dead_letter
 from protocol import subjects
@@ -21,24 +22,27 @@ log = structlog.get_logger()
 
 # JetStream says so on core NATS when a message was delivered as often as its consumer allows (ADR-33 of NATS).
 ADVISORIES = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{TASKS.name}.*"
-# Sent again side by side: enough to keep the broker busy, few enough to be in memory with their bodies.
+# Sent again at once: enough to keep the broker busy, few enough to be in memory with their bodies.
 REDRIVEN_AT_ONCE = 200
-# Their ids are the answer, which has an end: 20 MB of them.
+# Their ids are the response, which has a limit: 20 MB of them.
 MAX_REDRIVEN = 500_000
 
 
 class DeadLetters:
     """Reads the stream DEAD_LETTERS. A letter that was sent again leaves it, which makes sending again idempotent."""
 
-    def __init__(self, bus: Bus, publisher: Publisher) -> None:
+    def __init__(self, bus: Bus, publisher: Publisher, inbox: Inbox) -> None:
         self._bus = bus
         self._publisher = publisher
+        self._inbox = inbox
         self._subscription: Subscription | None = None
-        # Told of an attempt that agents died on: root, task, attempt, why.
-        self.on_poison: Any = None
 
     async def start(self) -> None:
         self._subscription = await self._bus.subscribe(ADVISORIES, self._on_advisory, queue="orchestrators")
+
+    async def stop(self) -> None:
+        if self._subscription is not None:
+            await self._bus.unsubscribe(self._subscription)
 
     async def read(
         self, *, letter_id: str | None = None, name: str | None = None, reason: str | None = None, limit: int
@@ -48,8 +52,8 @@ class DeadLetters:
         Raises BusError.
         """
         found: list[tuple[int, DeadLetter]] = []
-        async for one in self._letters(letter_id=letter_id, name=name, reason=reason):
-            found.append(one)
+        async for letter in self._letters(letter_id=letter_id, name=name, reason=reason):
+            found.append(letter)
             if len(found) >= limit:
                 break
         return found
@@ -57,13 +61,13 @@ class DeadLetters:
     async def _letters(
         self, *, letter_id: str | None, name: str | None, reason: str | None
     ) -> AsyncIterator[tuple[int, DeadLetter]]:
-        """Those that are there now. What comes meanwhile is not among them: who sends letters again may get some back,
-        and would be at it for ever."""
+        """Those that are there now. What comes meanwhile is not among them: letters that are sent again may become
+        letters again, and redriving would not end."""
         mark = await stream_mark(self._bus, DEAD_LETTERS.name)
-        wanted = subjects.dead_letter(name) if name is not None else subjects.ALL_DEAD_LETTERS
+        subject = subjects.dead_letter(name) if name is not None else subjects.ALL_DEAD_LETTERS
         following = 1
         while mark is not None and following <= mark.last_sequence:
-            message = await stored_from(self._bus, DEAD_LETTERS.name, following, wanted)
+            message = await stored_from(self._bus, DEAD_LETTERS.name, following, subject)
             if message is None or message.sequence > mark.last_sequence:
                 return
             following = message.sequence + 1
@@ -86,17 +90,17 @@ class DeadLetters:
         """
         redriven: list[str] = []
         some: list[tuple[int, DeadLetter]] = []
-        async for one in self._letters(letter_id=letter_id, name=name, reason=reason):
+        async for letter in self._letters(letter_id=letter_id, name=name, reason=reason):
             if len(redriven) + len(some) >= at_most:
                 return redriven + await self._send_again(some), True
-            some.append(one)
+            some.append(letter)
             if len(some) >= REDRIVEN_AT_ONCE:
                 redriven += await self._send_again(some)
                 some = []
         return redriven + await self._send_again(some), False
 
     async def _send_again(self, letters: Sequence[tuple[int, DeadLetter]]) -> list[str]:
-        async def one(sequence: int, letter: DeadLetter) -> str:
+        async def send(sequence: int, letter: DeadLetter) -> str:
             await self._publisher.publish(
                 letter.subject,
                 base64.b64decode(letter.body_base64),
@@ -107,8 +111,8 @@ class DeadLetters:
             await remove_stored(self._bus, DEAD_LETTERS.name, sequence)
             return str(letter.id)
 
-        # All of them have come to something before a failure is told: none is sent when nobody counts it any more.
-        outcomes = await asyncio.gather(*(one(*letter) for letter in letters), return_exceptions=True)
+        # All of them have an outcome before a failure is raised: none is sent behind it, uncounted.
+        outcomes = await asyncio.gather(*(send(*letter) for letter in letters), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -117,14 +121,14 @@ class DeadLetters:
     async def _on_advisory(self, delivery: Delivery) -> None:
         """A message that agents took and never acknowledged, as often as they may: it must not kill more of them."""
         try:
-            told = json.loads(delivery.data)
-            sequence, deliveries = int(told["stream_seq"]), int(told["deliveries"])
+            advisory = json.loads(delivery.data)
+            sequence, deliveries = int(advisory["stream_seq"]), int(advisory["deliveries"])
             message = await stored_at(self._bus, TASKS.name, sequence)
         except (ValueError, KeyError, TypeError, BusError) as error:
             log.warning("poison.unread", error=str(error))
             return
         if message is None:
-            # It has been acknowledged after all, or its time is over.
+            # It has been acknowledged after all, or has expired.
             return
         known = salvage_ids(message.data)
         agent = subjects.agent_of(message.subject)
@@ -137,12 +141,8 @@ class DeadLetters:
         )
         task_id: UUID | None = known.get("task_id")
         await publish_dead_letter(self._publisher, agent, letter, "poison", why, task_id, deliveries=deliveries)
-        if task_id is not None and agent != ORCHESTRATOR and self.on_poison is not None:
+        if task_id is not None and agent != ORCHESTRATOR:
             root = known.get("root_task_id", task_id)
             poison = ErrorInfo(code=ErrorCode.POISON, message=why)
-            self.on_poison(root, task_id, known.get("attempt", 1), poison)
+            self._inbox.post(ResponseReceived(root, task_id, known.get("attempt", 1), "failed", error=poison))
         await remove_stored(self._bus, TASKS.name, sequence)
-
-    async def close(self) -> None:
-        if self._subscription is not None:
-            await self._bus.unsubscribe(self._subscription)

@@ -1,4 +1,4 @@
-"""Queries: reads of the orchestrator's state by NATS request-reply on `mesh.query.<what>`; any orchestrator answers.
+"""Queries: reads of the orchestrator's state by NATS request-reply on `mesh.query.<what>`; any orchestrator replies.
 
 Requests and replies are JSON objects. A reply with `error` (`code`, `message`) is a refusal.
 """
@@ -16,6 +16,7 @@ from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.wait_reasons import waiting_of
 from orchestrator_agent.engine.state import ENDED, Status
 from orchestrator_agent.operations.dead_letters import DeadLetters
+from orchestrator_agent.runtime.broker import Broker
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.wire import final_response
 from orchestrator_agent.store.pauses import COUNTED_ROWS, PauseStore
@@ -24,7 +25,7 @@ from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.store.records import facts_of, row_of
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.library import Library
-from pantheon.bus import Bus, Delivery, Objects, Subscription
+from pantheon.bus import Delivery, Subscription
 from protocol import subjects
 from protocol.errors import InvalidRequest, InvalidWorkflow, PantheonError, UnknownTask
 from protocol.messages import json_bytes, time_text
@@ -37,7 +38,7 @@ DEFAULT_LIMIT = 50
 MAX_LIMIT = 1000
 BULKY = ("payload", "result")
 
-Answer = dict[str, Any]
+Reply = dict[str, Any]
 
 
 class Queries:
@@ -45,8 +46,7 @@ class Queries:
 
     def __init__(
         self,
-        bus: Bus,
-        objects: Objects,
+        broker: Broker,
         *,
         reader: Reader,
         runs: RunCache,
@@ -56,8 +56,8 @@ class Queries:
         pause_store: PauseStore,
         line: ReadyQueue,
     ) -> None:
-        self._bus = bus
-        self._objects = objects
+        self._bus = broker.bus
+        self._objects = broker.objects
         self._reader = reader
         self._runs = runs
         self._router = router
@@ -68,7 +68,7 @@ class Queries:
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
-        answers: dict[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]] = {
+        queries: dict[str, Callable[[Mapping[str, Any]], Awaitable[Reply]]] = {
             "tasks": self._tasks,
             "task": self._task,
             "response": self._response,
@@ -76,20 +76,24 @@ class Queries:
             "pauses": self._read_pauses,
             "dead_letters": self._read_dead_letters,
         }
-        for name, answer in answers.items():
+        for name, query in queries.items():
             self._subscriptions.append(
-                await self._bus.subscribe(subjects.query(name), self._answering(answer), queue=QUEUE)
+                await self._bus.subscribe(subjects.query(name), self._replying(query), queue=QUEUE)
             )
 
-    def _answering(
-        self, answer: Callable[[Mapping[str, Any]], Awaitable[Answer]]
+    async def stop(self) -> None:
+        while self._subscriptions:
+            await self._bus.unsubscribe(self._subscriptions.pop())
+
+    def _replying(
+        self, query: Callable[[Mapping[str, Any]], Awaitable[Reply]]
     ) -> Callable[[Delivery], Awaitable[None]]:
         async def on_request(delivery: Delivery) -> None:
             try:
                 arguments = json.loads(delivery.data or b"{}")
                 if not isinstance(arguments, dict):
                     raise InvalidRequest("a query is a JSON object")
-                reply = await answer(arguments)
+                reply = await query(arguments)
             except ValueError as error:
                 reply = {"error": {"code": "invalid_request", "message": f"not JSON: {error}"}}
             except PantheonError as error:
@@ -103,7 +107,7 @@ class Queries:
 
         return on_request
 
-    async def _tasks(self, arguments: Mapping[str, Any]) -> Answer:
+    async def _tasks(self, arguments: Mapping[str, Any]) -> Reply:
         statuses = arguments.get("status")
         if isinstance(statuses, str):
             statuses = [statuses]
@@ -119,27 +123,27 @@ class Queries:
         )
         return {"tasks": [_shown(record) for record in records]}
 
-    async def _task(self, arguments: Mapping[str, Any]) -> Answer:
+    async def _task(self, arguments: Mapping[str, Any]) -> Reply:
         records = await self._reader.tree(_id(arguments))
         if not records:
             raise UnknownTask(f"there is no task {arguments.get('task_id')}")
-        # Payloads and results of a whole tree may be more than one message carries; who draws it needs none.
+        # Payloads and results of a whole tree may be more than one message carries; to draw it they are not needed.
         hidden = BULKY if arguments.get("brief") is True else ()
-        answer: Answer = {"tasks": [_shown(record, hidden) for record in records]}
+        reply: Reply = {"tasks": [_shown(record, hidden) for record in records]}
         if arguments.get("waiting") is True:
-            answer["waiting"] = await self._waiting(records)
-        return answer
+            reply["waiting"] = await self._waiting(records)
+        return reply
 
-    async def _waiting(self, records: Sequence[Any]) -> list[Answer]:
+    async def _waiting(self, records: Sequence[Any]) -> list[Reply]:
         if not any(record["status"] == Status.READY for record in records):
             return []
         try:
             return waiting_of(await self._runs.build(records), self._router)
         except InvalidWorkflow:
-            # The task will end by it.
+            # The task's next transition ends it with that error.
             return []
 
-    async def _response(self, arguments: Mapping[str, Any]) -> Answer:
+    async def _response(self, arguments: Mapping[str, Any]) -> Reply:
         task_id = _id(arguments)
         record = (await self._reader.known([task_id])).get(task_id)
         if record is None:
@@ -150,7 +154,7 @@ class Queries:
         ref = await self._objects.put_large(row.root_task_id, row.result)
         return {"status": row.status.value, "response": json.loads(final_response(row, facts_of(record), ref))}
 
-    async def _workflows(self, arguments: Mapping[str, Any]) -> Answer:
+    async def _workflows(self, arguments: Mapping[str, Any]) -> Reply:
         return {
             "workflows": [
                 {
@@ -164,33 +168,34 @@ class Queries:
             ]
         }
 
-    async def _read_pauses(self, arguments: Mapping[str, Any]) -> Answer:
+    async def _read_pauses(self, arguments: Mapping[str, Any]) -> Reply:
         pauses = [_shown(record) for record in await self._pause_store.listed(_limit(arguments))]
-        agents = [one for one in pauses if one["kind"] == "agent"]
+        agents = [pause for pause in pauses if pause["kind"] == "agent"]
         if agents:
             queues = [Queue.of(name) for name in await self._line.queues()]
             may_go_to = {queue.name: self._router.agents(queue.task_type, queue.agent) for queue in queues}
             lengths = await self._line.lengths(list(may_go_to), COUNTED_ROWS)
-            for one in agents:
-                waiting = sum(lengths[name] for name, names in may_go_to.items() if one["name"] in names)
-                one["waiting"] = min(waiting, COUNTED_ROWS)
+            for pause in agents:
+                queued = sum(lengths[name] for name, names in may_go_to.items() if pause["name"] in names)
+                pause["waiting"] = min(queued, COUNTED_ROWS)
         return {"pauses": pauses}
 
-    async def _read_dead_letters(self, arguments: Mapping[str, Any]) -> Answer:
-        wanted, name = _text(arguments, "id"), _text(arguments, "name")
+    async def _read_dead_letters(self, arguments: Mapping[str, Any]) -> Reply:
+        letter_id, name = _text(arguments, "id"), _text(arguments, "name")
         if name is not None and not is_agent_name(name):
             raise InvalidRequest(f"name: '{shown(name)}' cannot be an agent's name", field="name")
         letters = await self._dead_letters.read(
-            letter_id=wanted,
+            letter_id=letter_id,
             name=name,
             reason=_text(arguments, "reason"),
             limit=_limit(arguments),
         )
-        told = [
-            {"sequence": sequence, **letter.model_dump(mode="json", exclude=None if wanted else {"body_base64"})}
-            for sequence, letter in letters
-        ]
-        return {"dead_letters": told}
+        hidden = None if letter_id else {"body_base64"}
+        return {
+            "dead_letters": [
+                {"sequence": sequence, **letter.model_dump(mode="json", exclude=hidden)} for sequence, letter in letters
+            ]
+        }
 
 
 def _limit(arguments: Mapping[str, Any]) -> int:
@@ -214,8 +219,8 @@ def _id(arguments: Mapping[str, Any]) -> UUID:
         raise InvalidRequest("task_id: must be the id of a task", field="task_id") from None
 
 
-def _shown(record: Any, hidden: Collection[str] = ()) -> Answer:
-    shown: Answer = {}
+def _shown(record: Any, hidden: Collection[str] = ()) -> Reply:
+    shown: Reply = {}
     for name, value in record.items():
         if value is None or name in hidden:
             continue

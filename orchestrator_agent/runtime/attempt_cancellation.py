@@ -1,7 +1,7 @@
-"""Stops: orders to end attempts, said again until they have had their effect (PROTOCOL.md, Subjects and streams).
+"""Attempt cancellation: resends a cancel until heartbeats stop listing the attempt (PROTOCOL.md, Subjects and streams).
 
-Orders are in memory. Whoever takes over from a process that died looks out instead for what agents have at work, and
-asks the database once of each attempt whether it is still wanted.
+Cancels are in memory. A process that takes over from a dead one watches what agents have at work instead, and asks the
+database once of each attempt whether it is still the current one.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from protocol.messages import Control, Heartbeat, to_bytes
 
 log = structlog.get_logger()
 
-# An order may reach an agent before the task does, or be lost: it is said again, and is idempotent.
+# A cancel may reach an agent before the attempt does, or be lost: it is sent again, and is idempotent.
 AGAIN_SECONDS = (1.0, 5.0)
-# After that, whenever a heartbeat shows the attempt at work: who was cut off is heard when it is back. Not for ever: an
-# attempt has an end of its own, and its answer counts for nothing.
+# After that, whenever a heartbeat lists the attempt: so an agent that was cut off is reached when it is back. Not for
+# ever: an attempt has an end of its own, and its response counts for nothing.
 REMEMBERED_SECONDS = 300.0
 MAX_REMEMBERED = 10_000
-# What is asked about in one go, and how much of a reason is told on.
+# How many attempts one statement asks about, and how much of a reason is sent.
 ASK_ATTEMPTS = 1000
 REASON_CHARS = 500
 
@@ -36,17 +36,18 @@ _Key = tuple[UUID, int]
 
 
 @dataclass
-class _Order:
+class _Cancel:
     agent: str
     reason: str
-    # By the loop's clock: when it was last said.
-    said: float
+    # By the loop's clock.
+    last_sent: float
 
 
 class AttemptCanceller:
-    """Listens to the heartbeats of those agents alone that it has orders for; for a while to all after `look_out`.
+    """Subscribes to the heartbeats of those agents alone that it has cancels for; for a while to all of them after
+    `watch_for_stale`.
 
-    `stale` says which attempts (root, task, number) are not wanted any more, and why.
+    `stale` says which attempts (root, task, number) are not current any more, and why.
     """
 
     def __init__(
@@ -56,90 +57,115 @@ class AttemptCanceller:
     ) -> None:
         self._bus = bus
         self._stale = stale
-        # In the order in which they were last said.
-        self._orders: dict[_Key, _Order] = {}
-        self._listening: dict[str, Subscription] = {}
+        # The one that was sent last is at the end.
+        self._cancels: dict[_Key, _Cancel] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._changing = asyncio.Lock()
-        # While it looks out: the attempts that were seen, those of them to be asked about, with their roots and agents.
+        # While it watches for stale attempts: those that heartbeats listed, and those of them to be asked about, with
+        # their roots and agents.
         self._seen: set[_Key] = set()
-        self._asked: dict[_Key, tuple[UUID, str]] = {}
+        self._unasked: dict[_Key, tuple[UUID, str]] = {}
         self._ask = asyncio.Event()
-        self._look_out_until = 0.0
-        self._looking: asyncio.Task[None] | None = None
+        self._watch_until = 0.0
+        self._watching: asyncio.Task[None] | None = None
 
-    async def say(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
-        """Have an attempt ended; returns when what comes of it is seen from heartbeats."""
+    async def start(self) -> None:
+        """Nothing to start: it subscribes when there is a cancel to send."""
+
+    async def stop(self) -> None:
+        if self._watching is not None:
+            await end([self._watching])
+        self._cancels.clear()
+        async with self._changing:
+            while self._subscriptions:
+                await self._bus.unsubscribe(self._subscriptions.popitem()[1])
+
+    async def cancel(self, agent: str, task_id: UUID, attempt: int, reason: str) -> None:
+        """Have an attempt ended; returns when heartbeats are all that it still goes by."""
         key = (task_id, attempt)
-        self._note(key, _Order(agent, reason, 0.0))
+        self._note(key, _Cancel(agent, reason, 0.0))
         await self._publish(key, agent, reason)
         await self._follow(agent)
         for wait in AGAIN_SECONDS:
             await asyncio.sleep(wait)
             await self._publish(key, agent, reason)
 
-    def _note(self, key: _Key, order: _Order) -> None:
-        order.said = asyncio.get_running_loop().time()
-        self._orders.pop(key, None)
-        self._orders[key] = order
-        while len(self._orders) > MAX_REMEMBERED:
-            del self._orders[next(iter(self._orders))]
+    def _note(self, key: _Key, cancel: _Cancel) -> None:
+        cancel.last_sent = asyncio.get_running_loop().time()
+        self._cancels.pop(key, None)
+        self._cancels[key] = cancel
+        while len(self._cancels) > MAX_REMEMBERED:
+            del self._cancels[next(iter(self._cancels))]
 
     async def _publish(self, key: _Key, agent: str, reason: str, instance_id: str | None = None) -> None:
         task_id, attempt = key
-        order = Control(command="cancel", task_id=task_id, attempt=attempt, instance_id=instance_id, reason=reason)
-        await self._bus.publish_quietly(subjects.control(agent), to_bytes(order))
+        control = Control(command="cancel", task_id=task_id, attempt=attempt, instance_id=instance_id, reason=reason)
+        await self._bus.publish_quietly(subjects.control(agent), to_bytes(control))
 
     async def _follow(self, agent: str) -> None:
         async with self._changing:
-            if agent not in self._listening:
+            if agent not in self._subscriptions:
                 try:
-                    self._listening[agent] = await self._bus.subscribe(subjects.heartbeat(agent), self._on_heartbeat)
+                    subscription = await self._bus.subscribe(subjects.heartbeat(agent), self._on_heartbeat)
                 except BusError as error:
                     log.debug("heartbeats.unheard", agent=agent, error=str(error))
+                    return
+                self._subscriptions[agent] = subscription
+
+    async def _on_heartbeat(self, delivery: Delivery) -> None:
+        if (heartbeat := _read(delivery)) is None:
+            return
+        for running in heartbeat.running:
+            key = (running.task_id, running.attempt)
+            if (cancel := self._cancels.get(key)) is not None and cancel.agent == heartbeat.agent:
+                self._note(key, cancel)
+                await self._publish(key, cancel.agent, cancel.reason, heartbeat.instance_id)
+        await self._forget()
 
     async def _forget(self) -> None:
-        """Drop orders of which there was no sign for long, and leave the agents that there are none for any more."""
+        """Drop cancels whose attempts no heartbeat has listed for long, and leave the agents that none is left for."""
         horizon = asyncio.get_running_loop().time() - REMEMBERED_SECONDS
-        old = list(takewhile(lambda key: self._orders[key].said < horizon, self._orders))
+        old = list(takewhile(lambda key: self._cancels[key].last_sent < horizon, self._cancels))
         if not old:
             return
         for key in old:
-            del self._orders[key]
+            del self._cancels[key]
         async with self._changing:
-            wanted = {order.agent for order in self._orders.values()}
-            for agent in self._listening.keys() - wanted:
-                await self._bus.unsubscribe(self._listening.pop(agent))
+            needed = {cancel.agent for cancel in self._cancels.values()}
+            for agent in self._subscriptions.keys() - needed:
+                await self._bus.unsubscribe(self._subscriptions.pop(agent))
 
-    # -- what a process that died had ordered -------------------------------------------------------------------------
+    # -- what a process that died had cancelled ------------------------------------------------------------------------
 
-    def look_out(self) -> None:
-        """Find the attempts that were given up by a process which is not there any more to say so, as long as that one
-        would have remembered them."""
-        self._look_out_until = asyncio.get_running_loop().time() + REMEMBERED_SECONDS
-        # What was wanted when it was seen last may have been given up since.
+    def watch_for_stale(self) -> None:
+        """Find the attempts that a dead process gave up and can cancel no more, for as long as that one would have
+        remembered its cancels."""
+        self._watch_until = asyncio.get_running_loop().time() + REMEMBERED_SECONDS
+        # What was current when it was seen last may have been given up since.
         self._seen.clear()
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look_for_stale(), name="look-for-stale")
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), name="watch-for-stale")
 
-    async def _look_for_stale(self) -> None:
+    async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            listening = await self._bus.subscribe(subjects.ALL_HEARTBEATS, self._on_any_heartbeat)
+            subscription = await self._bus.subscribe(subjects.ALL_HEARTBEATS, self._on_any_heartbeat)
         except BusError as error:
             log.debug("heartbeats.unheard", error=str(error))
             return
         try:
-            while (left := self._look_out_until - loop.time()) > 0:
+            while (left := self._watch_until - loop.time()) > 0:
                 self._ask.clear()
                 try:
                     async with asyncio.timeout(left):
                         await self._ask.wait()
                 except TimeoutError:
                     continue
-                while self._asked:
-                    await self._ask_about([self._asked.popitem() for _ in range(min(ASK_ATTEMPTS, len(self._asked)))])
+                while self._unasked:
+                    count = min(ASK_ATTEMPTS, len(self._unasked))
+                    await self._ask_about([self._unasked.popitem() for _ in range(count)])
         finally:
-            await self._bus.unsubscribe(listening)
+            await self._bus.unsubscribe(subscription)
             self._seen.clear()
 
     async def _on_any_heartbeat(self, delivery: Delivery) -> None:
@@ -147,9 +173,9 @@ class AttemptCanceller:
             return
         for running in heartbeat.running:
             key = (running.task_id, running.attempt)
-            if running.root_task_id is not None and key not in self._seen and key not in self._orders:
+            if running.root_task_id is not None and key not in self._seen and key not in self._cancels:
                 self._seen.add(key)
-                self._asked[key] = (running.root_task_id, heartbeat.agent)
+                self._unasked[key] = (running.root_task_id, heartbeat.agent)
                 self._ask.set()
 
     async def _ask_about(self, attempts: Collection[tuple[_Key, tuple[UUID, str]]]) -> None:
@@ -158,29 +184,9 @@ class AttemptCanceller:
         for key, reason in stale.items():
             log.info("attempt.stale", agent=agents[key], task_id=str(key[0]), attempt=key[1])
             reason = (reason or "it is not wanted any more")[:REASON_CHARS]
-            self._note(key, _Order(agents[key], reason, 0.0))
+            self._note(key, _Cancel(agents[key], reason, 0.0))
             await self._publish(key, agents[key], reason)
             await self._follow(agents[key])
-
-    # -- what comes of the orders -------------------------------------------------------------------------------------
-
-    async def _on_heartbeat(self, delivery: Delivery) -> None:
-        if (heartbeat := _read(delivery)) is None:
-            return
-        for running in heartbeat.running:
-            key = (running.task_id, running.attempt)
-            if (order := self._orders.get(key)) is not None and order.agent == heartbeat.agent:
-                self._note(key, order)
-                await self._publish(key, order.agent, order.reason, heartbeat.instance_id)
-        await self._forget()
-
-    async def close(self) -> None:
-        if self._looking is not None:
-            await end([self._looking])
-        self._orders.clear()
-        async with self._changing:
-            while self._listening:
-                await self._bus.unsubscribe(self._listening.popitem()[1])
 
 
 def _read(delivery: Delivery) -> Heartbeat | None:

@@ -1,4 +1,4 @@
-"""Answers: what agents say off the wire, as what happened to a run."""
+"""Response reader: messages that agents sent, as run events."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,15 @@ from protocol.names import is_instance_id
 
 
 class Arrived(NamedTuple):
-    """An answer off the wire. `response` is None where it could not be read."""
+    """A response off the wire. `response` is None where it could not be read."""
 
     delivery: Delivery
-    answer: ResponseReceived
+    received: ResponseReceived
     response: TaskResponse | None
 
 
 async def read_response(objects: Objects, delivery: Delivery) -> Arrived:
-    """Raises InvalidRequest. It waits for nothing unless the result is by reference, and those come alone."""
+    """Raises InvalidRequest. It waits for nothing unless the result is by reference, and those responses come alone."""
     response = parse_response(delivery.data)
     result, failure = response.result, response.error
     if response.result_ref is not None and response.status == "completed":
@@ -28,8 +28,13 @@ async def read_response(objects: Objects, delivery: Delivery) -> Arrived:
         except PantheonError as error:
             code = ErrorCode.INVALID_RESPONSE if isinstance(error, InvalidRequest) else error.code
             failure = ErrorInfo(code=code, message=error.message, retryable=error.retryable)
+    return Arrived(delivery, received(response, result, failure), response)
+
+
+def received(response: TaskResponse, result: object, failure: ErrorInfo | None) -> ResponseReceived:
+    """The run event of a response, with the result that it has or refers to. A `failure` outweighs its own word."""
     instance = response.instance_id
-    answer = ResponseReceived(
+    return ResponseReceived(
         root_task_id=response.root_task_id,
         task_id=response.task_id,
         attempt=response.attempt,
@@ -39,11 +44,10 @@ async def read_response(objects: Objects, delivery: Delivery) -> Arrived:
         usage=response.usage,
         instance_id=instance if instance is not None and is_instance_id(instance) else None,
     )
-    return Arrived(delivery, answer, response)
 
 
 def unread_response(delivery: Delivery, error: InvalidRequest) -> ResponseReceived | None:
-    """The end of an attempt whose answer cannot be read, where it can be told which."""
+    """The run event of a response that cannot be read, where its attempt is known: the attempt has failed."""
     known = salvage_ids(delivery.data)
     if "task_id" not in known or "root_task_id" not in known:
         return None

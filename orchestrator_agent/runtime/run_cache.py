@@ -1,48 +1,48 @@
-"""Runs: the trees that this process has in mind, and the reading of those it has not."""
+"""RunCache: the trees that this process has in memory, and the reading of those it has not."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from uuid import UUID
 
 import structlog
 
+from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.engine.state import Row, Run, Status
+from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.run_builder import bare_run, needs_workflow, plan_of, root_of, run_of
+from orchestrator_agent.store.run_builder import bare_run, needs_workflow, root_of, run_of
 from orchestrator_agent.store.task_reader import UNKNOWN
 from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.workflows.library import Library
-from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow, PantheonError
 from protocol.large import INLINE_MAX_BYTES
 
 log = structlog.get_logger()
 
-# A run at rest costs some kilobytes and its results; what is pushed out is read again when something happens to it.
+# A run at rest costs some kilobytes and its results; a run that was dropped is read again when something happens to it.
 CACHED_RUNS = 20_000
 # Of payloads and results that are large, in bytes of JSON; as values they take some times as much.
 CACHED_LARGE_BYTES = 128 * 1024 * 1024
-# One look costs a few milliseconds.
+# One such statement costs a few milliseconds.
 FORGET_RUNS = 1000
 FORGET_ROUNDS = 10
 # To read and build a tree takes a tenth of a millisecond a row. Of one this large, several processes that take its
-# answers in turns would do little else: those are left to the process that has it in mind (`message_loops`).
+# responses alternately would do little else: those are left to the process that has it in memory (`responses`).
 MANY_ROWS = 500
-# Of so many such roots it is known that they are large, also when their trees are not in mind.
+# Of so many such roots it is known that they are large, also when their trees are not in memory.
 KNOWN_LARGE_ROOTS = 1000
 
-
-# Whoever has a place for it, or finds that its time has come, moves on a row that waits.
+# Any process that finds a slot for such a row, or that its time has come, moves its run on.
 _WAITS = frozenset({Status.READY, Status.WAITING, Status.PAUSED})
 
 
 class RunCache:
     """A cache that need not be right: the version in the root's row decides at every write.
 
-    `shared` says whether other processes work on the same runs, `mine` whether what happens to a root comes to this one
-    of them.
+    `active` says whether other processes work on the same runs, `ownership` whether the responses of a root come to
+    this one of them.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class RunCache:
         reader: Reader,
         library: Library,
         *,
-        shared: Callable[[], bool] = lambda: False,
-        mine: Callable[[UUID], bool] = lambda root_task_id: False,
+        active: ActiveProcesses,
+        ownership: RootOwnership,
     ) -> None:
-        self._shared = shared
-        self._mine = mine
+        self._active = active
+        self._ownership = ownership
         self._store = store
         self._reader = reader
         self._library = library
@@ -66,8 +66,8 @@ class RunCache:
 
     @property
     def shared(self) -> bool:
-        """Whether other processes may have put in workflows, and moved on runs, that this one does not know of."""
-        return self._shared()
+        """Whether other processes may have published workflows, and moved on runs, that this one does not know of."""
+        return self._active.shared
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -77,11 +77,11 @@ class RunCache:
         return root_task_id in self._many_rows
 
     async def held_by_other(self, root_task_ids: Iterable[UUID] | None = None) -> list[UUID]:
-        """Of these roots (None: of all), those of large trees that another process has in mind as they are now, so that
-        whatever can wait a moment is better left to it. Raises StoreError."""
-        wanted = self._many_rows if root_task_ids is None else root_task_ids
-        many = [one for one in wanted if one in self._many_rows]
-        if not many or not self._shared():
+        """Of these roots (None: of all), those of large trees that another process has in memory as they are now, so
+        that whatever can wait a moment is better left to it. Raises StoreError."""
+        asked = self._many_rows if root_task_ids is None else root_task_ids
+        many = [root_task_id for root_task_id in asked if root_task_id in self._many_rows]
+        if not many or not self._active.shared:
             return []
         found = await self._reader.last_writers(many)
         others = []
@@ -116,20 +116,20 @@ class RunCache:
             self._large.pop(root_task_id, None)
 
     async def forget_ended(self) -> int:
-        """Drop runs that another process has ended, of which nothing tells this one; returns how many. It looks at some
-        of them, those that it has not looked at for longest. Raises StoreError."""
+        """Drop runs that another process has ended, which no message tells this one; returns how many. It asks of some
+        of them, those that it has not asked of for longest. Raises StoreError."""
         forgotten = 0
         for _ in range(FORGET_ROUNDS):
-            looked_at = list(islice(self._runs, FORGET_RUNS))
-            if not looked_at:
+            asked = list(islice(self._runs, FORGET_RUNS))
+            if not asked:
                 break
-            still_open = await self._reader.open_of(looked_at)
-            for root_task_id in looked_at:
+            still_open = await self._reader.open_of(asked)
+            for root_task_id in asked:
                 if root_task_id not in still_open:
                     self.drop(root_task_id)
                 elif root_task_id in self._runs:
                     self._runs.move_to_end(root_task_id)
-            ended = len(looked_at) - len(still_open)
+            ended = len(asked) - len(still_open)
             forgotten += ended
             # Where half of them have ended there are more such.
             if ended < FORGET_RUNS // 2:
@@ -137,8 +137,8 @@ class RunCache:
         return forgotten
 
     def weigh(self, run: Run, rows: Iterable[Row]) -> None:
-        """Note what rows that a run got, or that changed, weigh; beyond the bound, those that nothing happened to for
-        longest are dropped."""
+        """Note the size of rows that a run got, or that changed; beyond the bound, the runs that nothing happened to
+        for longest are dropped."""
         self._count(run)
         if not any(_bytes_of(row) > INLINE_MAX_BYTES for row in rows) or run.root_task_id not in self._runs:
             return
@@ -153,13 +153,13 @@ class RunCache:
     async def load(self, root_task_ids: Sequence[UUID]) -> tuple[dict[UUID, Run], dict[UUID, PantheonError]]:
         """The runs of these roots that have not ended, and why some could not be built whole. Ids that are no open root
         of ours are in neither. Raises StoreError."""
-        found = {one: run for one in root_task_ids if (run := self._runs.get(one)) is not None}
-        unsure = {one: UNKNOWN for one in root_task_ids if one not in found}
-        if self._shared():
-            # Whoever takes the answer of a step decides on the next one: what is in mind here is often not the newest.
-            # To ask first is cheaper than to decide, to be told at the write, and to decide again; but not where nobody
-            # else is given what happens to it.
-            unsure |= {one: run.version for one, run in found.items() if not self._only_here(run)}
+        found = {root: run for root in root_task_ids if (run := self._runs.get(root)) is not None}
+        unsure = {root: UNKNOWN for root in root_task_ids if root not in found}
+        if self._active.shared:
+            # The process that takes the response of a step decides on the next one: what is in memory here is often not
+            # the newest. To ask first is cheaper than to decide, to lose at the write, and to decide again; but not
+            # where no other process receives what happens to it.
+            unsure |= {root: run.version for root, run in found.items() if not self._only_here(run)}
         broken: dict[UUID, PantheonError] = {}
         if unsure:
             for root_task_id, records in (await self._reader.newer_trees(unsure)).items():
@@ -171,11 +171,19 @@ class RunCache:
                 self.put(found[root_task_id])
         return found, broken
 
+    async def drop_outdated(self, runs: Sequence[Run]) -> list[UUID]:
+        """Drop those of these runs that another process has moved on; returns their roots. Raises StoreError."""
+        versions = await self._reader.versions([run.root_task_id for run in runs])
+        outdated = [run.root_task_id for run in runs if versions.get(run.root_task_id) != run.version]
+        for root_task_id in outdated:
+            self.drop(root_task_id)
+        return outdated
+
     def _only_here(self, run: Run) -> bool:
-        """Whether nobody but this process will have moved a run on since it did, if all goes well."""
+        """Whether no other process will have moved a run on since this one did, if all goes well."""
         root = run.root_task_id
         # A large tree goes its own way: see `held_by_other`.
-        if not self._mine(root) or root in self._many_rows:
+        if not self._ownership.owns(root) or root in self._many_rows:
             return False
         return not any(row.status in _WAITS for row in run.rows.values())
 
@@ -186,7 +194,7 @@ class RunCache:
         return run_of(records, self._library)
 
     async def learn(self, versions: set[str]) -> None:
-        """Have these versions of workflows at hand. Raises InvalidWorkflow, StoreError."""
+        """Have these versions of workflows in the library. Raises InvalidWorkflow, StoreError."""
         for version in versions:
             if not self._library.has_version(version):
                 kept = await self._reader.workflow(version)
@@ -195,7 +203,7 @@ class RunCache:
                 self._library.remember(version, *kept)
 
     async def learn_newest(self) -> None:
-        """Have the newest version of each workflow in the database at hand, for new tasks. Raises StoreError."""
+        """Have the newest version of each workflow in the database in the library, for new tasks. Raises StoreError."""
         for name, version in (await self._reader.published_workflows()).items():
             known = self._library.newest(name)
             if self._library.from_file(name) or (known is not None and known.version == version):
@@ -203,14 +211,10 @@ class RunCache:
             try:
                 await self.learn({version})
             except InvalidWorkflow as error:
-                # From a newer orchestrator, say. Everything else goes on.
+                # From a newer orchestrator, for example. Everything else goes on.
                 log.error("workflow.unreadable", workflow=name, version=version, error=error.message)
                 continue
             self._library.add(self._library.version(version))
-
-    def plan_of(self, root: Mapping[str, Any]) -> Plan:
-        """The plan that a root's row was started on. Raises InvalidWorkflow."""
-        return plan_of(root, self._library)
 
 
 def _bytes_of(row: Row) -> int:

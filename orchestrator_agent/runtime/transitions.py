@@ -1,7 +1,6 @@
-"""Transitions: what happened to runs is decided, written in one transaction, and made known."""
+"""Transitions: what happened to runs is decided, written in one transaction, and published."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
@@ -11,47 +10,93 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.events import Broken, Delegated, RunEvent
 from orchestrator_agent.engine.state import Run
-from orchestrator_agent.intake.acceptance import Acceptance
+from orchestrator_agent.runtime.duplicates import Duplicates
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available, retry_write
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from protocol.errors import ErrorCode
 from protocol.messages import ErrorInfo, now
 
 log = structlog.get_logger()
 
+# What happened to some roots, by root, and the outcomes of it, by operation or delegated task.
+Happened = dict[UUID, list[RunEvent]]
+Outcomes = dict[UUID, Any]
+
+
+class KeyAdmission(Protocol):
+    """See `maintenance.concurrency_keys.ConcurrencyKeys`."""
+
+    def ask(self, key: str) -> None:
+        """Have the next roots of a concurrency key admitted."""
+
 
 class Transitions:
-    """The version in each root's row settles races: whoever lost one decides again on fresh rows."""
+    """The version in each root's row settles races: a process that lost one decides again on fresh rows."""
 
     def __init__(
         self,
         *,
         store: TaskStore,
-        reader: Reader,
         runs: RunCache,
         router: Router,
         rules: Rules,
         outbox: Outbox,
         republisher: Republisher,
-        acceptance: Acceptance,
+        duplicates: Duplicates,
+        concurrency_keys: KeyAdmission,
     ) -> None:
         self._store = store
-        self._reader = reader
         self._runs = runs
         self._router = router
         self._rules = rules
         self._outbox = outbox
         self._republisher = republisher
-        self._acceptance = acceptance
+        self._duplicates = duplicates
+        self._concurrency_keys = concurrency_keys
 
-    async def apply(
-        self, happened: dict[UUID, list[RunEvent]], outcomes: dict[UUID, Any]
-    ) -> dict[UUID, list[RunEvent]]:
+    async def apply(self, happened: Happened, outcomes: Outcomes) -> Happened:
         """Decide and write; returns what must be decided again because another process was faster."""
+        batch, unmoved = await self._decide(happened, outcomes)
+        outdated = await retry_until_available(self._runs.drop_outdated, unmoved) if unmoved else []
+        lost: Happened = {root_task_id: happened[root_task_id] for root_task_id in outdated}
+        if not batch:
+            return lost
+        try:
+            written, doubtful = await retry_write(self._store.apply, batch)
+        except PoisonedBatch as error:
+            for run, _ in batch:
+                self._runs.drop(run.root_task_id)
+            refused = {run.root_task_id: happened[run.root_task_id] for run, _ in batch}
+            return lost | await self._isolate(refused, error, outcomes)
+        ended: list[UUID] = []
+        for run, decisions in batch:
+            if run.root_task_id not in written:
+                self._runs.drop(run.root_task_id)
+                lost[run.root_task_id] = happened[run.root_task_id]
+                continue
+            run.version += 1
+            if run.root.ended:
+                self._runs.drop(run.root_task_id)
+                if run.facts.idempotency_key is not None:
+                    ended.append(run.root_task_id)
+                if run.facts.concurrency_key is not None:
+                    self._concurrency_keys.ask(run.facts.concurrency_key)
+            else:
+                self._runs.weigh(run, (*decisions.made, *decisions.changed.values()))
+            await self._outbox.deliver(run, decisions)
+        if doubtful and (unconfirmed := [run.root_task_id for run, _ in batch if run.root_task_id not in written]):
+            # Moved on by another process, or by the try whose commit was not confirmed: that one only this process
+            # publishes.
+            await self._republisher.republish_roots(unconfirmed)
+        if ended:
+            await self._duplicates.end_those_of(ended)
+        return lost
+
+    async def _decide(self, happened: Happened, outcomes: Outcomes) -> tuple[list[tuple[Run, Decisions]], list[Run]]:
+        """The runs with what is decided on them, and those that nothing happened to."""
         runs, broken = await retry_until_available(self._runs.load, list(happened))
         moment = now()
         batch: list[tuple[Run, Decisions]] = []
@@ -66,63 +111,20 @@ class Transitions:
                 decisions = await self._give_up(run, error)
                 run = self._runs.cached(root_task_id) or run
             outcomes.update(decisions.outcomes)
-            for one in run_events:
-                if isinstance(one, Delegated):
-                    outcomes[one.task_id] = one.task_id in run.rows
+            for run_event in run_events:
+                if isinstance(run_event, Delegated):
+                    outcomes[run_event.task_id] = run_event.task_id in run.rows
             if decisions.empty:
                 unmoved.append(run)
-                # Asked for again: an answer that was given is given once more.
+                # A child that has ended was delegated again: its response is published again.
                 for row in decisions.answers:
                     await self._outbox.deliver(run, Decisions(answers=[row]))
             else:
                 batch.append((run, decisions))
-        behind = await self._behind(unmoved)
-        lost: dict[UUID, list[RunEvent]] = {root_task_id: happened[root_task_id] for root_task_id in behind}
-        if not batch:
-            return lost
-        try:
-            written, doubtful = await retry_write(self._store.apply, batch)
-        except PoisonedBatch as error:
-            for run, _ in batch:
-                self._runs.drop(run.root_task_id)
-            return lost | await self._isolate(
-                {run.root_task_id: happened[run.root_task_id] for run, _ in batch}, error, outcomes
-            )
-        ended: list[UUID] = []
-        for run, decisions in batch:
-            if run.root_task_id not in written:
-                self._runs.drop(run.root_task_id)
-                lost[run.root_task_id] = happened[run.root_task_id]
-                continue
-            run.version += 1
-            if run.root.ended:
-                self._runs.drop(run.root_task_id)
-                if run.facts.idempotency_key is not None:
-                    ended.append(run.root_task_id)
-                if run.facts.concurrency_key is not None:
-                    self._acceptance.on_turn(run.facts.concurrency_key)
-            else:
-                self._runs.weigh(run, (*decisions.made, *decisions.changed.values()))
-            await self._outbox.deliver(run, decisions)
-        if doubtful and (broker_was_down := [run.root_task_id for run, _ in batch if run.root_task_id not in written]):
-            # Moved on by another process, or by the try whose answer was lost: then nobody else publishes it.
-            await self._republisher.of_roots(broker_was_down)
-        if ended:
-            await self._acceptance.end_duplicates(await retry_until_available(self._reader.duplicates_waiting, ended))
-        return lost
-
-    async def _behind(self, runs: Sequence[Run]) -> list[UUID]:
-        """Of runs that nothing happened to: those which another process has moved on, so that it may have."""
-        if not runs:
-            return []
-        versions = await retry_until_available(self._reader.versions, [run.root_task_id for run in runs])
-        behind = [run.root_task_id for run in runs if versions.get(run.root_task_id) != run.version]
-        for root_task_id in behind:
-            self._runs.drop(root_task_id)
-        return behind
+        return batch, unmoved
 
     async def _give_up(self, run: Run, error: Exception) -> Decisions:
-        """A transition raised: the run as the database has it ends, saying so, rather than waiting for ever."""
+        """A transition raised: the run as the database has it ends with that error, rather than waiting for ever."""
         log.exception("advance.failed", task_id=str(run.root_task_id))
         self._runs.drop(run.root_task_id)
         runs, _ = await retry_until_available(self._runs.load, [run.root_task_id])
@@ -137,18 +139,16 @@ class Transitions:
             now=now(),
         )
 
-    async def _isolate(
-        self, happened: dict[UUID, list[RunEvent]], error: PoisonedBatch, outcomes: dict[UUID, Any]
-    ) -> dict[UUID, list[RunEvent]]:
+    async def _isolate(self, happened: Happened, error: PoisonedBatch, outcomes: Outcomes) -> Happened:
         """Postgres refused a batch for something in it: one root at a time, the culprit fails alone."""
         if len(happened) > 1:
-            lost: dict[UUID, list[RunEvent]] = {}
+            lost: Happened = {}
             for root_task_id, run_events in happened.items():
                 lost |= await self.apply({root_task_id: run_events}, outcomes)
             return lost
         (root_task_id, run_events) = next(iter(happened.items()))
         log.error("apply.poisoned", task_id=str(root_task_id), error=str(error))
-        if any(isinstance(one, Broken) for one in run_events):
+        if any(isinstance(run_event, Broken) for run_event in run_events):
             return {}
         message = f"the database refused the outcome: {error}"
         return {root_task_id: [Broken(root_task_id, ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message))]}

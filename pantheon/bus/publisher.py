@@ -66,9 +66,7 @@ class Publisher:
         self._closed = False
         # By stream: the highest sequence that the broker has acknowledged. A broker that later stands lower lost some.
         self.highest_sequence: dict[str, int] = {}
-        # Told of a stream in which a new message was given a sequence that an older one had: the broker's store went
-        # back. Who only compares where the stream stands misses that when it has grown past that place again.
-        self.on_gone_back: Callable[[str], None] = lambda stream: None
+        self._gone_back: list[Callable[[str], None]] = []
         # Since when at least one message is being repeated, for want of an acknowledgement.
         self.repeating_since: datetime | None = None
 
@@ -190,7 +188,8 @@ class Publisher:
             self.highest_sequence[stream] = sequence
         elif not duplicate:
             self.highest_sequence[stream] = sequence
-            self.on_gone_back(stream)
+            for callback in self._gone_back:
+                callback(stream)
         if one.repeats:
             self._repeating -= 1
             if self._repeating == 0:
@@ -209,6 +208,13 @@ class Publisher:
                 self.repeating_since = datetime.now(UTC)
             self._repeating += 1
         one.repeats = min(one.repeats + 1, 16)
+
+    def on_gone_back(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Call `callback` with the name of each stream in which a new message was given a sequence that an older one
+        had: the broker's store went back. Who only compares where the stream stands misses that when it has grown past
+        that position again. Returns the function that ends it."""
+        self._gone_back.append(callback)
+        return lambda: self._gone_back.remove(callback)
 
     @property
     def published(self) -> int:

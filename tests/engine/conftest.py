@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -13,7 +13,8 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Placement, RouteRequest, Rules, WaitReasons
 from orchestrator_agent.engine.events import Due, Expired, ResponseReceived, RunEvent
 from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
-from orchestrator_agent.intake.planner import Planner, Replayed
+from orchestrator_agent.intake.planner import Planner
+from orchestrator_agent.intake.replay import Replayed
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -197,15 +198,12 @@ class Course:
         payload = json.loads(self.table.root["payload"] or "{}")
         retry = from_step is None if keep_completed is None else keep_completed
         replayed = Replayed(
-            task_id=root.task_id,
-            task_type=root.task_type,
-            payload=payload,
-            plan=self.table.plan(self.world.library),
-            workflow_version=root.workflow_version,
+            root=replace(root, timeout_seconds=300.0),
             rows=self.table.rows(),
-            given=(payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload,
+            plan=self.table.plan(self.world.library),
+            payload=payload,
+            old_input=(payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload,
             from_step=from_step,
-            timeout_seconds=300.0,
             keep_completed=retry,
         )
         request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if retry else "mesh.replay")

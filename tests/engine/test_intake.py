@@ -1,6 +1,7 @@
 """Intake, wire and routing: requests to runs, runs to bytes, task types to agents. Without a server."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Begin, ResponseReceived
 from orchestrator_agent.engine.state import Role, Run, Status
-from orchestrator_agent.intake.planner import Replayed
+from orchestrator_agent.intake.replay import Replayed
 from orchestrator_agent.runtime.wire import attempt_id, final_response, request_headers, task_request
 from protocol import TaskRequest, TaskResponse, new_id, parse_request, salvage_ids
 from protocol.errors import InvalidRequest
@@ -190,15 +191,12 @@ def replay(
 
     records = old.table.records.values()
     replayed = Replayed(
-        task_id=old.run.root_task_id,
-        task_type=root["task_type"],
+        root=replace(row_of(root), timeout_seconds=11.0),
         payload=payload,
         plan=world.library.newest(root["task_type"]) or world.library.inline(payload)[0],
-        workflow_version=root["workflow_version"],
         rows=[row_of(one) for one in records if only is None or one["step"] in only],
-        given=(payload.get("input") or {}) if root["task_type"] == "execute_dag" else payload,
+        old_input=(payload.get("input") or {}) if root["task_type"] == "execute_dag" else payload,
         from_step=from_step,
-        timeout_seconds=11.0,
         keep_completed=keep_completed,
     )
     request = TaskRequest(task_id=new_id(), task_type="mesh.replay", payload={"task_id": str(old.run.root_task_id)})

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 import orchestrator_agent.intake.fair_intake
+from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.intake.fair_intake import SUBJECT, FairIntake
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.bus import Bus, Delivery, NoBatches, Puller, acknowledge, ensure_streams
@@ -45,11 +46,11 @@ class Taking:
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
-        self.looks_ahead = True
+        self.active = ActiveProcesses(new_id())
         self.accepted: list[UUID] = []
         self.of: list[str] = []
         self.puller = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * LIMIT)
-        self.fair_intake = FairIntake(bus, self.puller, known=self._known, looks_ahead=lambda: self.looks_ahead)
+        self.fair_intake = FairIntake(bus, self.puller, known=self._known, active=self.active)
 
     async def _known(self, task_ids: Sequence[UUID]) -> dict[UUID, Any]:
         return {one: one for one in task_ids if one in self.accepted}
@@ -192,7 +193,8 @@ async def _given_back(taking: Taking) -> bool:
 
 async def test_of_several_one_looks_ahead_and_each_request_is_accepted_once(taking: Taking, bus: Bus) -> None:
     other = Taking(bus)
-    other.looks_ahead = False
+    # Another one is the first of them.
+    other.active.learn([new_id()])
     await other.puller.start()
     sent = [*await taking.send("a", 600), *await taking.send("b", 20)]
     await taking.looked()

@@ -12,11 +12,14 @@ from structlog.testing import capture_logs
 
 from orchestrator_agent.dispatch.agent_health import OPEN_AFTER_FAILURES, OPEN_SECONDS, AgentHealth
 from orchestrator_agent.dispatch.redis_state import RedisState
-from orchestrator_agent.dispatch.shared_circuits import SharedCircuits
+from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, SharedCircuits
+from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.service import load_library, orchestrator
+from pantheon.discovery import Registry
 from pantheon.runtime.process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
+from protocol import InstanceRecord
 from tests.mesh.agents import words_agent
 from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS, until
@@ -46,9 +49,13 @@ class Process:
 
     def __init__(self, url: str | None) -> None:
         self.clock = Clock()
-        self.agent_health = AgentHealth(self.clock)
         self.shared = RedisState(url)
-        self.circuits = SharedCircuits(self.shared, self.agent_health, lambda: ["a", "b"])
+        self.signal = DispatchSignal()
+        self.probes = ProbeClaims(self.shared, self.signal)
+        self.agent_health = AgentHealth(self.clock, probes=self.probes)
+        registry = Registry()
+        registry.apply([InstanceRecord(name=name, instance_id="i", task_types=("x",)) for name in "ab"])
+        self.circuits = SharedCircuits(self.shared, self.agent_health, registry)
 
     def fail(self, agent: str = "a") -> None:
         for _ in range(OPEN_AFTER_FAILURES):
@@ -69,13 +76,16 @@ class Process:
         assert self.agent_health.circuit("a") == "half_open"
 
     async def close(self) -> None:
-        await self.circuits.close()
+        await self.circuits.stop()
+        await self.probes.stop()
         await self.shared.close()
 
 
 @asynccontextmanager
 async def processes(*urls: str | None) -> AsyncIterator[list[Process]]:
     made = [Process(url) for url in urls]
+    for one in made:
+        await one.circuits.start()
     try:
         yield made
     finally:
@@ -136,10 +146,8 @@ async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_no
         for process in (one, other):
             process.fail()
             process.half_open()
-        told = asyncio.Event()
-        one.circuits.on_claim = told.set
         assert not one.agent_health.admits("a")
-        await asyncio.wait_for(told.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(one.signal.wait(), PATIENCE_SECONDS)
         await until(lambda: other.agent_health.admits("a"))
         other.agent_health.placed("a")
         assert not one.agent_health.admits("a")

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
@@ -12,6 +13,7 @@ from orchestrator_agent.dispatch.rate_limits import RateLimits
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.settings import FlowSettings, RateLimit, read_rate
+from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.service import load_library, orchestrator
@@ -22,7 +24,7 @@ from pantheon.discovery import Registry
 from pantheon.runtime.process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
-from protocol import InstanceRecord
+from protocol import InstanceRecord, new_id
 from protocol.errors import SettingsError
 from tests.flow.test_fair_mesh import WAITING, Counter, send, until_rows
 from tests.mesh.conftest import PlainClient
@@ -39,9 +41,16 @@ class Clock:
 ALICE = '["default","alice"]'
 
 
-def limits(shared: RedisState, clock: Clock | None = None, **kinds: dict[str, str]) -> RateLimits:
+def limits(
+    shared: RedisState,
+    clock: Clock | None = None,
+    *,
+    active: ActiveProcesses | None = None,
+    signal: DispatchSignal | None = None,
+    **kinds: dict[str, str],
+) -> RateLimits:
     read = {kind: {name: read_rate(rate) for name, rate in rates.items()} for kind, rates in kinds.items()}
-    return RateLimits(read, Registry(), shared, clock=clock or time.monotonic)
+    return RateLimits(read, Registry(), shared, active=active, signal=signal, clock=clock or time.monotonic)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,8 @@ def test_the_settings_say_what_is_wrong_with_them(monkeypatch: pytest.MonkeyPatc
 
 async def test_a_process_alone_has_the_rate_and_one_of_three_a_third() -> None:
     clock = Clock()
-    made = limits(RedisState(None), clock, agents={"a": "6/s burst 2"})
+    active = ActiveProcesses()
+    made = limits(RedisState(None), clock, active=active, agents={"a": "6/s burst 2"})
     assert made.active
     assert made.of_agent("b") is None
     assert made.of_agent("a") == 2
@@ -86,28 +96,27 @@ async def test_a_process_alone_has_the_rate_and_one_of_three_a_third() -> None:
     clock.now += 1 / 6 + 0.001
     assert made.of_agent("a") == 1
     made.spend(RouteRequest("x"), "a")
-    made._processes = lambda: 3
+    active.learn([new_id() for _ in range(3)])
     clock.now += 1 / 6 + 0.001
     assert made.of_agent("a") == 0
     clock.now += 10
     # Of what may go at once, too.
     assert made.of_agent("a") == 1
-    made._processes = lambda: 1
+    active.learn([new_id()])
     clock.now += 10
     assert made.of_agent("a") == 2
 
 
 async def test_who_waits_for_a_token_is_told_when_there_is_one() -> None:
     clock = Clock()
-    made = limits(RedisState(None), clock, agents={"a": "20/s burst 1"})
-    told = asyncio.Event()
-    made.on_tokens = told.set
+    signal = DispatchSignal()
+    made = limits(RedisState(None), clock, signal=signal, agents={"a": "20/s burst 1"})
     made.spend(RouteRequest("x"), "a")
     assert made.of_agent("a") == 1
     made.spend(RouteRequest("x"), "a")
     assert made.of_agent("a") == 0
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await told.wait()
+        await signal.wait()
     clock.now += 1 / 20 + 0.001
     assert made.of_agent("a") == 1
 
@@ -151,7 +160,7 @@ async def test_a_limit_that_is_reached_is_told_as_what_a_task_waits_for() -> Non
     assert (
         router.wait_reasons(RouteRequest("b", requester="alice")).task == "the rate limit of its requester is reached"
     )
-    await made.close()
+    await made.stop()
 
 
 async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,22 +181,21 @@ async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, mon
     passed = time.monotonic() - began
     assert spent <= 40 * passed + 4 + 1
     for made in both:
-        await made.close()
+        await made.stop()
     for shared in (one, other):
         await shared.close()
 
 
 async def test_a_bucket_whose_redis_is_away_is_the_processs_own(valkey: ValkeyServer) -> None:
     shared = RedisState(valkey.url)
-    made = limits(shared, agents={"a": "1/s burst 3"})
+    signal = DispatchSignal()
+    made = limits(shared, signal=signal, agents={"a": "1/s burst 3"})
     await valkey.stop()
-    told = asyncio.Event()
-    made.on_tokens = told.set
     assert made.of_agent("a") == 0
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await told.wait()
+        await signal.wait()
     assert made.of_agent("a") == 3
-    await made.close()
+    await made.stop()
     await shared.close()
 
 
@@ -205,7 +213,7 @@ async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer, monkeypa
     assert taken is not None
     assert taken[0] == 0
     for made in (weighing, using):
-        await made.close()
+        await made.stop()
     for shared in (one, other):
         await shared.close()
 
@@ -217,9 +225,9 @@ async def test_a_store_that_goes_and_comes_back_gives_no_second_burst(
     monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.ASK_AGAIN_SECONDS", 0.02)
     shared = [RedisState(valkey.url), RedisState(valkey.url)]
-    both = [limits(one, agents={"a": "4/h burst 8"}) for one in shared]
-    for made in both:
-        made._processes = lambda: 2
+    active = ActiveProcesses()
+    active.learn([new_id(), new_id()])
+    both = [limits(one, active=active, agents={"a": "4/h burst 8"}) for one in shared]
     spent = 0
 
     async def use_up() -> None:
@@ -255,7 +263,7 @@ async def test_a_store_that_goes_and_comes_back_gives_no_second_burst(
     await use_up()
     assert spent - away <= 1
     for made in both:
-        await made.close()
+        await made.stop()
     for one in shared:
         await one.close()
 

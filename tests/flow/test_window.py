@@ -1,10 +1,16 @@
 """The window: a count in memory, put right by what the broker says."""
 
-from orchestrator_agent.dispatch.admission import Admission, NoLimits
+from uuid import UUID
+
+from orchestrator_agent.dispatch.active_processes import ActiveProcesses
+from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
 from orchestrator_agent.dispatch.queues import Queue, queue_of
+from orchestrator_agent.dispatch.rate_limits import RateLimits
+from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
+from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.window import PERIOD_SECONDS, ROUND_TRIP_SECONDS, Window
 from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.store.pool import Database
@@ -22,8 +28,12 @@ class Clock:
         return self.now
 
 
-def window(capacity: int = 5) -> Window:
-    return Window(lambda agent: capacity, Clock())
+def window(capacity: int = 5, *, active: ActiveProcesses | None = None, signal: DispatchSignal | None = None) -> Window:
+    return Window(lambda agent: capacity, Clock(), active=active, signal=signal)
+
+
+def processes(count: int) -> list[UUID]:
+    return [new_id() for _ in range(count)]
 
 
 def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0, **metadata: str) -> InstanceRecord:
@@ -32,26 +42,32 @@ def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0,
     )
 
 
-def router(*records: InstanceRecord) -> tuple[Router, Admission]:
+def router(*records: InstanceRecord, active: ActiveProcesses | None = None) -> tuple[Router, Admission]:
     registry = Registry()
     registry.apply(records)
     capacity = Capacity(registry)
-    window = Window(capacity, Clock(), waiting=capacity.waiting)
-    gate = Admission(window, ReadyQueue(Database("postgresql://nowhere/none")), NoLimits())
+    window = Window(capacity, Clock(), waiting=capacity.waiting, active=active)
+    unlimited = RateLimits({}, registry, RedisState(None))
+    gate = Admission(window, ReadyQueue(Database("postgresql://nowhere/none")), unlimited)
     return Router(registry, Library(), AgentHealth(), gate=gate), gate
 
 
 def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
-    made = window(5)
-    freed: list[str] = []
-    made.on_free = freed.append
+    signal = DispatchSignal()
+    made = window(5, signal=signal)
     for _ in range(10):
         assert made.room("a") > 0
         made.take("a")
     assert made.room("a") == 0
     assert made.busy() == ["a"]
     made.answered("a")
-    assert (made.room("a"), freed) == (1, ["a"])
+    assert (made.room("a"), signal.is_set) == (1, False)
+    # Only who waits for a slot of this agent is woken.
+    signal.awaited = frozenset({"a"})
+    made.answered("b")
+    assert not signal.is_set
+    made.answered("a")
+    assert (made.room("a"), signal.is_set) == (2, True)
     for _ in range(20):
         made.answered("a")
     assert (made.room("a"), made.busy()) == (10, [])
@@ -60,7 +76,8 @@ def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
 def test_an_agent_is_as_loaded_as_the_broker_says() -> None:
     """What routing took for an agent's load was counted apart, and kept every attempt of which no answer came (its task
     was cancelled, and the agent dead) or whose answer another orchestrator read: the agent looked busy for ever."""
-    made, gate = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4))
+    active = ActiveProcesses()
+    made, gate = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4), active=active)
     for _ in range(8):
         made.place(RouteRequest("x", "a"))
     loads = {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))}
@@ -70,7 +87,7 @@ def test_an_agent_is_as_loaded_as_the_broker_says() -> None:
     gate.window.correct("a", 0, gate.window.before("a"))
     assert [one.outstanding for one in made.candidates(RouteRequest("x"))] == [0, 0]
     # Two orchestrators: of what this one does not see, it is told its share.
-    gate.window.processes = 2
+    active.learn(processes(2))
     gate.window.correct("a", 6, gate.window.before("a"))
     assert {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))} == {"a": 6, "b": 0}
 
@@ -86,10 +103,11 @@ def test_tasks_that_wait_for_others_which_they_gave_out_take_no_place_from_these
 
 
 def test_orchestrators_share_a_window_and_each_has_a_place_at_least() -> None:
-    made = window(5)
-    made.processes = 3
+    active = ActiveProcesses()
+    made = window(5, active=active)
+    active.learn(processes(3))
     assert made.size("a") == 4
-    made.processes = 100
+    active.learn(processes(100))
     assert made.size("a") == 1
 
 
@@ -141,8 +159,9 @@ def test_what_the_broker_cannot_know_yet_counts_until_it_is_sent_or_came_to_noth
 
 
 def test_what_is_free_is_shared_between_orchestrators() -> None:
-    made = window(5)
-    made.processes = 2
+    active = ActiveProcesses()
+    active.learn(processes(2))
+    made = window(5, active=active)
     made.correct("a", 4, made.before("a"))
     assert made.room("a") == 3
     made.correct("a", 9, made.before("a"))

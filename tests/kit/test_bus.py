@@ -546,7 +546,7 @@ async def test_a_publish_is_repeated_until_somebody_keeps_it(bus: Bus, publisher
 async def test_a_store_that_went_back_is_noticed_however_far_it_has_come_since(bus: Bus, publisher: Publisher) -> None:
     """Others have published meanwhile: where the stream stands tells nothing, the sequence of the next message does."""
     gone_back: list[str] = []
-    publisher.on_gone_back = gone_back.append
+    publisher.on_gone_back(gone_back.append)
     for number in range(3):
         await publisher.publish("agent.a.task", b"{}", message_id=str(number))
     await publisher.publish("agent.a.task", b"{}", message_id="0")

@@ -98,7 +98,7 @@ def words_agent(seen: Seen | None = None, *, name: str = "words_agent", max_conc
 def registry_of(process: AgentProcess) -> Registry:
     """The registry that an orchestrator of this process goes by: another one may know of an agent before it."""
     assert isinstance(process.worker, OrchestratorWorker)
-    return process.worker.parts.reconciler._registry
+    return process.worker.parts.connections.registry
 
 
 class OrchestratorProcess:

@@ -99,7 +99,7 @@ async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with
     async def write_letter(*_: Any) -> None:
         await letters.wait()
 
-    monkeypatch.setattr("orchestrator_agent.runtime.settlement.publish_dead_letter", write_letter)
+    monkeypatch.setattr("orchestrator_agent.runtime.responses.publish_dead_letter", write_letter)
     await mute_agent(plain)
     ids = [await plain.send("nothing"), await plain.send("nothing")]
     await plain.until(lambda: len(plain.overheard) == 2)

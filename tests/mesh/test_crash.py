@@ -190,9 +190,9 @@ async def test_an_outage_longer_than_an_attempts_timeout_is_no_failure_of_the_at
     ):
         await until(lambda: len(registry_of(process).serving("echo")) == 2, "the agents")
         # Else its first seconds count as those after an outage.
-        await until(
-            lambda: isinstance(process.worker, OrchestratorWorker) and process.worker.parts.watch._outages.settled
-        )
+        assert isinstance(process.worker, OrchestratorWorker)
+        outages = process.worker.parts.maintenance.outages
+        await until(lambda: outages.settled)
         deaf.worker.pause()
         task_id = await plain.submit("execute_dag", {"steps": steps})
         await seen.until_called("echo")

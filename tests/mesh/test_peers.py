@@ -12,8 +12,10 @@ import pytest
 import pytest_asyncio
 
 import orchestrator_agent.runtime.root_ownership
+from orchestrator_agent.runtime.presence import CROWDED, Presence
+from orchestrator_agent.runtime.response_loop import response_puller
+from orchestrator_agent.runtime.responses import ResponseSettler
 from orchestrator_agent.runtime.root_ownership import TASK, RootOwnership, root_of
-from orchestrator_agent.runtime.settlement import Settlement
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from orchestrator_agent.store.task_reader import TaskReader
 from pantheon.bus import Bus, Delivery, Puller, acknowledge, ensure_streams, times_delivered
@@ -50,26 +52,35 @@ async def bus(broker: NatsServer) -> AsyncIterator[Bus]:
         yield made
 
 
+class Requests(Puller):
+    """The puller of requests, which notes what another member has forwarded to this one."""
+
+    forwarded: list[Delivery]
+
+    def put(self, delivery: Delivery) -> None:
+        self.forwarded.append(delivery)
+        super().put(delivery)
+
+
 class Member:
     """A peer with nothing but the puller of requests, and what it keeps of what that is given."""
 
     def __init__(self, bus: Bus) -> None:
         self.process_id = new_id()
-        self.peers = RootOwnership(bus, self.process_id)
-        self.puller = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=20, divert=self._divert)
-        self.peers.on_forwarded = self._on_forwarded
-        self.diverted: list[Delivery] = []
+        self.ownership = RootOwnership(bus, self.process_id)
+        self.puller = Requests(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=20, divert=self._divert)
         self.passed: list[Delivery] = []
+        self.puller.forwarded = self.passed
+        self.presence = Presence(
+            bus, self.ownership, requests=self.puller, responses=response_puller(bus, self.ownership)
+        )
+        self.diverted: list[Delivery] = []
         self.kept: list[Delivery] = []
 
     def _divert(self, delivery: Delivery) -> bool:
-        passed = self.peers.forward(delivery)
+        passed = self.ownership.forward(delivery)
         (self.diverted if passed else self.kept).append(delivery)
         return passed
-
-    def _on_forwarded(self, delivery: Delivery) -> None:
-        self.passed.append(delivery)
-        self.puller.put(delivery)
 
     async def settle(self, count: int) -> None:
         for _ in range(count):
@@ -84,17 +95,17 @@ async def members(bus: Bus, count: int) -> AsyncIterator[list[Member]]:
     async with AsyncExitStack() as stack:
         made = [Member(bus) for _ in range(count)]
         for one in made:
-            await one.peers.start()
-            stack.push_async_callback(one.peers.close)
-            stack.callback(one.peers.leave)
+            await one.presence.start()
+            stack.push_async_callback(one.presence.stop)
+            stack.callback(one.presence.leave)
         expected = sorted(str(one.process_id) for one in made)
         for one in made:
-            await until(lambda it=one: it.peers.members == expected, "all members")  # type: ignore[misc]
+            await until(lambda it=one: it.ownership.members == expected, "all members")  # type: ignore[misc]
         yield made
 
 
 def owned_by(member: Member) -> UUID:
-    return next(one for _ in range(1000) if member.peers.owns(one := new_id()))
+    return next(one for _ in range(1000) if member.ownership.owns(one := new_id()))
 
 
 async def request(bus: Bus, root: UUID, **fields: Any) -> None:
@@ -119,25 +130,25 @@ async def until_settled(bus: Bus) -> None:
 async def test_of_each_root_there_is_one_owner_and_all_agree_on_it(bus: Bus) -> None:
     async with members(bus, 3) as all_three:
         roots = [new_id() for _ in range(300)]
-        owners = [[one.process_id for one in all_three if one.peers.owns(root)] for root in roots]
+        owners = [[one.process_id for one in all_three if one.ownership.owns(root)] for root in roots]
         assert all(len(found) == 1 for found in owners)
         assert len({found[0] for found in owners}) == 3
-        all_three[0].peers.leave()
+        all_three[0].presence.leave()
         for one in all_three[1:]:
-            await until(lambda it=one: len(it.peers.members) == 2, "that one has left")  # type: ignore[misc]
-        assert not any(all_three[0].peers.owns(root) for root in roots)
-        assert all(sum(one.peers.owns(root) for one in all_three[1:]) == 1 for root in roots)
+            await until(lambda it=one: len(it.ownership.members) == 2, "that one has left")  # type: ignore[misc]
+        assert not any(all_three[0].ownership.owns(root) for root in roots)
+        assert all(sum(one.ownership.owns(root) for one in all_three[1:]) == 1 for root in roots)
 
 
 async def test_who_is_alone_owns_nothing_and_passes_nothing_on(bus: Bus) -> None:
     # Another one of which nothing is heard may be there all the same: what is asked of the database then is asked.
     async with members(bus, 2) as (one, other):
-        other.peers.leave()
-        await until(lambda: not one.peers.members, "that it is alone")
+        other.presence.leave()
+        await until(lambda: not one.ownership.members, "that it is alone")
         async with one.puller:
             await request(bus, root := new_id())
             await one.settle(1)
-        assert not one.peers.owns(root)
+        assert not one.ownership.owns(root)
         assert not one.diverted
 
 
@@ -185,29 +196,29 @@ async def test_what_is_given_out_again_is_kept_by_whoever_gets_it(bus: Bus) -> N
 async def test_a_quiet_one_hands_back_at_once_what_it_is_passed(bus: Bus) -> None:
     async with members(bus, 2) as (given, owner), given.puller:
         # As if the other one had not heard of it yet.
-        owner.peers._quiet = True
+        owner.ownership.accepting = False
         for _ in range(10):
             await request(bus, owned_by_other(given))
         await given.settle(10)
         assert len(given.diverted) == 10
         assert not owner.passed
-        owner.peers.resume_accepting()
+        owner.presence.resume_accepting()
         await request(bus, owned_by(owner))
         await owner.settle(1)
 
 
 def owned_by_other(member: Member) -> UUID:
-    return next(one for _ in range(1000) if not member.peers.owns(one := new_id()))
+    return next(one for _ in range(1000) if not member.ownership.owns(one := new_id()))
 
 
 async def test_who_has_left_is_passed_nothing(bus: Bus) -> None:
     async with members(bus, 3) as (given, leaving, other), given.puller:
         root = owned_by(leaving)
-        leaving.peers.leave()
-        await until(lambda: len(given.peers.members) == 2, "that it has left")
-        leaving.peers.resume_accepting()
+        leaving.presence.leave()
+        await until(lambda: len(given.ownership.members) == 2, "that it has left")
+        leaving.presence.resume_accepting()
         await request(bus, root)
-        await (given if given.peers.owns(root) else other).settle(1)
+        await (given if given.ownership.owns(root) else other).settle(1)
         assert not leaving.passed
 
 
@@ -215,36 +226,39 @@ async def test_what_was_passed_to_one_that_is_silent_then_is_handed_back(bus: Bu
     """It waited 30 s for its redelivery."""
     async with members(bus, 2) as (given, dead), given.puller:
         # As a killed one: nothing is heard, and nothing said.
-        dead.peers._say = lambda **_: None  # type: ignore[method-assign]
-        for subscription in dead.peers._subscriptions:
+        dead.presence._beat = lambda **_: None  # type: ignore[method-assign]
+        for subscription in dead.presence._subscriptions:
             await subscription.unsubscribe()
         for _ in range(10):
             await request(bus, owned_by(dead))
         await given.settle(10)
         assert len(given.diverted) == 10
-        assert not given.peers.members
+        assert not given.ownership.members
 
 
 async def test_a_crowded_one_is_passed_nothing_more(bus: Bus) -> None:
     async with members(bus, 2) as (given, owner), given.puller:
-        owner.peers.crowded = lambda subject: subject == TASK
-        await until(lambda: given.peers._others[str(owner.process_id)].crowded == ["task"], "that it is crowded")
+        too_much = CROWDED * owner.puller.capacity + 1
+        for _ in range(too_much):
+            owner.puller.put(Delivery(_client=bus.client, subject=TASK, data=b"{}"))
+        await owner.puller.take(too_much)
+        await until(lambda: given.ownership.crowded(str(owner.process_id)) == ["task"], "that it is crowded")
         await request(bus, owned_by(owner))
         await given.settle(1)
         assert not given.diverted
-        owner.peers.crowded = lambda subject: False
-        await until(lambda: not given.peers._others[str(owner.process_id)].crowded, "that it is not any more")
+        owner.puller.release(too_much)
+        await until(lambda: not given.ownership.crowded(str(owner.process_id)), "that it is not any more")
         await request(bus, owned_by(owner))
         await owner.settle(1)
 
 
 async def test_nonsense_on_their_subjects_is_passed_by(bus: Bus) -> None:
     async with members(bus, 2) as (one, _):
-        before = one.peers.members
+        before = one.ownership.members
         for body in (b"", b"[]", b"{}", b'{"process_id": "x", "there": true, "crowded": []}', b'{"process_id": 1}'):
             await bus.publish(subjects.PEER_BEAT, body)
         await bus.flush()
-        assert one.peers.members == before
+        assert one.ownership.members == before
         await bus.publish(f"{subjects.peer(one.process_id)}.{TASK}", b"nobody acknowledges this")
         async with asyncio.timeout(WITHIN_SECONDS):
             (delivery,) = await one.puller.take(1)
@@ -256,13 +270,13 @@ async def test_nonsense_on_their_subjects_is_passed_by(bus: Bus) -> None:
 
 def peers_of(process: AgentProcess) -> RootOwnership:
     assert isinstance(process.worker, OrchestratorWorker)
-    return process.worker.parts.peers
+    return process.worker.parts.runtime.ownership
 
 
 def shares(process: AgentProcess, count: int = 2) -> Callable[[], bool]:
     assert isinstance(process.worker, OrchestratorWorker)
-    window = process.worker.parts.queue_dispatcher._gate.window
-    return lambda: window.processes == count and len(peers_of(process).members) == count
+    active = process.worker.parts.dispatch.active
+    return lambda: active.count == count and len(peers_of(process).members) == count
 
 
 @pytest_asyncio.fixture
@@ -290,21 +304,21 @@ async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Whoever took an answer read the whole tree before it decided: three orchestrators did less than one.
-    settled: list[tuple[Settlement, int]] = []
+    settled: list[tuple[ResponseSettler, int]] = []
     read: list[UUID] = []
-    settle, newer_trees = Settlement.settle, TaskReader.newer_trees
+    settle, newer_trees = ResponseSettler.settle, TaskReader.newer_trees
 
-    async def watched(self: Settlement, deliveries: Sequence[Delivery], posted: Any) -> None:
+    async def watched(self: ResponseSettler, deliveries: Sequence[Delivery], entries: Any) -> None:
         mine = [one for one in deliveries if one.subject != subjects.response(ORCHESTRATOR)]
         settled.extend((self, root) for one in mine if (root := root_of(one.data)) is not None)
-        await settle(self, deliveries, posted)
+        await settle(self, deliveries, entries)
 
     async def counted(self: TaskReader, known: Any) -> Any:
         found = await newer_trees(self, known)
         read.extend(found)
         return found
 
-    monkeypatch.setattr(Settlement, "settle", watched)
+    monkeypatch.setattr(ResponseSettler, "settle", watched)
     monkeypatch.setattr(TaskReader, "newer_trees", counted)
     traced = new_id()
     other = second if peers_of(orchestrated).owns(traced) else orchestrated
@@ -325,7 +339,7 @@ async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
     assert len(settled) == 3 * len(ids)
     for process in (orchestrated, second):
         assert isinstance(process.worker, OrchestratorWorker)
-        here = [root for who, root in settled if who is process.worker.parts.message_loops._settlement]
+        here = [root for who, root in settled if who is process.worker.parts.loops.settler]
         assert here
         assert all(peers_of(process).owns(UUID(int=root)) for root in here)
     # A sweep, or a row that had to wait in line, may have one read.

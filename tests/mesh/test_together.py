@@ -32,7 +32,7 @@ async def second(settings: MeshSettings, orchestrated: AgentProcess) -> AsyncIte
 
 def _shares(process: AgentProcess) -> bool:
     assert isinstance(process.worker, OrchestratorWorker)
-    return process.worker.parts.queue_dispatcher._gate.window.processes == 2
+    return process.worker.parts.dispatch.active.count == 2
 
 
 def keyed(name: str, text: str, *, most: int = 100) -> dict[str, Any]:

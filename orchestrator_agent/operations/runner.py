@@ -1,7 +1,7 @@
-"""Operations: the mesh's own task types: cancel, pause, resume, signal, approve, redrive, put_workflow.
+"""OperationRunner: the mesh's own task types: cancel, pause, resume, signal, approve, redrive, put_workflow.
 
-Each is a root task like any other: durable from its acceptance, idempotent by its id, answered once with what it came
-to. (`mesh.retry` and `mesh.replay` start a workflow again and are planned like one.)
+Each is a root task like any other: durable from its acceptance, idempotent by its id, with one response, which is its
+outcome. (`mesh.retry` and `mesh.replay` start a workflow again and are planned like one.)
 """
 
 import asyncio
@@ -22,7 +22,9 @@ from orchestrator_agent.engine.events import (
     Signalled,
 )
 from orchestrator_agent.engine.state import Run, Status
+from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.operations.dead_letters import DeadLetters
+from orchestrator_agent.runtime.sweep_signal import SweepSignal
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.reads import Reader
@@ -42,8 +44,8 @@ log = structlog.get_logger()
 Result = dict[str, Any]
 
 
-class Operations:
-    """`begin` sets one to work; `again` does so for one that a dead process left."""
+class OperationRunner:
+    """`begin` starts one; `begin_again` one that a dead process left."""
 
     def __init__(
         self,
@@ -54,9 +56,8 @@ class Operations:
         dead_letters: DeadLetters,
         pauses: Pauses,
         pause_store: PauseStore,
-        perform: Callable[[RunEvent], Awaitable[Any]],
-        post: Callable[[RunEvent], None],
-        look_now: Callable[[], None],
+        inbox: Inbox,
+        sweep: SweepSignal,
     ) -> None:
         self._bus = bus
         self._reader = reader
@@ -64,9 +65,8 @@ class Operations:
         self._dead_letters = dead_letters
         self._pauses = pauses
         self._pause_store = pause_store
-        self._perform = perform
-        self._post = post
-        self._look_now = look_now
+        self._inbox = inbox
+        self._sweep = sweep
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._operations: dict[str, Callable[[UUID, Mapping[str, Any], str | None], Awaitable[Result]]] = {
             "mesh.cancel": self._cancel,
@@ -78,10 +78,16 @@ class Operations:
             "mesh.put_workflow": self._put_workflow,
         }
 
-    def begin(self, run: Run) -> None:
-        self.again(run.root_task_id, run.root.task_type, run.root.payload or b"{}", run.facts.requester)
+    async def start(self) -> None:
+        """Nothing to start: an operation begins when its task is accepted, or is found by a sweep."""
 
-    def again(self, operation: UUID, task_type: str, payload: bytes, requester: str | None) -> None:
+    async def stop(self) -> None:
+        await end(self._tasks.values())
+
+    def begin(self, run: Run) -> None:
+        self.begin_again(run.root_task_id, run.root.task_type, run.root.payload or b"{}", run.facts.requester)
+
+    def begin_again(self, operation: UUID, task_type: str, payload: bytes, requester: str | None) -> None:
         if operation in self._tasks or task_type not in self._operations:
             return
         task = asyncio.create_task(self._run(operation, task_type, payload, requester), name=task_type)
@@ -96,22 +102,19 @@ class Operations:
                 # Postgres or the broker is away: the sweep begins it again.
                 log.warning("operation.waiting", operation=task_type, error=str(error))
                 return
-            self._post(OperationEnded(operation, error=ErrorInfo.of(error)))
+            self._inbox.post(OperationEnded(operation, error=ErrorInfo.of(error)))
         except Exception as error:
             log.exception("operation.failed", operation=task_type, task_id=str(operation))
             wrong = ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=f"{type(error).__name__}: {error}")
-            self._post(OperationEnded(operation, error=wrong))
+            self._inbox.post(OperationEnded(operation, error=wrong))
         else:
-            self._post(OperationEnded(operation, result=result))
-
-    async def close(self) -> None:
-        await end(self._tasks.values())
+            self._inbox.post(OperationEnded(operation, result=result))
 
     # -- on one task --------------------------------------------------------------------------------------------------
 
-    async def _told(self, run_event: RunEvent) -> Result:
-        """What a happening on another task came to. Raises PantheonError for a refusal, UnknownTask."""
-        outcome = await self._perform(run_event)
+    async def _outcome(self, run_event: RunEvent) -> Result:
+        """The outcome of a run event of another task. Raises PantheonError for a refusal, UnknownTask."""
+        outcome = await self._inbox.perform(run_event)
         if isinstance(outcome, ErrorInfo):
             raise _refused(outcome)
         if isinstance(outcome, dict):
@@ -123,7 +126,7 @@ class Operations:
         if isinstance(run_event, Signalled):
             for row in await retry_until_available(self._reader.tree, task_id):
                 if row["task_id"] == run_event.row_id:
-                    # It was given, and the task has come to its end, before that could be noted.
+                    # It was taken, and the task has ended, before that could be noted.
                     taken = row["status"] == Status.COMPLETED
                     return {"task_id": str(task_id), "signal": run_event.name, "taken": taken}
             raise InvalidRequest(f"task {task_id} is {record['status']}: nothing waits for a signal")
@@ -131,74 +134,76 @@ class Operations:
 
     async def _cancel(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         reason = _text(payload, "reason") or f"cancelled by {requester or 'an operator'}"
-        return await self._told(CancelRequested(_task_id(payload), reason, operation))
+        return await self._outcome(CancelRequested(_task_id(payload), reason, operation))
 
     async def _pause(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
-        if (target := _one_of(payload, "workflow", "agent")) is not None:
+        if (target := _target(payload, "workflow", "agent")) is not None:
             kind, name = target
             await retry_until_available(self._pause_store.pause, kind, name, operation, requester)
             self._pauses.add(kind, name)
-            await self._tell_agent(kind, name, "pause")
+            await self._send_control(kind, name, "pause")
             return {kind: name, "paused": True}
         task_id = _task_id(payload)
-        told = await self._told(PauseRequested(task_id, operation))
-        if told["status"] == Status.PAUSED:
-            # Also when nothing has changed: whoever paused it may have died before it could note so.
+        outcome = await self._outcome(PauseRequested(task_id, operation))
+        if outcome["status"] == Status.PAUSED:
+            # Also when nothing has changed: a process that paused it may have died before it could note so.
             await retry_until_available(self._pause_store.pause, "task", str(task_id), operation, requester)
-        return told
+        return outcome
 
     async def _resume(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
-        if (target := _one_of(payload, "workflow", "agent")) is not None:
+        if (target := _target(payload, "workflow", "agent")) is not None:
             kind, name = target
             await retry_until_available(self._pause_store.resume, kind, name)
             self._pauses.remove(kind, name)
-            await self._tell_agent(kind, name, "resume")
-            self._look_now()
+            await self._send_control(kind, name, "resume")
+            self._sweep.wake()
             return {kind: name, "paused": False}
         task_id = _task_id(payload)
-        told = await self._told(ResumeRequested(task_id, operation))
+        outcome = await self._outcome(ResumeRequested(task_id, operation))
         await retry_until_available(self._pause_store.resume, "task", str(task_id))
-        return told
+        return outcome
 
-    async def _tell_agent(self, kind: str, name: str, command: Any) -> None:
+    async def _send_control(self, kind: str, name: str, command: Any) -> None:
         if kind == "agent":
             await self._bus.publish_quietly(subjects.control(name), to_bytes(Control(command=command)))
 
     async def _signal(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         name = _label(payload, "signal")
-        given = payload.get("payload", {})
-        if not isinstance(given, dict):
+        signal = payload.get("payload", {})
+        if not isinstance(signal, dict):
             raise InvalidRequest("payload.payload: must be an object", field="payload.payload")
-        return await self._told(Signalled(_task_id(payload), operation, name, given, requester))
+        return await self._outcome(Signalled(_task_id(payload), operation, name, signal, requester))
 
     async def _approve(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         name = _label(payload, "approval")
         approved = payload.get("approved", True)
         if not isinstance(approved, bool):
             raise InvalidRequest("payload.approved: must be true or false", field="payload.approved")
-        given: Result = {"approved": approved}
+        approval: Result = {"approved": approved}
         if (comment := _text(payload, "comment")) is not None:
-            given["comment"] = comment
-        return await self._told(Signalled(_task_id(payload), operation, name, given, requester))
+            approval["comment"] = comment
+        return await self._outcome(Signalled(_task_id(payload), operation, name, approval, requester))
 
     # -- on the mesh --------------------------------------------------------------------------------------------------
 
     async def _redrive(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
-        wanted = payload.get("id")
-        if wanted is not None and not isinstance(wanted, str):
+        letter_id = payload.get("id")
+        if letter_id is not None and not isinstance(letter_id, str):
             raise InvalidRequest("payload.id: must be the id of a dead letter", field="payload.id")
-        if wanted is None and not any(payload.get(name) for name in ("name", "reason", "all")):
+        if letter_id is None and not any(payload.get(name) for name in ("name", "reason", "all")):
             raise InvalidRequest("say which: payload.id, or a filter (payload.name, payload.reason), or payload.all")
         if payload.get("all") not in (None, True, False):
             raise InvalidRequest("payload.all: must be true or false", field="payload.all")
         name = _text(payload, "name")
         if name is not None and not is_agent_name(name):
             raise InvalidRequest(f"payload.name: '{shown(name)}' cannot be an agent's name", field="payload.name")
-        redriven, more = await self._dead_letters.redrive(letter_id=wanted, name=name, reason=_text(payload, "reason"))
+        redriven, more = await self._dead_letters.redrive(
+            letter_id=letter_id, name=name, reason=_text(payload, "reason")
+        )
         if more:
             return {"redriven": redriven, "more": True}
-        if wanted is not None and not redriven:
-            return {"redriven": [], "note": f"there is no dead letter {wanted} (any more)"}
+        if letter_id is not None and not redriven:
+            return {"redriven": [], "note": f"there is no dead letter {letter_id} (any more)"}
         return {"redriven": redriven}
 
     async def _put_workflow(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
@@ -252,13 +257,13 @@ def _label(payload: Mapping[str, Any], kind: str) -> str:
     return name
 
 
-def _one_of(payload: Mapping[str, Any], *names: str) -> tuple[str, str] | None:
-    given = [(name, value) for name in (*names, "task_id") if (value := _text(payload, name)) is not None]
-    if len(given) != 1:
+def _target(payload: Mapping[str, Any], *names: str) -> tuple[str, str] | None:
+    targets = [(kind, name) for kind in (*names, "task_id") if (name := _text(payload, kind)) is not None]
+    if len(targets) != 1:
         raise InvalidRequest(
-            f"say what: exactly one of payload.task_id, {', '.join(f'payload.{one}' for one in names)}"
+            f"say what: exactly one of payload.task_id, {', '.join(f'payload.{kind}' for kind in names)}"
         )
-    kind, name = given[0]
+    kind, name = targets[0]
     if kind == "task_id":
         return None
     if TASK_TYPE.match(name) is None:

@@ -1,0 +1,31 @@
+"""ActiveProcesses: how many orchestrators share the work, and which of them is the first."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+
+class ActiveProcesses:
+    """The database's list of orchestrators, as this one read it last: see `QueueDispatcher.count_processes`.
+
+    Soft knowledge: it sizes shares and saves reads. Nothing that must be right is decided by it.
+    """
+
+    def __init__(self, process_id: UUID | None = None) -> None:
+        self._own = process_id
+        self._first: UUID | None = None
+        self.count = 1
+
+    def learn(self, processes: Sequence[UUID]) -> None:
+        """Take over the list, the oldest process first."""
+        self.count = max(1, len(processes))
+        self._first = processes[0] if processes else None
+
+    @property
+    def shared(self) -> bool:
+        """Whether there are others, that may have written workflows and runs which this one does not know of."""
+        return self.count > 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what one of several should do; where none is known, each does."""
+        return self._first in (None, self._own)

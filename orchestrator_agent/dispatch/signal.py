@@ -1,0 +1,29 @@
+"""DispatchSignal: wakes the queue dispatcher, because a row of the ready queue may find a slot now."""
+
+import asyncio
+
+
+class DispatchSignal:
+    """Made before everything that sets it: windows, limits, circuits, and who writes rows into the queue."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        # Agents whose slots queued rows may take: a free slot of any other one wakes nothing.
+        self.awaited: frozenset[str] = frozenset()
+
+    def slot_freed(self, agent: str) -> None:
+        if agent in self.awaited:
+            self._event.set()
+
+    def set(self) -> None:
+        """Rows have joined, tokens are back, an agent may be tried."""
+        self._event.set()
+
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Until it is set; then it is not set any more."""
+        await self._event.wait()
+        self._event.clear()

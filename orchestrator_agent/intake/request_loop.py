@@ -1,0 +1,76 @@
+"""RequestLoop: takes requests in their fair order, as many as have arrived, and has them accepted in batches."""
+
+import asyncio
+from collections.abc import Sequence
+
+from orchestrator_agent.intake.acceptance import Acceptance
+from orchestrator_agent.intake.fair_intake import FairIntake
+from orchestrator_agent.runtime.held_deliveries import HeldDeliveries
+from orchestrator_agent.runtime.large_messages import PAYLOAD_REF, LargeMessages, set_apart
+from orchestrator_agent.runtime.root_ownership import RootOwnership
+from pantheon.bus import Bus, Delivery, Puller
+from pantheon.runtime.background import end, or_exit
+from protocol.names import ORCHESTRATOR
+from protocol.streams import TASKS, task_consumer
+
+INTAKE_BATCH = 256
+
+
+def request_puller(bus: Bus, ownership: RootOwnership) -> Puller:
+    return Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * INTAKE_BATCH, divert=ownership.forward)
+
+
+class RequestLoop:
+    """`stop_taking` ends it when what it took is accepted; `tasks` are then done."""
+
+    def __init__(
+        self,
+        requests: Puller,
+        fair_intake: FairIntake,
+        acceptance: Acceptance,
+        *,
+        held: HeldDeliveries,
+        large: LargeMessages,
+    ) -> None:
+        self._requests = requests
+        self._fair_intake = fair_intake
+        self._acceptance = acceptance
+        self._held = held
+        self._large = large
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._requests.start()
+        self._task = asyncio.create_task(or_exit(self._run(), "request loop"), name="intake")
+
+    async def stop_taking(self) -> list[Delivery]:
+        """Take no more requests; returns those that were delivered and not taken."""
+        self._stopping = True
+        return await self._fair_intake.stop()
+
+    @property
+    def tasks(self) -> list["asyncio.Task[None]"]:
+        return [] if self._task is None else [self._task]
+
+    async def stop(self) -> None:
+        await end(self.tasks)
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            deliveries = await self._fair_intake.take(INTAKE_BATCH)
+            # What was read ahead in the stream was not delivered, so there is nothing to hold.
+            self._held.add(delivery for delivery in deliveries if delivery.reply)
+            small, large = set_apart(deliveries, PAYLOAD_REF)
+            for delivery in large:
+                self._large.work_on(self._accept([delivery]))
+            if small:
+                await self._accept(small)
+
+    async def _accept(self, deliveries: Sequence[Delivery]) -> None:
+        try:
+            await self._acceptance.accept(deliveries)
+            await self._fair_intake.accepted(deliveries)
+        finally:
+            self._held.release(deliveries)
+            self._fair_intake.release(deliveries)

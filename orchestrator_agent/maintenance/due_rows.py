@@ -1,0 +1,114 @@
+"""DueRows: rows whose time has come, as run events: attempts that expired, retries and waits that are over, deadlines.
+
+Also what a dead process has left: operations that it had begun, duplicates that it had not ended.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from orchestrator_agent.dispatch.agent_health import AgentHealth
+from orchestrator_agent.dispatch.router import Pauses
+from orchestrator_agent.dispatch.window import Window
+from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired, RunEvent
+from orchestrator_agent.engine.state import Status
+from orchestrator_agent.inbox import Inbox
+from orchestrator_agent.maintenance.broker_outages import BrokerOutages
+from orchestrator_agent.operations.runner import OperationRunner
+from orchestrator_agent.runtime.duplicates import Duplicates
+from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.ready_queue import Waiting
+from pantheon.discovery import Registry
+
+SWEEP_LIMIT = 1000
+
+
+@dataclass
+class Found:
+    """`full`: there may be more than one statement reads. `unparked`: rows to queue again, their pause being over."""
+
+    full: bool
+    unparked: list[tuple[UUID, UUID, Waiting]] = field(default_factory=list)
+
+
+class ExpiredAttempts:
+    """What an attempt that expired says of its agent: once for each, and nothing where the broker was down."""
+
+    def __init__(self, agent_health: AgentHealth, window: Window, outages: BrokerOutages) -> None:
+        self._agent_health = agent_health
+        self._window = window
+        self._outages = outages
+        self._judged: set[tuple[UUID, int]] = set()
+        self._before: set[tuple[UUID, int]] = set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the broker has been up for long enough that attempts may be called expired."""
+        return self._outages.settled
+
+    def begin_sweep(self) -> None:
+        self._before, self._judged = self._judged, set()
+
+    def event_of(self, row: Any) -> Expired:
+        broker_was_down = self._outages.touched(row["dispatched_at"], row["expires_at"])
+        key = (row["task_id"], row["attempt"])
+        self._judged.add(key)
+        # A row that was found before is found once more until its end is written.
+        if key not in self._before:
+            self._window.answered(row["agent"])
+            if not broker_was_down:
+                self._agent_health.answered(row["agent"], row["task_type"], None, failed=True)
+        return Expired(row["root_task_id"], row["task_id"], row["attempt"], broker_was_down)
+
+
+class DueRows:
+    """One process at a time reads them; the versions of the roots settle it where two do."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        registry: Registry,
+        pauses: Pauses,
+        *,
+        inbox: Inbox,
+        expired: ExpiredAttempts,
+        operations: OperationRunner,
+        duplicates: Duplicates,
+    ) -> None:
+        self._reader = reader
+        self._registry = registry
+        self._pauses = pauses
+        self._inbox = inbox
+        self._expired = expired
+        self._operations = operations
+        self._duplicates = duplicates
+
+    async def post(self) -> Found:
+        """Post what is due. Raises StoreError."""
+        rows: Sequence[Any] = await self._reader.due(
+            SWEEP_LIMIT, self._registry.task_types(), self._pauses.workflows, expired=self._expired.settled
+        )
+        self._expired.begin_sweep()
+        found = Found(full=len(rows) >= SWEEP_LIMIT)
+        duplicates: list[UUID] = []
+        for row in rows:
+            root_task_id, task_id = row["root_task_id"], row["task_id"]
+            if row["operation"] is not None and row["is_root"]:
+                self._operations.begin_again(task_id, row["task_type"], row["operation"].encode(), row["requester"])
+            elif row["is_root"] and row["late"]:
+                self._inbox.post(DeadlinePassed(root_task_id))
+            elif row["duplicate_of"] is not None:
+                duplicates.append(task_id)
+            elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
+                found.unparked.append((root_task_id, task_id, Waiting(row["queue"], row["priority"], row["flow"])))
+            else:
+                self._inbox.post(self._event_of(row))
+        if duplicates:
+            await self._duplicates.end(duplicates)
+        return found
+
+    def _event_of(self, row: Any) -> RunEvent:
+        if row["status"] == Status.DISPATCHED:
+            return self._expired.event_of(row)
+        return Due(row["root_task_id"], row["task_id"])

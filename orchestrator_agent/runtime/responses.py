@@ -1,0 +1,181 @@
+"""Responses: a batch of them, and of other run events, is settled when it is committed, and then acknowledged.
+
+A run is in one batch's hands at a time, and batches have it in the order in which they came.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import NamedTuple
+from uuid import UUID
+
+from orchestrator_agent.dispatch.agent_health import AgentHealth
+from orchestrator_agent.dispatch.window import Window
+from orchestrator_agent.engine.events import Delegated, RunEvent
+from orchestrator_agent.inbox import Entry
+from orchestrator_agent.runtime.broker import Broker
+from orchestrator_agent.runtime.response_reader import Arrived, read_response, unread_response
+from orchestrator_agent.runtime.run_cache import RunCache
+from orchestrator_agent.runtime.transitions import Outcomes, Transitions
+from orchestrator_agent.store.availability import retry_until_available
+from pantheon.bus import Delivery, acknowledge, nak, times_delivered
+from pantheon.bus.dead_letter import publish_dead_letter
+from protocol import subjects
+from protocol.errors import InvalidRequest
+from protocol.messages import salvage_ids
+from protocol.names import ORCHESTRATOR
+
+# A response for a large tree that another process has in memory is nacked, to be delivered again after this time, then
+# so much later each time; a process that has had it so often works on it all the same: the other one may be frozen.
+NAK_SECONDS = 0.005
+NAK_LIMIT = 60
+
+
+class _Batch(NamedTuple):
+    """What a batch holds, by root: responses off the wire, entries of the inbox."""
+
+    responses: Mapping[UUID, list[Arrived]]
+    entries: Mapping[UUID, list[Entry]]
+
+    def run_events(self, root: UUID) -> list[RunEvent]:
+        return [
+            *(arrived.received for arrived in self.responses.get(root, ())),
+            *(entry.run_event for entry in self.entries.get(root, ())),
+        ]
+
+
+class ResponseSettler:
+    """`settle` may be called for several batches at once."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        runs: RunCache,
+        agent_health: AgentHealth,
+        window: Window,
+        transitions: Transitions,
+    ) -> None:
+        self._publisher = broker.publisher
+        self._objects = broker.objects
+        self._runs = runs
+        self._agent_health = agent_health
+        self._window = window
+        self._transitions = transitions
+        # What each batch at work has left, in the order in which they came.
+        self._begun: dict[object, set[UUID]] = {}
+        self._freed = asyncio.Event()
+
+    async def settle(self, deliveries: Sequence[Delivery], entries: Sequence[Entry]) -> None:
+        responses: dict[UUID, list[Arrived]] = {}
+        unread: list[tuple[Delivery, InvalidRequest]] = []
+        for delivery in deliveries:
+            if delivery.subject == subjects.response(ORCHESTRATOR):
+                continue
+            try:
+                arrived = await read_response(self._objects, delivery)
+            except InvalidRequest as wrong:
+                unread.append((delivery, wrong))
+                received = unread_response(delivery, wrong)
+                if received is None:
+                    continue
+                arrived = Arrived(delivery, received, None)
+            responses.setdefault(arrived.received.root_task_id, []).append(arrived)
+        asked: dict[UUID, list[Entry]] = {}
+        for entry in entries:
+            asked.setdefault(entry.run_event.root_task_id, []).append(entry)
+        nacked = await self._settle_in_turn(_Batch(responses, asked))
+        for delivery, error in unread:
+            if id(delivery) not in nacked:
+                known = salvage_ids(delivery.data)
+                await publish_dead_letter(
+                    self._publisher, ORCHESTRATOR, delivery, "not a TaskResponse", str(error), known.get("task_id")
+                )
+        for delivery in deliveries:
+            if id(delivery) not in nacked:
+                await acknowledge(delivery)
+
+    async def _settle_in_turn(self, batch: _Batch) -> set[int]:
+        """Settle a batch when those before it have left its runs; returns the identities of nacked deliveries.
+
+        What comes for a run meanwhile waits, with its batch, in the order in which it came: of two responses to one
+        attempt the first one counts.
+        """
+        roots = list(dict.fromkeys([*batch.responses, *batch.entries]))
+        mine = object()
+        self._begun[mine] = left = set(roots)
+        nacked: set[int] = set()
+        try:
+            for group in self._groups(roots):
+                while not self._next(mine, group):
+                    self._freed.clear()
+                    await self._freed.wait()
+                nacked |= await self._settle_roots(group, batch)
+                left.difference_update(group)
+                self._freed.set()
+        finally:
+            del self._begun[mine]
+            self._freed.set()
+        return nacked
+
+    def _groups(self, roots: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+        """What is decided and written together. A large tree comes last and by itself: what is decided on it takes its
+        time, and nothing else should wait for that."""
+        large = [root for root in roots if self._runs.has_many_rows(root)]
+        small = [root for root in roots if root not in large] if large else roots
+        if small:
+            yield small
+        for root in large:
+            yield [root]
+
+    def _next(self, batch: object, roots: Sequence[UUID]) -> bool:
+        """Whether no batch that began before has one of these of a batch's runs."""
+        earlier = takewhile(lambda begun: begun is not batch, self._begun)
+        return all(self._begun[begun].isdisjoint(roots) for begun in earlier)
+
+    async def _settle_roots(self, roots: Sequence[UUID], batch: _Batch) -> set[int]:
+        """Decide and write what happened to some roots; returns the identities of nacked deliveries."""
+        outcomes: Outcomes = {}
+        nacked: set[int] = set()
+        happened = {root: batch.run_events(root) for root in roots}
+        first = True
+        while happened:
+            only_responses = [root for root in happened if root not in batch.entries]
+            for root in await self._held_by_other(only_responses, batch.responses):
+                del happened[root]
+                for arrived in batch.responses[root]:
+                    await nak(arrived.delivery, after_seconds=NAK_SECONDS * times_delivered(arrived.delivery))
+                    nacked.add(id(arrived.delivery))
+            if first:
+                first = False
+                for root in happened:
+                    for arrived in batch.responses.get(root, ()):
+                        if arrived.response is not None:
+                            self._window.answered(arrived.response.agent)
+                            self._agent_health.judge(arrived.response)
+            happened = await self._transitions.apply(happened, outcomes)
+        for root in roots:
+            for entry in batch.entries.get(root, ()):
+                if entry.outcome is not None and not entry.outcome.done():
+                    key = _outcome_key(entry.run_event)
+                    entry.outcome.set_result(outcomes.get(key) if key is not None else None)
+        return nacked
+
+    async def _held_by_other(self, roots: Sequence[UUID], responses: Mapping[UUID, list[Arrived]]) -> list[UUID]:
+        """Of roots to which nothing happened but responses: those of large trees that another process has in memory as
+        they are now. It receives the responses when they are nacked; here each would cost a reading of the whole tree.
+        """
+        many = [
+            root
+            for root in roots
+            if self._runs.has_many_rows(root)
+            and all(times_delivered(arrived.delivery) <= NAK_LIMIT for arrived in responses[root])
+        ]
+        return await retry_until_available(self._runs.held_by_other, many) if many else []
+
+
+def _outcome_key(run_event: RunEvent) -> UUID | None:
+    """By what the outcome of a run event is found."""
+    if isinstance(run_event, Delegated):
+        return run_event.task_id
+    return getattr(run_event, "operation", None)
