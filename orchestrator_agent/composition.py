@@ -10,7 +10,6 @@ from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
 from orchestrator_agent.dispatch.queue_dispatcher import QueueDispatcher
 from orchestrator_agent.dispatch.rate_limits import RateLimits
-from orchestrator_agent.dispatch.ready_queue import ReadyQueue
 from orchestrator_agent.dispatch.router import Pauses, Router
 from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, SharedCircuits
 from orchestrator_agent.dispatch.signal import DispatchSignal
@@ -63,9 +62,12 @@ from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
 from orchestrator_agent.runtime.transitions import Transitions
+from orchestrator_agent.store.history import HistoryStore
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.processes import Processes
 from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.ready_queue import ReadyQueue
+from orchestrator_agent.store.sweeps import TaskSweeps
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.runtime.services import Service
 from pantheon.runtime.settings import MeshSettings
@@ -244,7 +246,7 @@ class Composition:
             stores.reader,
             runtime.runs,
             planner=planner,
-            delegations=Delegations(runtime.inbox, stores.tasks, runtime.outbox),
+            delegations=Delegations(runtime.inbox, stores.reader, runtime.outbox),
             new_roots=NewRoots(
                 runtime.runs,
                 runtime.outbox,
@@ -331,12 +333,12 @@ class Composition:
             ),
             adoption=adoption,
             history=HistoryArchiver(
-                connections.database,
+                HistoryStore(connections.database),
                 after_seconds=flow.history_after_seconds,
                 retention_days=flow.retention_days,
                 busy=lambda: window.responses_per_second > BUSY_RESPONSES_PER_SECOND,
             ),
-            object_cleaner=ObjectCleaner(process.objects, connections.database),
+            object_cleaner=ObjectCleaner(process.objects, TaskSweeps(connections.database)),
             operator_changes=operator_changes,
             reconciler=self._make_reconciler(outages, operator_changes),
         )

@@ -36,7 +36,8 @@ from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
 from orchestrator_agent.store.pauses import PauseStore
-from orchestrator_agent.store.pool import Database, ProcessLock
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import Processes
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import TaskStore

@@ -16,7 +16,7 @@ import structlog
 from orchestrator_agent.runtime.attempt_cancellation import AttemptCanceller
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
-from orchestrator_agent.store.pool import ProcessLock
+from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import DeadProcess, Processes
 from pantheon.bus import Bus, Publisher, stream_mark
 from pantheon.runtime.periodic import PeriodicTask, jittered

@@ -18,7 +18,7 @@ from orchestrator_agent.runtime.response_loop import response_puller
 from orchestrator_agent.runtime.responses import ResponseSettler
 from orchestrator_agent.runtime.root_ownership import TASK, RootOwnership, root_of
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
-from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.task_reader import TaskReader
 from pantheon.bus import Bus, Delivery, Puller, acknowledge, ensure_streams, times_delivered
 from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
@@ -307,20 +307,20 @@ async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
     # Whoever took an answer read the whole tree before it decided: three orchestrators did less than one.
     settled: list[tuple[ResponseSettler, int]] = []
     read: list[UUID] = []
-    settle, newer_trees = ResponseSettler.settle, TaskStore.newer_trees
+    settle, newer_trees = ResponseSettler.settle, TaskReader.newer_trees
 
     async def watched(self: ResponseSettler, deliveries: Sequence[Delivery], entries: Any) -> None:
         mine = [one for one in deliveries if one.subject != subjects.response(ORCHESTRATOR)]
         settled.extend((self, root) for one in mine if (root := root_of(one.data)) is not None)
         await settle(self, deliveries, entries)
 
-    async def counted(self: TaskStore, known: Any) -> Any:
+    async def counted(self: TaskReader, known: Any) -> Any:
         found = await newer_trees(self, known)
         read.extend(found)
         return found
 
     monkeypatch.setattr(ResponseSettler, "settle", watched)
-    monkeypatch.setattr(TaskStore, "newer_trees", counted)
+    monkeypatch.setattr(TaskReader, "newer_trees", counted)
     traced = new_id()
     other = second if peers_of(orchestrated).owns(traced) else orchestrated
     assert not peers_of(other).owns(traced)
