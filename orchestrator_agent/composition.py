@@ -54,7 +54,7 @@ from orchestrator_agent.runtime.duplicates import Duplicates
 from orchestrator_agent.runtime.held_deliveries import HeldDeliveries
 from orchestrator_agent.runtime.large_messages import LargeMessages
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.presence import Presence
+from orchestrator_agent.runtime.peer_exchange import PeerExchange
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.response_loop import ResponseLoop, response_puller
 from orchestrator_agent.runtime.responses import ResponseSettler
@@ -108,7 +108,7 @@ class Composition:
         return [
             ProcessLife(self.connections.lock),
             Preparation(maintenance.watch, self.queue_dispatcher, maintenance.operator_changes),
-            self.loops.presence,
+            self.loops.peers,
             self.dispatch.limits,
             self.dispatch.probes,
             self.dispatch.circuits,
@@ -167,11 +167,12 @@ class Composition:
         broker = self.connections.broker
         inbox, sweep = Inbox(), SweepSignal()
         sweep.follow(self.connections.registry.on_change, process.bus.on_reconnect)
-        ownership = RootOwnership(process.bus, self.connections.lock.process_id)
+        tuning = self.configuration.tuning
+        ownership = RootOwnership(process.bus, self.connections.lock.process_id, alive_seconds=tuning.alive_seconds)
         runs = RunCache(
             stores.tasks, stores.reader, self.configuration.library, active=dispatch.active, ownership=ownership
         )
-        canceller = AttemptCanceller(process.bus, stores.reader.stale)
+        canceller = AttemptCanceller(process.bus, stores.reader.stale, again_seconds=tuning.cancel_again_seconds)
         outbox = Outbox(
             broker,
             stores.tasks,
@@ -267,10 +268,13 @@ class Composition:
 
     def _make_loops(self) -> Loops:
         bus, dispatch, runtime = self.connections.process.bus, self.dispatch, self.runtime
+        tuning = self.configuration.tuning
         requests = request_puller(bus, runtime.ownership)
         responses = response_puller(bus, runtime.ownership, runtime.inbox)
-        fair_intake = FairIntake(bus, requests, known=self.stores.reader.known, active=dispatch.active)
-        presence = Presence(bus, runtime.ownership, requests=requests, responses=responses)
+        fair_intake = FairIntake(
+            bus, requests, known=self.stores.reader.known, active=dispatch.active, many=tuning.many_requests
+        )
+        peers = PeerExchange(bus, runtime.ownership, requests=requests, responses=responses)
         held, large = HeldDeliveries(), LargeMessages()
         settler = ResponseSettler(
             self.connections.broker,
@@ -293,11 +297,12 @@ class Composition:
             ResponseLoop(responses, runtime.inbox, settler, held=held, large=large),
             fair_intake=fair_intake,
             responses=responses,
-            presence=presence,
+            peers=peers,
             held=held,
             large=large,
+            times=tuning.holding,
         )
-        return Loops(presence, settler, message_loops)
+        return Loops(peers, settler, message_loops)
 
     def _make_maintenance(self) -> Maintenance:
         connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow
@@ -313,6 +318,7 @@ class Composition:
             republisher=runtime.republisher,
             outbox=runtime.outbox,
             canceller=runtime.canceller,
+            times=self.configuration.tuning.adoption,
         )
         return Maintenance(
             outages=outages,

@@ -14,7 +14,7 @@ from orchestrator_agent.composition import Composition
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import FlowSettings
 from orchestrator_agent.engine.events import CancelRequested
-from orchestrator_agent.parts import Configuration, Connections
+from orchestrator_agent.parts import DEFAULT_TUNING, Configuration, Connections, Tuning
 from orchestrator_agent.store.pool import Database, use_postgres_ids
 from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.reads import Reader
@@ -82,9 +82,10 @@ def load_library(folders: list[Path]) -> Library:
 class Orchestrator:
     """Makes what an AgentProcess runs in the place of a Worker."""
 
-    def __init__(self, settings: MeshSettings, library: Library) -> None:
+    def __init__(self, settings: MeshSettings, library: Library, tuning: Tuning = DEFAULT_TUNING) -> None:
         self._settings = settings
         self._library = library
+        self._tuning = tuning
 
     async def make_worker(self, process: AgentProcess) -> "OrchestratorWorker":
         """Open what the parts stand on, and wire them. Raises SettingsError, StoreError."""
@@ -106,7 +107,7 @@ class Orchestrator:
             opened.push_async_callback(redis.close)
             lock = ProcessLock(url, new_id(), process.instance_id)
             connections = Connections(process, database, redis, registry, lock)
-            parts = Composition(connections, Configuration(settings, flow, self._library))
+            parts = Composition(connections, Configuration(settings, flow, self._library, self._tuning))
             return OrchestratorWorker(parts, opened.pop_all())
 
     async def _make_streams(self, process: AgentProcess) -> None:
@@ -187,8 +188,10 @@ class OrchestratorWorker:
 
 
 @contextlib.asynccontextmanager
-async def orchestrator(settings: MeshSettings, library: Library) -> AsyncIterator[AgentProcess]:
+async def orchestrator(
+    settings: MeshSettings, library: Library, *, tuning: Tuning = DEFAULT_TUNING
+) -> AsyncIterator[AgentProcess]:
     """A whole orchestrator in this process, for tests and for programs that embed one."""
-    made = Orchestrator(settings, library)
+    made = Orchestrator(settings, library, tuning)
     async with AgentProcess(OrchestratorAgent(library), settings, make_worker=made.make_worker) as process:
         yield process
