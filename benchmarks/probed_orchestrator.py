@@ -67,13 +67,14 @@ def main() -> int:
     from orchestrator_agent.runtime.run_cache import RunCache
     from orchestrator_agent.runtime.transitions import Transitions
     from orchestrator_agent.store.pool import Database
+    from orchestrator_agent.store.task_reader import TaskReader
     from orchestrator_agent.store.tasks import TaskStore
 
     probe = Probe()
     probe.measure(TaskStore, "apply", lambda _, batch: len(batch))
     probe.measure(TaskStore, "accept", lambda _, batch: len(batch))
     probe.measure(TaskStore, "mark_responded", lambda _, ids: len(ids))
-    probe.measure(TaskStore, "trees", lambda _, ids: len(ids))
+    probe.measure(TaskReader, "trees", lambda _, ids: len(ids))
     probe.measure(ResponseSettler, "settle", lambda _, deliveries, entries: len(deliveries))
     probe.measure(Transitions, "apply", lambda _, happened, outcomes: len(happened))
     probe.measure(RunCache, "drop_outdated", lambda _, runs: len(runs))

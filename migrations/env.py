@@ -1,4 +1,4 @@
-"""Alembic's environment: runs on the connection that `migrations.upgrade` hands it."""
+"""Alembic's environment: runs on the connection that `migrations.upgrade` passes to it."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""upgrade: run the migrations on a database, once, whoever else is trying to at the same time."""
+"""upgrade: run the migrations on a database, once, however many processes try to at the same time."""
 
 from pathlib import Path
 

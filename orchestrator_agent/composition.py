@@ -10,7 +10,6 @@ from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
 from orchestrator_agent.dispatch.queue_dispatcher import QueueDispatcher
 from orchestrator_agent.dispatch.rate_limits import RateLimits
-from orchestrator_agent.dispatch.ready_queue import ReadyQueue
 from orchestrator_agent.dispatch.router import Pauses, Router
 from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, SharedCircuits
 from orchestrator_agent.dispatch.signal import DispatchSignal
@@ -55,7 +54,7 @@ from orchestrator_agent.runtime.duplicates import Duplicates
 from orchestrator_agent.runtime.held_deliveries import HeldDeliveries
 from orchestrator_agent.runtime.large_messages import LargeMessages
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.presence import Presence
+from orchestrator_agent.runtime.peer_exchange import PeerExchange
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.response_loop import ResponseLoop, response_puller
 from orchestrator_agent.runtime.responses import ResponseSettler
@@ -63,9 +62,12 @@ from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
 from orchestrator_agent.runtime.transitions import Transitions
+from orchestrator_agent.store.history import HistoryStore
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.processes import Processes
 from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.ready_queue import ReadyQueue
+from orchestrator_agent.store.sweeps import TaskSweeps
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.runtime.services import Service
 from pantheon.runtime.settings import MeshSettings
@@ -106,7 +108,7 @@ class Composition:
         return [
             ProcessLife(self.connections.lock),
             Preparation(maintenance.watch, self.queue_dispatcher, maintenance.operator_changes),
-            self.loops.presence,
+            self.loops.peers,
             self.dispatch.limits,
             self.dispatch.probes,
             self.dispatch.circuits,
@@ -165,11 +167,12 @@ class Composition:
         broker = self.connections.broker
         inbox, sweep = Inbox(), SweepSignal()
         sweep.follow(self.connections.registry.on_change, process.bus.on_reconnect)
-        ownership = RootOwnership(process.bus, self.connections.lock.process_id)
+        tuning = self.configuration.tuning
+        ownership = RootOwnership(process.bus, self.connections.lock.process_id, alive_seconds=tuning.alive_seconds)
         runs = RunCache(
             stores.tasks, stores.reader, self.configuration.library, active=dispatch.active, ownership=ownership
         )
-        canceller = AttemptCanceller(process.bus, stores.reader.stale)
+        canceller = AttemptCanceller(process.bus, stores.reader.stale, again_seconds=tuning.cancel_again_seconds)
         outbox = Outbox(
             broker,
             stores.tasks,
@@ -244,7 +247,7 @@ class Composition:
             stores.reader,
             runtime.runs,
             planner=planner,
-            delegations=Delegations(runtime.inbox, stores.tasks, runtime.outbox),
+            delegations=Delegations(runtime.inbox, stores.reader, runtime.outbox),
             new_roots=NewRoots(
                 runtime.runs,
                 runtime.outbox,
@@ -265,10 +268,13 @@ class Composition:
 
     def _make_loops(self) -> Loops:
         bus, dispatch, runtime = self.connections.process.bus, self.dispatch, self.runtime
+        tuning = self.configuration.tuning
         requests = request_puller(bus, runtime.ownership)
         responses = response_puller(bus, runtime.ownership, runtime.inbox)
-        fair_intake = FairIntake(bus, requests, known=self.stores.reader.known, active=dispatch.active)
-        presence = Presence(bus, runtime.ownership, requests=requests, responses=responses)
+        fair_intake = FairIntake(
+            bus, requests, known=self.stores.reader.known, active=dispatch.active, many=tuning.many_requests
+        )
+        peers = PeerExchange(bus, runtime.ownership, requests=requests, responses=responses)
         held, large = HeldDeliveries(), LargeMessages()
         settler = ResponseSettler(
             self.connections.broker,
@@ -291,11 +297,12 @@ class Composition:
             ResponseLoop(responses, runtime.inbox, settler, held=held, large=large),
             fair_intake=fair_intake,
             responses=responses,
-            presence=presence,
+            peers=peers,
             held=held,
             large=large,
+            times=tuning.holding,
         )
-        return Loops(presence, settler, message_loops)
+        return Loops(peers, settler, message_loops)
 
     def _make_maintenance(self) -> Maintenance:
         connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow
@@ -311,6 +318,7 @@ class Composition:
             republisher=runtime.republisher,
             outbox=runtime.outbox,
             canceller=runtime.canceller,
+            times=self.configuration.tuning.adoption,
         )
         return Maintenance(
             outages=outages,
@@ -331,12 +339,12 @@ class Composition:
             ),
             adoption=adoption,
             history=HistoryArchiver(
-                connections.database,
+                HistoryStore(connections.database),
                 after_seconds=flow.history_after_seconds,
                 retention_days=flow.retention_days,
                 busy=lambda: window.responses_per_second > BUSY_RESPONSES_PER_SECOND,
             ),
-            object_cleaner=ObjectCleaner(process.objects, connections.database),
+            object_cleaner=ObjectCleaner(process.objects, TaskSweeps(connections.database)),
             operator_changes=operator_changes,
             reconciler=self._make_reconciler(outages, operator_changes),
         )

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg.pgproto.pgproto
 import structlog
 
 from orchestrator_agent.composition import Composition
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import FlowSettings
 from orchestrator_agent.engine.events import CancelRequested
-from orchestrator_agent.parts import Configuration, Connections
-from orchestrator_agent.store.pool import Database, ProcessLock
+from orchestrator_agent.parts import DEFAULT_TUNING, Configuration, Connections, Tuning
+from orchestrator_agent.store.pool import Database, use_postgres_ids
+from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.schema import check_schema
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
@@ -28,17 +29,14 @@ from pantheon.runtime.services import Services
 from pantheon.runtime.settings import MeshSettings
 from protocol.documents import documents
 from protocol.errors import PantheonError, SettingsError, StoreError
-from protocol.ids import new_id, use_fast_ids
+from protocol.ids import new_id
 from protocol.names import EXECUTE_DAG, ORCHESTRATOR
 
 log = structlog.get_logger()
 
-# Ids as Postgres's client reads and writes them: made of text in a tenth of the time, hashed in a third.
-use_fast_ids(asyncpg.pgproto.pgproto.UUID)
+use_postgres_ids()
 
 VERSION = "0.1.0"
-# The migration that this version's statements need; revisions are numbers that sort.
-SCHEMA = "0004"
 ORCHESTRATOR_CONCURRENCY = 10_000
 # A probe that waits longer counts as failed with the system that sends it.
 ASK_POSTGRES_SECONDS = 2.0
@@ -84,9 +82,10 @@ def load_library(folders: list[Path]) -> Library:
 class Orchestrator:
     """Makes what an AgentProcess runs in the place of a Worker."""
 
-    def __init__(self, settings: MeshSettings, library: Library) -> None:
+    def __init__(self, settings: MeshSettings, library: Library, tuning: Tuning = DEFAULT_TUNING) -> None:
         self._settings = settings
         self._library = library
+        self._tuning = tuning
 
     async def make_worker(self, process: AgentProcess) -> "OrchestratorWorker":
         """Open what the parts stand on, and wire them. Raises SettingsError, StoreError."""
@@ -108,7 +107,7 @@ class Orchestrator:
             opened.push_async_callback(redis.close)
             lock = ProcessLock(url, new_id(), process.instance_id)
             connections = Connections(process, database, redis, registry, lock)
-            parts = Composition(connections, Configuration(settings, flow, self._library))
+            parts = Composition(connections, Configuration(settings, flow, self._library, self._tuning))
             return OrchestratorWorker(parts, opened.pop_all())
 
     async def _make_streams(self, process: AgentProcess) -> None:
@@ -130,20 +129,6 @@ class Orchestrator:
         for plan in self._library.plans:
             if plan.version is not None and plan.definition is not None:
                 await reader.save_workflow(plan.version, plan.name, plan.definition)
-
-
-async def check_schema(database: Database) -> None:
-    """Raises SettingsError where the database has no schema, or an older one than this version needs."""
-    rows = await database.fetch("select to_regclass('alembic_version') is not null as there")
-    if not rows[0]["there"]:
-        raise SettingsError(f"the database at {database.shown} has no schema yet: run 'pantheon migrate'")
-    # A newer schema is that of a rolling upgrade, and serves the older version too.
-    found = (await database.fetch("select max(version_num) as revision from alembic_version"))[0]["revision"]
-    if (found or "") < SCHEMA:
-        raise SettingsError(
-            f"the database at {database.shown} has schema {found}, and this version needs {SCHEMA}: "
-            "run 'pantheon migrate'"
-        )
 
 
 class OrchestratorWorker:
@@ -171,7 +156,7 @@ class OrchestratorWorker:
         connections = self.parts.connections
         try:
             async with asyncio.timeout(ASK_POSTGRES_SECONDS):
-                await connections.database.fetch("select 1")
+                await connections.database.ping()
         except (StoreError, TimeoutError) as error:
             return [f"Postgres does not answer: {error or 'in time'}"]
         return [] if connections.lock.held else ["the process's lock is not held"]
@@ -203,8 +188,10 @@ class OrchestratorWorker:
 
 
 @contextlib.asynccontextmanager
-async def orchestrator(settings: MeshSettings, library: Library) -> AsyncIterator[AgentProcess]:
+async def orchestrator(
+    settings: MeshSettings, library: Library, *, tuning: Tuning = DEFAULT_TUNING
+) -> AsyncIterator[AgentProcess]:
     """A whole orchestrator in this process, for tests and for programs that embed one."""
-    made = Orchestrator(settings, library)
+    made = Orchestrator(settings, library, tuning)
     async with AgentProcess(OrchestratorAgent(library), settings, make_worker=made.make_worker) as process:
         yield process

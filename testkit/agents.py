@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.dispatch.router import Open
+from orchestrator_agent.dispatch.router import AdmitAll
 from pantheon.agent import Agent
 from pantheon.worker.context import TaskContext, as_unicode
 from pantheon.worker.handler import Handler
@@ -296,7 +296,7 @@ async def _call_hooks(agent: Agent | None, moment: str, *arguments: Any) -> None
             await agent.call_hooks(moment, *arguments)
 
 
-class LoadOnly(Open):
+class LoadOnly(AdmitAll):
     """No flow control, but alternatives share by what each has at work."""
 
     def __init__(self, agents: Agents) -> None:

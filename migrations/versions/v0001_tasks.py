@@ -58,7 +58,7 @@ create table tasks (
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05)
 """
 # `json` and not `jsonb`: the text is kept to the byte (a final response is always the same bytes), and a payload with
-# \u0000 in a string, which jsonb refuses, is as good as any.
+# \u0000 in a string, which jsonb refuses, is stored like any other.
 
 COMMENTS = """
 comment on table tasks is

@@ -1,4 +1,4 @@
-"""Places in line of rows that wait for an agent; updates of steps' rows that stay heap-only; the history.
+"""Positions in the ready queue; updates of steps' rows that stay heap-only; the history.
 
 Revision ID: 0003
 """
@@ -10,7 +10,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# All null for a row that never waits, so that such a row has no entry in the indexes below.
+# All null for a row that is never queued, so that such a row has no entry in the indexes below.
 COLUMNS = """
 alter table tasks
     add column queue         text,
@@ -20,8 +20,8 @@ alter table tasks
 """
 
 # A column that an index's predicate names counts as indexed: with `status` in one, no update of a row's status could
-# be heap-only, and each wrote an entry into the primary key. So what an index is partial by is a column that stays as
-# it is while a row runs its usual course.
+# be heap-only, and each wrote an entry into the primary key. So an index is partial by a column that does not change
+# while a row goes its usual way from insert to end.
 INDEXES = (
     "create index tasks_line on tasks (queue, priority, position) where position is not null",
     "create index tasks_line_flow on tasks (queue, flow, priority, position) where position is not null",

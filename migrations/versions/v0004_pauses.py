@@ -1,4 +1,4 @@
-"""Pauses of tasks beside those of workflows and agents, and who asked for each.
+"""Pauses of tasks beside those of workflows and agents, and the requester of each.
 
 Revision ID: 0004
 """

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Protocol
 from uuid import UUID
 
-from orchestrator_agent.dispatch.ready_queue import Queue, ReadyQueue, Waiting, flow_of, queue_of
+from orchestrator_agent.dispatch.queues import Queue, fairness_key, queue_of
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.assignment import route_request_of
 from orchestrator_agent.engine.decisions import Decisions, RouteRequest
 from orchestrator_agent.engine.state import Role, Row, Run, Status
+from orchestrator_agent.store.ready_queue import ReadyQueue, Waiting
+from orchestrator_agent.store.tasks import QueuePosition
 
 
 class Tokens(Protocol):
@@ -86,22 +88,22 @@ class Admission:
 
     # -- asked by the store -------------------------------------------------------------------------------------------
 
-    async def enqueue(self, batch: Sequence[tuple[Run, Decisions]]) -> dict[UUID, tuple[str, int, int | None]]:
+    async def enqueue(self, batch: Sequence[tuple[Run, Decisions]]) -> dict[UUID, QueuePosition]:
         """Queue, flow and position of every row of a batch that will wait for an agent. Raises StoreError."""
-        places: dict[UUID, tuple[str, int, int | None]] = {}
+        places: dict[UUID, QueuePosition] = {}
         standing: list[tuple[UUID, Waiting]] = []
         for run, decisions in batch:
             for row in _ready(decisions):
                 wanted = route_request_of(run, row)
                 flow = _flow_of(run, row, wanted)
                 waiting = Waiting(self.queue(wanted).name, run.facts.priority, flow)
-                places[row.task_id] = (waiting.queue, waiting.flow, None)
+                places[row.task_id] = QueuePosition(waiting.queue, waiting.flow, None)
                 # A task that is paused is in no line; it joins when it is resumed.
                 if run.at_work:
                     standing.append((row.task_id, waiting))
         positions = await self.line.positions([waiting for _, waiting in standing])
         for (task_id, waiting), position in zip(standing, positions, strict=True):
-            places[task_id] = (waiting.queue, waiting.flow, position)
+            places[task_id] = QueuePosition(waiting.queue, waiting.flow, position)
         return places
 
     def written(self, batch: Sequence[tuple[Run, Decisions]], roots: Set[UUID]) -> None:
@@ -130,9 +132,9 @@ def _flow_of(run: Run, row: Row, wanted: RouteRequest) -> int:
     above: Row | None = row
     while above is not None and above.parent_task_id is not None:
         if above.role is Role.DELEGATED:
-            return flow_of(wanted.tenant, str(above.parent_task_id))
+            return fairness_key(wanted.tenant, str(above.parent_task_id))
         above = run.rows.get(above.parent_task_id)
-    return flow_of(wanted.tenant, wanted.requester)
+    return fairness_key(wanted.tenant, wanted.requester)
 
 
 def _ready(decisions: Decisions) -> list[Row]:

@@ -1,5 +1,5 @@
-"""Capacity: how many tasks an agent's live instances work on at once, and how many wait there for tasks that they gave
-out, summed up at each change of the registry."""
+"""Capacity: how many tasks an agent's live instances work on at once, and how many wait there for tasks that they
+delegated, summed up at each change of the registry."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -33,8 +33,8 @@ class Capacity:
         capacity = self._known.get(agent)
         if capacity is None:
             records = self._registry.instances(agent)
-            ready = [one for one in records if one.status == "ready"] or records
-            # One that drains takes nothing new, but what waits there is in the broker all the same.
-            capacity = sum(one.max_concurrency for one in ready), sum(one.waiting for one in records)
+            ready = [record for record in records if record.status == "ready"] or records
+            # A draining instance takes nothing new, but tasks that wait there are in the broker all the same.
+            capacity = sum(record.max_concurrency for record in ready), sum(record.waiting for record in records)
             self._known[agent] = capacity
         return capacity

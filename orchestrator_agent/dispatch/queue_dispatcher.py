@@ -14,13 +14,14 @@ import structlog
 
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.admission import Admission
-from orchestrator_agent.dispatch.ready_queue import Queue, Taken, Waiting
+from orchestrator_agent.dispatch.queues import Queue
 from orchestrator_agent.dispatch.router import Pauses
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.engine.events import Due
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.store.availability import retry_until_available
+from orchestrator_agent.store.ready_queue import Taken, Waiting
 from pantheon.bus import Bus, pending_messages
 from pantheon.runtime.background import end
 from protocol.streams import TASKS

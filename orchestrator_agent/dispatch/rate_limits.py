@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
-from orchestrator_agent.dispatch.ready_queue import requester_text
+from orchestrator_agent.dispatch.queues import requester_text
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import RateLimit, read_rate
 from orchestrator_agent.dispatch.signal import DispatchSignal
@@ -194,9 +194,7 @@ class RateLimits:
 
     async def _take(self, bucket: Bucket, wanted: int) -> tuple[int, float] | None:
         limit = bucket.limit
-        return await self._shared.take_tokens(
-            bucket.name, per_second=limit.per_second, burst=limit.burst, wanted=wanted
-        )
+        return await self._shared.take_tokens(bucket.name, per_second=limit.per_second, burst=limit.burst, count=wanted)
 
     def _let_go(self, bucket: Bucket, pocket_at: float) -> None:
         """What is in a pocket since then goes back."""

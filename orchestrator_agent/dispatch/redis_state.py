@@ -1,6 +1,7 @@
-"""Shared: what orchestrators remember together for a while, in Redis (or Valkey); the one module that knows its client.
+"""RedisState: what orchestrators remember together for a while, in Redis (or Valkey); the only module that knows its
+client.
 
-Nothing here is needed for correctness. Without Redis, or while it is away, each process goes by what it knows itself.
+Nothing here is needed for correctness. Without Redis, or while it is away, each process uses what it knows itself.
 """
 
 import asyncio
@@ -18,36 +19,36 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-# It answers within a millisecond; nobody waits for one that does not.
+# It responds within a millisecond; no caller waits for one that does not.
 ANSWER_SECONDS = 0.5
-# So long it is not asked again after it did not answer.
+# How long it is not asked again after it did not respond.
 RETRY_SECONDS = 1.0
 PREFIX = "pantheon:"
 
-# A bucket's tokens and when they were counted, by Redis's own clock. Returns how many were given, of those that were
-# asked for, and after how many milliseconds there will be one more. To ask for less than none gives back.
+# A bucket's tokens and when they were counted, by Redis's own clock. Returns how many of the requested tokens were
+# taken, and after how many milliseconds there will be one more. A negative request gives tokens back.
 TAKE_TOKENS = """
 local now = redis.call('TIME')
 now = now[1] * 1000 + now[2] / 1000
-local per_ms, burst, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local per_ms, burst, requested = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local kept = redis.call('HMGET', KEYS[1], 'tokens', 'at')
 local tokens = burst
 if kept[1] then
     tokens = math.min(burst, tonumber(kept[1]) + math.max(0, now - tonumber(kept[2])) * per_ms)
 end
-local given = math.min(wanted, math.floor(tokens))
-tokens = math.min(burst, tokens - given)
+local taken = math.min(requested, math.floor(tokens))
+tokens = math.min(burst, tokens - taken)
 redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', tostring(now))
 redis.call('PEXPIRE', KEYS[1], math.ceil(burst / per_ms) + 1000)
-return {given, math.ceil((1 - (tokens - math.floor(tokens))) / per_ms)}
+return {taken, math.ceil((1 - (tokens - math.floor(tokens))) / per_ms)}
 """
 
-# Who was slow may find that its claim has expired, and is another's by now. An expiry in no time deletes.
+# A slow process may find that its claim has expired, and is another's by now. An expiry of 0 deletes.
 KEEP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 
 
 class RedisState:
-    """`await shared.…` never raises: None means that there is no answer."""
+    """Methods never raise: None means that Redis did not respond."""
 
     def __init__(self, url: str | None) -> None:
         self._redis: Redis | None = None
@@ -70,7 +71,7 @@ class RedisState:
 
     @property
     def there(self) -> bool:
-        """Whether there is one, and it answered when it was last asked."""
+        """Whether there is a Redis, and it responded when it was last asked."""
         return self._redis is not None and not self._away
 
     async def _ask(self, act: Callable[[Any], Awaitable[T]]) -> T | None:
@@ -78,7 +79,7 @@ class RedisState:
             return None
         try:
             async with asyncio.timeout(2 * ANSWER_SECONDS):
-                answer = await act(self._redis)
+                response = await act(self._redis)
         except (RedisError, OSError, TimeoutError) as error:
             if not self._away:
                 log.warning("shared.away", error=str(error) or type(error).__name__)
@@ -87,7 +88,7 @@ class RedisState:
         if self._away:
             log.info("shared.back")
             self._away = False
-        return answer
+        return response
 
     async def note(self, notes: Mapping[str, tuple[str, float]]) -> bool:
         """Keep texts under these names, each for so many seconds; whether that was done."""
@@ -109,15 +110,15 @@ class RedisState:
                 for name in names:
                     pipeline.get(PREFIX + name)
                     pipeline.pttl(PREFIX + name)
-                answers = await pipeline.execute()
-            texts, left = answers[::2], answers[1::2]
+                responses = await pipeline.execute()
+            texts, left = responses[::2], responses[1::2]
             found = zip(names, texts, left, strict=True)
             return {name: (text, milliseconds / 1000) for name, text, milliseconds in found if text is not None}
 
         return await self._ask(act)
 
     async def claim(self, name: str, owner: str, seconds: float) -> bool | None:
-        """Have a name for oneself for so many seconds; False where another has it."""
+        """Reserve a name for an owner, for so many seconds; False where another has it."""
 
         async def act(redis: Any) -> bool:
             return bool(await redis.set(PREFIX + name, owner, nx=True, px=max(1, int(seconds * 1000))))
@@ -125,22 +126,23 @@ class RedisState:
         return await self._ask(act)
 
     async def keep(self, name: str, owner: str, seconds: float) -> None:
-        """Have a name that one has claimed, if one still has it, for so many seconds from now; 0 gives it back."""
+        """Extend a claim that the owner still has to so many seconds from now; 0 gives it back."""
 
         async def act(redis: Any) -> None:
             await self._keep(keys=[PREFIX + name], args=[owner, int(seconds * 1000)])
 
         await self._ask(act)
 
-    async def take_tokens(self, name: str, *, per_second: float, burst: int, wanted: int) -> tuple[int, float] | None:
-        """Take up to `wanted` tokens of a bucket; returns how many were given, and the seconds until there is one.
+    async def take_tokens(self, name: str, *, per_second: float, burst: int, count: int) -> tuple[int, float] | None:
+        """Take up to `count` tokens of a bucket; returns how many were taken, and the seconds until there is one
+        more.
 
         A negative number gives tokens back.
         """
 
         async def act(redis: Any) -> tuple[int, float]:
-            given, milliseconds = await self._tokens(keys=[PREFIX + name], args=[per_second / 1000, burst, wanted])
-            return int(given), int(milliseconds) / 1000
+            taken, milliseconds = await self._tokens(keys=[PREFIX + name], args=[per_second / 1000, burst, count])
+            return int(taken), int(milliseconds) / 1000
 
         return await self._ask(act)
 

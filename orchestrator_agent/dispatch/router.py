@@ -1,4 +1,4 @@
-"""Routing: which agent gets a task: scored by load, response time and failures, within what the step requires.
+"""Router: which agent gets a task: scored by load, response time and failures, within what the step requires.
 
 Scores are a function of what is known now; nothing here does I/O. Lower is better:
 `load + response_time / RESPONSE_SCALE + FAILURE_WEIGHT * failure_rate`, then chance among near equals.
@@ -38,7 +38,7 @@ class LiveInstances(Protocol):
 
 
 class Experience(Protocol):
-    """What has been seen of an agent: see `standing.AgentHealth`."""
+    """What this process has seen of an agent: see `agent_health.AgentHealth`."""
 
     def response_ms(self, agent: str, task_type: str) -> float | None: ...
     def failure_rate(self, agent: str) -> float: ...
@@ -49,23 +49,23 @@ class Experience(Protocol):
 
 
 class AdmissionPolicy(Protocol):
-    """Flow control, as routing sees it: see `flow.gate.Admission`."""
+    """Flow control, as routing sees it: see `admission.Admission`."""
 
-    def admits(self, wanted: RouteRequest) -> bool: ...
-    def limited(self, wanted: RouteRequest) -> bool: ...
+    def admits(self, request: RouteRequest) -> bool: ...
+    def limited(self, request: RouteRequest) -> bool: ...
     def room(self, agent: str) -> int: ...
     def full(self, agent: str) -> str: ...
     def at_work(self, agent: str) -> int: ...
-    def passed(self, wanted: RouteRequest, agent: str) -> None: ...
+    def passed(self, request: RouteRequest, agent: str) -> None: ...
 
 
-class Open:
-    """No flow control: everything passes."""
+class AdmitAll:
+    """No flow control: every task is admitted."""
 
-    def admits(self, wanted: RouteRequest) -> bool:
+    def admits(self, request: RouteRequest) -> bool:
         return True
 
-    def limited(self, wanted: RouteRequest) -> bool:
+    def limited(self, request: RouteRequest) -> bool:
         return False
 
     def room(self, agent: str) -> int:
@@ -77,26 +77,26 @@ class Open:
     def at_work(self, agent: str) -> int:
         return 0
 
-    def passed(self, wanted: RouteRequest, agent: str) -> None: ...
+    def passed(self, request: RouteRequest, agent: str) -> None: ...
 
 
-# What an agent says of itself may be long.
-SAID_CHARS = 60
+# Of what an agent publishes of itself, which may be long, this much is shown.
+SHOWN_CHARS = 60
 
 
 class Bar(Enum):
     """What keeps an agent from a task."""
 
     UNFIT = auto()  # it does not meet what the step requires
-    # It will take such tasks again, and is waited for.
+    # It will take such tasks again, so they wait for it.
     PAUSED = auto()
     BROKEN = auto()  # its circuit is open
-    FULL = auto()  # its places are taken, or its rate limit is reached
+    FULL = auto()  # its slots are taken, or its rate limit is reached
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One agent that serves a task type, as a decision sees it. `excluded` says why it cannot be chosen."""
+    """An agent that serves a task type, as a decision sees it. `excluded` is why it cannot be chosen."""
 
     agent: str
     capacity: int
@@ -116,7 +116,7 @@ class Candidate:
         return load + slow + FAILURE_WEIGHT * self.failure_rate + penalty
 
     def shown(self, avoid: str | None) -> dict[str, Any]:
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             "agent": self.agent,
             "score": round(self.score(avoid), 3),
             "outstanding": self.outstanding,
@@ -124,32 +124,31 @@ class Candidate:
             "failure_rate": round(self.failure_rate, 3),
         }
         if self.response_ms is not None:
-            told["response_ms"] = round(self.response_ms, 1)
+            values["response_ms"] = round(self.response_ms, 1)
         if self.excluded is not None:
-            told["excluded"] = self.excluded
-        return told
+            values["excluded"] = self.excluded
+        return values
 
 
 def choose(candidates: Sequence[Candidate], *, avoid: str | None, sticky: str | None, draw: float) -> Candidate | None:
-    """The best candidate that is not excluded; with `sticky`, the one that the text always gives (rendezvous hashing,
-    Thaler and Ravishankar 1998). `draw` in 0..1 decides among near equals."""
+    """The best candidate that is not excluded; with `sticky`, the one that the text always leads to (rendezvous
+    hashing, Thaler and Ravishankar 1998). `draw` in 0..1 decides among near equals."""
     if sticky is not None:
-        # An agent that is only full is waited for.
-        there = [one for one in candidates if one.bar in (None, Bar.FULL)]
-        chosen = max(there, key=lambda one: _weight(sticky, one.agent), default=None)
+        # The task waits for an agent that is only full.
+        there = [candidate for candidate in candidates if candidate.bar in (None, Bar.FULL)]
+        chosen = max(there, key=lambda candidate: _weight(sticky, candidate.agent), default=None)
         return chosen if chosen is not None and chosen.bar is None else None
-    possible = [one for one in candidates if one.bar is None]
+    possible = [candidate for candidate in candidates if candidate.bar is None]
     if not possible:
         return None
-    scores = [(one.score(avoid), one) for one in possible]
+    scores = [(candidate.score(avoid), candidate) for candidate in possible]
     best = min(score for score, _ in scores)
-    near = [one for score, one in scores if score <= best + NEAR]
-    total = sum(one.capacity for one in near)
-    mark = draw * total
-    for one in near:
-        mark -= one.capacity
+    near = [candidate for score, candidate in scores if score <= best + NEAR]
+    mark = draw * sum(candidate.capacity for candidate in near)
+    for candidate in near:
+        mark -= candidate.capacity
         if mark < 0:
-            return one
+            return candidate
     return near[-1]
 
 
@@ -159,13 +158,13 @@ def _weight(sticky: str, agent: str) -> bytes:
 
 def unfit(requires: Requires, records: Collection[InstanceRecord], candidate: Candidate) -> str | None:
     """Why an agent does not meet what a step requires, or None."""
-    models = {one.metadata["model"] for one in records if "model" in one.metadata}
+    models = {record.metadata["model"] for record in records if "model" in record.metadata}
     if requires.model is not None and requires.model not in models:
         has = f"its model is {_quoted(models)}" if models else "it names no model"
         return f"{has}, '{requires.model}' is required"
     for tag in requires.tags:
-        if not any(tag in _tags(one.metadata) for one in records):
-            tags = {own for one in records for own in _tags(one.metadata)}
+        if not any(tag in _tags(record.metadata) for record in records):
+            tags = {own for record in records for own in _tags(record.metadata)}
             has = f"its tags are {_quoted(tags)}" if tags else "it has no tags"
             return f"{has}, '{tag}' is required"
     limit = requires.max_response_ms
@@ -178,17 +177,18 @@ def unfit(requires: Requires, records: Collection[InstanceRecord], candidate: Ca
 
 
 def _tags(metadata: Mapping[str, str]) -> set[str]:
-    return {tag for one in metadata.get("tags", "").split(",") if (tag := one.strip())}
+    return {tag for text in metadata.get("tags", "").split(",") if (tag := text.strip())}
 
 
 def _quoted(texts: Collection[str]) -> str:
-    said = ", ".join(f"'{one}'" for one in sorted(texts))
-    return said if len(said) <= SAID_CHARS else said[:SAID_CHARS] + "…"
+    quoted = ", ".join(f"'{text}'" for text in sorted(texts))
+    return quoted if len(quoted) <= SHOWN_CHARS else quoted[:SHOWN_CHARS] + "…"
 
 
 @dataclass
 class Pauses:
-    """Workflows and agents that people have paused; kept current by the reconciler, and by who pauses here."""
+    """Workflows and agents that people have paused; kept current by the reconciler, and by operations in this
+    process."""
 
     workflows: frozenset[str] = frozenset()
     agents: frozenset[str] = frozenset()
@@ -208,34 +208,34 @@ class Pauses:
 
 @dataclass
 class Router:
-    """The engine's Directory over the registry, what has been seen of agents, and the library."""
+    """The engine's Directory, over the registry, what this process has seen of agents, and the library."""
 
     registry: LiveInstances
     library: Library
     experience: Experience
     pauses: Pauses = field(default_factory=Pauses)
-    gate: AdmissionPolicy = field(default_factory=Open)
+    gate: AdmissionPolicy = field(default_factory=AdmitAll)
     random: Random = field(default_factory=Random)
 
-    def candidates(self, wanted: RouteRequest) -> list[Candidate]:
+    def candidates(self, request: RouteRequest) -> list[Candidate]:
         found = []
-        for agent in self.agents(wanted.task_type, wanted.pinned_agent):
-            records = [one for one in self.registry.instances(agent) if wanted.task_type in one.task_types]
-            ready = [one for one in records if one.status == "ready"] or records
+        for agent in self.agents(request.task_type, request.pinned_agent):
+            records = [record for record in self.registry.instances(agent) if request.task_type in record.task_types]
+            ready = [record for record in records if record.status == "ready"] or records
             candidate = Candidate(
                 agent=agent,
-                capacity=sum(one.max_concurrency for one in ready),
+                capacity=sum(record.max_concurrency for record in ready),
                 outstanding=self.gate.at_work(agent),
-                response_ms=self.experience.response_ms(agent, wanted.task_type),
+                response_ms=self.experience.response_ms(agent, request.task_type),
                 failure_rate=self.experience.failure_rate(agent),
             )
-            found.append(self._judged(wanted, candidate, ready))
+            found.append(self._judged(request, candidate, ready))
         return found
 
-    def _judged(self, wanted: RouteRequest, candidate: Candidate, records: Collection[InstanceRecord]) -> Candidate:
+    def _judged(self, request: RouteRequest, candidate: Candidate, records: Collection[InstanceRecord]) -> Candidate:
         agent = candidate.agent
-        # First what will not pass: nobody should wait for the end of a pause that would change nothing.
-        if wanted.requires is not None and (reason := unfit(wanted.requires, records, candidate)) is not None:
+        # First what will not change: no task should wait for the end of a pause that would not help it.
+        if request.requires is not None and (reason := unfit(request.requires, records, candidate)) is not None:
             return candidate.barred(Bar.UNFIT, reason)
         if agent in self.pauses.agents:
             return candidate.barred(Bar.PAUSED, "it is paused")
@@ -248,78 +248,78 @@ class Router:
             return candidate.barred(Bar.FULL, self.gate.full(agent))
         return candidate
 
-    def place(self, wanted: RouteRequest) -> Placement | None:
-        if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
+    def place(self, request: RouteRequest) -> Placement | None:
+        if request.workflow is not None and request.workflow in self.pauses.workflows:
             return None
-        if not self.gate.admits(wanted):
+        if not self.gate.admits(request):
             return None
-        agents = self.registry.serving(wanted.task_type)
-        if len(agents) == 1 and wanted.requires is None and not self.pauses.agents:
+        agents = self.registry.serving(request.task_type)
+        if len(agents) == 1 and request.requires is None and not self.pauses.agents:
             # One agent and nothing to weigh: the common case costs no list of candidates.
             agent = agents[0]
-            fits = agent != ORCHESTRATOR and wanted.pinned_agent in (None, agent)
+            fits = agent != ORCHESTRATOR and request.pinned_agent in (None, agent)
             if not fits or not self.experience.admits(agent) or self.gate.room(agent) <= 0:
                 return None
-            self._placed(wanted, agent)
+            self._placed(request, agent)
             return Placement(agent)
-        candidates = self.candidates(wanted)
-        chosen = choose(candidates, avoid=wanted.avoid, sticky=wanted.sticky, draw=self.random.random())
+        candidates = self.candidates(request)
+        chosen = choose(candidates, avoid=request.avoid, sticky=request.sticky, draw=self.random.random())
         if chosen is None:
             return None
-        self._placed(wanted, chosen.agent)
-        told = {"chosen": chosen.agent, "candidates": [one.shown(wanted.avoid) for one in candidates]}
-        if wanted.avoid is not None:
-            told["avoided"] = wanted.avoid
-        if wanted.sticky is not None:
-            told["sticky"] = wanted.sticky
-        return Placement(chosen.agent, json_bytes(told) if len(candidates) > 1 or wanted.requires else None)
+        self._placed(request, chosen.agent)
+        reasons = {"chosen": chosen.agent, "candidates": [candidate.shown(request.avoid) for candidate in candidates]}
+        if request.avoid is not None:
+            reasons["avoided"] = request.avoid
+        if request.sticky is not None:
+            reasons["sticky"] = request.sticky
+        return Placement(chosen.agent, json_bytes(reasons) if len(candidates) > 1 or request.requires else None)
 
-    def _placed(self, wanted: RouteRequest, agent: str) -> None:
-        self.gate.passed(wanted, agent)
+    def _placed(self, request: RouteRequest, agent: str) -> None:
+        self.gate.passed(request, agent)
         self.experience.placed(agent)
 
-    def served(self, wanted: RouteRequest) -> bool:
-        if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
+    def served(self, request: RouteRequest) -> bool:
+        if request.workflow is not None and request.workflow in self.pauses.workflows:
             return True
         # Busy, paused and broken agents will take tasks again; those that do not fit will not.
-        return any(one.bar is not Bar.UNFIT for one in self.candidates(wanted))
+        return any(candidate.bar is not Bar.UNFIT for candidate in self.candidates(request))
 
-    def wait_reasons(self, wanted: RouteRequest) -> WaitReasons:
-        """See Directory.obstacles."""
-        serving = self.agents(wanted.task_type, None)
-        records = (one for agent in serving for one in self.registry.instances(agent))
-        instances = sum(wanted.task_type in one.task_types for one in records)
-        # Free, and not chosen: it is not this task's turn, or its text gives it to another.
-        free = "it has a place for who is next in line" if wanted.sticky is None else "the task keeps to another one"
-        reasons = {one.agent: one.excluded or free for one in self.candidates(wanted)}
-        if wanted.pinned_agent is not None:
-            named = f"the step names '{wanted.pinned_agent}'"
-            reasons |= {agent: named for agent in serving if agent != wanted.pinned_agent}
-        return WaitReasons(wanted.task_type, self._holds_up(wanted, serving), instances, reasons)
+    def wait_reasons(self, request: RouteRequest) -> WaitReasons:
+        """See `engine.decisions.Directory`."""
+        serving = self.agents(request.task_type, None)
+        records = (record for agent in serving for record in self.registry.instances(agent))
+        instances = sum(request.task_type in record.task_types for record in records)
+        # Free, and not chosen: other rows are before this one in its queue, or its text leads to another agent.
+        free = "it has a place for who is next in line" if request.sticky is None else "the task keeps to another one"
+        reasons = {candidate.agent: candidate.excluded or free for candidate in self.candidates(request)}
+        if request.pinned_agent is not None:
+            named = f"the step names '{request.pinned_agent}'"
+            reasons |= {agent: named for agent in serving if agent != request.pinned_agent}
+        return WaitReasons(request.task_type, self._holds_up(request, serving), instances, reasons)
 
-    def _holds_up(self, wanted: RouteRequest, serving: Collection[str]) -> str | None:
+    def _holds_up(self, request: RouteRequest, serving: Collection[str]) -> str | None:
         """What keeps a task from every agent."""
-        if wanted.workflow is not None and wanted.workflow in self.pauses.workflows:
-            return f"the workflow '{wanted.workflow}' is paused"
-        if self.gate.limited(wanted):
+        if request.workflow is not None and request.workflow in self.pauses.workflows:
+            return f"the workflow '{request.workflow}' is paused"
+        if self.gate.limited(request):
             return "the rate limit of its requester is reached"
-        pinned = wanted.pinned_agent
+        pinned = request.pinned_agent
         if pinned is None or pinned in serving:
             return None
         there = self.registry.instances(pinned)
         return f"'{pinned}' does not serve it" if there else f"no instance of '{pinned}' is there"
 
     def room(self, task_type: str, pinned_agent: str | None) -> int:
-        """How many tasks of a type may find a place now."""
+        """How many tasks of a type may be dispatched now."""
         room = 0
         for agent in self.agents(task_type, pinned_agent):
             if agent not in self.pauses.agents and self.experience.admits(agent):
-                places = max(0, self.gate.room(agent))
-                room += min(1, places) if self.experience.circuit(agent) == "half_open" else places
+                slots = max(0, self.gate.room(agent))
+                room += min(1, slots) if self.experience.circuit(agent) == "half_open" else slots
         return room
 
     def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]:
-        """Who serves a task type now."""
+        """The agents that serve a task type now."""
         return tuple(
             agent
             for agent in self.registry.serving(task_type)
@@ -327,7 +327,7 @@ class Router:
         )
 
     def servable(self) -> frozenset[str]:
-        """The task types of rows that may find a place now."""
+        """The task types of rows that may be dispatched now."""
         return self.registry.task_types()
 
     def workflow(self, name: str) -> Plan | None:

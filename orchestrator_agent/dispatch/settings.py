@@ -1,4 +1,4 @@
-"""FlowSettings: what the orchestrator's environment says of rate limits and of how long tasks are kept."""
+"""FlowSettings: rate limits and how long tasks are kept, from the orchestrator's environment."""
 
 import json
 import re
@@ -17,14 +17,17 @@ _ALLOWED = '{"agents": {"llm_agent": "10/s"}, "requesters": {"alice": "100/m bur
 
 @dataclass(frozen=True)
 class RateLimit:
-    """Tokens come at a rate; up to `burst` of them are kept for when they are needed."""
+    """Tokens come at a rate; up to `burst` of them are kept until they are needed."""
 
     per_second: float
     burst: int
 
 
 def read_rate(text: str) -> RateLimit:
-    """`10/s`, `100/m`, `5/h burst 20`; without `burst`, what comes in a second, at least one. Raises ValueError."""
+    """A rate such as `10/s`, `100/m`, `5/h burst 20`; the burst is else what comes in a second, at least 1.
+
+    Raises ValueError.
+    """
     found = _RATE.match(text) if isinstance(text, str) else None
     if found is None or float(found[1]) <= 0:
         raise ValueError(

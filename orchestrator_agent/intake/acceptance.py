@@ -169,7 +169,7 @@ class Acceptance:
     async def _replayed(self, request: TaskRequest) -> Replayed:
         """The old task that a `mesh.replay` or `mesh.retry` names. Raises PantheonError."""
         wanted = read_replay_request(request)
-        records = (await retry_until_available(self._store.trees, [wanted.task_id])).get(wanted.task_id, [])
+        records = (await retry_until_available(self._reader.trees, [wanted.task_id])).get(wanted.task_id, [])
         version = root_to_replay(wanted.task_id, records)["workflow_version"]
         if version is not None:
             await retry_until_available(self._runs.learn, {version})

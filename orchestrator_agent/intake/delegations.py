@@ -10,15 +10,15 @@ from orchestrator_agent.intake.delegation import known_child
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.run_builder import bare_run
-from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.task_reader import TaskReader
 
 log = structlog.get_logger()
 
 
 class Delegations:
-    def __init__(self, inbox: Inbox, store: TaskStore, outbox: Outbox) -> None:
+    def __init__(self, inbox: Inbox, reader: TaskReader, outbox: Outbox) -> None:
         self._inbox = inbox
-        self._store = store
+        self._reader = reader
         self._outbox = outbox
 
     async def attach(self, delegated: Delegated) -> bool:
@@ -32,7 +32,7 @@ class Delegations:
             await self._outbox.publish_event("task", "accepted", data)
             return True
         root = delegated.root_task_id
-        records = (await retry_until_available(self._store.trees, [root])).get(root)
+        records = (await retry_until_available(self._reader.trees, [root])).get(root)
         if records is None:
             return False
         await self._not_taken(delegated, bare_run(records))

@@ -16,7 +16,7 @@ import structlog
 from orchestrator_agent.runtime.attempt_cancellation import AttemptCanceller
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
-from orchestrator_agent.store.pool import ProcessLock
+from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import DeadProcess, Processes
 from pantheon.bus import Bus, Publisher, stream_mark
 from pantheon.runtime.periodic import PeriodicTask, jittered
@@ -27,14 +27,19 @@ from protocol.streams import TASKS
 log = structlog.get_logger()
 
 LOOK_SECONDS = 2.0
-# Rows of a process that nobody knows any more: one look at all open roots, so not often.
-STRAYS_SECONDS = 30.0
-# A broker that is away for everybody is not waited for by saying more.
-HELP_AFTER_SECONDS = 10.0
 
 
 # Whose rows are said, and after which loss or note.
 Occasion = tuple[UUID, object]
+
+
+@dataclass(frozen=True)
+class AdoptionTimes:
+    """`strays_seconds`: between looks at all open roots for rows of a process that is in no list. `help_after_seconds`:
+    a broker that is away for every process is not helped by publishing more."""
+
+    strays_seconds: float = 30.0
+    help_after_seconds: float = 10.0
 
 
 @dataclass
@@ -60,6 +65,7 @@ class Adoption:
         republisher: Republisher,
         outbox: Outbox,
         canceller: AttemptCanceller,
+        times: AdoptionTimes,
     ) -> None:
         self._bus = bus
         self._publisher = publisher
@@ -68,6 +74,7 @@ class Adoption:
         self._republisher = republisher
         self._outbox = outbox
         self._canceller = canceller
+        self._times = times
         self._losses = 0
         self._said: dict[Occasion, Said] = {}
         # What was said for processes that live, and do not reach the broker.
@@ -116,7 +123,7 @@ class Adoption:
             await self._adopt(dead)
         loop = asyncio.get_running_loop()
         if loop.time() >= self._strays_at:
-            self._strays_at = loop.time() + jittered(STRAYS_SECONDS)
+            self._strays_at = loop.time() + jittered(self._times.strays_seconds)
             await self._adopt_strays()
 
     def _unpublished_since(self) -> datetime | None:
@@ -168,7 +175,7 @@ class Adoption:
         """Say for a process that lives what it cannot say itself: it reaches the database, and not the broker, which
         this one does. Its rows stay its own; what it says again later, the broker has already."""
         since = other.unpublished_since
-        if since is None or other.owes_all or (now() - since).total_seconds() < HELP_AFTER_SECONDS:
+        if since is None or other.owes_all or (now() - since).total_seconds() < self._times.help_after_seconds:
             self._helped.pop(other.process_id, None)
             return
         said = self._helped.setdefault(other.process_id, set())

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator_agent.dispatch.agent_health import AgentHealth
-from orchestrator_agent.dispatch.ready_queue import Waiting
 from orchestrator_agent.dispatch.router import Pauses
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.due import due_event
@@ -20,6 +19,7 @@ from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.operations.runner import OperationRunner
 from orchestrator_agent.runtime.duplicates import Duplicates
 from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.ready_queue import Waiting
 from pantheon.discovery import Registry
 
 SWEEP_LIMIT = 1000

@@ -4,12 +4,9 @@ A task's objects stay as long as its rows are in `tasks`, which is `HISTORY_AFTE
 a requester has to read the result. Who comes later asks for the task's response, and the object is made again.
 """
 
-from collections.abc import Collection
-from uuid import UUID
-
 import structlog
 
-from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.sweeps import TaskSweeps
 from pantheon.bus import Objects
 from pantheon.runtime.periodic import PeriodicTask
 from protocol.errors import BusError, StoreError
@@ -19,18 +16,13 @@ log = structlog.get_logger()
 
 LOOK_SECONDS = 600.0
 
-AT_WORK = """
-select u.a as root_task_id from unnest($1::uuid[], $2::uuid[]) as u(a, b)
-where (select t.task_id from tasks t where t.root_task_id = u.a and t.task_id = u.b limit 1) is not null
-"""
-
 
 class ObjectCleaner:
     """Looks now and then, in every orchestrator; to remove what another has removed does nothing."""
 
-    def __init__(self, objects: Objects, database: Database) -> None:
+    def __init__(self, objects: Objects, sweeps: TaskSweeps) -> None:
         self._objects = objects
-        self._database = database
+        self._sweeps = sweeps
         self._suspected: set[str] = set()
         self._looking = PeriodicTask("leftovers", self._look, seconds=LOOK_SECONDS, at_start=False)
 
@@ -52,7 +44,7 @@ class ObjectCleaner:
         Twice: a client puts its payload there before its request is sent. Raises BusError, StoreError.
         """
         names = await self._objects.names()
-        wanted = await self._at_work({root for name in names if (root := root_of(name)) is not None})
+        wanted = await self._sweeps.at_work({root for name in names if (root := root_of(name)) is not None})
         suspected = {name for name in names if root_of(name) not in wanted}
         removed = sorted(suspected & self._suspected)
         self._suspected = suspected - set(removed)
@@ -61,7 +53,3 @@ class ObjectCleaner:
         if removed:
             log.info("leftovers.removed", objects=len(removed))
         return removed
-
-    async def _at_work(self, roots: Collection[UUID]) -> set[UUID]:
-        records = await self._database.fetch(AT_WORK, list(roots), list(roots))
-        return {record["root_task_id"] for record in records}

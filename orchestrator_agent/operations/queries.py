@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator_agent.dispatch.ready_queue import Queue, ReadyQueue
+from orchestrator_agent.dispatch.queues import Queue
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.wait_reasons import waiting_of
 from orchestrator_agent.engine.state import ENDED, Status
@@ -21,6 +21,7 @@ from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.wire import final_response
 from orchestrator_agent.store.pauses import COUNTED_ROWS, PauseStore
 from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.store.records import facts_of, row_of
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.library import Library

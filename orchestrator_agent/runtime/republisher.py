@@ -52,7 +52,7 @@ class Republisher:
             tasks.setdefault(record["root_task_id"], set()).add(record["task_id"])
         roots = list(tasks)
         for first in range(0, len(roots), TREES):
-            for root_task_id, tree in (await self._store.trees(roots[first : first + TREES])).items():
+            for root_task_id, tree in (await self._reader.trees(roots[first : first + TREES])).items():
                 await self._republish_of(root_task_id, tree, tasks[root_task_id], again)
 
     async def _republish_of(self, root_task_id: UUID, tree: list[Any], task_ids: set[UUID], again: str) -> None:

@@ -13,7 +13,8 @@ from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.run_builder import bare_run, needs_workflow, root_of, run_of
-from orchestrator_agent.store.tasks import UNKNOWN, TaskStore
+from orchestrator_agent.store.task_reader import UNKNOWN
+from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.workflows.library import Library
 from protocol.errors import InvalidWorkflow, PantheonError
 from protocol.large import INLINE_MAX_BYTES
@@ -161,7 +162,7 @@ class RunCache:
             unsure |= {root: run.version for root, run in found.items() if not self._only_here(run)}
         broken: dict[UUID, PantheonError] = {}
         if unsure:
-            for root_task_id, records in (await self._store.newer_trees(unsure)).items():
+            for root_task_id, records in (await self._reader.newer_trees(unsure)).items():
                 try:
                     found[root_task_id] = await self.build(records)
                 except PantheonError as error:

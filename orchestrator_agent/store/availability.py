@@ -1,4 +1,4 @@
-"""Patience: calls of the stores that wait while Postgres or NATS is away."""
+"""Availability: calls of Postgres and of the object store that are tried again while the server is away."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -21,13 +21,13 @@ WAIT_MAX_SECONDS = 2.0
 
 
 async def retry_until_available(call: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> T:
-    """Call the store until it answers: without Postgres nothing is taken, nothing is dropped, all of it waits."""
+    """Call the store until the call succeeds: without Postgres nothing is accepted and nothing dropped, all waits."""
     return (await retry_write(call, *arguments, **named))[0]
 
 
 async def retry_write(call: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> tuple[T, bool]:
     """As `retry_until_available`, for a write; also whether an earlier try failed, and may have been committed all the
-    same: a connection can end between the commit and the word of it."""
+    same: a connection can end between the commit and its confirmation."""
     wait = WAIT_FIRST_SECONDS
     doubtful = False
     while True:
@@ -41,7 +41,7 @@ async def retry_write(call: Callable[P, Awaitable[T]], *arguments: P.args, **nam
 
 
 async def read_object(objects: Objects, ref: ObjectRef, field: str) -> Any:
-    """The value of a large payload or result; a store that does not answer is waited for.
+    """The value of a large payload or result; while the object store is away, the read is tried again.
 
     Raises ObjectMissing, TooLarge, and InvalidRequest where the object is not what the reference says.
     """

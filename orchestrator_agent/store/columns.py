@@ -1,7 +1,7 @@
 """Columns: what a row of `tasks` is made of, declared once.
 
 Everything else follows from the declaration: the list that trees are read by and that the history keeps, what each
-batch statement writes (`statements`), and how values become those of the engine and back (`records`).
+batch statement writes (`batch_statements`), and how values become those of the engine and back (`records`).
 """
 
 import json
@@ -211,3 +211,12 @@ MOVED_COLUMNS = Columns((*_written(MOVED, reply_to=_REPLY_TO, status=_AT_WORK), 
 # Rows of a batch in which some are queued.
 MADE_QUEUED_COLUMNS = Columns((*MADE_COLUMNS, *QUEUE_COLUMNS))
 CHANGED_QUEUED_COLUMNS = Columns((*CHANGED_COLUMNS, *QUEUE_COLUMNS))
+
+
+# Where a task is: among those at work, or moved away after it ended.
+TASK_TABLES = ("tasks", "tasks_history")
+
+
+def in_each_table(statement: str) -> tuple[str, ...]:
+    """A statement about `{table}`, for each of the tables that a task can be in."""
+    return tuple(statement.format(table=table) for table in TASK_TABLES)

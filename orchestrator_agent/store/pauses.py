@@ -1,4 +1,4 @@
-"""Pauses: workflows and agents that people have paused; of paused tasks, since when and by whom."""
+"""PauseStore: workflows and agents that people have paused; of paused tasks, since when and by which operation."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -7,11 +7,12 @@ import asyncpg
 
 from orchestrator_agent.store.pool import Database
 
-# Whoever looks at pauses wants to know whether much waits; counting further would read more than it says.
+# A list of pauses shows whether much is held up; counting further would read more than that tells.
 COUNTED_ROWS = 10_000
 
-# Tasks are found through the open roots (index tasks_open), like everything that is at work. One by one (the lateral's
-# limit): whatever the statistics say, the rows of other tasks are not read.
+# All pauses, the newest first, and of tasks and workflows how many rows are ready. Tasks are found through the open
+# roots (tasks_open), like everything that is at work, and their rows by the primary key, each root by itself (the
+# lateral's limit): whatever the statistics say, the rows of other tasks are not read.
 LISTED = f"""
 with found as (
     select p.kind, p.name, null as task_type, p.paused_at, p.paused_by, p.requester, null::uuid as root_task_id
@@ -37,15 +38,23 @@ select f.kind, f.name, f.task_type, f.paused_at, f.paused_by, f.requester,
 from found f order by f.paused_at desc nulls last, f.kind, f.name limit $1
 """
 
+# Notes a pause; what is paused already keeps its first note. By the primary key.
 PAUSE = """
 insert into pauses (kind, name, paused_by, requester) values ($1, $2, $3, $4) on conflict do nothing
 """
-# A task that ended while it was paused left its note behind.
+
+# Removes the notes of tasks that ended while they were paused. By the primary key of tasks.
 FORGET = """
 delete from pauses p where p.kind = 'task' and (
     select t.status from tasks t where t.root_task_id = p.name::uuid and t.task_id = p.name::uuid limit 1
     ) is distinct from 'paused'
 """
+
+# Removes a pause. By the primary key.
+RESUME = "delete from pauses where kind = $1 and name = $2"
+
+# The workflows and agents that are paused. Reads the whole table, which has one row for each pause.
+PAUSED = "select kind, name from pauses where kind <> 'task'"
 
 
 class PauseStore:
@@ -61,14 +70,14 @@ class PauseStore:
         await self._database.execute(PAUSE, kind, name, paused_by, requester)
 
     async def resume(self, kind: str, name: str) -> None:
-        await self._database.execute("delete from pauses where kind = $1 and name = $2", kind, name)
+        await self._database.execute(RESUME, kind, name)
 
     async def names(self) -> tuple[frozenset[str], frozenset[str]]:
         """The workflows and the agents that are paused."""
-        records = await self._database.fetch("select kind, name from pauses where kind <> 'task'")
+        records = await self._database.fetch(PAUSED)
         workflows = frozenset(record["name"] for record in records if record["kind"] == "workflow")
         return workflows, frozenset(record["name"] for record in records if record["kind"] == "agent")
 
     async def listed(self, limit: int) -> Sequence[asyncpg.Record]:
-        """All that is paused, the newest first, and of tasks and workflows how many rows are ready and wait."""
+        """All that is paused, the newest first, and of tasks and workflows how many ready rows are held up."""
         return await self._database.fetch(LISTED, limit)

@@ -76,40 +76,40 @@ class _Builder:
     def __init__(self, run: Run, plans: Plans) -> None:
         self.run = run
         self.plans = plans
-        self.undoes = False
+        self.compensates = False
         self.children: dict[UUID, list[Row]] = {}
         for row in run.rows.values():
             if row.parent_task_id is not None and row is not run.root:
                 self.children.setdefault(row.parent_task_id, []).append(row)
         for below in self.children.values():
-            # The newest row of a step last: later iterations, and a fallback behind what it stands in for.
+            # The newest row of a step last: later iterations, and a fallback after what it replaces.
             below.sort(key=lambda row: (row.step or "", row.item, row.iteration, row.role is Role.FALLBACK))
 
     def build(self, root_plan: Plan) -> None:
         root = self.run.root
         versions = {row.workflow_version for row in self.run.rows.values() if row.workflow_version is not None}
-        # What has ended can still matter where anything in the tree, however deep, may have to be undone.
-        self.undoes = root_plan.compensates or any(self.plans.version(version).compensates for version in versions)
+        # What has ended can still matter where anything in the tree, however deep, may have to be compensated.
+        self.compensates = root_plan.compensates or any(self.plans.version(version).compensates for version in versions)
         payload = json.loads(root.payload) if root.payload is not None else {}
-        given = (payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload
-        self._scope(root, root_plan, given, depth=0)
+        scope_input = (payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload
+        self._build_scope(root, root_plan, scope_input, depth=0)
         for scope in self.run.scopes.values():
             if scope.row.status is Status.COMPENSATING:
-                self._compensation(scope)
+                self._resume_compensation(scope)
 
-    def _scope(self, row: Row, plan: Plan, given: dict[str, Any], *, depth: int) -> None:
-        scope = Scope(row=row, plan=plan, variables={"input": given}, depth=depth)
+    def _build_scope(self, row: Row, plan: Plan, scope_input: dict[str, Any], *, depth: int) -> None:
+        scope = Scope(row=row, plan=plan, variables={"input": scope_input}, depth=depth)
         self.run.scopes[row.task_id] = scope
         below = self.children.get(row.task_id, ())
         if row is self.run.root:
-            given_signals = (one for one in below if one.role is Role.SIGNAL and one.status is Status.WAITING)
-            self.run.signals = in_order(given_signals)
+            kept = (child for child in below if child.role is Role.SIGNAL and child.status is Status.WAITING)
+            self.run.signals = in_order(kept)
         before: dict[str, Row] = {}
         for child in below:
             if child.role is Role.SIGNAL:
                 continue
             if child.role is Role.COMPENSATION:
-                self._undoing(child, scope)
+                self._below_compensation(child, scope)
                 continue
             name = child.step or ""
             if name not in plan.steps:
@@ -117,31 +117,31 @@ class _Builder:
             if name in scope.rows and scope.rows[name].iteration < child.iteration:
                 before[name] = scope.rows[name]
             scope.rows[name] = child
-            self._inside(child, plan.steps[name], scope)
+            self._below_step(child, plan.steps[name], scope)
         for name, latest in scope.rows.items():
-            self._result(scope, name, latest, before.get(name))
+            self._set_result(scope, name, latest, before.get(name))
 
-    def _undoing(self, row: Row, scope: Scope) -> None:
-        """What a compensation has below it: it is a task of an agent, or a workflow by its name."""
+    def _below_compensation(self, row: Row, scope: Scope) -> None:
+        """What a compensation has below it, which is a task of an agent, or a workflow by its name."""
         if row.workflow_version is None:
-            self._given_out(row, scope.depth)
+            self._below_attempt(row, scope.depth)
         elif self._matters(row):
             plan = self.plans.version(row.workflow_version)
-            self._scope(row, plan, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
+            self._build_scope(row, plan, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
 
-    def _inside(self, row: Row, plan: StepPlan, scope: Scope) -> None:
-        """What a step's row has below it, as far as it can still matter: at work, or to be undone."""
+    def _below_step(self, row: Row, plan: StepPlan, scope: Scope) -> None:
+        """What a step's row has below it, as far as it can still matter: at work, or to be compensated."""
         if plan.for_each is not None and row.role is Role.STEP:
-            if not row.ended or self.undoes:
-                self._fan_out(row, plan, scope)
+            if not row.ended or self.compensates:
+                self._build_fan_out(row, plan, scope)
             return
-        self._item(row, plan, scope)
+        self._below_item(row, plan, scope)
 
     def _matters(self, row: Row) -> bool:
         """Whether anything can still come of a workflow's row; one that was refused before it began has no payload."""
-        return not row.ended or (self.undoes and row.payload is not None)
+        return not row.ended or (self.compensates and row.payload is not None)
 
-    def _given_out(self, row: Row, depth: int) -> None:
+    def _below_attempt(self, row: Row, depth: int) -> None:
         """The tasks that an agent delegated while it worked on this one."""
         for child in self.children.get(row.task_id, ()):
             if child.role is not Role.DELEGATED:
@@ -149,21 +149,21 @@ class _Builder:
             self.run.delegated.setdefault(row.task_id, []).append(child)
             if not self._matters(child):
                 continue
-            given = json.loads(child.payload or b"{}")
+            scope_input = json.loads(child.payload or b"{}")
             if child.workflow_version is not None:
                 plan = self.plans.version(child.workflow_version)
             elif child.task_type == EXECUTE_DAG:
-                plan, given = self.plans.inline(given)
+                plan, scope_input = self.plans.inline(scope_input)
             else:
                 plan = self.plans.single(child.task_type)
-            self._scope(child, plan, given, depth=depth + 1)
+            self._build_scope(child, plan, scope_input, depth=depth + 1)
 
-    def _fan_out(self, row: Row, plan: StepPlan, scope: Scope) -> None:
+    def _build_fan_out(self, row: Row, plan: StepPlan, scope: Scope) -> None:
         items = json.loads(row.payload or b"{}").get("items", [])
         fan_out = FanOut(row=row, scope=scope, plan=plan, items=items, results=[None] * len(items))
         self.run.fan_outs[row.task_id] = fan_out
         for child in self.children.get(row.task_id, ()):
-            # Items begin in order, so those that have rows are the first; a fallback comes behind what failed.
+            # Items begin in order, so those that have rows are the first; a fallback comes after what failed.
             fan_out.rows[child.item] = child
             fan_out.next = max(fan_out.next, child.item + 1)
         for item, child in fan_out.rows.items():
@@ -173,20 +173,20 @@ class _Builder:
             else:
                 fan_out.active.add(item)
         for child in self.children.get(row.task_id, ()):
-            self._item(child, plan, scope)
+            self._below_item(child, plan, scope)
 
-    def _item(self, row: Row, plan: StepPlan, scope: Scope) -> None:
-        # What stands in for a sub-workflow that failed is a task, or a workflow by its name.
+    def _below_item(self, row: Row, plan: StepPlan, scope: Scope) -> None:
+        # The fallback of a sub-workflow is a task, or a workflow by its name.
         inner = plan.sub if row.role is Role.STEP else None
         if row.workflow_version is not None:
             inner = self.plans.version(row.workflow_version)
         if inner is None:
-            self._given_out(row, scope.depth)
+            self._below_attempt(row, scope.depth)
         elif self._matters(row):
-            self._scope(row, inner, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
+            self._build_scope(row, inner, json.loads(row.payload or b"{}"), depth=scope.depth + 1)
 
     @staticmethod
-    def _result(scope: Scope, name: str, latest: Row, before: Row | None) -> None:
+    def _set_result(scope: Scope, name: str, latest: Row, before: Row | None) -> None:
         plan = scope.plan.steps[name]
         if latest.status is Status.COMPLETED:
             scope.variables[name] = json.loads(latest.result) if latest.result is not None else None
@@ -195,11 +195,11 @@ class _Builder:
             scope.variables[name] = None
             scope.ended.add(name)
         elif plan.repeat is not None:
-            # Its name is the result of the iteration before.
+            # Until it ends, its name stands for the result of the iteration before.
             kept = before.result if before is not None else None
             scope.variables[name] = json.loads(kept) if kept is not None else None
 
-    def _compensation(self, scope: Scope) -> None:
+    def _resume_compensation(self, scope: Scope) -> None:
         for pending in pending_compensations(self.run, scope, include_made=True):
             made = self.run.rows.get(compensation_id(pending.row))
             if made is not None:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from orchestrator_agent.dispatch.agent_health import FORGET_HALF_SECONDS, OPEN_AFTER_FAILURES, OPEN_SECONDS, AgentHealth
-from orchestrator_agent.dispatch.router import Bar, Candidate, Open, Pauses, Router, choose
+from orchestrator_agent.dispatch.router import AdmitAll, Bar, Candidate, Pauses, Router, choose
 from orchestrator_agent.engine.decisions import Placement, RouteRequest
 from orchestrator_agent.workflows.library import Library
 from protocol import InstanceRecord, new_id
@@ -34,7 +34,7 @@ def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0,
     )
 
 
-class Loads(Open):
+class Loads(AdmitAll):
     """How many tasks agents have at work."""
 
     def __init__(self, **counts: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_agent.dispatch.ready_queue import flow_of
+from orchestrator_agent.dispatch.queues import fairness_key
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskContext
 from pantheon.process.agent_process import AgentProcess
@@ -63,7 +63,7 @@ async def test_500_tasks_of_one_requester_do_not_delay_the_one_of_another(
         # Twice the capacity is in the broker; two orchestrators may each round up.
         assert (info.num_pending or 0) + (info.num_ack_pending or 0) <= 4 + 2 * orchestrators
         (one,) = await send(plain, "one", 1)
-        await until_rows(settings, 1, f"{WAITING} and flow <> {flow_of('default', 'many')}")
+        await until_rows(settings, 1, f"{WAITING} and flow <> {fairness_key('default', 'many')}")
         counter.gate.set()
         await plain.response(one)
         assert counter.given.index("one") < 4 + 2 * orchestrators + 6

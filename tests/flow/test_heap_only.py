@@ -1,4 +1,4 @@
-"""What a task that never waits costs: its rows' updates write no index."""
+"""What a task that is never queued costs: its rows' updates write no index."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ async def test_updates_of_steps_are_heap_only(settings: MeshSettings, plain: Pla
         for _ in range(20):
             assert (await plain.ask("execute_dag", {"steps": chain}))["status"] == "completed"
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while (found := (await rows(settings, STATISTICS))[0])["n_tup_upd"] < 200:  # noqa: ASYNC110 - told late
+        while (found := (await rows(settings, STATISTICS))[0])["n_tup_upd"] < 200:  # noqa: ASYNC110 - counted late
             await asyncio.sleep(0.1)
     assert found["n_tup_hot_upd"] / found["n_tup_upd"] > 0.8, dict(found)
     assert (await rows(settings, "select count(*) from tasks where queue is not null"))[0][0] == 0

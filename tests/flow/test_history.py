@@ -11,12 +11,12 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.maintenance.history_archiver import HistoryArchiver, is_over, month_of
+from orchestrator_agent.maintenance.history_archiver import HistoryArchiver, is_over
 from orchestrator_agent.service import load_library, orchestrator
-from orchestrator_agent.store.age import surely_new
+from orchestrator_agent.store.batch_statements import not_in_history, whole
 from orchestrator_agent.store.columns import ACCEPTED_COLUMNS
+from orchestrator_agent.store.history import HistoryStore, month_of, surely_new
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.statements import not_in_history, whole
 from pantheon import Mesh
 from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
@@ -61,7 +61,7 @@ async def count(database: Database, table: str) -> int:
 
 
 def history(database: Database, *, after: float = HOUR, days: float = 30) -> HistoryArchiver:
-    return HistoryArchiver(database, after_seconds=after, retention_days=days)
+    return HistoryArchiver(HistoryStore(database), after_seconds=after, retention_days=days)
 
 
 async def settle(made: HistoryArchiver) -> int:
@@ -89,7 +89,7 @@ async def test_two_processes_that_move_at_once_move_each_tree_once(database: Dat
     made = [history(database) for _ in range(3)]
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await count(database, "tasks"):
-            await asyncio.gather(*(one.step() for one in made))
+            await asyncio.gather(*(archiver.step() for archiver in made))
     assert await count(database, "tasks_history") == 2000
     kept = await database.fetch("select count(distinct task_id) from tasks_history")
     assert kept[0][0] == 2000
@@ -113,12 +113,12 @@ async def test_months_are_dropped_when_all_of_them_is_too_old(database: Database
         "where i.inhparent = 'tasks_history'::regclass"
     )
     today = datetime.now(UTC).date()
-    wanted = {month_of(today - timedelta(days=days))[0] for days in (5, 40)}
-    assert {row[0] for row in months} == wanted
+    kept = {month_of(today - timedelta(days=days))[0] for days in (5, 40)}
+    assert {row[0] for row in months} == kept
     assert await count(database, "tasks_history") == 8
 
 
-async def test_a_reader_of_the_history_holds_nobody_up(database: Database, database_url: str) -> None:
+async def test_a_reader_of_the_history_holds_up_no_task(database: Database, database_url: str) -> None:
     await fill(database, 1, age=timedelta(hours=2))
     reader = await asyncpg.connect(database_url)
     try:
@@ -126,7 +126,7 @@ async def test_a_reader_of_the_history_holds_nobody_up(database: Database, datab
             await reader.fetch("select * from tasks_history")
             with pytest.raises(StoreError, match="lock timeout"):
                 await history(database).step()
-            # Whoever accepts a task does not wait behind the maker of a month.
+            # The acceptance of a task does not wait behind the maker of a month.
             await asyncio.wait_for(database.fetch("select 1 from tasks_history"), PATIENCE_SECONDS)
     finally:
         await reader.close()

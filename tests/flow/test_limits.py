@@ -10,7 +10,6 @@ from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
 from orchestrator_agent.dispatch.rate_limits import RateLimits
-from orchestrator_agent.dispatch.ready_queue import ReadyQueue
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.settings import FlowSettings, RateLimit, read_rate
@@ -19,6 +18,7 @@ from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
 from pantheon.process.agent_process import AgentProcess
@@ -209,7 +209,7 @@ async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer, monkeypa
     await until(lambda: weighing.of_agent("a") == 1, "the token, in the pocket of who does not use it")
     await until(lambda: using.of_agent("a") == 1, "the same token at another process")
     using.spend(RouteRequest("x"), "a")
-    taken = await one.take_tokens("agent:a", per_second=1 / 3600, burst=1, wanted=1)
+    taken = await one.take_tokens("agent:a", per_second=1 / 3600, burst=1, count=1)
     assert taken is not None
     assert taken[0] == 0
     for made in (weighing, using):

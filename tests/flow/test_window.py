@@ -6,14 +6,15 @@ from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
+from orchestrator_agent.dispatch.queues import Queue, queue_of
 from orchestrator_agent.dispatch.rate_limits import RateLimits
-from orchestrator_agent.dispatch.ready_queue import Queue, ReadyQueue, queue_of
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.window import PERIOD_SECONDS, ROUND_TRIP_SECONDS, Window
 from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
 from protocol import InstanceRecord, new_id

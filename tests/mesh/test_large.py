@@ -17,7 +17,9 @@ from nats.js.object_store import ObjectStore
 from orchestrator_agent.maintenance.history_archiver import HistoryArchiver
 from orchestrator_agent.maintenance.object_cleaner import ObjectCleaner
 from orchestrator_agent.service import load_library, orchestrator
+from orchestrator_agent.store.history import HistoryStore
 from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.sweeps import TaskSweeps
 from pantheon import Agent, Mesh, TaskContext, TaskFailed
 from pantheon.bus import Bus, Objects
 from pantheon.process.agent_process import AgentProcess
@@ -339,4 +341,8 @@ async def cleaning(settings: MeshSettings) -> AsyncIterator[tuple[ObjectCleaner,
         Database(settings.database_url.get_secret_value()) as database,
     ):
         objects = Objects(bus)
-        yield ObjectCleaner(objects, database), HistoryArchiver(database, after_seconds=0, retention_days=30), objects
+        yield (
+            ObjectCleaner(objects, TaskSweeps(database)),
+            HistoryArchiver(HistoryStore(database), after_seconds=0, retention_days=30),
+            objects,
+        )

@@ -3,8 +3,9 @@
 import pytest
 
 import migrations
-from orchestrator_agent.service import SCHEMA, load_library, orchestrator
+from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.schema import SCHEMA
 from pantheon.runtime.settings import MeshSettings
 from protocol.errors import SettingsError
 

@@ -7,9 +7,9 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.dispatch.ready_queue import CLAIM
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.tasks import ANSWERED
+from orchestrator_agent.store.ready_queue import CLAIM
+from orchestrator_agent.store.tasks import RESPONDED
 from protocol import new_id
 
 INSERT = """
@@ -25,12 +25,12 @@ async def database(database_url: str) -> AsyncIterator[Database]:
         yield made
 
 
-@pytest.mark.parametrize("statement", [ANSWERED, CLAIM], ids=["answered", "claimed"])
+@pytest.mark.parametrize("statement", [RESPONDED, CLAIM], ids=["responded", "claimed"])
 async def test_a_note_does_not_wait_for_the_disk_and_the_next_does(database: Database, statement: str) -> None:
     task_id = new_id()
     await database.execute(INSERT, task_id, datetime.now(UTC))
-    nobody: list[UUID] = []
-    arguments = ([task_id], [task_id]) if statement is ANSWERED else (["work"], 10, nobody, nobody, nobody)
+    none: list[UUID] = []
+    arguments = ([task_id], [task_id]) if statement is RESPONDED else (["work"], 10, none, none, none)
     async with database.connection() as connection:
         # As users have it; the tests' own servers need not survive anything.
         await connection.execute("set synchronous_commit = on")

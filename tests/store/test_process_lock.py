@@ -1,4 +1,4 @@
-"""The lock that says "this process lives": a process that is frozen loses it, one that is idle does not."""
+"""The lock that shows that a process lives: a frozen process loses it, an idle one does not."""
 
 import asyncio
 import os
@@ -6,7 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-from orchestrator_agent.store.pool import WORDS, Database, ProcessLock
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.process_lock import KEEPALIVES, ProcessLock
 from protocol import new_id
 from tests.waiting import until
 
@@ -16,7 +17,7 @@ WITHIN_SECONDS = 60
 HOLDER = """
 import asyncio, sys
 from uuid import UUID
-from orchestrator_agent.store.pool import ProcessLock
+from orchestrator_agent.store.process_lock import ProcessLock
 
 async def main():
     lock = ProcessLock(sys.argv[1], UUID(sys.argv[2]), "holder", frozen_seconds=4.0)
@@ -46,7 +47,7 @@ async def test_a_frozen_process_loses_its_lock_and_takes_it_again(database_url: 
             assert await holder.stdout.readline() == b"held\n"
             assert not await free(database, lock)
             holder.send_signal(signal.SIGSTOP)
-            while not await free(database, lock):  # noqa: ASYNC110 - Postgres is asked, it does not tell
+            while not await free(database, lock):  # noqa: ASYNC110 - Postgres notifies of no lock
                 await asyncio.sleep(0.05)
             holder.send_signal(signal.SIGCONT)
             while await free(database, lock):  # noqa: ASYNC110 - as above
@@ -57,28 +58,28 @@ async def test_a_frozen_process_loses_its_lock_and_takes_it_again(database_url: 
 
 
 async def test_a_process_that_has_nothing_to_do_keeps_its_lock(database_url: str) -> None:
-    """It says more words than would let the session end, had they not been said; their number is what is waited for."""
+    """The test waits for so many keepalives that without them the session would have ended."""
     lock = ProcessLock(database_url, new_id(), "idle", frozen_seconds=5.0)
     await lock.take()
     try:
         async with asyncio.timeout(WITHIN_SECONDS), Database(database_url) as database:
-            said: set[tuple[int, object]] = set()
-            while len(said) <= WORDS:
+            seen: set[tuple[int, object]] = set()
+            while len(seen) <= KEEPALIVES:
                 (row,) = await database.fetch(
                     "select query_start, pid from pg_stat_activity where pid in "
                     "(select pid from pg_locks where locktype = 'advisory' and objid = ($1::bigint & 4294967295)::oid)",
                     lock.key,
                 )
-                said.add((row["pid"], row["query_start"]))
+                seen.add((row["pid"], row["query_start"]))
                 await asyncio.sleep(0.1)
-            assert len({pid for pid, _ in said}) == 1
+            assert len({pid for pid, _ in seen}) == 1
             assert lock.held
     finally:
         await lock.release()
 
 
 async def test_a_process_whose_session_was_ended_takes_its_lock_again_by_itself(database_url: str) -> None:
-    """An hour may pass before the next word: nothing but the session's end makes it look."""
+    """An hour may pass before the next keepalive: only the session's end makes it check."""
     lock = ProcessLock(database_url, new_id(), "cut off", frozen_seconds=3600)
     await lock.take()
     try:
@@ -102,7 +103,7 @@ async def test_a_process_whose_session_was_ended_takes_its_lock_again_by_itself(
         await lock.release()
 
 
-async def test_a_dead_process_is_anothers_to_adopt_until_that_one_dies_too(database_url: str) -> None:
+async def test_a_dead_process_is_anothers_to_adopt_until_the_adopter_dies_too(database_url: str) -> None:
     dead = ProcessLock(database_url, new_id(), "dead")
     first, second = (ProcessLock(database_url, new_id(), name) for name in ("first", "second"))
     for lock in (dead, first, second):
@@ -113,7 +114,7 @@ async def test_a_dead_process_is_anothers_to_adopt_until_that_one_dies_too(datab
         await until(lambda: first.try_other(dead.key), "the free lock")
         assert not await second.try_other(dead.key)
         await first.release()
-        await until(lambda: second.try_other(dead.key), "the lock of who died over it")
+        await until(lambda: second.try_other(dead.key), "the lock of the adopter that died")
         await second.leave_other(dead.key)
         await dead.take()
         assert not await second.try_other(dead.key)

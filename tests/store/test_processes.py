@@ -1,4 +1,4 @@
-"""What a process that died owes, and who takes it over; a statement that is cancelled is no mistake of ours."""
+"""What a process that died has left unpublished, and its takeover; a cancelled statement is no mistake of ours."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -7,7 +7,8 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.store.pool import Database, ProcessLock
+from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import DeadProcess, Processes
 from protocol import new_id
 from protocol.errors import StoreError
@@ -24,18 +25,18 @@ def at(seconds: float, status: str = "dispatched") -> dict[str, Any]:
     [
         # Acknowledged long before the last one was dispatched.
         (DeadProcess(new_id(), 0), [90, 100]),
-        # It had said that publishing did not work, or waited for the object store.
+        # It had noted that publishing did not work, or that it waited for the object store.
         (DeadProcess(new_id(), 0, unpublished_since=NOON + timedelta(seconds=40)), [30, 90, 100]),
         # The broker lost what it had published.
         (DeadProcess(new_id(), 0, owes_all=True), [0, 30, 90, 100]),
     ],
     ids=["fresh attempts", "since it could not publish", "everything"],
 )
-def test_what_a_dead_process_may_owe(noted: DeadProcess, unpublished: list[float]) -> None:
+def test_what_a_dead_process_may_not_have_published(noted: DeadProcess, unpublished: list[float]) -> None:
     assert [row["id"] for row in noted.may_owe([at(0), at(30), at(90), at(100)])] == unpublished
 
 
-def test_a_final_response_that_was_not_noted_is_always_owed() -> None:
+def test_a_final_response_that_was_not_noted_may_always_be_unpublished() -> None:
     ended = {"status": "completed", "dispatched_at": None, "id": "root"}
     assert [row["id"] for row in DeadProcess(new_id(), 0).may_owe([at(0), at(100), ended])] == [100, "root"]
 
@@ -60,7 +61,7 @@ async def dispatched(database: Database, process_id: UUID) -> UUID:
     return root
 
 
-async def test_a_loss_that_is_noted_while_a_process_is_adopted_is_not_struck_off_with_it(
+async def test_a_loss_that_is_noted_while_a_process_is_adopted_is_not_forgotten_with_it(
     database: Database, database_url: str
 ) -> None:
     processes, dead, heir = Processes(database), ProcessLock(database_url, new_id(), "dead"), new_id()
@@ -78,13 +79,15 @@ async def test_a_loss_that_is_noted_while_a_process_is_adopted_is_not_struck_off
     assert len(await processes.unpublished(heir)) == 1
 
 
-async def test_a_loss_is_every_process_s_until_it_has_said_all_again(database: Database, database_url: str) -> None:
+async def test_a_loss_holds_for_every_process_until_it_has_published_all_again(
+    database: Database, database_url: str
+) -> None:
     processes, lock = Processes(database), ProcessLock(database_url, new_id(), "alive")
     await lock.take()
     try:
         assert not await processes.owes_all(lock.process_id)
         await processes.broker_lost()
-        # What it notes of the broker's absence does not hide it.
+        # A note of the broker's absence does not hide it.
         await lock.note_unpublished(NOON)
         await lock.note_unpublished(None)
         assert await processes.owes_all(lock.process_id)
@@ -94,7 +97,7 @@ async def test_a_loss_is_every_process_s_until_it_has_said_all_again(database: D
         await lock.release()
 
 
-async def test_rows_of_a_process_that_is_in_no_list_are_found(database: Database) -> None:
+async def test_rows_of_a_process_that_the_database_does_not_know_are_found(database: Database) -> None:
     """It came back from a pause after another had adopted it, worked, and died before it was entered again."""
     processes, unknown, heir = Processes(database), new_id(), new_id()
     await dispatched(database, unknown)

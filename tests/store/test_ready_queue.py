@@ -9,8 +9,9 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from orchestrator_agent.dispatch.ready_queue import AGING_SECONDS, CLAIM, TAKE, ReadyQueue, Waiting, flow_of
+from orchestrator_agent.dispatch.queues import fairness_key
 from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.ready_queue import AGING_SECONDS, CLAIM, TAKE, ReadyQueue, Waiting
 from protocol import new_id
 
 
@@ -25,7 +26,7 @@ class Rows:
     async def wait(
         self, requester: str, count: int = 1, *, queue: str = "x", priority: int = 5, since: float = 0.0
     ) -> list[UUID]:
-        flow = flow_of("default", requester)
+        flow = fairness_key("default", requester)
         positions = await self.line.positions([Waiting(queue, priority, flow)] * count)
         ids = [new_id() for _ in range(count)]
         await self.database.execute(
@@ -99,8 +100,8 @@ async def test_requesters_take_turns_whenever_they_came(rows: Rows) -> None:
 
 
 async def test_the_same_name_in_another_tenant_is_somebody_else() -> None:
-    assert flow_of("t1", "a") != flow_of("t2", "a")
-    assert flow_of("t", None) == flow_of("t", "")
+    assert fairness_key("t1", "a") != fairness_key("t2", "a")
+    assert fairness_key("t", None) == fairness_key("t", "")
 
 
 async def test_the_higher_priority_goes_first_and_fairness_holds_within_one(rows: Rows) -> None:
@@ -153,7 +154,7 @@ async def test_rows_of_paused_tasks_and_workflows_leave_the_line_and_come_back_b
     await rows.line.park([row for row in taken if row.parked])
     assert len(await rows.take(10)) == 3
     root = next(row.root_task_id for row in taken if row.parked)
-    await rows.line.back([(root, held, Waiting("x", 5, flow_of("default", "held")))])
+    await rows.line.back([(root, held, Waiting("x", 5, fairness_key("default", "held")))])
     assert len(await rows.take(10)) == 4
 
 
@@ -206,7 +207,7 @@ async def test_a_take_from_100000_waiting_rows_reads_only_the_head_of_the_line(
     plan = await rows.database.fetch(
         "explain (analyze, buffers, format json) select max(position) from tasks "
         "where queue = 'x' and flow = $1 and priority = 5 and position is not null",
-        flow_of("default", "many"),
+        fairness_key("default", "many"),
     )
     assert _buffers(plan[0][0]) < 60
 

@@ -1,8 +1,8 @@
-"""The statements that write batches of `tasks`: one round trip a batch, arrays in, a row for each root out.
+"""Batch statements: the two that write `tasks`, one round trip a batch, arrays in, a row for each root out.
 
-Most batches are of steps that were made, dispatched and completed: half of their columns hold what they always hold. A
-column that does so in all rows of a batch is not sent; the statement says it itself. For each set of columns that are
-sent there is a statement of its own, prepared when it is first needed.
+Most batches are of steps that were made, dispatched and completed: half of their columns hold what they usually hold. A
+column that does so in all rows of a batch is not sent; the statement has the value itself. For each set of columns that
+are sent there is a statement of its own, prepared when it is first needed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,9 +14,7 @@ from orchestrator_agent.store.columns import CHANGED_QUEUED_COLUMNS, QUEUE_COLUM
 
 # Each is prepared on every connection that needs it; beyond so many sets, all columns are sent.
 MAX_VARIANTS = 24
-
-
-# What a row is found by, and never changes.
+# What a row is found by. It never changes.
 _KEYS = ("root_task_id", "task_id", "known_version")
 
 
@@ -63,7 +61,7 @@ _seen: set[tuple[tuple[bool, ...], ...]] = set()
 
 
 def columns_to_send(*batches: Batch) -> tuple[tuple[Part, ...], list[Sequence[Any]]]:
-    """Of columns and their values in a batch: what must be sent, and the arrays to send."""
+    """Of columns and the arrays of their values: which must be sent, and these arrays."""
     sent = tuple(
         tuple(
             usual is None or values.count(usual[0]) != len(values)
@@ -86,18 +84,19 @@ def columns_to_send(*batches: Batch) -> tuple[tuple[Part, ...], list[Sequence[An
 
 
 @lru_cache(maxsize=4 * MAX_VARIANTS)
-def apply(roots: Part, changed: Part, made: Part) -> str:
-    """One round trip: move on the roots whose version is still the one that was decided on, and write only theirs.
+def apply(moved: Part, changed: Part, made: Part) -> str:
+    """Moves on the roots whose version is still the one that was decided on, changes and makes rows of their trees
+    alone, and returns these roots. All rows are found by the primary key.
 
-    The update of a root's row is its lock. They come in the order of their ids (`TaskStore.apply` sorts them), so that
-    two processes that move on the same roots wait for each other, and do not block each other.
-    Who lost the race to another process is told by its absence from the answer, and decides again on fresh rows.
-    A row that waits keeps the place in line that it has; any other has none.
+    The update of a root's row is its lock. Roots come in the order of their ids (`TaskStore.apply` sorts them), so that
+    two processes that move on the same roots wait for each other without a deadlock. Of a root that is not returned
+    another process was faster: what was decided on it must be decided again, on fresh rows.
+    A ready row keeps the position in its queue that it has; a row of any other status has none.
     """
-    place = "position = null"
+    queued = "position = null"
     if changed.columns is CHANGED_QUEUED_COLUMNS:
         status, position = changed.value("status", "u"), changed.value("position", "u")
-        place = (
+        queued = (
             f"position = case when {status} = 'ready' and {position} is not null "
             f"then coalesce(t.position, {position}) end, "
             f"queue = coalesce({changed.value('queue', 'u')}, t.queue), "
@@ -105,20 +104,20 @@ def apply(roots: Part, changed: Part, made: Part) -> str:
         )
     return f"""
 with moved as (
-    update tasks t set version = u.known_version + 1, dispatched_by = $1, {roots.sets("u")},
-        concurrency_key = case when {roots.value("completed_at", "u")} is null then t.concurrency_key end
-    from {roots.unnest("u", 2)}
+    update tasks t set version = u.known_version + 1, dispatched_by = $1, {moved.sets("u")},
+        concurrency_key = case when {moved.value("completed_at", "u")} is null then t.concurrency_key end
+    from {moved.unnest("u", 2)}
     where t.root_task_id = u.root_task_id and t.task_id = u.task_id and t.version = u.known_version
     returning t.root_task_id
 ), changed as (
-    update tasks t set dispatched_by = $1, {changed.sets("u", but=QUEUE_COLUMNS.names)}, {place}
-    from {changed.unnest("u", 2 + roots.width)}
+    update tasks t set dispatched_by = $1, {changed.sets("u", but=QUEUE_COLUMNS.names)}, {queued}
+    from {changed.unnest("u", 2 + moved.width)}
     where u.root_task_id in (select root_task_id from moved)
       and t.root_task_id = u.root_task_id and t.task_id = u.task_id
       and t.status not in ('completed', 'failed', 'cancelled', 'skipped')
 ), made as (
     insert into tasks ({made.names}, dispatched_by)
-    select {made.values("u")}, $1 from {made.unnest("u", 2 + roots.width + changed.width)}
+    select {made.values("u")}, $1 from {made.unnest("u", 2 + moved.width + changed.width)}
     where u.root_task_id in (select root_task_id from moved)
 )
 select root_task_id from moved
@@ -126,8 +125,9 @@ select root_task_id from moved
 
 
 def not_in_history(accepted: Part) -> str:
-    """A task that has moved to the history is known as well. Sub-selects of one row: the planner can make nothing of
-    them but a look into the index for each root."""
+    """Leaves out roots that have moved to the history, by their id (tasks_history_tree) or their idempotency key
+    (tasks_history_idempotency). Sub-selects of one row: whatever the statistics say, they are a look into the index for
+    each root."""
     key, duplicate = accepted.value("idempotency_key", "u"), accepted.value("duplicate_of", "u")
     tenant, requester = accepted.value("tenant", "u"), accepted.value("requester", "u")
     return f"""
@@ -143,8 +143,9 @@ def not_in_history(accepted: Part) -> str:
 
 @lru_cache(maxsize=4 * MAX_VARIANTS)
 def accept(accepted: Part, made: Part, *, check: bool) -> str:
-    """A root that is known already, by its id or by its key, is not in the answer; nor are its steps made. `check`: one
-    of them may be in the history."""
+    """Inserts roots and the first rows of their trees, and returns these roots. A root that is known already, by its id
+    (the primary key) or by its idempotency key (tasks_idempotency), is not among them, and no rows of it are made.
+    `check`: one of them may be in the history."""
     return f"""
 with accepted as (
     insert into tasks ({accepted.names}, dispatched_by, version)
