@@ -62,13 +62,18 @@ from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
 from orchestrator_agent.runtime.transitions import Transitions
+from orchestrator_agent.runtime.workflow_catalog import WorkflowCatalog
+from orchestrator_agent.store.broker_marks import BrokerMarks
+from orchestrator_agent.store.concurrency import ConcurrencyStore
 from orchestrator_agent.store.history import HistoryStore
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.processes import Processes
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.store.sweeps import TaskSweeps
+from orchestrator_agent.store.task_queries import TaskQueries
+from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.workflows import ScheduleStore, WorkflowStore
 from pantheon.runtime.services import Service
 from pantheon.runtime.settings import MeshSettings
 
@@ -95,7 +100,7 @@ class Composition:
         self.runtime = self._make_runtime()
         self.queue_dispatcher = self._make_queue_dispatcher()
         self.concurrency_keys = ConcurrencyKeys(
-            self.stores.reader, configuration.library, self.runtime.runs, self.runtime.inbox
+            self.stores.concurrency, configuration.library, self.runtime.runs, self.runtime.inbox
         )
         self.operations = self._make_operations()
         self.acceptance = self._make_acceptance()
@@ -157,9 +162,16 @@ class Composition:
         database, process_id = connections.database, connections.lock.process_id
         return Stores(
             tasks=TaskStore(database, process_id, self.dispatch.gate, self.configuration.flow.history_after_seconds),
-            reader=Reader(database),
+            reader=TaskReader(database),
+            sweeps=TaskSweeps(database),
+            queries=TaskQueries(database),
+            workflows=WorkflowStore(database),
+            schedules=ScheduleStore(database),
+            concurrency=ConcurrencyStore(database),
             pauses=PauseStore(database),
             processes=Processes(database),
+            broker_marks=BrokerMarks(database),
+            history=HistoryStore(database),
         )
 
     def _make_runtime(self) -> Runtime:
@@ -167,11 +179,11 @@ class Composition:
         broker = self.connections.broker
         inbox, sweep = Inbox(), SweepSignal()
         sweep.follow(self.connections.registry.on_change, process.bus.on_reconnect)
-        ownership = RootOwnership(process.bus, self.connections.lock.process_id)
-        runs = RunCache(
-            stores.tasks, stores.reader, self.configuration.library, active=dispatch.active, ownership=ownership
-        )
-        canceller = AttemptCanceller(process.bus, stores.reader.stale)
+        process_id = self.connections.lock.process_id
+        ownership = RootOwnership(process.bus, process_id)
+        catalog = WorkflowCatalog(self.configuration.library, stores.workflows)
+        runs = RunCache(stores.reader, catalog, process_id=process_id, active=dispatch.active, ownership=ownership)
+        canceller = AttemptCanceller(process.bus, stores.sweeps.stale)
         outbox = Outbox(
             broker,
             stores.tasks,
@@ -189,7 +201,7 @@ class Composition:
             canceller=canceller,
             outbox=outbox,
             republisher=Republisher(
-                process.publisher, store=stores.tasks, reader=stores.reader, runs=runs, outbox=outbox, inbox=inbox
+                process.publisher, process_id=process_id, reader=stores.reader, runs=runs, outbox=outbox, inbox=inbox
             ),
             duplicates=Duplicates(stores.reader, inbox),
         )
@@ -214,8 +226,8 @@ class Composition:
         return Operations(
             runner=OperationRunner(
                 process.bus,
-                reader=stores.reader,
-                library=library,
+                tasks=stores.queries,
+                catalog=runtime.runs.catalog,
                 dead_letters=dead_letters,
                 pauses=dispatch.router.pauses,
                 pause_store=stores.pauses,
@@ -225,7 +237,7 @@ class Composition:
             dead_letters=dead_letters,
             queries=Queries(
                 self.connections.broker,
-                reader=stores.reader,
+                tasks=stores.queries,
                 runs=runtime.runs,
                 router=dispatch.router,
                 library=library,
@@ -268,7 +280,7 @@ class Composition:
     def _make_loops(self) -> Loops:
         bus, dispatch, runtime = self.connections.process.bus, self.dispatch, self.runtime
         requests, responses = request_puller(bus, runtime.ownership), response_puller(bus, runtime.ownership)
-        fair_intake = FairIntake(bus, requests, known=self.stores.reader.known, active=dispatch.active)
+        fair_intake = FairIntake(bus, requests, known=self.stores.reader.roots, active=dispatch.active)
         presence = Presence(bus, runtime.ownership, requests=requests, responses=responses)
         held, large = HeldDeliveries(), LargeMessages()
         settler = ResponseSettler(
@@ -303,7 +315,9 @@ class Composition:
         process, stores, runtime = connections.process, self.stores, self.runtime
         window = self.dispatch.gate.window
         outages = BrokerOutages(lambda: (process.bus.connected, process.bus.generation))
-        operator_changes = OperatorChanges(self.dispatch.router.pauses, stores.pauses, runtime.runs, runtime.sweep)
+        operator_changes = OperatorChanges(
+            self.dispatch.router.pauses, stores.pauses, runtime.runs.catalog, runtime.sweep
+        )
         adoption = Adoption(
             process.bus,
             process.publisher,
@@ -318,7 +332,7 @@ class Composition:
             watch=BrokerWatch(
                 process.bus,
                 process.publisher,
-                reader=stores.reader,
+                marks=stores.broker_marks,
                 replicas=settings.stream_replicas,
                 uses_kv=not settings.uses_consul,
                 on_lost=adoption.broker_lost,
@@ -332,12 +346,12 @@ class Composition:
             ),
             adoption=adoption,
             history=HistoryArchiver(
-                HistoryStore(connections.database),
+                stores.history,
                 after_seconds=flow.history_after_seconds,
                 retention_days=flow.retention_days,
                 busy=lambda: window.responses_per_second > BUSY_RESPONSES_PER_SECOND,
             ),
-            object_cleaner=ObjectCleaner(process.objects, TaskSweeps(connections.database)),
+            object_cleaner=ObjectCleaner(process.objects, stores.sweeps),
             operator_changes=operator_changes,
             reconciler=self._make_reconciler(outages, operator_changes),
         )
@@ -347,7 +361,7 @@ class Composition:
         return Reconciler(
             runtime.sweep,
             DueRows(
-                stores.reader,
+                stores.sweeps,
                 self.connections.registry,
                 dispatch.router.pauses,
                 inbox=runtime.inbox,
@@ -359,6 +373,6 @@ class Composition:
             queue_dispatcher=self.queue_dispatcher,
             operator_changes=operator_changes,
             concurrency_keys=self.concurrency_keys,
-            schedules=Schedules(stores.reader, self.configuration.library, self.acceptance.accept_own),
+            schedules=Schedules(stores.schedules, self.configuration.library, self.acceptance.accept_own),
             runs=runtime.runs,
         )

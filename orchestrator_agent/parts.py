@@ -35,12 +35,18 @@ from orchestrator_agent.runtime.responses import ResponseSettler
 from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
+from orchestrator_agent.store.broker_marks import BrokerMarks
+from orchestrator_agent.store.concurrency import ConcurrencyStore
+from orchestrator_agent.store.history import HistoryStore
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import Processes
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.sweeps import TaskSweeps
+from orchestrator_agent.store.task_queries import TaskQueries
+from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.workflows import ScheduleStore, WorkflowStore
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
 from pantheon.runtime.process import AgentProcess
@@ -72,10 +78,19 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Stores:
+    """What is kept in Postgres, by what it is about."""
+
     tasks: TaskStore
-    reader: Reader
+    reader: TaskReader
+    sweeps: TaskSweeps
+    queries: TaskQueries
+    workflows: WorkflowStore
+    schedules: ScheduleStore
+    concurrency: ConcurrencyStore
     pauses: PauseStore
     processes: Processes
+    broker_marks: BrokerMarks
+    history: HistoryStore
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ class Orchestrator:
             self._posted.append(OriginalEnded(course.run.root_task_id, status, root.result, root.error))
 
     def _take_turns(self, key: str) -> None:
-        """Let in who is next of a concurrency key, as `Reader.admit` does in SQL."""
+        """Let in who is next of a concurrency key, as `ConcurrencyStore.admit` does in SQL."""
         bound, cancel_older = bound_of(self._plan(workflow_of(key)))
         roots = [
             Open(one.run.root_task_id, one.root.status is Status.WAITING, one.run.facts.priority)

@@ -51,7 +51,7 @@ class Table:
             self.records[row.task_id] = _EMPTY | made_record(run, row) | {"version": 0}
 
     def admit(self) -> None:
-        """Let a root that waits for its turn run, as `Reader.admit` does."""
+        """Let a root that waits for its turn run, as `ConcurrencyStore.admit` does."""
         root = self.root
         assert root["status"] == Status.WAITING
         root |= {"status": Status.RUNNING.value, "version": root["version"] + 1}

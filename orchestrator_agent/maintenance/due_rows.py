@@ -17,8 +17,8 @@ from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.operations.runner import OperationRunner
 from orchestrator_agent.runtime.duplicates import Duplicates
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.ready_queue import Waiting
+from orchestrator_agent.store.sweeps import TaskSweeps
 from pantheon.discovery import Registry
 
 SWEEP_LIMIT = 1000
@@ -67,7 +67,7 @@ class DueRows:
 
     def __init__(
         self,
-        reader: Reader,
+        sweeps: TaskSweeps,
         registry: Registry,
         pauses: Pauses,
         *,
@@ -76,7 +76,7 @@ class DueRows:
         operations: OperationRunner,
         duplicates: Duplicates,
     ) -> None:
-        self._reader = reader
+        self._sweeps = sweeps
         self._registry = registry
         self._pauses = pauses
         self._inbox = inbox
@@ -86,7 +86,7 @@ class DueRows:
 
     async def post(self) -> Found:
         """Post what is due. Raises StoreError."""
-        rows: Sequence[Any] = await self._reader.due(
+        rows: Sequence[Any] = await self._sweeps.due(
             SWEEP_LIMIT, self._registry.task_types(), self._pauses.workflows, expired=self._expired.settled
         )
         self._expired.begin_sweep()

@@ -290,7 +290,7 @@ def test_what_a_replay_reuses_is_not_undone_when_it_fails(world: World) -> None:
 
 
 def let_in(course: Course) -> None:
-    """What `Reader.admit` writes, and what is posted then."""
+    """What `ConcurrencyStore.admit` writes, and what is posted then."""
     root = course.table.records[course.run.root_task_id]
     if root["status"] == "waiting":
         root["status"] = "running"
