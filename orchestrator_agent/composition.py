@@ -112,7 +112,7 @@ class Composition:
         maintenance = self.maintenance
         return [
             ProcessLife(self.connections.lock),
-            Preparation(maintenance.watch, self.queue_dispatcher, maintenance.operator_changes),
+            Preparation(maintenance.watch, self.dispatch.active, maintenance.operator_changes),
             self.loops.presence,
             self.dispatch.limits,
             self.dispatch.probes,
@@ -136,32 +136,38 @@ class Composition:
 
     def _make_dispatch(self) -> Dispatch:
         connections, registry = self.connections, self.connections.registry
-        active, signal = ActiveProcesses(connections.lock.process_id), DispatchSignal()
-        capacity = Capacity(registry)
-        window = Window(capacity, waiting=capacity.waiting, active=active, signal=signal)
+        active, signal = ActiveProcesses(connections.lock.process_id, Processes(connections.database)), DispatchSignal()
+        capacity, tuning = Capacity(registry), self.configuration.tuning
+        window = Window(capacity, waiting=capacity.waiting, active=active, signal=signal, settings=tuning.window)
         limits = RateLimits(
-            self.configuration.flow.rate_limits, registry, connections.redis, active=active, signal=signal
+            self.configuration.flow.rate_limits,
+            registry,
+            connections.redis,
+            active=active,
+            signal=signal,
+            times=tuning.tokens,
         )
         registry.on_change(limits.learn)
-        gate = Admission(window, ReadyQueue(connections.database), limits, signal)
-        probes = ProbeClaims(connections.redis, signal)
-        agent_health = AgentHealth(probes=probes)
+        admission = Admission(window, ReadyQueue(connections.database), limits, signal)
+        probes = ProbeClaims(connections.redis, signal, tuning.probes)
+        agent_health = AgentHealth(probes=probes, open_seconds=tuning.circuit_open_seconds)
         return Dispatch(
             signal=signal,
             active=active,
-            gate=gate,
+            admission=admission,
             limits=limits,
             probes=probes,
             agent_health=agent_health,
             circuits=SharedCircuits(connections.redis, agent_health, registry),
-            router=Router(registry, self.configuration.library, agent_health, Pauses(), gate),
+            router=Router(registry, self.configuration.library, agent_health, Pauses(), admission),
         )
 
     def _make_stores(self) -> Stores:
         connections = self.connections
         database, process_id = connections.database, connections.lock.process_id
+        history_after_seconds = self.configuration.flow.history_after_seconds
         return Stores(
-            tasks=TaskStore(database, process_id, self.dispatch.gate, self.configuration.flow.history_after_seconds),
+            tasks=TaskStore(database, process_id, self.dispatch.admission, history_after_seconds),
             reader=TaskReader(database),
             sweeps=TaskSweeps(database),
             queries=TaskQueries(database),
@@ -187,7 +193,7 @@ class Composition:
         outbox = Outbox(
             broker,
             stores.tasks,
-            window=dispatch.gate.window,
+            window=dispatch.admission.window,
             canceller=canceller,
             sweep=sweep,
             source=process.source,
@@ -209,7 +215,7 @@ class Composition:
     def _make_queue_dispatcher(self) -> QueueDispatcher:
         dispatch = self.dispatch
         return QueueDispatcher(
-            dispatch.gate,
+            dispatch.admission,
             dispatch.router,
             dispatch.signal,
             active=dispatch.active,
@@ -243,7 +249,7 @@ class Composition:
                 library=library,
                 dead_letters=dead_letters,
                 pause_store=stores.pauses,
-                line=dispatch.gate.line,
+                ready_queue=dispatch.admission.ready_queue,
             ),
         )
 
@@ -287,7 +293,7 @@ class Composition:
             self.connections.broker,
             runs=runtime.runs,
             agent_health=dispatch.agent_health,
-            window=dispatch.gate.window,
+            window=dispatch.admission.window,
             transitions=Transitions(
                 store=self.stores.tasks,
                 runs=runtime.runs,
@@ -313,7 +319,7 @@ class Composition:
     def _make_maintenance(self) -> Maintenance:
         connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow
         process, stores, runtime = connections.process, self.stores, self.runtime
-        window = self.dispatch.gate.window
+        window = self.dispatch.admission.window
         outages = BrokerOutages(lambda: (process.bus.connected, process.bus.generation))
         operator_changes = OperatorChanges(
             self.dispatch.router.pauses, stores.pauses, runtime.runs.catalog, runtime.sweep
@@ -365,7 +371,7 @@ class Composition:
                 self.connections.registry,
                 dispatch.router.pauses,
                 inbox=runtime.inbox,
-                expired=ExpiredAttempts(dispatch.agent_health, dispatch.gate.window, outages),
+                expired=ExpiredAttempts(dispatch.agent_health, dispatch.admission.window, outages),
                 operations=self.operations.runner,
                 duplicates=runtime.duplicates,
             ),

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.agent_health import AgentHealth
-from orchestrator_agent.dispatch.queue_dispatcher import QueueDispatcher
 from orchestrator_agent.dispatch.rate_limits import RateLimits
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.settings import FlowSettings
 from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, SharedCircuits
 from orchestrator_agent.dispatch.signal import DispatchSignal
+from orchestrator_agent.dispatch.tuning import DispatchTuning
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.maintenance.adoption import Adoption
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
@@ -74,6 +74,7 @@ class Configuration:
     settings: MeshSettings
     flow: FlowSettings
     library: Library
+    tuning: DispatchTuning
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ class Stores:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Which agent gets an attempt, and when. The router has the pauses, the gate the window and the ready queue."""
+    """Which agent gets an attempt, and when. The router has the pauses, admission the window and the ready queue."""
 
     signal: DispatchSignal
     active: ActiveProcesses
-    gate: Admission
+    admission: Admission
     limits: RateLimits
     probes: ProbeClaims
     agent_health: AgentHealth
@@ -173,12 +174,12 @@ class Preparation:
     how many orchestrators there are, what is paused."""
 
     watch: BrokerWatch
-    queue_dispatcher: QueueDispatcher
+    active: ActiveProcesses
     operator_changes: OperatorChanges
 
     async def start(self) -> None:
         await self.watch.check_store()
-        await self.queue_dispatcher.count_processes()
+        await self.active.refresh()
         await self.operator_changes.learn()
 
     async def stop(self) -> None:

@@ -13,6 +13,7 @@ import structlog
 from orchestrator_agent.composition import Composition
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import FlowSettings
+from orchestrator_agent.dispatch.tuning import DispatchTuning
 from orchestrator_agent.engine.events import CancelRequested
 from orchestrator_agent.parts import Configuration, Connections
 from orchestrator_agent.store.pool import Database, use_postgres_ids
@@ -82,9 +83,10 @@ def load_library(folders: list[Path]) -> Library:
 class Orchestrator:
     """Makes what an AgentProcess runs in the place of a Worker."""
 
-    def __init__(self, settings: MeshSettings, library: Library) -> None:
+    def __init__(self, settings: MeshSettings, library: Library, tuning: DispatchTuning | None = None) -> None:
         self._settings = settings
         self._library = library
+        self._tuning = tuning or DispatchTuning()
 
     async def make_worker(self, process: AgentProcess) -> "OrchestratorWorker":
         """Open what the parts stand on, and wire them. Raises SettingsError, StoreError."""
@@ -102,11 +104,11 @@ class Orchestrator:
             await self._save_workflows(database)
             registry = await process.discovery.registry()
             redis_url = settings.redis_url
-            redis = RedisState(redis_url.get_secret_value() if redis_url is not None else None)
+            redis = RedisState(redis_url.get_secret_value() if redis_url is not None else None, self._tuning.redis)
             opened.push_async_callback(redis.close)
             lock = ProcessLock(url, new_id(), process.instance_id)
             connections = Connections(process, database, redis, registry, lock)
-            parts = Composition(connections, Configuration(settings, flow, self._library))
+            parts = Composition(connections, Configuration(settings, flow, self._library, self._tuning))
             return OrchestratorWorker(parts, opened.pop_all())
 
     async def _make_streams(self, process: AgentProcess) -> None:
@@ -191,8 +193,10 @@ class OrchestratorWorker:
 
 
 @contextlib.asynccontextmanager
-async def orchestrator(settings: MeshSettings, library: Library) -> AsyncIterator[AgentProcess]:
+async def orchestrator(
+    settings: MeshSettings, library: Library, tuning: DispatchTuning | None = None
+) -> AsyncIterator[AgentProcess]:
     """A whole orchestrator in this process, for tests and for programs that embed one."""
-    made = Orchestrator(settings, library)
+    made = Orchestrator(settings, library, tuning)
     async with AgentProcess(OrchestratorAgent(library), settings, make_worker=made.make_worker) as process:
         yield process

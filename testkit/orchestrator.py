@@ -151,7 +151,7 @@ class Orchestrator:
                 self._posted.append(DeadlinePassed(root_task_id))
             for row in run.active():
                 if row.status is Status.DISPATCHED and row.expires_at is not None and row.expires_at <= now:
-                    self._agent_health.answered(row.agent or "", row.task_type, None, failed=True)
+                    self._agent_health.responded(row.agent or "", row.task_type, None, failed=True)
                     self._posted.append(Expired(root_task_id, row.task_id, row.attempt))
                 elif row.status is Status.WAITING and row.run_after is not None and row.run_after <= now:
                     self._posted.append(Due(root_task_id, row.task_id))

@@ -17,7 +17,7 @@ from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.operations.runner import OperationRunner
 from orchestrator_agent.runtime.duplicates import Duplicates
-from orchestrator_agent.store.ready_queue import Waiting
+from orchestrator_agent.store.ready_queue import QueueEntry
 from orchestrator_agent.store.sweeps import TaskSweeps
 from pantheon.discovery import Registry
 
@@ -29,7 +29,7 @@ class Found:
     """`full`: there may be more than one statement reads. `unparked`: rows to queue again, their pause being over."""
 
     full: bool
-    unparked: list[tuple[UUID, UUID, Waiting]] = field(default_factory=list)
+    unparked: list[tuple[UUID, UUID, QueueEntry]] = field(default_factory=list)
 
 
 class ExpiredAttempts:
@@ -56,9 +56,9 @@ class ExpiredAttempts:
         self._judged.add(key)
         # A row that was found before is found once more until its end is written.
         if key not in self._before:
-            self._window.answered(row["agent"])
+            self._window.responded(row["agent"])
             if not broker_was_down:
-                self._agent_health.answered(row["agent"], row["task_type"], None, failed=True)
+                self._agent_health.responded(row["agent"], row["task_type"], None, failed=True)
         return Expired(row["root_task_id"], row["task_id"], row["attempt"], broker_was_down)
 
 
@@ -101,7 +101,7 @@ class DueRows:
             elif row["duplicate_of"] is not None:
                 duplicates.append(task_id)
             elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
-                found.unparked.append((root_task_id, task_id, Waiting(row["queue"], row["priority"], row["flow"])))
+                found.unparked.append((root_task_id, task_id, QueueEntry(row["queue"], row["priority"], row["flow"])))
             else:
                 self._inbox.post(self._event_of(row))
         if duplicates:

@@ -54,7 +54,7 @@ class Queries:
         library: Library,
         dead_letters: DeadLetters,
         pause_store: PauseStore,
-        line: ReadyQueue,
+        ready_queue: ReadyQueue,
     ) -> None:
         self._bus = broker.bus
         self._objects = broker.objects
@@ -64,7 +64,7 @@ class Queries:
         self._library = library
         self._dead_letters = dead_letters
         self._pause_store = pause_store
-        self._line = line
+        self._ready_queue = ready_queue
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
@@ -172,9 +172,9 @@ class Queries:
         pauses = [_shown(record) for record in await self._pause_store.listed(_limit(arguments))]
         agents = [pause for pause in pauses if pause["kind"] == "agent"]
         if agents:
-            queues = [Queue.of(name) for name in await self._line.queues()]
+            queues = [Queue.of(name) for name in await self._ready_queue.queues()]
             may_go_to = {queue.name: self._router.agents(queue.task_type, queue.agent) for queue in queues}
-            lengths = await self._line.lengths(list(may_go_to), COUNTED_ROWS)
+            lengths = await self._ready_queue.lengths(list(may_go_to), COUNTED_ROWS)
             for pause in agents:
                 queued = sum(lengths[name] for name, names in may_go_to.items() if pause["name"] in names)
                 pause["waiting"] = min(queued, COUNTED_ROWS)
