@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from pantheon.process.run import run_agent
 from pantheon.runtime.extras import needs_extra
-from pantheon.runtime.process import run_agent
 from pantheon.runtime.settings import MeshSettings
 from protocol.errors import PantheonError
 

@@ -285,7 +285,8 @@ class Composition:
 
     def _make_loops(self) -> Loops:
         bus, dispatch, runtime = self.connections.process.bus, self.dispatch, self.runtime
-        requests, responses = request_puller(bus, runtime.ownership), response_puller(bus, runtime.ownership)
+        requests = request_puller(bus, runtime.ownership)
+        responses = response_puller(bus, runtime.ownership, runtime.inbox)
         fair_intake = FairIntake(bus, requests, known=self.stores.reader.roots, active=dispatch.active)
         presence = Presence(bus, runtime.ownership, requests=requests, responses=responses)
         held, large = HeldDeliveries(), LargeMessages()

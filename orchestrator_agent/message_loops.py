@@ -104,7 +104,7 @@ class MessageLoops:
         takes it for poison; for a while."""
         if self._held.longest_seconds(asyncio.get_running_loop().time()) > STUCK_SECONDS:
             await self._leave_to_others()
-        untaken = [*self._fair_intake.waiting, *self._responses.waiting]
+        untaken = [*self._fair_intake.waiting, *self._responses.buffered]
         # Under load there is always something that has just arrived.
         still = [delivery for delivery in untaken if id(delivery) in self._untaken]
         self._untaken = {id(delivery) for delivery in untaken}

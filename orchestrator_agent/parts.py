@@ -49,7 +49,7 @@ from orchestrator_agent.store.tasks import TaskStore
 from orchestrator_agent.store.workflows import ScheduleStore, WorkflowStore
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 
 

@@ -25,7 +25,7 @@ from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
 from pantheon.bus import ensure_streams
 from pantheon.discovery import ensure_bucket
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.services import Services
 from pantheon.runtime.settings import MeshSettings
 from protocol.documents import documents
@@ -174,10 +174,6 @@ class OrchestratorWorker:
     def running(self) -> tuple[()]:
         # Roots are many and shared between the processes: where a task is, the database says.
         return ()
-
-    @property
-    def lent(self) -> int:
-        return 0
 
     def resize(self, max_concurrency: int) -> None:
         """How many tasks are open is the requesters' decision; the database holds them."""

@@ -13,7 +13,7 @@ class Agent(Declaration):
 
     def run(self) -> None:
         """Run this agent as this process, until SIGTERM or Ctrl-C; ends the interpreter with its exit code."""
-        # Late, because a declaration must not need NATS and the rest to be importable.
-        from pantheon.runtime.process import run_agent
+        # Late: a declaration must be importable without NATS and the rest.
+        from pantheon.process.run import run_agent
 
         raise SystemExit(run_agent(self))

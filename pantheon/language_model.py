@@ -29,17 +29,17 @@ def open_model(name: str, *, base_url: str = "", api_key: str = "") -> "Model[An
     Without them the vendor's own variables hold (OPENAI_API_KEY, ANTHROPIC_API_KEY). With a `base_url`, `openai:`
     speaks the chat completions API, which servers that call themselves OpenAI-compatible have.
 
-    Raises TaskFailure `model_misconfigured`, not retryable, which names the settings to look at.
+    Raises TaskFailure `model_misconfigured`, not retryable, which names the settings to check.
     """
     from pydantic_ai.exceptions import UserError
     from pydantic_ai.models import infer_model
     from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
     vendor, _, model = name.partition(":")
-    given = {word: value for word, value in (("base_url", base_url), ("api_key", api_key)) if value}
+    arguments = {word: value for word, value in (("base_url", base_url), ("api_key", api_key)) if value}
 
-    def provider_of(wanted: str) -> Provider[Any]:
-        return infer_provider_class(wanted)(**given) if given else infer_provider(wanted)
+    def provider_of(name: str) -> Provider[Any]:
+        return infer_provider_class(name)(**arguments) if arguments else infer_provider(name)
 
     try:
         if vendor in ("openai", "openai-chat") and base_url:
@@ -76,15 +76,15 @@ def failure_of(error: Exception) -> TaskFailure:
         case ai.ModelRateLimitError():
             return TaskFailure("model_rate_limited", message, retryable=True, details=details)
         case ai.ModelQuotaExceededError():
-            said = f"the account's quota or credit with the model's vendor is used up: {message}"
-            return TaskFailure("model_quota_exceeded", said, retryable=False, details=details)
+            why = f"the account's quota or credit with the model's vendor is used up: {message}"
+            return TaskFailure("model_quota_exceeded", why, retryable=False, details=details)
         case ai.ModelTimeoutError() | ai.ModelRequestTimeout():
             return TaskFailure("model_timeout", message, retryable=True, details=details)
         case ai.ModelConnectionError():
             return TaskFailure("model_unreachable", message, retryable=True, details=details)
         case ai.ModelAuthenticationError():
-            said = f"the model's vendor refused the key: check LLM_API_KEY or the vendor's own variable ({message})"
-            return TaskFailure("model_unauthorized", said, retryable=False, details=details)
+            why = f"the model's vendor refused the key: check LLM_API_KEY or the vendor's own variable ({message})"
+            return TaskFailure("model_unauthorized", why, retryable=False, details=details)
         case ai.ModelRequestRejectedError():
             return TaskFailure("model_request_rejected", message, retryable=False, details=details)
         case ai.ModelHTTPError() if error.status_code < 500 and error.status_code not in (408, 409, 425, 429):

@@ -7,9 +7,9 @@
         assert await mesh.dag({"hi": {"task": "greet", "with": {"name": "Ada"}}}) == {"hi": {"text": "Hello, Ada!"}}
 
 Only the name is here. The code is `testkit`, because it runs the engine, and the kit must not import
-the orchestrator: it does so when one of these names is asked for, which an agent's process never does. There is no
+the orchestrator: it does so when one of these names is used, which an agent's process never does. There is no
 pytest plugin on purpose: one would import the package before coverage measures it, in every run of every project that
-has it installed. docs/testing.md says the rest.
+has it installed. docs/testing.md has the rest.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,8 @@
 """The AsyncAPI 3.0 document of the mesh, made from the subjects, the streams and the messages.
 
-AsyncAPI describes one application; a mesh has three kinds (agents, orchestrators, clients). The operations' names say
-whose each is. Streams and consumers, for which the NATS binding has no words, are in `x-jetstream-…`.
+AsyncAPI describes one application; a mesh has three kinds (agents, orchestrators, clients). The operations' names begin
+with the kind that performs them. Streams and consumers, for which the NATS binding has no words, are in
+`x-jetstream-…`.
 """
 
 from dataclasses import asdict
@@ -39,7 +40,7 @@ _HEADERS: dict[str, Document] = {
     "tracestate": {"type": "string", "description": "W3C Trace Context"},
 }
 
-# Rows that are ready and wait for the same; beside the ids and the sentence, the details of `no_agent_available`.
+# Ready rows that are held up by the same reason; beside the ids and the sentence, the details of `no_agent_available`.
 _WAITING: Document = {
     "type": "object",
     "properties": {
@@ -66,7 +67,7 @@ _PAUSED: Document = {
     },
     "required": ["kind", "name", "waiting"],
 }
-# Query -> (what it answers, its arguments, its reply).
+# Query -> (what it returns, its arguments, its reply).
 _QUERIES: dict[str, tuple[str, Document, Document]] = {
     "tasks": (
         "Root tasks, newest first, without payloads and results.",
@@ -133,9 +134,9 @@ _QUERIES: dict[str, tuple[str, Document, Document]] = {
         {"properties": {"dead_letters": {"type": "array", "items": {"type": "object"}}}, "required": ["dead_letters"]},
     ),
 }
-# Between orchestrators, and nobody else's affair: here because whoever listens on the whole mesh hears it.
+# Between orchestrators only; described because a subscriber to the whole mesh receives it.
 _PEER_BEAT: Document = {
-    "summary": "An orchestrator says that it is there, or that it takes nothing from the others.",
+    "summary": "An orchestrator announces that it runs, or that it accepts nothing from the others.",
     "payload": {
         "schemaFormat": SCHEMA_FORMAT,
         "schema": {
@@ -206,8 +207,8 @@ def _query_messages() -> dict[str, Document]:
     messages: dict[str, Document] = {}
     for name, (summary, arguments, reply) in _QUERIES.items():
         messages[f"{name}Query"] = {"summary": summary, "payload": _formatted({"type": "object", **arguments})}
-        answered = {"anyOf": [{"type": "object", **reply}, _REFUSAL]}
-        messages[f"{name}Answer"] = {"summary": summary, "payload": _formatted(answered)}
+        replied = {"anyOf": [{"type": "object", **reply}, _REFUSAL]}
+        messages[f"{name}Answer"] = {"summary": summary, "payload": _formatted(replied)}
     return messages
 
 
@@ -265,15 +266,15 @@ def _channels() -> dict[str, Document]:
         "peerTask": _channel(
             f"{subjects.peer('{processId}')}.{subjects.task(ORCHESTRATOR)}",
             ["TaskRequest"],
-            "A request that one orchestrator passes on to another. No part of the contract.",
+            "A request that one orchestrator forwards to another. No part of the contract.",
         ),
         "peerResponse": _channel(
             f"{subjects.peer('{processId}')}.{subjects.response(agent)}",
             ["TaskResponse"],
-            "An answer that one orchestrator passes on to another. No part of the contract.",
+            "A response that one orchestrator forwards to another. No part of the contract.",
         ),
     }
-    # The consumer that all instances of an agent share is made by whichever comes first, with exactly these values.
+    # The first instance of an agent makes the consumer that all of them share, with exactly these values.
     channels["agentTask"]["x-jetstream-consumer"] = {**asdict(task_consumer(agent)), "ack_policy": "explicit"}
     kept = {subject.split(".")[2] for subject in EVENTS_STREAM.subjects}
     for entity, name in EVENTS:
@@ -309,7 +310,7 @@ def _operations() -> dict[str, Document]:
         "orchestratorSendsTask": _operation(
             "send", "agentTask", "One attempt of one step, to the agent chosen for it."
         ),
-        "orchestratorReceivesResponse": _operation("receive", "agentResponse", "The answers of all agents."),
+        "orchestratorReceivesResponse": _operation("receive", "agentResponse", "The responses of all agents."),
         "orchestratorSendsResponse": _operation("send", "agentResponse", "A root task's one final response."),
         "orchestratorSaysItIsThere": _operation("send", "peerBeat", "To the other orchestrators."),
         "orchestratorPassesOnRequest": _operation("send", "peerTask", "To the one that owns the root."),
@@ -320,7 +321,7 @@ def _operations() -> dict[str, Document]:
         "agentSendsProgress": _operation("send", "agentProgress", "Optional."),
         "agentSendsHeartbeat": _operation("send", "agentHeartbeat", "Optional."),
         "agentReceivesControl": _operation("receive", "agentControl", "Optional."),
-        "agentSendsDeadLetter": _operation("send", "deadLetter", "A message that has no id to be answered by."),
+        "agentSendsDeadLetter": _operation("send", "deadLetter", "A message without an id to respond to."),
     }
     for entity, name in EVENTS:
         who = "agent" if entity == "agent" else "orchestrator"
@@ -349,7 +350,7 @@ def asyncapi() -> dict[str, Any]:
             "version": "1",
             "description": (
                 "The wire contract of the mesh, version 1: what passes between clients, orchestrators and agents. "
-                "The names of the operations say whose each is."
+                "The name of an operation begins with the kind that performs it."
             ),
             "license": {"name": "Apache-2.0"},
         },

@@ -1,4 +1,4 @@
-"""InstanceRecord: what one running process says of itself (PROTOCOL.md, Discovery)."""
+"""InstanceRecord: what one running process publishes of itself (docs/protocol.md, Discovery)."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -13,9 +13,9 @@ DEREGISTER_AFTER_SECONDS = 60
 KV_BUCKET = "agents"
 CONSUL_TAG = "mesh-agent"
 CONSUL_TASK_TAG_PREFIX = "task:"
-# The key in `metadata` of how many of an instance's tasks wait for tasks that they gave out, and take no place.
+# The key in `metadata` of how many of an instance's attempts wait for tasks that they delegated, and have no slot.
 WAITING_KEY = "waiting"
-# An instance holds some thousands at most: a longer number is none of ours.
+# An instance holds some thousands at most: a longer number was not written by the kit.
 WAITING_MAX_DIGITS = 5
 
 AgentName = Annotated[str, Field(pattern=AGENT_NAME.pattern.replace(r"\Z", "$"), max_length=63)]
@@ -56,7 +56,7 @@ class InstanceRecord(BaseModel):
 
     @property
     def waiting(self) -> int:
-        """How many of its tasks take no place; whatever its metadata says that is no number counts for nothing."""
+        """How many of its attempts have no slot; 0 where its metadata holds no such number."""
         text = self.metadata.get(WAITING_KEY, "")
         return int(text) if text.isascii() and text.isdigit() and len(text) <= WAITING_MAX_DIGITS else 0
 

@@ -18,7 +18,9 @@ def documents() -> dict[str, Document]:
             document["$defs"] = needed
         if file == CLOSED:
             document["additionalProperties"] = False
-            document["$defs"] = {name: {**one, "additionalProperties": False} for name, one in needed.items()}
+            document["$defs"] = {
+                name: {**definition, "additionalProperties": False} for name, definition in needed.items()
+            }
         made[f"{file}.schema.json"] = document
     made["error-code.schema.json"] = {"$schema": DIALECT, "$id": f"{ID_PREFIX}error-code", **error_codes()}
     made["asyncapi.json"] = asyncapi()

@@ -2,12 +2,12 @@
 
     PantheonError                      code, message, retryable, details
     ├── InvalidRequest                 invalid_request: not a TaskRequest, or a payload its task type refuses
-    ├── InvalidWorkflow                invalid_workflow: a definition that cannot run; names step and place
+    ├── InvalidWorkflow                invalid_workflow: a definition that cannot run; names step and position
     ├── ExpressionError                expression_error: a CEL expression failed when evaluated
-    ├── TaskFailure                    any code: what an agent's handler raises to answer `failed`
+    ├── TaskFailure                    any code: what an agent's handler raises to end the attempt `failed`
     ├── TaskFailed                     a task a client waited for ended `failed`; carries the response
     ├── TaskCancelled                  the same, ended `cancelled`
-    ├── NotAccepted                    nobody accepted a request within the time given
+    ├── NotAccepted                    no orchestrator accepted a request in time
     ├── UnknownTask                    unknown_task: no such task in the database
     ├── SettingsError                  a setting (environment, file) has a wrong value
     ├── BusError                       NATS cannot be reached, or refuses
@@ -25,7 +25,7 @@ from typing import Any
 
 
 class ErrorCode(StrEnum):
-    """The mesh's own codes (PROTOCOL.md, TaskResponse); agents use codes of their own beside these."""
+    """The mesh's own codes (docs/protocol.md, Error codes); agents use codes of their own beside these."""
 
     INVALID_REQUEST = "invalid_request"
     INVALID_WORKFLOW = "invalid_workflow"
@@ -44,12 +44,12 @@ class ErrorCode(StrEnum):
     PAYLOAD_UNAVAILABLE = "payload_unavailable"
     # Not in the contract's list, used by the kit for a handler that raised something of its own.
     INTERNAL_ERROR = "internal_error"
-    # The conductor's word for an answer that is not a TaskResponse.
+    # Set by the orchestrator for a message that is not a TaskResponse.
     INVALID_RESPONSE = "invalid_response"
 
 
 class PantheonError(Exception):
-    """The root of the tree; `str()` of any of these is one line that says what is wrong and what to do."""
+    """The root of the tree; `str()` of any of these is one line: what is wrong and what to do."""
 
     code: str = ErrorCode.INTERNAL_ERROR
     retryable: bool = False
@@ -61,7 +61,7 @@ class PantheonError(Exception):
 
 
 class InvalidRequest(PantheonError):
-    """Not a TaskRequest, or a payload that its task type refuses; `field` is the place, dotted."""
+    """Not a TaskRequest, or a payload that its task type refuses; `field` is its path, dotted."""
 
     code = ErrorCode.INVALID_REQUEST
 
@@ -71,8 +71,8 @@ class InvalidRequest(PantheonError):
 
 
 class InvalidWorkflow(PantheonError):
-    """A definition that cannot run; `step` and, for files, `line` and `column` (from 1) say where. `field` is the key
-    that is wrong, dotted: of the step, where one is named, else of the workflow."""
+    """A definition that cannot run; `step` and, for files, `line` and `column` (from 1) are the position. `field` is
+    the key that is wrong, dotted: of the step, where one is named, else of the workflow."""
 
     code = ErrorCode.INVALID_WORKFLOW
 
@@ -85,8 +85,8 @@ class InvalidWorkflow(PantheonError):
         line: int | None = None,
         column: int | None = None,
     ):
-        place = {"step": step, "line": line, "column": column}
-        super().__init__(message, details={key: value for key, value in place.items() if value is not None})
+        position = {"step": step, "line": line, "column": column}
+        super().__init__(message, details={key: value for key, value in position.items() if value is not None})
         self.step = step
         self.field = field
         self.line = line
@@ -105,7 +105,7 @@ class ExpressionError(PantheonError):
 
 
 class TaskFailure(PantheonError):
-    """Raised by an agent's handler: the task is answered `failed` with exactly this error.
+    """Raised by an agent's handler: the attempt ends `failed` with exactly this error.
 
     `retryable` decides whether the orchestrator makes another attempt.
     """
@@ -132,7 +132,7 @@ class TaskCancelled(TaskFailed):
 
 
 class NotAccepted(PantheonError):
-    """Nobody accepted a request within the time given: no orchestrator runs, or it cannot reach Postgres."""
+    """No orchestrator accepted a request in time: none runs, or it cannot reach Postgres."""
 
 
 class UnknownTask(PantheonError):
@@ -152,14 +152,14 @@ class BusError(PantheonError):
 
 
 class TooLarge(BusError):
-    """A message exceeds what the broker carries, a payload or result what the mesh does; says both sizes in bytes."""
+    """A message exceeds what the broker carries, a payload or result what the mesh does; names both sizes in bytes."""
 
     code = ErrorCode.TOO_LARGE
     retryable = False
 
 
 class ObjectMissing(BusError):
-    """What a reference stands for is not in the object store; whoever has the value can put it there again."""
+    """What a reference stands for is not in the object store; the process that has the value can put it there again."""
 
     code = ErrorCode.PAYLOAD_UNAVAILABLE
 

@@ -1,4 +1,4 @@
-"""Events of the mesh: CloudEvents 1.0 in JSON structured mode (PROTOCOL.md, Subjects and streams).
+"""Events of the mesh: CloudEvents 1.0 in JSON structured mode (docs/protocol.md, Events).
 
 Subjects are `mesh.event.<entity>.<event>`; the CloudEvents `type` is the same words under `pantheon.`.
 """
@@ -15,7 +15,7 @@ from protocol import subjects
 from protocol.fields import Time
 from protocol.messages import Message, json_bytes, now, time_text
 
-# One row an event: (entity, event) -> what it says. The AsyncAPI document is made from this table.
+# One row for each event: (entity, event) -> what it means. The AsyncAPI document is made from this table.
 EVENTS: dict[tuple[str, str], str] = {
     ("task", "accepted"): "A root task is committed in Postgres.",
     ("task", "started"): "A root task's first step was planned.",
@@ -25,7 +25,7 @@ EVENTS: dict[tuple[str, str], str] = {
     ("task", "paused"): "A root task begins nothing new.",
     ("task", "resumed"): "A paused root task goes on.",
     ("task", "signalled"): "A signal or an approval was given to a root task.",
-    ("task", "compensating"): "A root task failed or was cancelled, and undoes what it did.",
+    ("task", "compensating"): "A root task failed or was cancelled, and compensates its completed steps.",
     ("step", "ready"): "A step waits for an agent.",
     ("step", "dispatched"): "An attempt of a step was given to an agent.",
     ("step", "completed"): "A step ended well.",
@@ -34,7 +34,7 @@ EVENTS: dict[tuple[str, str], str] = {
     ("step", "cancelled"): "A step was cancelled, because its workflow ended without it.",
     ("step", "skipped"): "A step's condition was false.",
     ("step", "waiting"): "A step waits for a time, a signal or an approval.",
-    ("step", "compensating"): "A sub-workflow failed, and undoes what it did.",
+    ("step", "compensating"): "A sub-workflow failed, and compensates its completed steps.",
     ("agent", "registered"): "An instance of an agent appeared in the registry.",
     ("agent", "deregistered"): "An instance of an agent left the registry.",
 }
@@ -45,7 +45,7 @@ class Event(Message):
 
     specversion: str = "1.0"
     id: str
-    source: str = Field(description="`/<agent>/<instance_id>` of who says it")
+    source: str = Field(description="`/<agent>/<instance_id>` of the process that published it")
     type: str
     subject: str | None = None
     time: Time
@@ -64,8 +64,8 @@ def event(
     """
     subject, head = _fixed(entity, name, source)
     about = data.get("task_id") or data.get("agent")
-    told = f'"subject":"{about}",' if about else ""
-    text = f'{head}"id":"{next(_numbers)}",{told}"time":"{time_text(at or now())}","data":'
+    about_field = f'"subject":"{about}",' if about else ""
+    text = f'{head}"id":"{next(_numbers)}",{about_field}"time":"{time_text(at or now())}","data":'
     return subject, b"".join((text.encode(), json_bytes(data), b"}"))
 
 

@@ -1,4 +1,4 @@
-"""The types of the messages' fields: ids, times, labels and subjects, and what each must be (PROTOCOL.md)."""
+"""The types of the messages' fields: what ids, times, labels and subjects must be (docs/protocol.md, Names)."""
 
 import re
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ _CANONICAL = re.compile(UUID_SHAPE[1:-1])
 
 
 def _canonical_uuid(value: object) -> object:
-    # What has the shape and is text still is left to the validator behind this one, which is faster than UUID() is.
+    # Text of the right shape is left to the validator behind this one, which is faster than UUID() is.
     if isinstance(value, str) and _CANONICAL.fullmatch(value):
         return id_of(value)
     if isinstance(value, UUID):
@@ -25,7 +25,7 @@ def _canonical_uuid(value: object) -> object:
 
 
 def utc(value: datetime) -> datetime:
-    """The same moment in UTC. Raises ValueError, saying what it must be, where that cannot be kept."""
+    """The same moment in UTC. Raises ValueError for a time that Postgres cannot keep."""
     # A few years from either end no zone's offset can overflow, and Postgres can keep the time.
     if not 1970 <= value.year <= 9000:
         raise ValueError("must be a time between the years 1970 and 9000")

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-# Makes an id of its text or its 16 bytes, where a process has something faster than `uuid.UUID`.
+# Makes an id of its text or its 16 bytes, where a process has a faster class than `uuid.UUID`.
 _made_fast: Callable[[Any], UUID] | None = None
 
 
 def use_fast_ids(kind: Callable[[Any], UUID]) -> None:
-    """Have the ids that this process reads and derives made by `kind`, a subclass of UUID that is equal to it in every
-    way. An orchestrator makes, hashes, compares and writes some dozens for each step."""
+    """Make the ids that this process reads and derives by `kind`, a subclass of UUID that is equal to it in every way.
+    An orchestrator makes, hashes, compares and writes some dozens for each step."""
     global _made_fast
     _made_fast = kind
 
 
 def id_of(text: str) -> UUID | str:
-    """An id of its canonical text; or the text, for whoever makes one of it himself."""
+    """An id of its canonical text; or the text, where the caller's validator makes the id of it."""
     return text if _made_fast is None else _made_fast(text)
 
 

@@ -25,13 +25,14 @@ DEFAULT_MAX_BYTES = 64 * 1024 * 1024
 
 
 def ref_of(root_task_id: UUID, value: bytes) -> ObjectRef:
-    """What stands for a value of a tree. By its content: the same value of a tree is the same object, however often."""
+    """The reference to a value of a tree. By its content: the same value of a tree is the same object, however
+    often."""
     digest = hashlib.sha256(value).hexdigest()
     return ObjectRef(name=f"{root_task_id}.{digest}", size_bytes=len(value), sha256=digest)
 
 
 def root_of(name: str) -> UUID | None:
-    """The tree that an object belongs to, by its name; None where its name says nothing."""
+    """The tree that an object belongs to, by its name; None where its name holds no id."""
     try:
         return UUID(name.partition(".")[0])
     except ValueError:

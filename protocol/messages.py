@@ -1,4 +1,4 @@
-"""The messages of the mesh as frozen models (PROTOCOL.md, TaskRequest to The small messages).
+"""The messages of the mesh as frozen models (docs/protocol.md, TaskRequest, TaskResponse, The small messages).
 
 Read with `Model.model_validate_json(bytes)`, written with `to_bytes(message)`. Unknown fields are ignored; fields that
 are absent and fields that are null mean the same; what has its default is not sent.
@@ -130,7 +130,7 @@ class TaskProgress(Message):
 
 
 class RunningTask(Message):
-    """`root_task_id` lets an orchestrator that knows nothing of the attempt find out whether it is still wanted."""
+    """`root_task_id` lets an orchestrator that does not know the attempt find out whether it is still needed."""
 
     task_id: TaskId
     attempt: Attempt
@@ -161,7 +161,7 @@ class Control(Message):
 
 
 class DeadLetter(Message):
-    """A message that nobody could use, kept whole so that it can be read and sent again."""
+    """A message that no process could use, kept whole so that it can be read and sent again."""
 
     id: TaskId
     subject: str

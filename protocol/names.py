@@ -1,4 +1,4 @@
-"""The grammar of names on the wire (PROTOCOL.md, Names): agents, instances, task types, steps."""
+"""The grammar of names on the wire (docs/protocol.md, Names): agents, instances, task types, steps."""
 
 import re
 from typing import Any

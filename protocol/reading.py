@@ -1,4 +1,4 @@
-"""Reading: bytes as a model, the mistakes in them said in one line, and what can be told of bytes that are none."""
+"""Reading: bytes as a model, their mistakes in one line, and the ids that invalid bytes still show."""
 
 import json
 import math
@@ -46,18 +46,18 @@ def _invalid_json(body: bytes, reason: str) -> InvalidRequest:
 
 
 # Where the parser stopped: lines are counted from 1, and so are columns, in bytes.
-_PLACE = re.compile(r"at line ([0-9]+) column ([0-9]+)$")
+_POSITION = re.compile(r"at line ([0-9]+) column ([0-9]+)$")
 
 
 def _field_at(body: bytes, reason: str) -> str:
     """The field of the outermost object that a parser's mistake is in; nothing where it is in none."""
-    place = _PLACE.search(reason)
-    if place is None:
+    position = _POSITION.search(reason)
+    if position is None:
         return ""
-    *before, _ = body.split(b"\n", int(place[1]) - 1)
-    end = sum(len(line) + 1 for line in before) + int(place[2])
+    *before, _ = body.split(b"\n", int(position[1]) - 1)
+    end = sum(len(line) + 1 for line in before) + int(position[2])
     depth, key, last = 0, "", ""
-    # A character for each byte: what is cut off at its end may be no UTF-8, and places count bytes.
+    # A character for each byte: what is cut off at its end may be no UTF-8, and columns count bytes.
     for match in _TOKEN.finditer(body[:end].decode("latin-1")):
         word = match[0]
         if word in "{[":
@@ -79,34 +79,34 @@ def _field_at(body: bytes, reason: str) -> str:
 
 def has_infinity(value: Any) -> bool:
     """Whether a value read from JSON held a number beyond what a double can hold: one such as 1e999 reads as infinity,
-    which JSON cannot say, and would come out as null at the other end."""
-    # Writing it again is several times faster than any look through the text, or through the value.
+    which JSON cannot write, and would come out as null at the other end."""
+    # Writing it again is several times faster than searching the text, or walking the value.
     if b"Infinity" not in to_json(value, inf_nan_mode="constants"):
         return False
     queue = [value]
     while queue:
-        one = queue.pop()
-        if isinstance(one, float) and math.isinf(one):
+        item = queue.pop()
+        if isinstance(item, float) and math.isinf(item):
             return True
-        queue.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        queue.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
     return False
 
 
-# Of a field's place or a mistake's words: both may quote what was sent, and the error must fit into a response.
-_TOLD_CHARS = 300
+# Of a field's path or a mistake's words: both may quote what was sent, and the error must fit into a response.
+_QUOTED_CHARS = 300
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _TOLD_CHARS else f"{text[:_TOLD_CHARS]}…"
+    return text if len(text) <= _QUOTED_CHARS else f"{text[:_QUOTED_CHARS]}…"
 
 
 def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
-    """The first mistake of a failed validation, said in one line; all of them in details."""
+    """The first mistake of a failed validation, in one line; all of them in details."""
     mistakes = []
     for mistake in error.errors(include_url=False, include_input=False, include_context=False):
-        place = ".".join(str(part) for part in (*([prefix] if prefix else []), *mistake["loc"]))
+        path = ".".join(str(part) for part in (*([prefix] if prefix else []), *mistake["loc"]))
         message = mistake["msg"].removeprefix("Value error, ")
-        mistakes.append({"field": _cut(place), "message": _cut(message)})
+        mistakes.append({"field": _cut(path), "message": _cut(message)})
     first = mistakes[0]
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     text = f"{first['field']}: {first['message']}{more}" if first["field"] else f"{first['message']}{more}"
@@ -114,10 +114,10 @@ def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
 
 
 def salvage_ids(body: bytes) -> Mapping[str, Any]:
-    """What can be told of a message that did not validate: valid `task_id`, `root_task_id`, `attempt`, `task_type`,
+    """What an invalid message still shows: valid `task_id`, `root_task_id`, `attempt`, `task_type`,
     `reply_to`.
 
-    A message with a task_id can be answered; one without becomes a dead letter.
+    A message with a task_id gets a response; one without becomes a dead letter.
     """
     try:
         text = body.decode(json.detect_encoding(body), "surrogatepass")

@@ -1,7 +1,7 @@
 """JSON Schemas (draft 2020-12) of the messages, generated from the models, and the AsyncAPI document beside them.
 
-What the models check in code and therefore do not say in their own schemas (names, reply subjects, one kind of step)
-is added from the tables below. Whatever a model accepts in the form that PROTOCOL.md describes, its schema accepts.
+What the models check in code, which their own schemas therefore lack (names, reply subjects, one kind of step), is
+added from the tables below. Whatever a model accepts in the form that docs/protocol.md describes, its schema accepts.
 The output depends on the code alone: same code, same bytes.
 """
 
@@ -49,19 +49,19 @@ ERROR_CODES: dict[ErrorCode, str] = {
     ErrorCode.INVALID_REQUEST: "The message, or its payload, is not what the task type takes; the field is named.",
     ErrorCode.INVALID_WORKFLOW: "The workflow cannot run: a cycle, an unknown need, an expression in error.",
     ErrorCode.UNKNOWN_TASK_TYPE: "No workflow has this name, and no agent served it within the wait.",
-    ErrorCode.NO_AGENT_AVAILABLE: "Nobody took a step within the wait; `details` says why, by agent.",
+    ErrorCode.NO_AGENT_AVAILABLE: "No agent took a step within the wait; `details` has the reason for each agent.",
     ErrorCode.EXPRESSION_ERROR: "An expression failed when it was evaluated.",
     ErrorCode.STEP_FAILED: "A step failed for good; `step` names it, `details` is the agent's own error.",
-    ErrorCode.TIMEOUT: "One attempt was not answered within its time.",
+    ErrorCode.TIMEOUT: "One attempt had no response within its time.",
     ErrorCode.DEADLINE_EXCEEDED: "The whole task was not done by its deadline.",
-    ErrorCode.CANCELLED: "Somebody cancelled it.",
+    ErrorCode.CANCELLED: "It was cancelled on request.",
     ErrorCode.BUDGET_EXCEEDED: "It would have consumed more than it may.",
     ErrorCode.TOO_LARGE: "A payload or a result is larger than the mesh's limit.",
     ErrorCode.PAYLOAD_UNAVAILABLE: "What a reference to a large payload or result names is not in the object store.",
     ErrorCode.POISON: "Agents died on it.",
     ErrorCode.DUPLICATE: "Another task with the same key takes its place.",
     ErrorCode.INTERNAL_ERROR: "A handler raised something that is not a TaskFailure, or the orchestrator met a bug.",
-    ErrorCode.INVALID_RESPONSE: "An agent's answer was not a TaskResponse.",
+    ErrorCode.INVALID_RESPONSE: "What an agent sent was not a TaskResponse.",
 }
 
 _TEXT: Document = {"type": "string"}
@@ -121,8 +121,8 @@ _WAITS = ("wait_for", "sleep", "until")
 
 
 def _kind_of_step(kind: str) -> Document:
-    """What a step of a kind may not have, as its model says."""
-    others = [one for one in STEP_KINDS if one != kind]
+    """What a step of a kind may not have, as its model checks."""
+    others = [other for other in STEP_KINDS if other != kind]
     others += [] if kind == "steps" else ["output"]
     others += [] if kind == "task" else _OF_TASKS
     others += _OF_WORK if kind in _WAITS else []
@@ -155,15 +155,15 @@ _FIELD_KEYWORDS: dict[str, dict[str, Document]] = {
 _NULL_MEANS_DEFAULT: dict[str, set[str]] = {"ExecuteDag": {"input"}}
 
 
-# A message's unknown fields are ignored; a file's unknown keys are mistakes, and an editor should say so.
+# A message's unknown fields are ignored; a file's unknown keys are mistakes, and an editor should mark them.
 CLOSED = "workflow"
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for one in get_args(annotation):
-        yield from _models_in(one)
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
 
 
 def _all_models() -> dict[str, type[BaseModel]]:
@@ -181,7 +181,7 @@ def _all_models() -> dict[str, type[BaseModel]]:
 def _null_means_default(model: type[BaseModel]) -> set[str]:
     """The fields, as they are on the wire, that may be null and have a default.
 
-    Asked of the model itself: a validator of its code says so, which no JSON Schema shows.
+    The model itself is tried: a validator in its code decides, which no JSON Schema shows.
     """
     optional = {field.alias or name for name, field in model.model_fields.items() if not field.is_required()}
     try:
@@ -200,7 +200,7 @@ def _enriched(model: type[BaseModel], schema: Document) -> Document:
     for name in sorted(_null_means_default(model)):
         described = properties[name]
         if described.get("default", ...) is None:
-            continue  # its type says null already
+            continue  # its type allows null already
         about: Document = {word: described.pop(word) for word in ("default", "description") if word in described}
         about.setdefault("default", defaults[name].get_default(call_default_factory=True))
         properties[name] = {"anyOf": [described, {"type": "null"}], **about}
@@ -234,9 +234,9 @@ def error_codes() -> Document:
 def _references(value: Any) -> set[str]:
     if isinstance(value, dict):
         own = {value["$ref"].rsplit("/", 1)[1]} if isinstance(value.get("$ref"), str) else set()
-        return own.union(*(_references(one) for one in value.values()))
+        return own.union(*(_references(item) for item in value.values()))
     if isinstance(value, list):
-        return set().union(*(_references(one) for one in value))
+        return set().union(*(_references(item) for item in value))
     return set()
 
 

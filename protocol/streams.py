@@ -1,4 +1,4 @@
-"""The streams and consumers of the mesh, as values (PROTOCOL.md, Subjects and streams).
+"""The streams and consumers of the mesh, as values (docs/protocol.md, Subjects and streams).
 
 The orchestrator makes the streams; every agent makes its own consumer. Durations are seconds.
 """
@@ -41,7 +41,7 @@ TASKS = StreamSpec(
 RESPONSES = StreamSpec(
     name="AGENT_RESPONSES", subjects=(subjects.ALL_RESPONSES,), max_age_seconds=RESPONSES_MAX_AGE_SECONDS
 )
-# Steps' events are core NATS only: every attempt makes some, and nobody may be slowed by keeping them.
+# Steps' events are core NATS only: every attempt makes some, and keeping them would slow the work.
 EVENTS = StreamSpec(
     name="MESH_EVENTS",
     subjects=tuple(f"mesh.event.{entity}.*" for entity in ("task", "agent", "session", "coordination")),

@@ -1,4 +1,4 @@
-"""The subjects of the mesh, as plain functions (PROTOCOL.md, Subjects and streams)."""
+"""The subjects of the mesh, as plain functions (docs/protocol.md, Subjects and streams)."""
 
 ALL_TASKS = "agent.*.task"
 ALL_RESPONSES = "agent.*.response"
@@ -6,7 +6,7 @@ ALL_HEARTBEATS = "agent.*.heartbeat"
 ALL_EVENTS = "mesh.event.>"
 ALL_DEAD_LETTERS = "mesh.deadletter.*"
 REPLY_PREFIX = "_INBOX."
-# Between orchestrators, and nobody else's: that one is there, what one passes on to another. Nothing is kept.
+# Between orchestrators only: that one runs, and what one forwards to another. Nothing is kept.
 PEER_BEAT = "mesh.peer.beat"
 
 
@@ -44,12 +44,12 @@ def dead_letter(name: str) -> str:
 
 
 def query(name: str) -> str:
-    """Request-reply reads of the orchestrator's state: any orchestrator answers, nothing is kept."""
+    """Request-reply reads of the orchestrator's state: any orchestrator replies, nothing is kept."""
     return f"mesh.query.{name}"
 
 
 def peer(process_id: object) -> str:
-    """What other orchestrators pass on to one comes below it, with its own subject behind."""
+    """Other orchestrators forward messages to one below this subject, each with its own subject behind."""
     return f"mesh.peer.{process_id}"
 
 
@@ -61,7 +61,7 @@ def agent_of(subject: str) -> str:
 def is_reply_subject(subject: str) -> bool:
     """Whether a reply_to is one that the mesh will publish to: below `_INBOX.`, no wildcard, no white space.
 
-    Anything else would let a requester have the mesh publish onto other people's subjects.
+    Anything else would let a requester make the mesh publish on subjects of other applications.
     """
     if not subject.startswith(REPLY_PREFIX) or len(subject) > 256:
         return False

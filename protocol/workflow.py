@@ -1,4 +1,5 @@
-"""The workflow language as a model: what a workflow file holds, and the payload of `execute_dag` (PROTOCOL.md).
+"""The workflow language as a model: what a workflow file holds, and the payload of `execute_dag` (docs/protocol.md,
+execute_dag).
 
 A workflow is a graph of steps. A step runs a task type (routed by capability), a workflow by name or inline
 (`steps`), waits for a signal or an approval, or sleeps. Strings may hold `${…}`: CEL expressions over `input` and the
@@ -16,7 +17,7 @@ from protocol.names import RESERVED_STEP_NAMES, STEP_NAME, TASK_TYPE, null_means
 
 # A hard bound on what one step can repeat: a loop that needs more is a mistake, or a schedule.
 MAX_ITERATIONS = 1000
-# Items of a fan-out at work at once, where the step does not say: enough to keep agents busy, few enough for others.
+# Items of a fan-out at work at once, where the step has no bound: enough to keep agents busy, few enough for others.
 DEFAULT_CONCURRENCY = 100
 MAX_STEPS = 10_000
 # The longest a step may sleep or wait: a year. What is further away is a schedule.
@@ -110,7 +111,7 @@ class Repeat(Message):
 
 
 class Fallback(Message):
-    """What takes the place of a step that failed for good: another task, or a literal `result`. In `with` and `result`,
+    """What replaces a step that failed for good: another task, or a literal `result`. In `with` and `result`,
     `error` is what failed: `code`, `message`."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -128,8 +129,8 @@ class Fallback(Message):
 
 
 class Compensation(Message):
-    """A task that undoes a completed step when its workflow fails or is cancelled. In `with`, `result` is the step's
-    own."""
+    """A task that compensates a completed step when its workflow fails or is cancelled. In `with`, `result` is the
+    step's own."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -141,9 +142,9 @@ class Compensation(Message):
 
 
 class WaitFor(Message):
-    """A step that waits for a `signal` or an `approval` of that name; its result is what was given.
+    """A step that waits for a `signal` or an `approval` of that name; its result is what was sent.
 
-    `from` names the requesters who may give it (nobody named: anyone); `schema` is a JSON Schema of the payload; after
+    `from` names the requesters who may send it (none named: all); `schema` is a JSON Schema of the payload; after
     `timeout` the step fails with code `timeout`, or, with `on_timeout: continue`, ends with null.
     """
 
@@ -168,7 +169,7 @@ class WaitFor(Message):
 
 
 class Requires(Message):
-    """What the agent that gets a step must be: `model` and `tags` as its registry entry says, times and reliability as
+    """What the agent that gets a step must be: `model` and `tags` as in its registry entry, times and reliability as
     the orchestrator has seen them."""
 
     model: Label | None = None
@@ -253,7 +254,7 @@ class Budget(Message):
 
 class Concurrency(Message):
     """At most `max` tasks of the workflow at once for each value of `group_by` (an expression over `input`); one more
-    waits its turn (`queue`), or has the oldest that runs cancelled (`cancel_older`)."""
+    waits until it is admitted (`queue`), or the oldest that runs is cancelled (`cancel_older`)."""
 
     group_by: str | None = None
     max: int = Field(ge=1, le=100_000)
@@ -263,7 +264,7 @@ class Concurrency(Message):
 class Schedule(Message):
     """Start the workflow by the clock: `cron` (five fields) in `timezone` (IANA), with `input` as its payload.
 
-    `catch_up` says what of the times that passed while no orchestrator ran is made up for.
+    `catch_up`: which of the times that passed while no orchestrator ran are made up for.
     """
 
     cron: str

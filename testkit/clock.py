@@ -1,4 +1,4 @@
-"""Clock: the time of a test's mesh. It stands still until it is moved; whoever sleeps by it wakes when it is."""
+"""Clock: the time of a test's mesh. It stands still until it is moved; what sleeps by it wakes when it is."""
 
 import asyncio
 import contextvars
@@ -15,12 +15,17 @@ T = TypeVar("T")
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
 
-class Resting:
-    """Counts what an attempt waits for that only the mesh can bring: the time, the answer of a delegated task."""
+class MeshWaits:
+    """Counts what an attempt waits for that only the mesh can bring: the time, the response of a delegated task."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.count = 0
         self.on_change = on_change
+
+    def add(self, future: "asyncio.Future[Any]") -> None:
+        self.count += 1
+        future.add_done_callback(self._over)
+        self.on_change()
 
     def _over(self, _: "asyncio.Future[Any]") -> None:
         self.count -= 1
@@ -28,16 +33,14 @@ class Resting:
 
 
 # Of the attempt that the running code belongs to; tasks that a handler starts inherit it.
-RESTING: contextvars.ContextVar[Resting | None] = contextvars.ContextVar("resting", default=None)
+MESH_WAITS: contextvars.ContextVar[MeshWaits | None] = contextvars.ContextVar("mesh_waits", default=None)
 
 
-async def rest(future: "asyncio.Future[T]") -> T:
-    """Await what only the mesh can bring: an attempt that does so is not waited for before the clock moves."""
-    resting = RESTING.get()
-    if resting is not None:
-        resting.count += 1
-        future.add_done_callback(resting._over)
-        resting.on_change()
+async def await_mesh(future: "asyncio.Future[T]") -> T:
+    """Await what only the mesh can bring: the clock moves without waiting for an attempt that does so."""
+    waits = MESH_WAITS.get()
+    if waits is not None:
+        waits.add(future)
     return await future
 
 
@@ -50,11 +53,11 @@ class Clock:
         self._order = itertools.count()
 
     def seconds(self) -> float:
-        """As `time.monotonic` would tell it."""
+        """In the manner of `time.monotonic`."""
         return self.now.timestamp()
 
     async def sleep(self, duration: float | str) -> None:
-        await rest(self.alarm(self.now + timedelta(seconds=seconds_of(duration))))
+        await await_mesh(self.alarm(self.now + timedelta(seconds=seconds_of(duration))))
 
     def alarm(self, moment: datetime) -> "asyncio.Future[None]":
         """A future that is done when the clock is moved to `moment`."""
@@ -69,7 +72,7 @@ class Clock:
         return self._sleepers[0][0] if self._sleepers else None
 
     def move_to(self, moment: datetime) -> None:
-        """Make it `moment`, never earlier than it is, and wake whoever sleeps until then."""
+        """Make it `moment`, never earlier than it is, and wake what sleeps until then."""
         self.now = max(self.now, moment)
         while (wake := self.next_wake()) is not None and wake <= self.now:
             heapq.heappop(self._sleepers)[2].set_result(None)

@@ -10,6 +10,7 @@ from uuid import UUID
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import RunEvent
 from orchestrator_agent.engine.state import Status
+from orchestrator_agent.intake.replay import ReplayRequest
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.files import load_file, read_workflow
 from pantheon.agent import Agent
@@ -18,20 +19,22 @@ from protocol.ids import new_id
 from protocol.messages import TaskRequest, parse_request, to_bytes
 from protocol.names import EXECUTE_DAG
 from protocol.workflow import Workflow
-from testkit.agents import Call, Service, handler_of
-from testkit.clock import RESTING, START, Clock, moment_of
-from testkit.course import Course, explain
+from testkit.agents import Attempt, Call, Service
+from testkit.clock import MESH_WAITS, START, Clock, moment_of
+from testkit.explain import explain
+from testkit.handlers import handler_of
 from testkit.orchestrator import Orchestrator
 from testkit.task import Stuck, Task
+from testkit.tracked_run import TrackedRun
 
-# Whoever waits this long in the mesh's time for an agent, while nothing else happens, waits for ever.
+# A task that waits this long in the mesh's time for an agent, while nothing else happens, waits for ever.
 STUCK_AFTER = timedelta(hours=1)
-# Turns of the loop in which nothing happens before nothing will: a future's callbacks, then who waited for it.
-QUIET_TURNS = 4
+# Rounds of the event loop in which nothing happens before nothing will: a future's callbacks, then what awaited it.
+QUIET_ROUNDS = 4
 
 
 class TestMesh:
-    """`mesh.agent(...)` says who is there, `mesh.start(...)` a task; time moves by `skip`, or while a result is
+    """`mesh.agent(...)` adds an agent, `mesh.start(...)` starts a task; time moves by `skip`, or while a result is
     awaited and nothing else can happen.
 
     `start` is when the clock begins; `seed` draws what chance decides (jitter of retries, the choice among equal
@@ -69,7 +72,7 @@ class TestMesh:
         """Run the shutdown hooks of agents that have begun."""
         await self._agents.shut_down()
 
-    # -- who and what is there ----------------------------------------------------------------------------------------
+    # -- agents and workflows ------------------------------------------------------------------------------------------
 
     def agent(
         self,
@@ -88,24 +91,24 @@ class TestMesh:
 
         `outcome` is a function of nothing, of the payload, or of payload and context (plain or async); an exception, to
         be raised; NO_ANSWER; or the result itself. `takes` is how long each attempt lasts in the mesh's time. `answers`
-        is how often each answer arrives: 2 for a duplicate, 0 for none. `name` is `<task type>_agent` by default; a
-        second call for the same task type and name takes the first one's place.
+        is how often each response arrives: 2 for a duplicate, 0 for none. `name` is `<task type>_agent` by default; a
+        second call for the same task type and name replaces the first one.
         """
         if isinstance(what, Agent):
-            self._agents.join(what, takes=takes, answers=answers)
+            self._agents.join(what, takes=takes, responses=answers)
         else:
-            told = {**({"model": model} if model else {}), **({"tags": ",".join(tags)} if tags else {})}
+            declared = {**({"model": model} if model else {}), **({"tags": ",".join(tags)} if tags else {})}
             service = Service(handler_of(what, {} if outcome is None else outcome), takes, answers)
             own = name or f"{what[:57]}_agent"
-            self._agents.serve(own, what, service, {**told, **(metadata or {})}, max_concurrency)
-        self._orchestrator.look = True
+            self._agents.serve(own, what, service, {**declared, **(metadata or {})}, max_concurrency)
+        self._orchestrator.slots_changed()
 
     def remove_agent(self, name: str) -> None:
-        """An agent leaves; what it had at work is not answered. Raises KeyError."""
+        """An agent leaves, and does not respond to what it had at work. Raises KeyError."""
         self._agents.remove(name)
 
     def workflow(self, definition: str | Path | Mapping[str, Any], *, name: str | None = None) -> str:
-        """Put in a workflow: a file's path, its text, or an object of its shape; returns its name.
+        """Add a workflow: a file's path, its text, or an object of its shape; returns its name.
 
         Tasks that run stay on the version that they began with. Raises InvalidWorkflow.
         """
@@ -114,8 +117,8 @@ class TestMesh:
         elif isinstance(definition, str):
             plan = read_workflow(definition, source="workflow", default_name=name)
         else:
-            given = Workflow.model_validate(dict(definition))
-            plan = compile_workflow(given, name=name or given.name or "workflow", versioned=True)
+            workflow = Workflow.model_validate(dict(definition))
+            plan = compile_workflow(workflow, name=name or workflow.name or "workflow", versioned=True)
         self._orchestrator.add(plan)
         return plan.name
 
@@ -126,7 +129,7 @@ class TestMesh:
     @property
     def tasks(self) -> list[Task]:
         """Every root task, in the order of their acceptance: those of schedules too."""
-        return [Task(self, course) for course in self._orchestrator.courses.values()]
+        return [Task(self, tracked) for tracked in self._orchestrator.runs.values()]
 
     def calls(self, task_type: str | None = None) -> list[Call]:
         """The attempts that agents have taken up, in order."""
@@ -136,18 +139,17 @@ class TestMesh:
         """An agent was asked for this, so often (None: at all), attempts that failed included."""
         found = len(self.calls(task_type))
         if (times is None and not found) or (times is not None and found != times):
-            wanted = "at least once" if times is None else f"{times} times"
+            expected = "at least once" if times is None else f"{times} times"
             others = ", ".join(sorted({call.task_type for call in self.calls()})) or "nothing"
-            raise AssertionError(f"'{task_type}' was asked for {found} times, not {wanted}; asked for was {others}")
+            raise AssertionError(f"'{task_type}' was asked for {found} times, not {expected}; asked for was {others}")
 
-    # -- tasks --------------------------------------------------------------------------------------------------------
+    # -- tasks ---------------------------------------------------------------------------------------------------------
 
     def start(self, task_type: str, payload: Mapping[str, Any] | None = None, **options: Any) -> Task:
         """A root task, accepted now; `options` are those of `pantheon.Mesh.request`, `requester` among them."""
-        given = {name: value for name, value in options.items() if value is not None}
-        request = TaskRequest(
-            task_id=given.pop("task_id", None) or new_id(), task_type=task_type, payload=dict(payload or {}), **given
-        )
+        fields = {name: value for name, value in options.items() if value is not None}
+        task_id = fields.pop("task_id", None) or new_id()
+        request = TaskRequest(task_id=task_id, task_type=task_type, payload=dict(payload or {}), **fields)
         # Through bytes: what cannot be sent, and what arrives as something else, is found here too.
         return Task(self, self._orchestrator.accept(parse_request(to_bytes(request))))
 
@@ -159,11 +161,11 @@ class TestMesh:
         """Run an inline graph, `execute_dag`; `more` is what else its payload holds: `output`, `budget`, `timeout`."""
         return await self.run(EXECUTE_DAG, {"steps": dict(steps), "input": dict(input or {}), **more})
 
-    def again(self, course: Course, *, from_step: str | None, keep: bool, given: Mapping[str, Any] | None) -> Task:
-        """A `mesh.retry` (`keep`) or a `mesh.replay` of a task. Raises PantheonError."""
-        return Task(self, self._orchestrator.again(course, from_step=from_step, keep=keep, given=given))
+    def run_again(self, tracked: TrackedRun, request: ReplayRequest) -> Task:
+        """A `mesh.retry` or a `mesh.replay` of a task. Raises PantheonError."""
+        return Task(self, self._orchestrator.run_again(tracked, request))
 
-    # -- time ---------------------------------------------------------------------------------------------------------
+    # -- time ----------------------------------------------------------------------------------------------------------
 
     async def settle(self) -> None:
         """Let everything happen that can without time passing."""
@@ -195,43 +197,44 @@ class TestMesh:
 
     async def sleep(self, duration: float | str) -> None:
         """For an agent's function: be busy for so long, in the mesh's time. A test itself lets it pass."""
-        if RESTING.get() is None:
+        if MESH_WAITS.get() is None:
             await self.skip(duration)
         else:
             await self.clock.sleep(duration)
 
-    async def until_ended(self, course: Course, within: timedelta | float | str) -> None:
+    async def until_ended(self, tracked: TrackedRun, within: timedelta | float | str) -> None:
         """Let time pass until a task has ended. Raises Stuck where it never will, or not `within` this time."""
         async with self._driving:
             end = moment_of(self.clock, within)
             progressed, mark = self.clock.now, -1
             await self._settle()
-            while not course.root.ended:
-                if len(course.said) != mark:
-                    progressed, mark = self.clock.now, len(course.said)
+            while not tracked.root.ended:
+                if len(tracked.events) != mark:
+                    progressed, mark = self.clock.now, len(tracked.events)
                 moment = self._orchestrator.next_moment()
-                own = any(True for _ in course.wakes()) or course.root.status is Status.WAITING
-                working = any(row.status is Status.DISPATCHED for row in course.run.active())
-                patience = timedelta(0) if not course.looking() and not own and not working else STUCK_AFTER
+                timers = any(row.status is not Status.READY for row, _ in tracked.due_moments())
+                own = timers or tracked.root.status is Status.WAITING
+                working = any(row.status is Status.DISPATCHED for row in tracked.run.active())
+                patience = timedelta(0) if not tracked.ready_rows() and not own and not working else STUCK_AFTER
                 stuck = not own and not working and self.clock.now - progressed >= patience
                 if moment is None or stuck or moment > end:
                     why = "will never end" if moment is None or stuck else f"has not ended within {within}"
-                    raise Stuck(f"{Task(self, course)!r} {why}:\n{self.explain(course)}")
+                    raise Stuck(f"{Task(self, tracked)!r} {why}:\n{self.explain(tracked)}")
                 await self._move(moment)
 
     async def _move(self, moment: datetime) -> None:
         self.clock.move_to(moment)
-        # Answers that are given at a moment come before the end of the time for them.
+        # Responses that are sent at a moment come before the end of the time for them.
         await self._settle()
-        self._orchestrator.fire()
+        await self._orchestrator.post_due()
         await self._settle()
 
     async def _settle(self) -> None:
         quiet = 0
-        while quiet < QUIET_TURNS:
+        while quiet < QUIET_ROUNDS:
             if self._agents.crashed:
                 raise self._agents.crashed.pop(0)
-            if self._orchestrator.step():
+            if await self._orchestrator.step():
                 quiet = 0
                 continue
             if busy := self._agents.busy():
@@ -241,20 +244,22 @@ class TestMesh:
             quiet += 1
             await asyncio.sleep(0)
 
-    async def _wait_for(self, busy: list[Any]) -> None:
-        """Until an agent has answered, or waits for what only the mesh can bring."""
+    async def _wait_for(self, busy: list[Attempt]) -> None:
+        """Until an agent has responded, or waits for what only the mesh can bring."""
         self._agents.changed.clear()
-        waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._agents.changed.wait())]
-        waiting += [one.work for one in busy]
-        done, _ = await asyncio.wait(waiting, timeout=self._patience_seconds, return_when=asyncio.FIRST_COMPLETED)
-        waiting[0].cancel()
+        changed: asyncio.Future[Any] = asyncio.ensure_future(self._agents.changed.wait())
+        works = [attempt.work for attempt in busy if attempt.work is not None]
+        done, _ = await asyncio.wait(
+            [changed, *works], timeout=self._patience_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        changed.cancel()
         if not done:
             raise Stuck(
-                f"the agent of {busy[0].shown} has done nothing for {self._patience_seconds:g} s of real time: let it "
+                f"the agent of {busy[0]} has done nothing for {self._patience_seconds:g} s of real time: let it "
                 "answer, or wait in the mesh's time (`takes=`, `await mesh.sleep(...)`, NO_ANSWER)"
             )
 
-    # -- operations on the whole mesh ---------------------------------------------------------------------------------
+    # -- operations on the whole mesh ----------------------------------------------------------------------------------
 
     def pause(self, *, agent: str | None = None, workflow: str | None = None) -> None:
         """As `mesh.pause` of an agent or of a workflow: it gets nothing new."""
@@ -266,24 +271,24 @@ class TestMesh:
         for kind, name in (("agent", agent), ("workflow", workflow)):
             if name is not None:
                 self.router.pauses.remove(kind, name)
-        self._orchestrator.look = True
+        self._orchestrator.slots_changed()
 
-    async def operate(self, course: Course, run_event: RunEvent, operation: UUID) -> dict[str, Any]:
-        """What an operation is told. All that can happen before it happens before it, then what it brings about.
+    async def operate(self, tracked: TrackedRun, run_event: RunEvent, operation: UUID) -> dict[str, Any]:
+        """The outcome of an operation. All that can happen before it happens before it, then what it brings about.
 
         Raises PantheonError for a refusal.
         """
         async with self._driving:
             await self._settle()
-            outcome = self._orchestrator.happen(run_event).outcomes.get(operation)
+            outcome = self._orchestrator.apply(run_event).outcomes.get(operation)
             await self._settle()
         if isinstance(outcome, dict):
             return outcome
-        refused = PantheonError(outcome.message if outcome is not None else f"{Task(self, course)!r} cannot be told")
+        refused = PantheonError(outcome.message if outcome is not None else f"{Task(self, tracked)!r} cannot be told")
         if outcome is not None:
             refused.code, refused.details = outcome.code, outcome.details or {}
         raise refused
 
-    def explain(self, course: Course) -> str:
-        lines = explain(course, self.router) or ["nothing is at work in it"]
+    def explain(self, tracked: TrackedRun) -> str:
+        lines = explain(tracked, self.router) or ["nothing is at work in it"]
         return "\n".join(f"  {line}" for line in lines)

@@ -5,12 +5,11 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator_agent.engine.decisions import Decisions
-from orchestrator_agent.engine.state import ENDED, TRANSITIONS, Row, Run, Status
+from orchestrator_agent.engine.state import ENDED, TRANSITIONS, Run, Status
 from orchestrator_agent.store.columns import TASK_COLUMNS
-from orchestrator_agent.store.records import accepted_record, changed_record, made_record, moved_record, row_of
-from orchestrator_agent.store.run_builder import plan_of, run_of
+from orchestrator_agent.store.records import accepted_record, changed_record, made_record, moved_record
+from orchestrator_agent.store.run_builder import run_of
 from orchestrator_agent.workflows.library import Library
-from orchestrator_agent.workflows.plan import Plan
 
 _EMPTY = dict.fromkeys(TASK_COLUMNS.names)
 
@@ -51,17 +50,10 @@ class Table:
             self.records[row.task_id] = _EMPTY | made_record(run, row) | {"version": 0}
 
     def admit(self) -> None:
-        """Let a root that waits for its turn run, as `ConcurrencyStore.admit` does."""
+        """Let a root run that its concurrency key admits, as the database does."""
         root = self.root
         assert root["status"] == Status.WAITING
         root |= {"status": Status.RUNNING.value, "version": root["version"] + 1}
-
-    def plan(self, library: Library) -> Plan:
-        """The plan that the root was started on."""
-        return plan_of(self.root, library)
-
-    def rows(self) -> list[Row]:
-        return [row_of(record) for record in self.records.values()]
 
     def read(self, library: Library) -> Run:
         """The run, as a process that has never seen it makes it."""

@@ -1,4 +1,4 @@
-"""Task: a root task of a test's mesh: its status and history, what people do to it, and what a test says of it."""
+"""Task: a root task of a test's mesh: its status and history, what people do to it, and what a test asserts of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,21 +6,23 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator_agent.engine.events import CancelRequested, PauseRequested, ResumeRequested, RunEvent, Signalled
+from orchestrator_agent.engine.events import CancelRequested, PauseRequested, ResumeRequested, RunEvent, SignalReceived
 from orchestrator_agent.engine.state import Role, Row, Status
+from orchestrator_agent.intake.replay import ReplayRequest
 from orchestrator_agent.runtime.wire import final_response
 from pantheon.client.mesh import result_of
 from protocol.ids import new_id
 from protocol.messages import ErrorInfo, TaskResponse, Usage
-from testkit.course import Course, Said, shown_time
+from testkit.explain import shown_time
 from testkit.table import json_of
+from testkit.tracked_run import RecordedEvent, TrackedRun
 
-# Longer than any wait of the language: who needs more says so.
+# Longer than any wait of the language; a longer one is an argument.
 WITHIN = timedelta(days=400)
 
 
 class Stuck(AssertionError):
-    """A task will never end, or not in the time given; the message says what each of its steps waits for."""
+    """A task will never end, or not within its time; the message says what each of its steps waits for."""
 
 
 @dataclass(frozen=True)
@@ -45,88 +47,87 @@ class StepView:
     completed_at: datetime | None
 
 
-class Clockwork(Protocol):
-    """What a task asks of the mesh that it is in: see `testing.mesh.TestMesh`."""
+class MeshOfTask(Protocol):
+    """What a task asks of the mesh that it is in: see `testkit.mesh.TestMesh`."""
 
     @property
     def now(self) -> datetime: ...
-    async def until_ended(self, course: Course, within: timedelta | float | str) -> None: ...
-    async def operate(self, course: Course, run_event: RunEvent, operation: UUID) -> dict[str, Any]: ...
-    def again(
-        self, course: Course, *, from_step: str | None, keep: bool, given: Mapping[str, Any] | None
-    ) -> "Task": ...
-    def explain(self, course: Course) -> str: ...
+    async def until_ended(self, tracked: TrackedRun, within: timedelta | float | str) -> None: ...
+    async def operate(self, tracked: TrackedRun, run_event: RunEvent, operation: UUID) -> dict[str, Any]: ...
+    def run_again(self, tracked: TrackedRun, request: ReplayRequest) -> "Task": ...
+    def explain(self, tracked: TrackedRun) -> str: ...
 
 
 class Task:
-    def __init__(self, mesh: Clockwork, course: Course) -> None:
+    def __init__(self, mesh: MeshOfTask, tracked: TrackedRun) -> None:
         self._mesh = mesh
-        self._course = course
+        self._tracked = tracked
 
     def __repr__(self) -> str:
-        return f"task '{self._course.root.task_type}' ({self.status})"
+        return f"task '{self._tracked.root.task_type}' ({self.status})"
 
     @property
     def task_id(self) -> UUID:
-        return self._course.run.root_task_id
+        return self._tracked.run.root_task_id
 
     @property
     def task_type(self) -> str:
-        return self._course.root.task_type
+        return self._tracked.root.task_type
 
     @property
     def status(self) -> str:
-        return self._course.root.status.value
+        return self._tracked.root.status.value
 
     @property
     def error(self) -> ErrorInfo | None:
-        return self._course.root.error
+        return self._tracked.root.error
 
     @property
     def usage(self) -> Usage | None:
         """What all attempts of all steps have consumed so far."""
-        return self._course.run.usage()
+        return self._tracked.run.usage()
 
     @property
     def metadata(self) -> dict[str, str]:
-        return self._course.run.facts.metadata
+        return self._tracked.run.facts.metadata
 
     @property
     def replay_of(self) -> UUID | None:
-        return self._course.run.facts.replay_of
+        return self._tracked.run.facts.replay_of
 
     @property
     def duplicate_of(self) -> UUID | None:
-        return self._course.run.facts.duplicate_of
+        return self._tracked.run.facts.duplicate_of
 
-    # -- how it ends --------------------------------------------------------------------------------------------------
+    # -- how it ends ---------------------------------------------------------------------------------------------------
 
     async def result(self, *, within: timedelta | float | str = WITHIN) -> Any:
         """Let time pass until the task has ended. Raises TaskFailed, TaskCancelled, and Stuck where it never ends."""
         return result_of(await self.response(within=within))
 
     async def response(self, *, within: timedelta | float | str = WITHIN) -> TaskResponse:
-        """Let time pass until the task has ended, whatever its end; the final response, as it is on the wire."""
-        await self._mesh.until_ended(self._course, within)
-        return TaskResponse.model_validate_json(final_response(self._course.root, self._course.run.facts))
+        """Let time pass until the task has ended, however it does; the final response, as it is on the wire."""
+        await self._mesh.until_ended(self._tracked, within)
+        return TaskResponse.model_validate_json(final_response(self._tracked.root, self._tracked.run.facts))
 
-    # -- what people do to it -----------------------------------------------------------------------------------------
+    # -- what people do to it ------------------------------------------------------------------------------------------
 
     async def signal(self, name: str, payload: Mapping[str, Any] | None = None, *, by: str | None = None) -> bool:
         """Give a signal; whether a step has taken it now (it is kept otherwise). Raises PantheonError for a refusal."""
-        told = await self._perform(lambda operation: Signalled(self.task_id, operation, name, dict(payload or {}), by))
-        return bool(told["taken"])
+        values = dict(payload or {})
+        outcome = await self._perform(lambda operation: SignalReceived(self.task_id, operation, name, values, by))
+        return bool(outcome["taken"])
 
     async def approve(
         self, name: str, *, approved: bool = True, comment: str | None = None, by: str | None = None
     ) -> bool:
-        given: dict[str, Any] = {"approved": approved, **({"comment": comment} if comment is not None else {})}
-        return await self.signal(name, given, by=by)
+        values: dict[str, Any] = {"approved": approved, **({"comment": comment} if comment is not None else {})}
+        return await self.signal(name, values, by=by)
 
     async def cancel(self, reason: str = "cancelled") -> bool:
-        """Whether it made a difference; what completed is undone before the task ends."""
-        told = await self._perform(lambda operation: CancelRequested(self.task_id, reason, operation))
-        return bool(told["changed"])
+        """Whether it made a difference; what completed is compensated before the task ends."""
+        outcome = await self._perform(lambda operation: CancelRequested(self.task_id, reason, operation))
+        return bool(outcome["changed"])
 
     async def pause(self) -> bool:
         return bool((await self._perform(lambda operation: PauseRequested(self.task_id, operation)))["changed"])
@@ -134,38 +135,39 @@ class Task:
     async def resume(self) -> bool:
         return bool((await self._perform(lambda operation: ResumeRequested(self.task_id, operation)))["changed"])
 
-    async def _perform(self, made: Callable[[UUID], RunEvent]) -> dict[str, Any]:
+    async def _perform(self, make_event: Callable[[UUID], RunEvent]) -> dict[str, Any]:
         operation = new_id()
-        return await self._mesh.operate(self._course, made(operation), operation)
+        return await self._mesh.operate(self._tracked, make_event(operation), operation)
 
     def retry(self, *, input: Mapping[str, Any] | None = None) -> "Task":  # noqa: A002
         """A new task that reuses what completed in this one, which failed. Raises PantheonError."""
-        return self._mesh.again(self._course, from_step=None, keep=True, given=input)
+        return self._mesh.run_again(self._tracked, ReplayRequest(self.task_id, retry=True, input=_changes(input)))
 
     def replay(self, *, from_step: str | None = None, input: Mapping[str, Any] | None = None) -> "Task":  # noqa: A002
         """A new task that runs again, from a step or as a whole; with `input` laid over the old one, a fork."""
-        return self._mesh.again(self._course, from_step=from_step, keep=False, given=input)
+        request = ReplayRequest(self.task_id, retry=False, from_step=from_step, input=_changes(input))
+        return self._mesh.run_again(self._tracked, request)
 
-    # -- its history --------------------------------------------------------------------------------------------------
+    # -- its history ---------------------------------------------------------------------------------------------------
 
     @property
     def history(self) -> list[StepView]:
         """Every row of the tree, in the order in which they were made."""
-        rows = self._course.run.rows
-        return [self._view(rows[task_id]) for task_id in self._course.table.records if task_id != self.task_id]
+        rows = self._tracked.run.rows
+        return [self._view(rows[task_id]) for task_id in self._tracked.table.records if task_id != self.task_id]
 
     @property
-    def events(self) -> list[Said]:
-        """What was said of the task and its steps, in order, with its time."""
-        return list(self._course.said)
+    def events(self) -> list[RecordedEvent]:
+        """The events of the task and its steps, in order, with their times."""
+        return list(self._tracked.events)
 
     @property
     def steps(self) -> dict[str, str]:
-        """The status of each step by its place (`draft/review`, `notes[3]`): of its newest iteration or fallback."""
+        """The status of each step by its path (`draft/review`, `notes[3]`): of its newest iteration or fallback."""
         return {view.path: view.status for view in self.history if view.role in ("", Role.FALLBACK)}
 
     def step(self, path: str) -> StepView:
-        """The newest row at a place. Raises AssertionError that says which places there are."""
+        """The newest row at a path. Raises AssertionError, with the paths that there are."""
         found = [view for view in self.history if view.path == path and view.role != Role.SIGNAL]
         own = [view for view in found if view.role in ("", Role.FALLBACK)]
         if not found:
@@ -174,9 +176,9 @@ class Task:
         return (own or found)[-1]
 
     def _view(self, row: Row) -> StepView:
-        record = self._course.table.records[row.task_id]
+        record = self._tracked.table.records[row.task_id]
         return StepView(
-            path=self._course.run.path(row),
+            path=self._tracked.run.path(row),
             task_type=row.task_type,
             role=row.role.value,
             status=row.status.value,
@@ -195,9 +197,9 @@ class Task:
 
     def explain(self) -> str:
         """What the task waits for, a line for each step."""
-        return self._mesh.explain(self._course)
+        return self._mesh.explain(self._tracked)
 
-    # -- what a test says of it ---------------------------------------------------------------------------------------
+    # -- what a test asserts of it -------------------------------------------------------------------------------------
 
     def assert_status(self, status: str) -> None:
         if self.status != status:
@@ -233,7 +235,7 @@ class Task:
             raise AssertionError(f"steps of {self!r}:\n" + "\n".join(wrong) + f"\n{self._why()}")
 
     def assert_undone(self, *paths: str) -> None:
-        """Exactly these steps were undone, in this order, each well."""
+        """Exactly these steps were compensated, in this order, each successfully."""
         found = [(view.path, view.status) for view in self.history if view.role == Role.COMPENSATION]
         if found != [(path, Status.COMPLETED.value) for path in paths]:
             shown = ", ".join(f"{path} ({status})" for path, status in found) or "nothing"
@@ -243,3 +245,8 @@ class Task:
         if self.error is not None:
             return f"  {self.error.code}: {self.error.message}"
         return f"  it is {shown_time(self._mesh.now)}\n{self.explain()}"
+
+
+def _changes(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a fork changes of the old input; nothing is no fork."""
+    return dict(values) if values else None

@@ -47,7 +47,7 @@ def handle(task_type: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def response_base(request: dict[str, Any]) -> dict[str, Any]:
-    """What every TaskResponse says: ids and attempt as they came, and who answers."""
+    """What every TaskResponse holds: ids and attempt as they came, and which instance responds."""
     return {
         "task_id": request["task_id"],
         "root_task_id": request.get("root_task_id") or request["task_id"],
@@ -80,7 +80,7 @@ async def work(js: JetStreamContext, message: Msg) -> None:
             request = json.loads(message.data)
             uuid.UUID(request["task_id"])
         except (ValueError, KeyError, TypeError) as error:
-            # Nothing that has an id to be answered by.
+            # There is no id to respond to.
             await js.publish(f"mesh.deadletter.{NAME}", dead_letter(message, str(error)))
         else:
             response = await respond(js, request)
@@ -90,13 +90,13 @@ async def work(js: JetStreamContext, message: Msg) -> None:
         await message.ack()
     except NatsError as error:
         # Not acknowledged: it will be delivered again, to this instance or another.
-        log.warning("not answered: %s", error)
+        log.warning("no response sent: %s", error)
     finally:
         keeping.cancel()
 
 
 async def respond(js: JetStreamContext, request: dict[str, Any]) -> dict[str, Any]:
-    """The TaskResponse of a request whose payload may be an object of its own (docs/protocol.md, Large payloads)."""
+    """The TaskResponse; the payload may be an object of its own (docs/protocol.md, Large payloads and results)."""
     if (ref := request.get("payload_ref")) is not None:
         try:
             stored = io.BytesIO()
@@ -202,7 +202,7 @@ async def run(client: Client, stop: asyncio.Event) -> None:
     for loop in loops:
         loop.cancel()
     await asyncio.gather(*loops, return_exceptions=True)
-    # A clean end says goodbye; without it the key would stay for 15 s.
+    # A clean end removes the key, which would stay for 15 s otherwise.
     with contextlib.suppress(NatsError):
         await js.publish(f"$KV.agents.{NAME}.{INSTANCE_ID}", b"", headers={"KV-Operation": "DEL"})
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from orchestrator_agent.dispatch.queues import Queue, fairness_key, queue_of
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.window import Window
-from orchestrator_agent.engine.attempts import route_request_of
+from orchestrator_agent.engine.assignment import route_request_of
 from orchestrator_agent.engine.decisions import Decisions, RouteRequest
 from orchestrator_agent.engine.state import Role, Row, Run, Status
 from orchestrator_agent.store.ready_queue import QueueEntry, ReadyQueue
@@ -112,7 +112,7 @@ class Admission:
         """Of a batch, only these roots' decisions were written: of the others, another process was faster, or the task
         was known already. The slots that they took are free again."""
         for run, decisions in batch:
-            for agent in decisions.unplaced:
+            for agent in decisions.released:
                 self.window.release(agent)
             if run.root_task_id not in roots:
                 for row in decisions.dispatched.values():

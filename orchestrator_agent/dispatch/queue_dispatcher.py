@@ -22,7 +22,7 @@ from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.ready_queue import QueueEntry, TakenRow
-from pantheon.bus import Bus, before_consumer
+from pantheon.bus import Bus, pending_messages
 from pantheon.runtime.background import end
 from protocol.streams import TASKS
 
@@ -222,7 +222,7 @@ class QueueDispatcher:
 
     async def correct(self, agent: str) -> None:
         before = self._admission.window.before(agent)
-        in_broker = await before_consumer(self._bus, TASKS.name, agent)
+        in_broker = await pending_messages(self._bus, TASKS.name, agent)
         if in_broker is not None:
             self._admission.window.correct(agent, in_broker, before)
 

@@ -6,10 +6,10 @@ Scores are a function of what is known now; nothing here does I/O. Lower is bett
 
 import hashlib
 import math
-import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from random import Random
 from typing import Any, Protocol
 
 from orchestrator_agent.engine.decisions import Placement, RouteRequest, WaitReasons
@@ -215,6 +215,7 @@ class Router:
     experience: Experience
     pauses: Pauses = field(default_factory=Pauses)
     admission: AdmissionPolicy = field(default_factory=AdmitAll)
+    random: Random = field(default_factory=Random)
 
     def candidates(self, request: RouteRequest) -> list[Candidate]:
         found = []
@@ -262,7 +263,7 @@ class Router:
             self._assign(request, agent)
             return Placement(agent)
         candidates = self.candidates(request)
-        chosen = choose(candidates, avoid=request.avoid, sticky=request.sticky, draw=random.random())
+        chosen = choose(candidates, avoid=request.avoid, sticky=request.sticky, draw=self.random.random())
         if chosen is None:
             return None
         self._assign(request, chosen.agent)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from orchestrator_agent.engine.attempts import route_request_of
+from orchestrator_agent.engine.assignment import route_request_of
 from orchestrator_agent.engine.decisions import Directory, RouteRequest
 from orchestrator_agent.engine.state import Run, Status
 

@@ -1,4 +1,4 @@
-"""What can happen to a run: the inputs of `advance`. Values, in any order, any number of times."""
+"""Run events: what can happen to a run, the inputs of `advance`. Values, in any order, any number of times."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,7 +10,7 @@ from protocol.messages import ErrorInfo, Usage
 
 
 class ResponseReceived(NamedTuple):
-    """An agent answered one attempt. `result` is Python of JSON. A tuple: the one that happens at every step, and a
+    """An agent responded to one attempt. `result` is Python of JSON. A tuple: it is the event of every step, and a
     frozen dataclass takes several times as long to make."""
 
     root_task_id: UUID
@@ -25,7 +25,7 @@ class ResponseReceived(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """An attempt's time is over. `broker_was_down`: for part of it, so that nothing speaks against the agent."""
+    """An attempt's time is over. `broker_was_down`: for part of it, so that the agent is not to blame."""
 
     root_task_id: UUID
     task_id: UUID
@@ -35,7 +35,7 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A row's time has come: a retry whose wait is over, a ready row that may find an agent now, or never did."""
+    """A row's time has come: its wait for a retry is over, an agent may have a slot for it now, or none has come."""
 
     root_task_id: UUID
     task_id: UUID
@@ -50,7 +50,7 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """Somebody wants the whole task ended. `operation` is who asked: the id of a mesh operation, told the outcome."""
+    """The whole task is to end. `operation`: the id of the mesh operation that requests it and receives the outcome."""
 
     root_task_id: UUID
     reason: str = "cancelled"
@@ -72,8 +72,8 @@ class ResumeRequested:
 
 
 @dataclass(frozen=True, slots=True)
-class Signalled:
-    """A signal or an approval was given; `operation` is its id, so that giving it twice is giving it once."""
+class SignalReceived:
+    """A signal or an approval was sent; `operation` is its id, so that a second one with that id changes nothing."""
 
     root_task_id: UUID
     operation: UUID
@@ -89,7 +89,7 @@ class Signalled:
 
 @dataclass(frozen=True, slots=True)
 class Delegated:
-    """An agent gave out a task while it works on another of this tree. `plan` is what runs it."""
+    """An agent delegated a task while it works on another one of this tree. `plan` is what runs it."""
 
     root_task_id: UUID
     parent_task_id: UUID
@@ -103,14 +103,14 @@ class Delegated:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A root that waited for its turn may start."""
+    """A root that its concurrency key has admitted may begin."""
 
     root_task_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
 class OperationEnded:
-    """A mesh operation, a root of its own, has done what it was asked to."""
+    """A mesh operation, a root of its own, has been performed."""
 
     root_task_id: UUID
     result: dict[str, Any] | None = None
@@ -119,7 +119,7 @@ class OperationEnded:
 
 @dataclass(frozen=True, slots=True)
 class Reattached:
-    """The requester sent the same task again, and wants its copy of the answer elsewhere."""
+    """The requester sent the same task again, with another reply subject for the response."""
 
     root_task_id: UUID
     reply_to: str
@@ -151,7 +151,7 @@ RunEvent = (
     | CancelRequested
     | PauseRequested
     | ResumeRequested
-    | Signalled
+    | SignalReceived
     | Delegated
     | Begin
     | OperationEnded

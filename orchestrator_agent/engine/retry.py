@@ -1,7 +1,7 @@
-"""Retry: whether, and when, a failed attempt is followed by another. A pure decision."""
+"""Retry: whether, and when, a failed attempt is followed by another. A decision of values and one draw."""
 
-import random
 from dataclasses import dataclass
+from random import Random
 
 from protocol.messages import ErrorInfo
 from protocol.workflow import Retry
@@ -15,9 +15,9 @@ class RetryDecision:
 
 
 def decide_retry(
-    policy: Retry, *, default_max_attempts: int, failures: int, error: ErrorInfo, spread: float | None = None
+    policy: Retry, *, default_max_attempts: int, failures: int, error: ErrorInfo, random: Random
 ) -> RetryDecision:
-    """`failures` counts this one too; `spread` in -1..1 is the jitter's draw (None: at random).
+    """`failures` counts this one too; the jitter is drawn from `random`.
 
     The wait grows by `multiplier` with each failure, up to `max_seconds`.
     """
@@ -27,5 +27,4 @@ def decide_retry(
         return RetryDecision(None)
     # Past a hundred doublings the power overflows a float; the bound holds long before.
     wait = min(policy.max_seconds, policy.initial_seconds * policy.multiplier ** min(failures - 1, 100))
-    draw = random.uniform(-1, 1) if spread is None else spread
-    return RetryDecision(max(0.0, wait * (1 + policy.jitter * draw)))
+    return RetryDecision(max(0.0, wait * (1 + policy.jitter * random.uniform(-1, 1))))

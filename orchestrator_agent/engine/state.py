@@ -16,12 +16,12 @@ from protocol.workflow import Retry
 
 
 class Status(StrEnum):
-    READY = "ready"  # waits for an agent, or for a place at one -> dispatched, failed, cancelled
+    READY = "ready"  # waits for an agent, or for a slot at one -> dispatched, failed, cancelled
     DISPATCHED = "dispatched"  # an attempt is with an agent -> completed, failed, cancelled, waiting
     RUNNING = "running"  # a root, sub-workflow or fan-out at work -> paused (roots), compensating, an end
-    WAITING = "waiting"  # for a time, a signal, its turn, or the original of a duplicate -> ready, running, an end
+    WAITING = "waiting"  # for a time, a signal, admission, or the original of a duplicate -> ready, running, an end
     PAUSED = "paused"  # a root: what runs goes on, nothing new begins -> running, compensating, an end
-    COMPENSATING = "compensating"  # a workflow undoes what it did -> failed, cancelled
+    COMPENSATING = "compensating"  # a workflow compensates what it did -> failed, cancelled
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -45,10 +45,10 @@ class Role(StrEnum):
     """What a row of a tree is there for."""
 
     STEP = ""  # a root, a step, a fan-out, an item of one
-    FALLBACK = "fallback"  # in the place of a step that failed
-    COMPENSATION = "compensation"  # undoes a step that completed
-    SIGNAL = "signal"  # a signal that was given, kept until a step takes it
-    DELEGATED = "delegated"  # a task that an agent gave out while it worked on another
+    FALLBACK = "fallback"  # stands in for a step that failed
+    COMPENSATION = "compensation"  # compensates a step that completed
+    SIGNAL = "signal"  # a signal that was received, kept until a step takes it
+    DELEGATED = "delegated"  # a task that an agent delegated while it worked on another
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Row:
     result: bytes | None = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
-    # Where an agent that delegated this task waits for its answer.
+    # Where the agent that delegated this task waits for its response.
     reply_to: str | None = None
     # Tasks with the same text go to the same agent, as long as it is there.
     sticky: str | None = None
@@ -87,12 +87,12 @@ class Row:
     run_after: datetime | None = None
     completed_at: datetime | None = None
     _text: str = field(default="", init=False, repr=False, compare=False)
-    # Its place in the tree, once somebody asked (`Run.path`).
+    # Its position in the tree, once it was needed (`Run.path`).
     path: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def text(self) -> str:
-        """The id as text: messages and events say it some ten times for each row."""
+        """The id as text: messages and events hold it some ten times for each row."""
         if not self._text:
             self._text = str(self.task_id)
         return self._text
@@ -109,13 +109,13 @@ class Row:
 
 
 def in_order(signals: Iterable[Row]) -> list[Row]:
-    """Signals as they were given; of those given at once, always the same one first."""
+    """Signals as they were received; of those received at once, always the same one first."""
     return sorted(signals, key=lambda row: (row.created_at is not None, row.created_at, row.task_id))
 
 
 @dataclass(slots=True)
-class Undo:
-    """A completed step that is to be undone: its row, its plan, the variables that its workflow had."""
+class PendingCompensation:
+    """A completed step that is to be compensated: its row, its plan, the variables that its workflow had."""
 
     row: Row
     plan: StepPlan
@@ -134,9 +134,9 @@ class Scope:
     # The newest row of each step that has one.
     rows: dict[str, Row] = field(default_factory=dict)
     depth: int = 0
-    # While it compensates: what is still to be undone, the next one last, and what is being undone.
-    undo: list[Undo] = field(default_factory=list)
-    undoing: Row | None = None
+    # While it compensates: what is still to be compensated, the next one last, and the compensation at work.
+    pending: list[PendingCompensation] = field(default_factory=list)
+    compensation: Row | None = None
 
     def open_needs(self, step: str) -> bool:
         return not self.plan.steps[step].needs <= self.ended
@@ -159,10 +159,23 @@ class FanOut:
     beginning: bool = False
     rows: dict[int, Row] = field(default_factory=dict)
 
+    def claim_next(self) -> int | None:
+        """The next item to begin, at work from now on; None where none is left, or the step's concurrency is used."""
+        item = self.next
+        if item >= len(self.items) or len(self.active) >= self.plan.concurrency:
+            return None
+        self.next += 1
+        self.active.add(item)
+        return item
+
+    def variables_of(self, item: int) -> dict[str, Any]:
+        """What an item's expressions may use."""
+        return {**self.scope.variables, "item": self.items[item], "index": item}
+
 
 @dataclass(slots=True)
 class RootFacts:
-    """What a root's row says beside its being a task: whom to answer, and what its sub-tasks inherit."""
+    """What a root's row holds besides being a task: where the response goes, and what its sub-tasks inherit."""
 
     tenant: str
     requester: str | None
@@ -189,8 +202,8 @@ class Run:
     scopes: dict[UUID, Scope] = field(default_factory=dict)
     rows: dict[UUID, Row] = field(default_factory=dict)
     fan_outs: dict[UUID, FanOut] = field(default_factory=dict)
-    # Compensations by their own id, signals that no step has taken, delegated tasks by the task that gave them out.
-    undone: dict[UUID, Undo] = field(default_factory=dict)
+    # Compensations by their own id, signals that no step has taken, children by the task that delegated them.
+    compensations: dict[UUID, PendingCompensation] = field(default_factory=dict)
     signals: list[Row] = field(default_factory=list)
     delegated: dict[UUID, list[Row]] = field(default_factory=dict)
     _usage: Usage | None = field(default=None, init=False, repr=False, compare=False)
@@ -225,9 +238,9 @@ class Run:
         made, began = row.created_at, self.root.created_at
         return made is not None and began is not None and made < began
 
-    def undoes(self, row: Row) -> bool:
-        """Whether a row is there to undo something: a compensation, or what one has given out, however deep. It is
-        bound by no budget and no deadline: a task that could not afford to clean up would leave a mess behind."""
+    def compensates(self, row: Row) -> bool:
+        """Whether a row is there to compensate: a compensation, or what one has delegated, however deep. It is bound by
+        no budget and no deadline: a task that could not afford to clean up would leave a mess behind."""
         here: Row | None = row
         while here is not None and here is not self.root:
             if here.role is Role.COMPENSATION:
@@ -236,12 +249,12 @@ class Run:
         return False
 
     def step_plan(self, row: Row) -> StepPlan:
-        """The plan of the step that a row runs, stands in for or undoes."""
+        """The plan of the step that a row runs, stands in for or compensates."""
         assert row.parent_task_id is not None
         if (fan_out := self.fan_outs.get(row.parent_task_id)) is not None:
             return fan_out.plan
         if row.role is Role.COMPENSATION:
-            return self.undone[row.task_id].plan
+            return self.compensations[row.task_id].plan
         return self.scopes[row.parent_task_id].plan.steps[row.step or ""]
 
     def retry_of(self, row: Row) -> Retry:
@@ -258,8 +271,8 @@ class Run:
         found: list[Row] = []
         if (scope := self.scopes.get(row.task_id)) is not None:
             found += scope.rows.values()
-            if scope.undoing is not None:
-                found.append(scope.undoing)
+            if scope.compensation is not None:
+                found.append(scope.compensation)
         if (fan_out := self.fan_outs.get(row.task_id)) is not None:
             found += fan_out.rows.values()
         return found + self.delegated.get(row.task_id, [])
@@ -274,13 +287,13 @@ class Run:
         return self._usage
 
     def consumed(self, row: Row, usage: Usage) -> None:
-        """Add what an attempt consumed to its row. A tree with a budget asks for the sum at every step: it is kept."""
+        """Add what an attempt consumed to its row. A tree with a budget needs the sum at every step: it is kept."""
         total = self.usage()
         self._usage = usage if total is None else total + usage
         row.usage = usage if row.usage is None else row.usage + usage
 
     def path(self, row: Row) -> str:
-        """A step's place in the tree, for people: `draft/review`, `notes[3]`."""
+        """A step's position in the tree, for people: `draft/review`, `notes[3]`."""
         if not row.path:
             row.path = self._path(row)
         return row.path

@@ -44,4 +44,4 @@ class Delegations:
             log.info("delegation.dropped", task_id=str(delegated.task_id), root_task_id=str(tree.root_task_id))
         elif known.ended:
             known.reply_to = delegated.reply_to or known.reply_to
-            await self._outbox.deliver(tree, Decisions(answers=[known]))
+            await self._outbox.deliver(tree, Decisions(responses=[known]))

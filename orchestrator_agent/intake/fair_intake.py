@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from nats.errors import Error as NatsError
 from pydantic_core import from_json
 
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
@@ -24,10 +23,11 @@ from pantheon.bus import (
     NoBatches,
     Puller,
     acknowledge,
-    given_out,
+    delivered_sequence,
     nak,
     remove_stored,
     stored_batch,
+    stream_position,
 )
 from pantheon.runtime.background import end
 from protocol import subjects
@@ -132,7 +132,7 @@ class FairIntake:
     def waiting(self) -> list[Delivery]:
         """Given out by the broker, and not taken."""
         here = [] if self._backlog is None else [delivery for _, delivery in self._backlog.here]
-        return [*self._requests.waiting, *here]
+        return [*self._requests.buffered, *here]
 
     def pause(self) -> None:
         """Take nothing more, and give back what was not taken."""
@@ -160,14 +160,11 @@ class FairIntake:
         """Begin to take turns where the newest delivery says that many wait."""
         if not deliveries or not self._can_look or not self._active.is_first:
             return
-        try:
-            metadata = deliveries[-1].metadata
-        except NatsError:
-            return
-        if metadata.num_pending >= MANY:
-            self._backlog = Backlog(int(metadata.sequence.stream), int(metadata.num_pending))
+        newest = stream_position(deliveries[-1])
+        if newest is not None and newest.behind >= MANY:
+            self._backlog = Backlog(newest.sequence, newest.behind)
             self._looking = asyncio.create_task(self._look_ahead(self._backlog), name="look-ahead")
-            log.info("backlog.began", requests=metadata.num_pending)
+            log.info("backlog.began", requests=newest.behind)
 
     def _end(self) -> list[Delivery]:
         """Go on in the order of arrival; returns what was given out and not taken."""
@@ -210,7 +207,7 @@ class FairIntake:
             # Then what these have comes next from the broker.
             return []
         if further and self._active.shared:
-            position = await given_out(self._bus, TASKS.name, ORCHESTRATOR)
+            position = await delivered_sequence(self._bus, TASKS.name, ORCHESTRATOR)
             further = [one for one in further if position is not None and one[0].ahead[0] > position + MARGIN]
         places = asyncio.Semaphore(READS_AT_ONCE)
         for read in await asyncio.gather(*(self._read_ahead(backlog, places, *one) for one in further)):

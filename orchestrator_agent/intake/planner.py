@@ -5,8 +5,9 @@ Everything with a readable id becomes a row, refused requests included: a task h
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -38,12 +39,14 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes runs of requests. `default_timeout_seconds` is of an attempt whose request names none."""
+    """Makes runs of requests. `default_timeout_seconds` is of an attempt whose request names none; transitions draw
+    from `random`."""
 
     library: Library
     directory: Directory
     rules: Rules
     default_timeout_seconds: float
+    random: Random = field(default_factory=Random)
 
     def plan(
         self,
@@ -96,7 +99,8 @@ class Planner:
                 return self.refuse(run, ErrorInfo.of(error), now)
             # It waits for its turn; who is next is decided by the database, for all orchestrators at once.
             run.root.status = Status.WAITING
-        return run, start(run, directory=self.directory, rules=self.rules, now=now, reused=reused)
+        decisions = start(run, directory=self.directory, rules=self.rules, now=now, random=self.random, reused=reused)
+        return run, decisions
 
     def refused(
         self, request: TaskRequest, error: ErrorInfo, *, headers: Mapping[str, str] | None, now: datetime

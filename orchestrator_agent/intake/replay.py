@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from orchestrator_agent.engine.endings import compensation_id
+from orchestrator_agent.engine.compensation import compensation_id
 from orchestrator_agent.engine.state import ENDED, Role, Row, Status
 from orchestrator_agent.store.records import row_of
 from orchestrator_agent.store.run_builder import plan_of

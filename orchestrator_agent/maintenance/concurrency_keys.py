@@ -6,7 +6,7 @@ And the clock's own tasks: workflows with a schedule, started once for each time
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -18,7 +18,6 @@ from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.concurrency import ConcurrencyStore
-from orchestrator_agent.store.workflows import ScheduleStore
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from pantheon.runtime.background import end
@@ -100,13 +99,25 @@ def workflow_of(key: str) -> str:
     return key.split(":", 1)[0]
 
 
+class FiredTimes(Protocol):
+    """How far each schedule has come; see the store."""
+
+    async def last_fired(self) -> dict[str, tuple[datetime, str]]: ...
+    async def note_fired(self, workflow: str, at: datetime, definition: str) -> None: ...
+
+
 class Schedules:
-    """Starts what the clock says; `look` returns when it should be called next. `accept` commits a request, and says
+    """Starts what the clock says; `look` returns when it should be called next. `accept` commits a request, and returns
     whether it was new."""
 
     def __init__(
-        self, store: ScheduleStore, library: Library, accept: Callable[[TaskRequest], Awaitable[bool]]
+        self,
+        store: FiredTimes,
+        library: Library,
+        accept: Callable[[TaskRequest], Awaitable[bool]],
+        clock: Callable[[], datetime] = now,
     ) -> None:
+        self._clock = clock
         self._store = store
         self._library = library
         self._accept = accept
@@ -118,7 +129,7 @@ class Schedules:
         plans = [plan for plan in self._library.plans if plan.schedule is not None]
         if not plans:
             return None
-        moment = now()
+        moment = self._clock()
         coming: list[datetime] = []
         fired = await self._store.last_fired()
         for plan in plans:

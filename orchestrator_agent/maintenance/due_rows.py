@@ -4,14 +4,15 @@ Also what a dead process has left: operations that it had begun, duplicates that
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.router import Pauses
 from orchestrator_agent.dispatch.window import Window
-from orchestrator_agent.engine.events import DeadlinePassed, Due, Expired, RunEvent
+from orchestrator_agent.engine.due import due_event
+from orchestrator_agent.engine.events import DeadlinePassed, Expired
 from orchestrator_agent.engine.state import Status
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
@@ -50,7 +51,7 @@ class ExpiredAttempts:
     def begin_sweep(self) -> None:
         self._before, self._judged = self._judged, set()
 
-    def event_of(self, row: Any) -> Expired:
+    def judge(self, expired: Expired, row: Any) -> Expired:
         broker_was_down = self._outages.touched(row["dispatched_at"], row["expires_at"])
         key = (row["task_id"], row["attempt"])
         self._judged.add(key)
@@ -59,7 +60,7 @@ class ExpiredAttempts:
             self._window.responded(row["agent"])
             if not broker_was_down:
                 self._agent_health.responded(row["agent"], row["task_type"], None, failed=True)
-        return Expired(row["root_task_id"], row["task_id"], row["attempt"], broker_was_down)
+        return replace(expired, broker_was_down=broker_was_down)
 
 
 class DueRows:
@@ -96,19 +97,20 @@ class DueRows:
             root_task_id, task_id = row["root_task_id"], row["task_id"]
             if row["operation"] is not None and row["is_root"]:
                 self._operations.begin_again(task_id, row["task_type"], row["operation"].encode(), row["requester"])
-            elif row["is_root"] and row["late"]:
-                self._inbox.post(DeadlinePassed(root_task_id))
+                continue
+            event = due_event(
+                root_task_id, task_id, status=row["status"], attempt=row["attempt"], late=bool(row["late"])
+            )
+            if isinstance(event, DeadlinePassed):
+                self._inbox.post(event)
             elif row["duplicate_of"] is not None:
                 duplicates.append(task_id)
+            elif isinstance(event, Expired):
+                self._inbox.post(self._expired.judge(event, row))
             elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
                 found.unparked.append((root_task_id, task_id, QueueEntry(row["queue"], row["priority"], row["flow"])))
             else:
-                self._inbox.post(self._event_of(row))
+                self._inbox.post(event)
         if duplicates:
             await self._duplicates.end(duplicates)
         return found
-
-    def _event_of(self, row: Any) -> RunEvent:
-        if row["status"] == Status.DISPATCHED:
-            return self._expired.event_of(row)
-        return Due(row["root_task_id"], row["task_id"])

@@ -19,7 +19,7 @@ from orchestrator_agent.engine.events import (
     PauseRequested,
     ResumeRequested,
     RunEvent,
-    Signalled,
+    SignalReceived,
 )
 from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.inbox import Inbox
@@ -123,7 +123,7 @@ class OperationRunner:
         record = await retry_until_available(self._task_queries.root, task_id)
         if record is None:
             raise UnknownTask(f"payload.task_id: there is no root task {task_id}")
-        if isinstance(run_event, Signalled):
+        if isinstance(run_event, SignalReceived):
             for row in await retry_until_available(self._task_queries.tree, task_id):
                 if row["task_id"] == run_event.row_id:
                     # It was taken, and the task has ended, before that could be noted.
@@ -172,7 +172,7 @@ class OperationRunner:
         signal = payload.get("payload", {})
         if not isinstance(signal, dict):
             raise InvalidRequest("payload.payload: must be an object", field="payload.payload")
-        return await self._outcome(Signalled(_task_id(payload), operation, name, signal, requester))
+        return await self._outcome(SignalReceived(_task_id(payload), operation, name, signal, requester))
 
     async def _approve(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         name = _label(payload, "approval")
@@ -182,7 +182,7 @@ class OperationRunner:
         approval: Result = {"approved": approved}
         if (comment := _text(payload, "comment")) is not None:
             approval["comment"] = comment
-        return await self._outcome(Signalled(_task_id(payload), operation, name, approval, requester))
+        return await self._outcome(SignalReceived(_task_id(payload), operation, name, approval, requester))
 
     # -- on the mesh --------------------------------------------------------------------------------------------------
 

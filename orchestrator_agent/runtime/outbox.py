@@ -77,14 +77,14 @@ class Outbox:
             try:
                 await self._store.mark_responded(self._acknowledged)
             except StoreError as error:
-                log.debug("answers.not_noted", error=str(error))
+                log.debug("responses.not_noted", error=str(error))
 
     async def deliver(self, run: Run, decisions: Decisions) -> None:
         """Publish all that one committed decision makes known, the final response first."""
         if decisions.root_ended:
             self._count(run.root)
             await self.respond(run)
-        for row in decisions.answers:
+        for row in decisions.responses:
             await self._respond_to_agent(run, row)
         for row in decisions.dispatched.values():
             self._window.sent(row.agent or "")
@@ -231,6 +231,6 @@ class Outbox:
                 await self._store.mark_responded(batch)
             except StoreError as error:
                 # They are published once more after this process has gone: the same bytes.
-                log.warning("answers.not_noted", count=len(batch), error=str(error))
+                log.warning("responses.not_noted", count=len(batch), error=str(error))
                 self._acknowledged += batch
                 await asyncio.sleep(1)

@@ -36,8 +36,8 @@ class Presence:
 
     async def start(self) -> None:
         self._subscriptions = [
-            await self._bus.hear(f"{subjects.peer(self._ownership.own)}.>", self._on_forwarded),
-            await self._bus.hear(subjects.PEER_BEAT, self._on_beat),
+            await self._bus.subscribe_direct(f"{subjects.peer(self._ownership.own)}.>", self._on_forwarded),
+            await self._bus.subscribe_direct(subjects.PEER_BEAT, self._on_beat),
         ]
         self._beating = asyncio.create_task(self._beat_for_ever(), name="peers")
 
@@ -117,7 +117,7 @@ class Presence:
         if delivery.reply:
             delivery.reply = ACK_PREFIX + delivery.reply
         if self._ownership.accepting:
-            self._puller_of(delivery.subject).put(delivery)
+            self._puller_of(delivery.subject).enqueue(delivery)
         else:
             self._naking.spawn(nak(delivery), "nak-forwarded")
 

@@ -32,8 +32,16 @@ RESPONSES_CONSUMER = ConsumerSpec(
 BATCHES_IN_FLIGHT = 2
 
 
-def response_puller(bus: Bus, ownership: RootOwnership) -> Puller:
-    return Puller(bus, RESPONSES.name, RESPONSES_CONSUMER, capacity=4 * RESPONSES_BATCH, divert=ownership.forward)
+def response_puller(bus: Bus, ownership: RootOwnership, inbox: Inbox) -> Puller:
+    """Arrivals set what the loop waits for beside the inbox's own entries."""
+    return Puller(
+        bus,
+        RESPONSES.name,
+        RESPONSES_CONSUMER,
+        capacity=4 * RESPONSES_BATCH,
+        divert=ownership.forward,
+        arrivals=inbox.arrived,
+    )
 
 
 class ResponseLoop:
@@ -58,7 +66,6 @@ class ResponseLoop:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._responses.wake_on(self._inbox.arrived)
         await self._responses.start()
         self._task = asyncio.create_task(or_exit(self._run(), "response loop"), name="transitions")
 

@@ -1,5 +1,6 @@
 """Transitions: what happened to runs is decided, written in one transaction, and published."""
 
+from random import Random
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -56,6 +57,7 @@ class Transitions:
         self._republisher = republisher
         self._duplicates = duplicates
         self._concurrency_keys = concurrency_keys
+        self._random = Random()
 
     async def apply(self, happened: Happened, outcomes: Outcomes) -> Happened:
         """Decide and write; returns what must be decided again because another process was faster."""
@@ -106,7 +108,9 @@ class Transitions:
             if root_task_id in broken and not run.root.ended:
                 run_events = [Broken(root_task_id, ErrorInfo.of(broken[root_task_id]))]
             try:
-                decisions = advance(run, run_events, directory=self._router, rules=self._rules, now=moment)
+                decisions = advance(
+                    run, run_events, directory=self._router, rules=self._rules, now=moment, random=self._random
+                )
             except Exception as error:
                 decisions = await self._give_up(run, error)
                 run = self._runs.cached(root_task_id) or run
@@ -117,8 +121,8 @@ class Transitions:
             if decisions.empty:
                 unmoved.append(run)
                 # A child that has ended was delegated again: its response is published again.
-                for row in decisions.answers:
-                    await self._outbox.deliver(run, Decisions(answers=[row]))
+                for row in decisions.responses:
+                    await self._outbox.deliver(run, Decisions(responses=[row]))
             else:
                 batch.append((run, decisions))
         return batch, unmoved
@@ -137,6 +141,7 @@ class Transitions:
             directory=self._router,
             rules=self._rules,
             now=now(),
+            random=self._random,
         )
 
     async def _isolate(self, happened: Happened, error: PoisonedBatch, outcomes: Outcomes) -> Happened:

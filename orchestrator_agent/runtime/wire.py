@@ -34,7 +34,7 @@ def task_request(run: Run, row: Row, payload_ref: ObjectRef | None = None) -> by
         rest["priority"] = facts.priority
     if facts.session_id is not None:
         rest["session_id"] = facts.session_id
-    if facts.deadline_at is not None and not run.undoes(row):
+    if facts.deadline_at is not None and not run.compensates(row):
         rest["deadline"] = time_text(facts.deadline_at)
     if row.dispatched_at is not None:
         rest["created_at"] = time_text(row.dispatched_at)

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from orchestrator_agent.engine.concurrency import Open, decide_concurrency
+from orchestrator_agent.engine.concurrency import OpenRoot, decide_concurrency
 from orchestrator_agent.store.pool import Database
 
 # Keys that roots wait for. By tasks_concurrency, which holds only roots with a key that have not ended.
@@ -43,7 +43,7 @@ class ConcurrencyStore:
         async with self._database.connection() as connection, connection.transaction():
             await connection.execute(LOCK, key)
             rows = await connection.fetch(OPEN_ROOTS, key)
-            roots = [Open(row["task_id"], row["status"] == "waiting", row["priority"]) for row in rows]
+            roots = [OpenRoot(row["task_id"], row["status"] == "waiting", row["priority"]) for row in rows]
             admitted, older = decide_concurrency(roots, bound=bound, cancel_older=cancel_older)
             if admitted:
                 await connection.execute(ADMIT, admitted)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator_agent.engine.endings import compensation_id, to_undo
+from orchestrator_agent.engine.compensation import compensation_id, pending_compensations
 from orchestrator_agent.engine.state import FanOut, Role, Row, Run, Scope, Status, in_order
 from orchestrator_agent.store.records import Record, facts_of, row_of
 from orchestrator_agent.workflows.plan import Plan, StepPlan
@@ -200,10 +200,10 @@ class _Builder:
             scope.variables[name] = json.loads(kept) if kept is not None else None
 
     def _resume_compensation(self, scope: Scope) -> None:
-        for undo in to_undo(self.run, scope, again=True):
-            made = self.run.rows.get(compensation_id(undo.row))
+        for pending in pending_compensations(self.run, scope, include_made=True):
+            made = self.run.rows.get(compensation_id(pending.row))
             if made is not None:
-                self.run.undone[made.task_id] = undo
+                self.run.compensations[made.task_id] = pending
                 if not made.ended and made.parent_task_id == scope.row.task_id:
-                    scope.undoing = made
-        scope.undo = to_undo(self.run, scope)
+                    scope.compensation = made
+        scope.pending = pending_compensations(self.run, scope)

@@ -31,12 +31,12 @@ Subscription = NatsSubscription
 
 log = structlog.get_logger()
 
-# Long enough that a broker which restarts is not met with a storm, short enough that nobody notices.
+# Long enough that a broker which restarts does not meet a storm, short enough that no task is noticeably late.
 RECONNECT_WAIT_SECONDS = 0.5
 CONNECT_TIMEOUT_SECONDS = 2
-# A broker that stopped answering without closing the connection is noticed after about three of these.
+# A broker that hangs without closing the connection is noticed after about three of these.
 PING_INTERVAL_SECONDS = 10
-# What is published while the broker is away waits here; beyond it, publishing fails and the caller's retry waits.
+# What is published while the broker is away is kept here; beyond it, publishing fails and the caller retries.
 PENDING_BYTES = 64 * 1024 * 1024
 
 CONNECTION_ERRORS = (
@@ -54,19 +54,19 @@ CONNECTION_ERRORS = (
 
 
 def shown(url: str) -> str:
-    """The URL without what is secret in it, for messages and logs."""
-    parts = []
-    for one in url.split(","):
-        split = urlsplit(one if "://" in one else f"nats://{one}")
+    """The URL without its secrets, for messages and logs."""
+    servers = []
+    for server in url.split(","):
+        split = urlsplit(server if "://" in server else f"nats://{server}")
         host = split.hostname or ""
-        parts.append(f"{split.scheme}://{host}:{split.port}" if split.port else f"{split.scheme}://{host}")
-    return ",".join(parts)
+        servers.append(f"{split.scheme}://{host}:{split.port}" if split.port else f"{split.scheme}://{host}")
+    return ",".join(servers)
 
 
 class Bus:
     """One connection. `async with await Bus.connect(...)`, or `connect` and `close`.
 
-    `generation` counts the connections made: what must be said again after a reconnect compares it.
+    `generation` counts the connections made: what must be sent again after a reconnect compares it.
     """
 
     def __init__(self, client: Client, url: str) -> None:
@@ -151,7 +151,7 @@ class Bus:
             callback()
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` after each reconnect; returns the function that ends it."""
+        """Call `callback` after each reconnect; returns the function that ends this."""
         self._reconnected.append(callback)
         return lambda: self._reconnected.remove(callback)
 
@@ -161,7 +161,7 @@ class Bus:
 
     @property
     def max_payload(self) -> int:
-        """What the broker carries in one message, in bytes, headers included."""
+        """The size of the largest message that the broker carries, in bytes, headers included."""
         return int(self.client.max_payload)
 
     def too_large(self, subject: str, body: bytes) -> TooLarge:
@@ -172,7 +172,7 @@ class Bus:
     async def publish(
         self, subject: str, body: bytes, *, headers: dict[str, str] | None = None, reply: str = ""
     ) -> None:
-        """Publish on core NATS: at most once, nothing said when nobody listens. Raises BusError, TooLarge."""
+        """Publish on core NATS: at most once, and no error where there is no subscriber. Raises BusError, TooLarge."""
         try:
             await self.client.publish(subject, body, reply=reply, headers=headers)
         except MaxPayloadError:
@@ -181,7 +181,7 @@ class Bus:
             raise BusError(f"cannot publish on {subject}: {error or type(error).__name__}") from error
 
     async def publish_quietly(self, subject: str, body: bytes) -> None:
-        """Publish what may be lost: progress, events, heartbeats. Never raises for the bus's sake."""
+        """Publish what may be lost: progress, events, heartbeats. Errors of the bus are logged, not raised."""
         if self.client.post(subject, body):
             return
         try:
@@ -192,16 +192,16 @@ class Bus:
     async def subscribe(
         self, subject: str, handler: Callable[[Delivery], Awaitable[None]], *, queue: str = ""
     ) -> Subscription:
-        """Hand every message on `subject` to `handler`, one at a time; it survives reconnects."""
+        """Pass every message on `subject` to `handler`, one at a time; it survives reconnects. Raises BusError."""
         try:
             return await self.client.subscribe(subject, queue=queue, cb=handler)
         except (NatsError, OSError) as error:
             raise BusError(f"cannot subscribe to {subject}: {error or type(error).__name__}") from error
 
-    async def hear(self, subject: str, hearer: Callable[[Delivery], None]) -> Subscription:
-        """As `subscribe`, with a function that waits for nothing: the shortest way, for what comes often."""
+    async def subscribe_direct(self, subject: str, on_message: Callable[[Delivery], None]) -> Subscription:
+        """As `subscribe`, with a plain function that must not block: the fastest way, for what comes often."""
         try:
-            return await self.client.hear(subject, hearer)
+            return await self.client.subscribe_direct(subject, on_message)
         except (NatsError, OSError) as error:
             raise BusError(f"cannot subscribe to {subject}: {error or type(error).__name__}") from error
 
@@ -213,7 +213,7 @@ class Bus:
             log.debug("nats.unsubscribe", error=str(error) or type(error).__name__)
 
     async def request(self, subject: str, body: bytes, *, timeout_seconds: float) -> Delivery:
-        """Core NATS request-reply. Raises BusError when nobody answers in time."""
+        """Core NATS request-reply. Raises BusError when no reply comes in time."""
         try:
             return await self.client.request(subject, body, timeout=timeout_seconds)
         except NoRespondersError:
@@ -227,14 +227,14 @@ class Bus:
     async def flush(self, timeout_seconds: float = 5) -> None:
         """Wait until the server has seen all that was published. Raises BusError."""
         try:
-            # nats-py 2.16 writes a flush's PING ahead of what is still in its own buffer; the second one comes behind.
+            # nats-py 2.16 writes a flush's PING ahead of what is still in its own buffer; the second PING comes behind.
             await self.client.flush(timeout=timeout_seconds)
             await self.client.flush(timeout=timeout_seconds)
         except (NatsError, OSError) as error:
             raise BusError(f"NATS did not confirm within {timeout_seconds:g} s: {error}") from error
 
     async def close(self) -> None:
-        """Send what is pending, then close; a broker that is away cannot hold this up."""
+        """Send what is pending, then close; a broker that is away cannot delay this for long."""
         self.closing = True
         if self.client.is_closed:
             return

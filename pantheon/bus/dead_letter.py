@@ -1,11 +1,13 @@
-"""Dead letters: messages that nobody can use, kept whole with the reason (PROTOCOL.md)."""
+"""Dead letters: messages that no process can use, kept whole with the reason (docs/protocol.md, The small messages)."""
 
 import base64
 from uuid import UUID
 
 import structlog
 
-from pantheon.bus import Delivery, Publisher, times_delivered
+from pantheon.bus.acks import times_delivered
+from pantheon.bus.connection import Delivery
+from pantheon.bus.publisher import Publisher
 from protocol import subjects
 from protocol.errors import TooLarge
 from protocol.ids import new_id
@@ -24,7 +26,7 @@ async def publish_dead_letter(
     *,
     deliveries: int | None = None,
 ) -> None:
-    """Keep a message that nobody can use, whole, on `mesh.deadletter.<name>`."""
+    """Publish an unusable message, whole, as a dead letter on `mesh.deadletter.<name>`."""
     if deliveries is None:
         deliveries = times_delivered(delivery)
     letter = DeadLetter(

@@ -20,23 +20,20 @@ from protocol.messages import ObjectRef
 log = structlog.get_logger()
 
 OBJECTS_STREAM = OBJ_STREAM_TEMPLATE.format(bucket=BUCKET)
-# What the rest of a message may take beside its payload or result: ids, names, headers.
+# Room for the rest of a message beside its payload or result: ids, names, headers.
 MESSAGE_ROOM_BYTES = 16 * 1024
-# Values up to this size go with their message whatever the broker carries: most are, and need not ask.
+# Values up to this size go with their message whatever the broker carries. Most do, and need not ask for the limit.
 SURELY_SMALL_BYTES = 8 * 1024
 # A transfer that is slower than this has stopped: the client library would wait for ever for a chunk that is gone.
 TRANSFER_SECONDS = 10.0
 TRANSFER_BYTES_PER_SECOND = 1024 * 1024
-# An object that another process is just putting, or that is read while it is put a second time, is there soon.
+# An object that another process is writing, or that is read while it is written a second time, is there soon.
 GET_TRIES = 3
 GET_AGAIN_SECONDS = 0.5
 
 
-OBJECTS_STREAM = OBJ_STREAM_TEMPLATE.format(bucket=BUCKET)
-
-
 class Objects:
-    """The bucket of large values. `max_bytes`: of one value as JSON, what this process gives out and takes."""
+    """The bucket of large values. `max_bytes` bounds one value, as JSON, that this process writes or reads."""
 
     def __init__(self, bus: Bus, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self._bus = bus
@@ -45,14 +42,14 @@ class Objects:
 
     @property
     def inline_max_bytes(self) -> int:
-        """What goes into a message as it is; less than the contract's bound where the broker carries less."""
+        """The largest value that goes into a message; less than the contract's bound where the broker carries less."""
         return min(INLINE_MAX_BYTES, self._bus.max_payload - MESSAGE_ROOM_BYTES)
 
     def is_large(self, value: bytes) -> bool:
         return len(value) > SURELY_SMALL_BYTES and len(value) > self.inline_max_bytes
 
     async def put(self, root_task_id: UUID, value: bytes) -> ObjectRef:
-        """Have a value of a tree in the store; one that is there already is not sent again.
+        """Put a value of a tree into the store; a value that is there already is not sent again.
 
         Raises TooLarge beyond `max_bytes`, BusError when the store does not take it.
         """
@@ -70,25 +67,25 @@ class Objects:
         return ref
 
     def ref(self, root_task_id: UUID, value: bytes | None) -> ObjectRef | None:
-        """What stands for a payload or result of a tree on the wire; None where it goes into the message as it is."""
+        """The reference to a payload or result of a tree on the wire; None where it goes into the message itself."""
         return ref_of(root_task_id, value) if value is not None and self.is_large(value) else None
 
     async def put_large(self, root_task_id: UUID, value: bytes | None) -> ObjectRef | None:
-        """Have a value in the store where it is large: what stands for it then. Raises as `put` does."""
+        """Put a value into the store if it is large, and return its reference. Raises as `put` does."""
         return await self.put(root_task_id, value) if value is not None and self.is_large(value) else None
 
     async def get(self, ref: ObjectRef) -> bytes:
-        """The bytes that a reference stands for, as they are: their reader holds them against it (`parse_value`).
+        """The bytes that a reference stands for, unchecked: `parse_value` compares them with the reference.
 
-        Raises TooLarge beyond `max_bytes`, ObjectMissing, BusError when the store does not answer.
+        Raises TooLarge beyond `max_bytes`, ObjectMissing, BusError when the store does not respond.
         """
         if ref.size_bytes > self.max_bytes:
             raise TooLarge(f"a value of {ref.size_bytes} bytes exceeds the mesh's limit of {self.max_bytes} bytes")
-        for tried in range(1, GET_TRIES + 1):
+        for try_number in range(1, GET_TRIES + 1):
             try:
                 return await self._get(ref)
             except BusError as error:
-                if tried == GET_TRIES or not error.retryable:
+                if try_number == GET_TRIES or not error.retryable:
                     raise
                 log.debug("object.again", name=ref.name, error=str(error))
                 await asyncio.sleep(GET_AGAIN_SECONDS)
@@ -100,7 +97,7 @@ class Objects:
                 info = await self._store.get_info(ref.name)
                 if (info.size or 0) > self.max_bytes:
                     raise TooLarge(f"object {ref.name} has {info.size} bytes, the mesh's limit is {self.max_bytes}")
-                # Not the library's own buffer: it copies all that it has for each chunk.
+                # Not the library's own buffer, which it copies whole for each chunk.
                 written = io.BytesIO()
                 await self._store.get(ref.name, writeinto=written)
             except NotFoundError:
@@ -116,7 +113,7 @@ class Objects:
                 return []
 
     async def remove(self, name: str) -> None:
-        """Raises BusError; one that is not there is removed."""
+        """Remove an object; one that does not exist is no error. Raises BusError."""
         async with self._transfer(f"remove {name}", 0):
             try:
                 await self._store.delete(name)

@@ -1,4 +1,4 @@
-"""Puller: messages of a durable pull consumer as they come, with the consumer made again whenever it is gone.
+"""Puller: receives the messages of a durable pull consumer as they come, and makes the consumer again if it is gone.
 
 The client library's `fetch` is one round trip before the first message, or a small batch under load; this keeps a
 request open at the server all the time (ADR-13 of NATS: pull requests with expiry and idle heartbeat), so that a
@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Self
 
 import structlog
@@ -23,12 +24,7 @@ from protocol.streams import ConsumerSpec
 
 log = structlog.get_logger()
 
-# One open request lives this long; the server ends it with a 408 that says how much of it was not used.
-REQUEST_EXPIRES_SECONDS = 30.0
-IDLE_HEARTBEAT_SECONDS = 5.0
-# Two heartbeats missed: the request is lost (a broker that failed over says nothing).
-SILENCE_SECONDS = 2.5 * IDLE_HEARTBEAT_SECONDS
-# Messages that end within this time are asked for again together.
+# Messages that are released within this time are requested again together.
 GATHER_SECONDS = 0.002
 REFUSED_SECONDS = 0.25
 ENSURE_FIRST_SECONDS = 0.05
@@ -36,12 +32,33 @@ ENSURE_MAX_SECONDS = 2.0
 _NS = 1_000_000_000
 
 
-class Puller:
-    """Keeps up to `capacity` messages asked for or held; `take` hands over what has arrived.
+@dataclass(frozen=True)
+class PullTimes:
+    """How long a pull request lives at the server, and how often the server shows that it still has it.
 
-    `release(n)` says that n messages were dealt with, which makes room for as many. `divert` is asked about each
-    message that arrives, and waits for nothing: what it says True to was passed on, and is not held here. What comes by
-    another way than from the broker is `put` in.
+    The server ends a request after `expires_seconds`, with a 408 that names how much of it was not used. It sends a
+    heartbeat every `heartbeat_seconds`; when two have not come the request is lost (a broker that failed over is
+    silent).
+    """
+
+    expires_seconds: float = 30.0
+    heartbeat_seconds: float = 5.0
+
+    @property
+    def silence_seconds(self) -> float:
+        return 2.5 * self.heartbeat_seconds
+
+
+DEFAULT_TIMES = PullTimes()
+
+
+class Puller:
+    """Keeps up to `capacity` messages requested or held; `take` returns what has arrived.
+
+    `release(n)` makes room for n more messages: as many are done. `divert` is called with each message
+    that arrives, and must not block: a message for which it returns True was forwarded, and is not held here. A message
+    that comes another way than from the broker is added by `enqueue`. `arrivals` is set when messages arrive, for a
+    reader of several pullers.
     """
 
     def __init__(
@@ -53,6 +70,8 @@ class Puller:
         capacity: int,
         deliver_new: bool = False,
         divert: Callable[[Delivery], bool] | None = None,
+        arrivals: asyncio.Event | None = None,
+        times: PullTimes = DEFAULT_TIMES,
     ) -> None:
         self._bus = bus
         self._stream = stream
@@ -60,6 +79,8 @@ class Puller:
         self._deliver_new = deliver_new
         self._capacity = capacity
         self._divert = divert
+        self._arrivals = arrivals
+        self._times = times
         self._buffer: deque[Delivery] = deque()
         self._held = 0
         self._credit = 0
@@ -74,15 +95,14 @@ class Puller:
         self._ensure = True
         self._subscription: Subscription | None = None
         self._loop_task: asyncio.Task[None] | None = None
-        self._also: asyncio.Event | None = None
-        self._asking_soon: asyncio.TimerHandle | None = None
+        self._request_timer: asyncio.TimerHandle | None = None
         self._refused = False
         self._unhook: Callable[[], None] | None = None
 
     async def start(self) -> None:
         await self._listen()
         self._unhook = self._bus.on_reconnect(self._on_reconnect)
-        self._loop_task = asyncio.create_task(self._keep_asking(), name=f"pull-{self._spec.durable_name}")
+        self._loop_task = asyncio.create_task(self._keep_requesting(), name=f"pull-{self._spec.durable_name}")
 
     async def wait_ready(self) -> None:
         """Until the consumer exists."""
@@ -98,7 +118,7 @@ class Puller:
         self._wake.set()
 
     def pause(self) -> None:
-        """Take nothing more: open requests are withdrawn, and what has arrived but was not taken goes back."""
+        """Stop pulling: open requests are withdrawn, and what has arrived but was not taken returns to the queue."""
         self._paused = True
         self._wake.set()
 
@@ -112,16 +132,21 @@ class Puller:
 
     @property
     def held(self) -> int:
-        """Messages delivered and not released, waiting or at work."""
+        """Messages delivered and not released, taken or not."""
         return self._held
 
     @property
-    def waiting(self) -> list[Delivery]:
+    def receiving(self) -> bool:
+        """Whether messages may still arrive: no longer once a pause or a stop has withdrawn the requests."""
+        return self._subscription is not None
+
+    @property
+    def buffered(self) -> list[Delivery]:
         """Messages delivered and not taken."""
         return list(self._buffer)
 
     async def take(self, limit: int) -> list[Delivery]:
-        """All that has arrived, at most `limit`, waiting for the first. Empty once stopped and used up."""
+        """All that has arrived, at most `limit`, waiting for the first. Empty once stopped and drained."""
         while not self._buffer:
             if self._stopping:
                 return []
@@ -134,34 +159,30 @@ class Puller:
         """All that has arrived, at most `limit`, without waiting."""
         return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
-    def wake_on(self, event: asyncio.Event) -> None:
-        """Also set `event` when messages arrive: for a reader of several pullers."""
-        self._also = event
-
-    def put(self, delivery: Delivery) -> None:
-        """Hold what was given to another one and passed on, as if it had been given to this one. There may be more of
-        that than room; then as much less is asked for."""
+    def enqueue(self, delivery: Delivery) -> None:
+        """Hold a message that another puller received and forwarded, as if it had been delivered to this one. There may
+        be more of those than room; then as many fewer are requested."""
         self._held += 1
         self._arrive(delivery)
 
     def release(self, count: int = 1) -> None:
         self._held -= count
-        self._ask_for_more()
+        self._request_more()
 
-    def _ask_for_more(self) -> None:
-        # Asking for every single message again would double the traffic; half of the room at once halves it. But with
-        # nothing asked for, waiting for the other half would leave places empty while there is work.
+    def _request_more(self) -> None:
+        # A request for every single message would double the traffic; one for half of the room halves it. But while
+        # nothing is requested, waiting for the other half would leave slots empty while there is work.
         if self._room() >= max(1, self._capacity // 2):
             self._wake.set()
         elif self._credit == 0:
-            self._ask_soon()
+            self._request_soon()
 
-    def _ask_soon(self) -> None:
-        if self._asking_soon is None and not self._stopping:
-            self._asking_soon = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gathered)
+    def _request_soon(self) -> None:
+        if self._request_timer is None and not self._stopping:
+            self._request_timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gathered)
 
     def _gathered(self) -> None:
-        self._asking_soon = None
+        self._request_timer = None
         self._wake.set()
 
     def _room(self) -> int:
@@ -169,24 +190,24 @@ class Puller:
 
     def _on_message(self, message: Delivery) -> None:
         self._last_sign = asyncio.get_running_loop().time()
-        # What is in the stream has a subject to acknowledge it on, whatever headers its sender put in.
+        # A message of the stream has a subject to acknowledge it on, whatever headers its sender gave it.
         if not message.reply and message.headers is not None and "Status" in message.headers:
             self._on_status(message.headers)
             return
         self._credit = max(0, self._credit - 1)
         if self._divert is not None and self._divert(message):
-            self._ask_for_more()
+            self._request_more()
             return
         self._held += 1
         if self._credit == 0 and self._room() > 0:
-            self._ask_soon()
+            self._request_soon()
         self._arrive(message)
 
     def _arrive(self, message: Delivery) -> None:
         self._buffer.append(message)
         self._arrived.set()
-        if self._also is not None:
-            self._also.set()
+        if self._arrivals is not None:
+            self._arrivals.set()
 
     def _on_status(self, headers: dict[str, str]) -> None:
         status = headers.get("Status", "")
@@ -202,17 +223,17 @@ class Puller:
             self._credit = 0
             self._ensure = True
         elif status == "409":
-            # The server takes no request now (too many wait, a new leader is being found): not again at once.
+            # The server accepts no request now (too many are open, a leader is being elected): not again at once.
             self._refused = True
         self._wake.set()
 
     def _on_reconnect(self) -> None:
-        # The server forgets the open requests of a connection that is gone; it may have forgotten the consumer too.
+        # The server forgets the open requests of a connection that is gone; the consumer may be gone too.
         self._credit = 0
         self._ensure = True
         self._wake.set()
 
-    async def _keep_asking(self) -> None:
+    async def _keep_requesting(self) -> None:
         loop = asyncio.get_running_loop()
         wait = ENSURE_FIRST_SECONDS
         while not self._stopping:
@@ -242,27 +263,27 @@ class Puller:
                 and (self._credit == 0 or room >= max(1, self._capacity // 2))
             ):
                 try:
-                    await self._ask(room)
+                    await self._request(room)
                     self._last_sign = loop.time()
                 except BusError:
                     await asyncio.sleep(ENSURE_FIRST_SECONDS)
                     continue
             try:
-                async with asyncio.timeout(IDLE_HEARTBEAT_SECONDS):
+                async with asyncio.timeout(self._times.heartbeat_seconds):
                     await self._wake.wait()
             except TimeoutError:
-                if self._credit and loop.time() - self._last_sign > SILENCE_SECONDS:
+                if self._credit and loop.time() - self._last_sign > self._times.silence_seconds:
                     log.debug("pull.silent", consumer=self._spec.durable_name)
                     self._credit = 0
                     self._ensure = True
 
-    async def _ask(self, count: int) -> None:
+    async def _request(self, count: int) -> None:
         self._requests += 1
         body = json.dumps(
             {
                 "batch": count,
-                "expires": int(REQUEST_EXPIRES_SECONDS * _NS),
-                "idle_heartbeat": int(IDLE_HEARTBEAT_SECONDS * _NS),
+                "expires": int(self._times.expires_seconds * _NS),
+                "idle_heartbeat": int(self._times.heartbeat_seconds * _NS),
             }
         ).encode()
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._spec.durable_name}"
@@ -302,11 +323,11 @@ class Puller:
                 )
 
     async def stop(self) -> list[Delivery]:
-        """Ask no more and hand back what was delivered but not taken; the caller naks or drops it."""
+        """Request no more, and return what was delivered but not taken; the caller naks or drops it."""
         self._stopping = True
-        if self._asking_soon is not None:
-            self._asking_soon.cancel()
-            self._asking_soon = None
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
         self._arrived.set()
         if self._loop_task is not None:
             await end([self._loop_task])
@@ -319,18 +340,18 @@ class Puller:
         return left
 
     async def _listen(self) -> None:
-        # A name of its own each time: what a former subscription had asked for is not for this one.
+        # A name of its own each time: what an earlier subscription had requested is not for this one.
         self._inbox = self._bus.new_inbox()
-        self._subscription = await self._bus.hear(f"{self._inbox}.*", self._on_message)
+        self._subscription = await self._bus.subscribe_direct(f"{self._inbox}.*", self._on_message)
 
     async def _unlisten(self) -> None:
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return
         try:
-            # Not just an unsubscribe: what the server has sent already would wait for its redelivery.
+            # Not just an unsubscribe: messages that the server has sent already would wait for their redelivery.
             async with asyncio.timeout(2):
-                # The library's drain does not wait for its own UNSUB to be seen (see Bus.flush).
+                # The library's drain does not wait until the server has seen its UNSUB (see Bus.flush).
                 await self._bus.client._send_unsubscribe(subscription._id)
                 await self._bus.flush()
                 await subscription.drain()  # type: ignore[no-untyped-call]

@@ -1,10 +1,10 @@
-"""Receiving: what the broker sends, handed to whoever hears it without a detour.
+"""Receiving: calls a plain function with each message of a direct subscription, straight from the read buffer.
 
 nats-py (2.16) takes each message out of its buffer by itself (which moves the rest of the buffer), parses its headers,
-puts it into a queue, and has a task of the subscription take it out again. Here the messages of a read are found one
-after the other, and given to a plain function; headers are parsed when somebody asks for them: a third of the time for
-each message, of which a step has two at the orchestrator and two at its agent. Everything else that a server says
-(INFO, PING, errors, messages of other subscriptions) goes the library's own way.
+puts it into a queue, and has a task of the subscription take it out again. Here the messages of one read are found one
+after the other and handed to a function; headers are parsed when they are first used. That takes a third of the time
+for each message, of which a step has two at the orchestrator and two at its agent. Everything else that a server sends
+(INFO, PING, errors, messages of other subscriptions) takes the library's own way.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,11 @@ from nats.protocol.parser import Parser
 
 log = structlog.get_logger()
 
+OnMessage = Callable[[Msg], None]
 
-class Heard(Msg):
-    """A message whose headers are read when they are asked for."""
+
+class LazyMessage(Msg):
+    """A message whose headers are parsed when they are first used."""
 
     def __init__(self, client: Any, sid: int, subject: str, reply: str, data: bytes, raw_headers: bytes | None) -> None:
         self._client = client
@@ -44,11 +46,8 @@ class Heard(Msg):
         self._raw_headers, self._headers = None, headers
 
 
-Hearer = Callable[[Msg], None]
-
-
 def _headers_of(client: Any, raw: bytes) -> dict[str, str] | None:
-    """As the library reads them. It does so in a coroutine, which waits for nothing but to say an error."""
+    """Headers as the library reads them. It does so in a coroutine, which waits for nothing but to report an error."""
     reading = client._process_headers(raw)
     try:
         reading.send(None)
@@ -60,44 +59,44 @@ def _headers_of(client: Any, raw: bytes) -> dict[str, str] | None:
 
 
 class Receiver(Parser):
-    """In the library's parser's place: what is not for a hearer is given to that one, a whole line or message at a
-    time, so that between two of them its buffer is empty."""
+    """Replaces the library's parser. What is not for a direct subscription is passed to the library a whole line or
+    message at a time, so that the library's buffer is empty between two of them."""
 
     def reset(self) -> None:
         super().reset()
-        # How much must have come before it is worth looking again.
-        self._wanted = 0
+        # How many bytes must have come before the buffer is worth parsing again.
+        self._needed = 0
 
-    def hear(self, subscription: Subscription, hearer: Hearer) -> None:
-        """Have the messages of a subscription, which has no callback, given to a function that waits for nothing."""
-        # Those that came before anybody could hear them.
+    def attach(self, subscription: Subscription, on_message: OnMessage) -> None:
+        """Make a subscription, which has no callback of the library's, a direct one."""
+        # Messages that arrived before this call.
         while not subscription._pending_queue.empty():
             message = subscription._pending_queue.get_nowait()
             subscription._pending_size -= len(message.data)
             subscription._pending_queue.task_done()
-            _tell(hearer, message)
-        subscription.hearer = hearer  # type: ignore[attr-defined]
+            _call(on_message, message)
+        subscription.on_message = on_message  # type: ignore[attr-defined]
 
     async def parse(self, data: bytes = b"") -> None:
         if self.buf:
             self.buf.extend(data)
-            if len(self.buf) < self._wanted:
+            if len(self.buf) < self._needed:
                 return
             data = bytes(self.buf)
             self.buf.clear()
-        self._wanted = 0
+        self._needed = 0
         position = 0
         while True:
-            position, end = self._heard(data, position)
+            position, end = self._deliver(data, position)
             if not end:
                 break
             await super().parse(data[position:end])
             position = end
         self.buf.extend(data[position:])
 
-    def _heard(self, data: bytes, position: int) -> tuple[int, int]:
-        """Hand over the messages from a position on. Returns where it met what is the library's, and where that ends
-        (0: it is not whole yet, or there is nothing more)."""
+    def _deliver(self, data: bytes, position: int) -> tuple[int, int]:
+        """Deliver the direct messages from a position on. Returns the position of the first thing that is the
+        library's, and where that ends (0: it is not complete yet, or there is nothing more)."""
         client = self.nc
         subscriptions, stats = client._subs, client.stats
         size = len(data)
@@ -121,17 +120,17 @@ class Receiver(Parser):
             except (ValueError, IndexError):
                 return position, begin
             if after + 2 > size:
-                self._wanted = after + 2 - position
+                self._needed = after + 2 - position
                 return position, 0
             subscription = subscriptions.get(sid)
-            hearer = getattr(subscription, "hearer", None)
-            if hearer is None:
+            on_message = getattr(subscription, "on_message", None)
+            if on_message is None:
                 return position, after + 2
             position, body = after + 2, begin + header_size
             stats["in_msgs"] += 1
             stats["in_bytes"] += after - body
             subscription._received += 1
-            message = Heard(
+            message = LazyMessage(
                 client,
                 sid,
                 words[1].decode(),
@@ -139,13 +138,13 @@ class Receiver(Parser):
                 data[body:after],
                 data[begin:body] if header_size else None,
             )
-            _tell(hearer, message)
+            _call(on_message, message)
         return position, 0
 
 
-def _tell(hearer: Hearer, message: Msg) -> None:
+def _call(on_message: OnMessage, message: Msg) -> None:
     try:
-        hearer(message)
+        on_message(message)
     except Exception:
-        # A mistake of ours must not end the reading for everybody else.
+        # A mistake in one function must not end the reading for all subscriptions.
         log.exception("nats.hearer_failed", subject=message.subject)

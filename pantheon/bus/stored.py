@@ -1,4 +1,4 @@
-"""Stored messages: those of a stream, read and removed without a consumer; and how many a consumer has before it."""
+"""Stored messages: those of a stream, read and removed without a consumer; and where a consumer stands in it."""
 
 import asyncio
 import json
@@ -15,13 +15,12 @@ from protocol.errors import BusError
 
 log = structlog.get_logger()
 
-
-# A batch that says nothing for so long is lost.
+# A batch of which nothing comes for so long is lost.
 BATCH_SECONDS = 5.0
 
 
 class NoBatches(BusError):
-    """The server reads no batches of stored messages: it is older than 2.11."""
+    """The server has no batched reads of stored messages: it is older than 2.11."""
 
     retryable = False
 
@@ -34,17 +33,17 @@ class Stored:
     headers: Mapping[str, str]
 
     def as_delivery(self, bus: Bus) -> Delivery:
-        """As if it had come by a subscription: there is nothing to acknowledge."""
+        """As if it had come by a subscription; acknowledging it does nothing."""
         return Delivery(_client=bus.client, subject=self.subject, data=self.data, headers=dict(self.headers))
 
 
 async def stored_at(bus: Bus, stream: str, sequence: int) -> Stored | None:
-    """The message of that number, or None where there is none any more. Raises BusError."""
+    """The message of that sequence, or None where it is gone. Raises BusError."""
     return await _get(bus, stream, sequence, subject=None)
 
 
 async def stored_from(bus: Bus, stream: str, sequence: int, subject: str) -> Stored | None:
-    """The first message on `subject` (which may hold wildcards) from that number on, or None. Raises BusError."""
+    """The first message on `subject` (which may hold wildcards) from that sequence on, or None. Raises BusError."""
     return await _get(bus, stream, sequence, subject=subject)
 
 
@@ -61,8 +60,8 @@ async def _get(bus: Bus, stream: str, sequence: int, *, subject: str | None) -> 
 async def stored_batch(
     bus: Bus, stream: str, subject: str, *, start: int, count: int, max_bytes: int
 ) -> tuple[list[Stored], int]:
-    """Messages on `subject` from the number `start` on, in their order: at most `count`, or `max_bytes` together, but
-    one at least where there is one; and how many there are behind them. One request (NATS ADR-31: batched direct get).
+    """Messages on `subject` from the sequence `start` on, in their order: at most `count`, or `max_bytes` together, but
+    at least one where there is one; and how many come after them. One request (NATS ADR-31: batched direct get).
 
     Raises BusError, NoBatches.
     """
@@ -70,7 +69,7 @@ async def stored_batch(
     found: list[Stored] = []
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def heard(message: Delivery) -> None:
+    def on_message(message: Delivery) -> None:
         headers = message.headers or {}
         if ended.done():
             return
@@ -87,10 +86,10 @@ async def stored_batch(
         own = {name: value for name, value in headers.items() if not name.startswith("Nats-")}
         found.append(Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], message.data, own))
 
-    subscription = await bus.hear(inbox, heard)
+    subscription = await bus.subscribe_direct(inbox, on_message)
     try:
-        wanted = {"seq": start, "batch": count, "max_bytes": max_bytes, "next_by_subj": subject}
-        await bus.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(wanted).encode(), reply=inbox)
+        request = {"seq": start, "batch": count, "max_bytes": max_bytes, "next_by_subj": subject}
+        await bus.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
         async with asyncio.timeout(BATCH_SECONDS):
             return found, await ended
     except TimeoutError:
@@ -100,18 +99,18 @@ async def stored_batch(
 
 
 async def remove_stored(bus: Bus, stream: str, sequence: int) -> None:
-    """Take a message out of its stream. One that stays, because the broker is away, is there to be removed again."""
+    """Remove a message from its stream. One that stays, because the broker is away, can be removed later."""
     try:
-        # The library's own call has the server overwrite the message on its disk, which takes milliseconds each.
-        wanted = json.dumps({"seq": sequence, "no_erase": True}).encode()
-        await bus.request(f"$JS.API.STREAM.MSG.DELETE.{stream}", wanted, timeout_seconds=BATCH_SECONDS)
+        # The library's own call makes the server overwrite the message on its disk, which takes milliseconds.
+        request = json.dumps({"seq": sequence, "no_erase": True}).encode()
+        await bus.request(f"$JS.API.STREAM.MSG.DELETE.{stream}", request, timeout_seconds=BATCH_SECONDS)
     except BusError as error:
         log.debug("stored.kept", stream=stream, sequence=sequence, error=str(error) or type(error).__name__)
 
 
-async def before_consumer(bus: Bus, stream: str, durable_name: str) -> int | None:
-    """How many messages wait for a consumer, or are with its takers; None where the broker does not say, or nobody has
-    made the consumer yet."""
+async def pending_messages(bus: Bus, stream: str, durable_name: str) -> int | None:
+    """How many messages of a consumer are not delivered or not acknowledged; None where the broker does not respond, or
+    the consumer does not exist yet."""
     try:
         info = await bus.js.consumer_info(stream, durable_name)
     except (TimeoutError, NatsError, OSError) as error:
@@ -120,8 +119,8 @@ async def before_consumer(bus: Bus, stream: str, durable_name: str) -> int | Non
     return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
-async def given_out(bus: Bus, stream: str, durable_name: str) -> int | None:
-    """The number of the newest message that a consumer has given to anybody; None where the broker does not say."""
+async def delivered_sequence(bus: Bus, stream: str, durable_name: str) -> int | None:
+    """The sequence of the newest message that a consumer has delivered; None where the broker does not respond."""
     try:
         info = await bus.js.consumer_info(stream, durable_name)
     except (TimeoutError, NatsError, OSError) as error:

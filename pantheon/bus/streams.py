@@ -1,4 +1,4 @@
-"""The mesh's streams in JetStream: made by the orchestrator, compared with what is there, watched for loss."""
+"""The mesh's streams in JetStream: made by the orchestrator, brought to their settings, compared to find a loss."""
 
 import json
 import re
@@ -39,9 +39,7 @@ def stream_config(spec: StreamSpec, replicas: int) -> StreamConfig:
 async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
     """Make the mesh's streams and its bucket of large values, or bring them to the contract's settings.
 
-    Safe from several processes at once.
-
-    Raises BusError when JetStream is absent or refuses.
+    Safe from several processes at once. Raises BusError when JetStream is absent or refuses.
     """
     for spec in ALL_STREAMS:
         config = stream_config(spec, replicas)
@@ -63,12 +61,12 @@ async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
     await ensure_objects(bus, replicas=replicas)
 
 
-def _differs(there: StreamConfig, wanted: StreamConfig) -> bool:
+def _differs(found: StreamConfig, required: StreamConfig) -> bool:
     names = (
         "subjects discard discard_new_per_subject max_msgs_per_subject max_age max_bytes num_replicas "
         "duplicate_window allow_msg_ttl"
     ).split()
-    return any((getattr(there, name) or None) != (getattr(wanted, name) or None) for name in names)
+    return any((getattr(found, name) or None) != (getattr(required, name) or None) for name in names)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class StreamMark:
 
 
 async def stream_mark(bus: Bus, name: str) -> StreamMark | None:
-    """The stream's mark, or None where it does not exist. Raises BusError when the broker does not answer."""
+    """The stream's mark, or None where it does not exist. Raises BusError when the broker does not respond."""
     try:
         info = await bus.js.stream_info(name)
     except NotFoundError:
@@ -93,31 +91,31 @@ async def stream_mark(bus: Bus, name: str) -> StreamMark | None:
     return StreamMark(str(info.created), info.state.last_seq)
 
 
-# What JetStream says of every request that changed something, on core NATS; here, of a purge.
+# JetStream announces every request that changed something on core NATS; here, a purge.
 API_ADVISORIES = "$JS.EVENT.ADVISORY.API"
 _PURGE = re.compile(r"\$JS\.(?:[^.]+\.)?API\.STREAM\.PURGE\.(.+)")
 
 
 @dataclass(frozen=True)
 class Purge:
-    """Messages of a stream that somebody removed: those of `subject`, or all. `id` is the broker's, for this one."""
+    """A removal of messages from a stream: those of `subject`, or all. `id` is the broker's, for this request."""
 
     stream: str
     subject: str | None
     id: str
 
 
-async def on_purge(bus: Bus, told: Callable[[Purge], None]) -> Subscription:
-    """Have `told` called for each purge of a stream, which neither its creation time nor its last sequence shows."""
+async def on_purge(bus: Bus, callback: Callable[[Purge], None]) -> Subscription:
+    """Call `callback` for each purge of a stream, which neither its creation time nor its last sequence shows."""
 
-    async def heard(delivery: Delivery) -> None:
+    async def on_advisory(delivery: Delivery) -> None:
         try:
             advisory = json.loads(delivery.data)
             purged = _PURGE.fullmatch(advisory["subject"])
             if purged is not None:
-                wanted = json.loads(advisory["request"] or "{}")
-                told(Purge(purged[1], wanted.get("filter") or None, advisory["id"]))
+                request = json.loads(advisory["request"] or "{}")
+                callback(Purge(purged[1], request.get("filter") or None, advisory["id"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.debug("advisory.unread", error=str(error))
 
-    return await bus.subscribe(API_ADVISORIES, heard)
+    return await bus.subscribe(API_ADVISORIES, on_advisory)

@@ -198,14 +198,14 @@ def run_agent(
     ],
     url: Url = None,
 ) -> None:
-    from pantheon.runtime.loading import AgentNotLoaded, load_agent
+    from pantheon.process.loading import AgentNotLoaded, load_agent
 
     os.environ.update(find_mesh(url).environment())
     try:
         agent = load_agent(target)
     except AgentNotLoaded as error:
         raise CommandError(error.message, ExitCode.NOT_FOUND) from error
-    from pantheon.runtime.process import run_agent as run
+    from pantheon.process.run import run_agent as run
 
     raise typer.Exit(run(agent))
 

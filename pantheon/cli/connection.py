@@ -77,7 +77,7 @@ async def open_mesh(url: str | None, *, requester: str = REQUESTER) -> AsyncIter
 async def open_bus(found: FoundMesh, *, wait_seconds: float = CONNECT_SECONDS) -> AsyncIterator["Bus"]:
     """A bare connection, for what the client has no words for."""
     from pantheon.bus import Bus
-    from pantheon.runtime.credentials import nats_options
+    from pantheon.bus.credentials import nats_options
 
     options = nats_options(found.settings)
     bus = await Bus.connect(found.settings.nats_url, name=REQUESTER, wait_seconds=wait_seconds, options=options)

@@ -1,7 +1,7 @@
 """Mesh: the client. Sends tasks to the orchestrator and waits for their outcome, over NATS alone.
 
-Acceptance and answers both survive lost messages by the contract's rule: send the same task_id again until it is
-accepted or answered; that never runs it twice (PROTOCOL.md, TaskRequest).
+Acceptance and responses both survive lost messages by the contract's rule: send the same task_id again until its
+acceptance, or its response, has come; that never runs it twice (docs/protocol.md, TaskRequest).
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription
+from pantheon.bus import Bus, Delivery, Objects, Publisher, Subscription, Transport
+from pantheon.bus.credentials import nats_options
 from pantheon.client.operations import Changed as Changed
-from pantheon.client.operations import Operations
+from pantheon.client.operations import ClientOperations
 from pantheon.client.operations import Paused as Paused
 from pantheon.client.operations import PutWorkflow as PutWorkflow
-from pantheon.client.operations import Signalled as Signalled
+from pantheon.client.operations import SignalTaken as SignalTaken
 from pantheon.client.watch import Watched, watch
-from pantheon.runtime.credentials import nats_options
 from pantheon.runtime.settings import MeshSettings
 from protocol import subjects
 from protocol.errors import BusError, NotAccepted, ObjectMissing, PantheonError, TaskCancelled, TaskFailed
@@ -36,8 +36,8 @@ log = structlog.get_logger()
 
 RESEND_FIRST_SECONDS = 1.0
 RESEND_MAX_SECONDS = 15.0
-# The copy of the answer comes by core NATS, at most once. Asking again this often costs one row look-up.
-ASK_AGAIN_SECONDS = 20.0
+# The copy of the response comes by core NATS, at most once. Sending the request again this often costs one row look-up.
+RESEND_WAITING_SECONDS = 20.0
 ACCEPT_SECONDS = 30.0
 
 
@@ -45,61 +45,60 @@ ACCEPT_SECONDS = 30.0
 class _Waiter:
     request: TaskRequest
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
-    answered: "asyncio.Future[TaskResponse]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    response: "asyncio.Future[TaskResponse]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class Mesh(Operations):
+class Mesh(ClientOperations):
     """`async with Mesh(url) as mesh: result = await mesh.run("create_blog_post", {...})`.
 
     Without a URL, the environment's NATS_URL and credentials are used. Several tasks may be awaited at once.
     """
 
     def __init__(
-        self, url: str | None = None, *, requester: str | None = None, connect_seconds: float | None = 10.0
+        self,
+        url: str | None = None,
+        *,
+        requester: str | None = None,
+        connect_seconds: float | None = 10.0,
+        transport: Transport | None = None,
     ) -> None:
-        self._settings = MeshSettings.load(nats_url=url)
+        """`transport` is a connection that another part owns (see `over`); without it, this client makes its own."""
+        self._settings = MeshSettings.load(nats_url=url) if transport is None else None
         self._requester = requester
         self._connect_seconds = connect_seconds
-        self._own_bus = True
         self._subscriptions: list[Subscription] = []
         self._waiters: dict[UUID, _Waiter] = {}
+        self._inbox = ""
         self._bus: Bus
         self._publisher: Publisher
         self._objects: Objects
-        self._inbox = ""
+        if transport is not None:
+            self._bus, self._publisher, self._objects = transport.bus, transport.publisher, transport.objects
 
     @classmethod
-    async def over(
-        cls, bus: Bus, publisher: Publisher, objects: Objects | None = None, *, requester: str | None = None
-    ) -> Self:
-        """A client over a connection that somebody else owns."""
-        mesh = cls.__new__(cls)
-        mesh._requester = requester
-        mesh._own_bus = False
-        mesh._subscriptions = []
-        mesh._waiters = {}
-        mesh._bus = bus
-        mesh._publisher = publisher
-        mesh._objects = objects or Objects(bus)
+    async def over(cls, transport: Transport, *, requester: str | None = None) -> Self:
+        """A client over a connection that another part owns, ready to use; `close` leaves the connection open."""
+        mesh = cls(requester=requester, transport=transport)
         await mesh._listen()
         return mesh
 
     async def __aenter__(self) -> Self:
-        self._bus = await Bus.connect(
-            self._settings.nats_url,
-            name=self._requester or "mesh-client",
-            wait_seconds=self._connect_seconds,
-            options=nats_options(self._settings),
-        )
-        self._publisher = Publisher(self._bus)
-        self._objects = Objects(self._bus, max_bytes=self._settings.max_payload_bytes)
+        if (settings := self._settings) is not None:
+            self._bus = await Bus.connect(
+                settings.nats_url,
+                name=self._requester or "mesh-client",
+                wait_seconds=self._connect_seconds,
+                options=nats_options(settings),
+            )
+            self._publisher = Publisher(self._bus)
+            self._objects = Objects(self._bus, max_bytes=settings.max_payload_bytes)
         await self._listen()
         return self
 
     async def _listen(self) -> None:
         self._inbox = self._bus.new_inbox()
         self._subscriptions = [
-            await self._bus.subscribe(f"{self._inbox}.*", self._on_answer),
+            await self._bus.subscribe(f"{self._inbox}.*", self._on_response),
             await self._bus.subscribe(subjects.event("task", "accepted"), self._on_accepted),
         ]
         await self._bus.flush()
@@ -109,23 +108,23 @@ class Mesh(Operations):
 
     async def close(self) -> None:
         for waiter in self._waiters.values():
-            waiter.answered.cancel()
-        if self._own_bus:
+            waiter.response.cancel()
+        if self._settings is not None:
             await self._publisher.close()
             await self._bus.close()
             return
         for subscription in self._subscriptions:
             await self._bus.unsubscribe(subscription)
 
-    async def _on_answer(self, delivery: Delivery) -> None:
+    async def _on_response(self, delivery: Delivery) -> None:
         try:
             response = TaskResponse.model_validate_json(delivery.data)
         except ValidationError as error:
             log.warning("answer.invalid", error=str(error))
             return
         waiter = self._waiters.get(response.task_id)
-        if waiter is not None and not waiter.answered.done():
-            waiter.answered.set_result(response)
+        if waiter is not None and not waiter.response.done():
+            waiter.response.set_result(response)
             waiter.accepted.set()
 
     async def _on_accepted(self, delivery: Delivery) -> None:
@@ -139,7 +138,7 @@ class Mesh(Operations):
             waiter.accepted.set()
 
     def reply_to(self, task_id: UUID) -> str:
-        """Where this client listens for a task's answer."""
+        """The subject on which this client receives a task's response."""
         return f"{self._inbox}.{task_id.hex}"
 
     def request(
@@ -158,7 +157,7 @@ class Mesh(Operations):
     ) -> TaskRequest:
         """The TaskRequest that `submit` and `run` send for these arguments. Raises ValidationError of pydantic."""
         task_id = task_id or new_id()
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "idempotency_key": idempotency_key,
             "priority": priority,
             "timeout_seconds": timeout_seconds,
@@ -173,7 +172,7 @@ class Mesh(Operations):
             task_type=task_type,
             payload=dict(payload or {}),
             reply_to=self.reply_to(task_id),
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in options.items() if value is not None},
         )
 
     async def submit(
@@ -212,7 +211,7 @@ class Mesh(Operations):
                 if not error.retryable:
                     self._waiters.pop(request.task_id, None)
                     raise
-                # An answer that comes at once (a bucket that is gone) must not be asked for as fast as it comes.
+                # An error that comes at once (a bucket that is gone) must not be met by a retry at once.
                 log.debug("submit.again", error=str(error))
                 await asyncio.sleep(min(wait, max(0.0, end - loop.time())))
                 wait = min(wait * 2, RESEND_MAX_SECONDS)
@@ -221,7 +220,7 @@ class Mesh(Operations):
     async def _send(self, request: TaskRequest, *, give_up_seconds: float) -> None:
         body = to_bytes(request)
         if self._objects.is_large(body):
-            # Each time: the store may have lost it since. One that is there is not sent again.
+            # With every send: the store may have lost it since. A value that is there is not sent again.
             ref = await self._objects.put_large(request.task_id, json_bytes(request.payload))
             if ref is not None:
                 body = to_bytes(request.model_copy(update={"payload": {}, "payload_ref": ref}))
@@ -238,31 +237,32 @@ class Mesh(Operations):
         async with asyncio.timeout(timeout_seconds):
             while True:
                 try:
-                    response = await self._whole(await self._answer(waiter))
+                    response = await self._whole(await self._response_of(waiter))
                     break
                 except BusError as error:
                     if not error.retryable:
                         raise
-                    # A large result that the object store has lost is put there again by whoever answers again.
+                    # The orchestrator puts a large result that the object store has lost there again when it responds
+                    # again.
                     log.debug("wait.result_gone", task_id=str(task_id), error=str(error))
-                    waiter.answered = asyncio.get_running_loop().create_future()
-                    await self._ask_again(waiter)
+                    waiter.response = asyncio.get_running_loop().create_future()
+                    await self._resend(waiter)
         self._waiters.pop(task_id, None)
         return response
 
-    async def _answer(self, waiter: _Waiter) -> TaskResponse:
-        while not waiter.answered.done():
+    async def _response_of(self, waiter: _Waiter) -> TaskResponse:
+        while not waiter.response.done():
             generation = self._bus.generation
-            await asyncio.wait({waiter.answered}, timeout=ASK_AGAIN_SECONDS)
-            if not waiter.answered.done():
+            await asyncio.wait({waiter.response}, timeout=RESEND_WAITING_SECONDS)
+            if not waiter.response.done():
                 reconnected = generation != self._bus.generation
                 log.debug("wait.again", task_id=str(waiter.request.task_id), reconnected=reconnected)
-                await self._ask_again(waiter)
-        return await waiter.answered
+                await self._resend(waiter)
+        return await waiter.response
 
-    async def _ask_again(self, waiter: _Waiter) -> None:
+    async def _resend(self, waiter: _Waiter) -> None:
         try:
-            await self._send(waiter.request, give_up_seconds=ASK_AGAIN_SECONDS)
+            await self._send(waiter.request, give_up_seconds=RESEND_WAITING_SECONDS)
         except BusError as error:
             log.debug("wait.unsent", error=str(error))
 
@@ -275,14 +275,14 @@ class Mesh(Operations):
         return response.model_copy(update={"result": result, "result_ref": None})
 
     async def _wait_foreign(self, task_id: UUID, timeout_seconds: float | None) -> TaskResponse:
-        """A task of another process: its row is asked for until it has ended."""
+        """The response of a task that another process submitted: queried until the task has ended."""
         async with asyncio.timeout(timeout_seconds):
             pause = 0.05
             while True:
-                answer = await self.query("response", {"task_id": str(task_id)})
-                if answer.get("response") is not None:
+                reply = await self.query("response", {"task_id": str(task_id)})
+                if reply.get("response") is not None:
                     with contextlib.suppress(ObjectMissing):
-                        return await self._whole(TaskResponse.model_validate_json(json.dumps(answer["response"])))
+                        return await self._whole(TaskResponse.model_validate_json(json.dumps(reply["response"])))
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.5, 2.0)
 
@@ -320,7 +320,7 @@ class Mesh(Operations):
     async def _until_ended(self, task_id: UUID) -> None:
         waiter = self._waiters.get(task_id)
         if waiter is not None:
-            await asyncio.wait({waiter.answered})
+            await asyncio.wait({waiter.response})
         else:
             await self._wait_foreign(task_id, None)
 
@@ -333,12 +333,12 @@ class Mesh(Operations):
         delivery = await self._bus.request(
             subjects.query(what), json.dumps(dict(arguments or {})).encode(), timeout_seconds=10
         )
-        answer: dict[str, Any] = json.loads(delivery.data)
-        if (error := answer.get("error")) is not None:
+        reply: dict[str, Any] = json.loads(delivery.data)
+        if (error := reply.get("error")) is not None:
             raised = PantheonError(error["message"], details=error.get("details"))
             raised.code = error["code"]
             raise raised
-        return answer
+        return reply
 
 
 def result_of(response: TaskResponse) -> Any:

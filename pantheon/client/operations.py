@@ -1,6 +1,7 @@
-"""Operations: what a client does about tasks of the mesh: cancel, pause, signal, retry and more (PROTOCOL.md).
+"""ClientOperations: how a client changes tasks of the mesh: cancel, pause, signal, retry and more (docs/protocol.md,
+Operations).
 
-Each is a task of the orchestrator, durable once it is accepted; what is only asked for is a query.
+Each operation is a task of the orchestrator, durable once it is accepted; what only reads is a query.
 """
 
 from abc import ABC, abstractmethod
@@ -12,15 +13,15 @@ from protocol.messages import TaskRequest
 
 
 class Changed(TypedDict):
-    """What `cancel`, and `pause` and `resume` of a task came to; not `changed`: there was nothing left to change."""
+    """The result of `cancel`, and of `pause` and `resume` of a task; not `changed` where nothing was left to do."""
 
     task_id: str
     status: str
     changed: bool
 
 
-class Signalled(TypedDict):
-    """What a signal or an approval came to: `taken` by a step that waited, or kept for the one that will."""
+class SignalTaken(TypedDict):
+    """The result of a signal or an approval: `taken` by a step that waits for it, or kept for the step that will."""
 
     task_id: str
     signal: str
@@ -29,7 +30,7 @@ class Signalled(TypedDict):
 
 class Paused(TypedDict):
     """What is paused: a task (`name` is its id), a workflow or an agent; since when, by which operation and whose; and
-    how many tasks are ready and wait for its end, counted up to 10,000."""
+    how many ready tasks it holds up, counted up to 10,000."""
 
     kind: Literal["task", "workflow", "agent"]
     name: str
@@ -47,8 +48,8 @@ class PutWorkflow(TypedDict):
     version: str
 
 
-class Operations(ABC):
-    """The operations of a client that can submit a task, run one, and ask a query."""
+class ClientOperations(ABC):
+    """The operations of a client that can submit a task, run one, and make a query."""
 
     @abstractmethod
     async def submit(
@@ -62,11 +63,11 @@ class Operations(ABC):
     async def query(self, what: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]: ...
 
     async def cancel(self, task_id: UUID, *, reason: str | None = None) -> Changed:
-        """End a root task `cancelled`: its agents are told to stop, what it did is undone. Raises TaskFailed.
+        """End a root task `cancelled`: its agents stop, its completed steps are compensated. Raises TaskFailed.
 
-        Returns when that is committed; compensations may still run, `wait` tells when the task has ended.
+        Returns when that is committed; compensations may still run, `wait` returns when the task has ended.
         """
-        result: Changed = await self.run("mesh.cancel", _given(task_id=task_id, reason=reason))
+        result: Changed = await self.run("mesh.cancel", _payload(task_id=task_id, reason=reason))
         return result
 
     async def pause(
@@ -76,14 +77,16 @@ class Operations(ABC):
 
         What agents have at work goes on. Raises TaskFailed.
         """
-        result: dict[str, Any] = await self.run("mesh.pause", _given(task_id=task_id, workflow=workflow, agent=agent))
+        result: dict[str, Any] = await self.run("mesh.pause", _payload(task_id=task_id, workflow=workflow, agent=agent))
         return result
 
     async def resume(
         self, task_id: UUID | None = None, *, workflow: str | None = None, agent: str | None = None
     ) -> dict[str, Any]:
         """The end of a `pause` of the same. Raises TaskFailed."""
-        result: dict[str, Any] = await self.run("mesh.resume", _given(task_id=task_id, workflow=workflow, agent=agent))
+        result: dict[str, Any] = await self.run(
+            "mesh.resume", _payload(task_id=task_id, workflow=workflow, agent=agent)
+        )
         return result
 
     async def pauses(self, *, limit: int | None = None) -> list[Paused]:
@@ -91,25 +94,25 @@ class Operations(ABC):
         found: list[Paused] = (await self.query("pauses", {} if limit is None else {"limit": limit}))["pauses"]
         return found
 
-    async def signal(self, task_id: UUID, name: str, payload: Mapping[str, Any] | None = None) -> Signalled:
-        """Give a root task a signal; it is kept until a step waits for it. Raises TaskFailed.
+    async def signal(self, task_id: UUID, name: str, payload: Mapping[str, Any] | None = None) -> SignalTaken:
+        """Send a root task a signal; it is kept until a step waits for it. Raises TaskFailed.
 
-        The mesh knows the giver by this client's `requester`.
+        The mesh knows the sender by this client's `requester`.
         """
-        result: Signalled = await self.run(
+        result: SignalTaken = await self.run(
             "mesh.signal", {"task_id": str(task_id), "signal": name, "payload": dict(payload or {})}
         )
         return result
 
     async def approve(
         self, task_id: UUID, name: str, approved: bool = True, *, comment: str | None = None
-    ) -> Signalled:
-        """Give a root task an approval, or refuse it with `approved=False`. Raises TaskFailed.
+    ) -> SignalTaken:
+        """Send a root task an approval, or a refusal with `approved=False`. Raises TaskFailed.
 
-        What a refusal means is the workflow's own: the step ends well either way, with `approved` in its result.
+        The workflow decides what a refusal means: the step completes either way, with `approved` in its result.
         """
-        given = _given(task_id=task_id, approval=name, comment=comment)
-        result: Signalled = await self.run("mesh.approve", {**given, "approved": approved})
+        payload = _payload(task_id=task_id, approval=name, comment=comment)
+        result: SignalTaken = await self.run("mesh.approve", {**payload, "approved": approved})
         return result
 
     async def retry(self, task_id: UUID) -> UUID:
@@ -127,7 +130,7 @@ class Operations(ABC):
         from_step: str | None = None,
         input: Mapping[str, Any] | None = None,  # noqa: A002 - its name on the wire
     ) -> UUID:
-        """Run a root task again, whatever became of it; returns the new task's id.
+        """Run a root task again, however it ended; returns the new task's id.
 
         `from_step` reuses what completed and does not depend on that step; `input` (a fork) is laid over the old one,
         top-level key by key. `wait` for the outcome; a step that is not there ends the new one `failed`,
@@ -152,13 +155,13 @@ class Operations(ABC):
 
         Returns the ids of those that were sent; they are dead letters no more. Raises TaskFailed.
         """
-        given = _given(id=letter_id, name=name, reason=reason)
+        payload = _payload(id=letter_id, name=name, reason=reason)
         redriven: list[str] = []
         more = True
         while more:
-            result = await self.run("mesh.redrive", {**given, "all": True} if everything else given)
+            result = await self.run("mesh.redrive", {**payload, "all": True} if everything else payload)
             redriven += result["redriven"]
-            # One answer holds only so many.
+            # One result holds only so many.
             more = result.get("more", False)
         return redriven
 
@@ -168,8 +171,8 @@ class Operations(ABC):
         Running tasks stay on theirs. Raises TaskFailed: `invalid_workflow` with the mistake's line and column, or for a
         name that a file of the orchestrator's defines.
         """
-        given = definition if isinstance(definition, str) else dict(definition)
-        result: PutWorkflow = await self.run("mesh.put_workflow", {"definition": given})
+        body = definition if isinstance(definition, str) else dict(definition)
+        result: PutWorkflow = await self.run("mesh.put_workflow", {"definition": body})
         return result
 
     async def dead_letters(
@@ -184,13 +187,13 @@ class Operations(ABC):
 
         With `letter_id`, that one alone, with its body in `body_base64`. Raises PantheonError.
         """
-        arguments = _given(id=letter_id, name=name, reason=reason)
+        arguments = _payload(id=letter_id, name=name, reason=reason)
         if limit is not None:
             arguments["limit"] = limit
         found: list[dict[str, Any]] = (await self.query("dead_letters", arguments))["dead_letters"]
         return found
 
 
-def _given(**fields: object) -> dict[str, Any]:
-    """A payload of what is there; ids as text."""
+def _payload(**fields: object) -> dict[str, Any]:
+    """A payload of the fields that are not None; ids as text."""
     return {name: str(value) for name, value in fields.items() if value is not None}

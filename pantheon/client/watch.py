@@ -1,4 +1,4 @@
-"""Watch: what happens in the tree of one task, as it happens: events of its steps, progress, its end."""
+"""Watch: the events of one task's tree as they come: of its steps, progress, its end."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ ENDS = frozenset({"task.completed", "task.failed", "task.cancelled"})
 
 @dataclass(frozen=True)
 class Watched:
-    """One thing that happened in a task's tree: an event of a step or of the task, or a progress message."""
+    """An event of a step or of the task, or a progress message."""
 
     kind: str
     data: dict[str, Any]
@@ -29,21 +29,21 @@ async def watch(
     until_ended: Callable[[], Awaitable[None]],
     on_listening: Callable[[], None] | None,
 ) -> AsyncIterator[Watched]:
-    """As `Mesh.watch`. `until_ended` returns once the task has its answer, whether its events have come or not."""
+    """As `Mesh.watch`. `until_ended` returns once the task has its response, whether its events have come or not."""
     queue: asyncio.Queue[Watched] = asyncio.Queue(10_000)
-    wanted = str(task_id)
+    watched = str(task_id)
 
     def put(seen: Watched) -> None:
-        # Whoever watches slower than the mesh works loses the oldest, never memory.
+        # A watcher that is slower than the mesh loses the oldest events; memory stays bounded.
         if queue.full():
             queue.get_nowait()
         queue.put_nowait(seen)
 
     async def on_event(delivery: Delivery) -> None:
-        if wanted.encode() not in delivery.data:
+        if watched.encode() not in delivery.data:
             return
         data = json.loads(delivery.data).get("data", {})
-        if wanted in (data.get("root_task_id"), data.get("task_id")):
+        if watched in (data.get("root_task_id"), data.get("task_id")):
             _, _, entity, name = delivery.subject.split(".", 3)
             put(Watched(f"{entity}.{name}", data))
 
@@ -72,7 +72,7 @@ async def watch(
                 continue
             getting.cancel()
             ended.result()
-            # The answer overtakes the last events; they are a moment behind, or lost.
+            # The response overtakes the last events; they are a moment behind, or lost.
             while (late := await _next(queue, LAST_EVENTS_SECONDS)) is not None:
                 yield late
                 if late.kind in ENDS:

@@ -1,4 +1,4 @@
-"""AgentConfig: how one agent's process works, as far as it may be set from outside and changed while it runs."""
+"""AgentConfig: what may be set from outside in one agent's process, and changed while it runs."""
 
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,7 @@ class AgentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # What makes the process who it is: given by its code, not by any layer, and never changed.
+    # The identity of the process: set by its code, not by any layer, and never changed.
     fixed_keys: ClassVar[frozenset[str]] = frozenset({"name", "instance_id"})
 
     name: AgentName
@@ -43,7 +43,7 @@ class AgentConfig(BaseModel):
 
     @classmethod
     def variable_of(cls, key: str) -> str:
-        """The environment variable of a field; its own name in capitals when it says nothing else."""
+        """The environment variable of a field; its own name in capitals unless the field names another."""
         extra = cls.model_fields[key].json_schema_extra
         named = extra.get("env") if isinstance(extra, dict) else None
         return str(named) if named else key.upper()

@@ -1,7 +1,7 @@
 """Layers: where configuration comes from (file, environment, what a KV store holds), each as flat keys with a source.
 
 A key is a field's name, or `options.<name>` for one of the free options, so that layers override one option without
-the others. Pure functions; whoever reads files and stores is elsewhere.
+the others. Pure functions; files and stores are read in `sources`.
 """
 
 import json
@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where exactly it stands: a file, a variable, a key."""
+    """A value and its exact origin: a file, a variable, a key."""
 
     value: Any
     source: str
@@ -43,8 +43,8 @@ class Origin:
     source: str
 
     def __str__(self) -> str:
-        place = f" ({self.source})" if self.source else ""
-        return f"{self.key} = {self.value!r} from {self.layer}{place}"
+        source = f" ({self.source})" if self.source else ""
+        return f"{self.key} = {self.value!r} from {self.layer}{source}"
 
 
 def flatten(values: Mapping[str, Any], source: str) -> dict[str, Setting]:
@@ -99,7 +99,7 @@ def unknown_keys(model: type[AgentConfig], layer: Layer) -> dict[str, str]:
 
 
 def environment_layer(model: type[AgentConfig], environ: Mapping[str, str]) -> dict[str, Setting]:
-    """What the environment sets; empty variables set nothing. Raises SettingsError for options that are no JSON."""
+    """What the environment sets; empty variables set nothing. Raises SettingsError for options that are not JSON."""
     layer: dict[str, Setting] = {}
     for key in model.model_fields:
         if key in model.fixed_keys:
@@ -128,7 +128,7 @@ def _json_object(text: str, source: str) -> Mapping[str, Any]:
 def parse_file(path: Path, content: bytes, agent: str) -> dict[str, Setting]:
     """A file's settings for an agent: the top level is for all, `agents: {<name>: …}` for one and wins.
 
-    Raises SettingsError, one line, with the place of a mistake of form.
+    Raises SettingsError, one line, with the position of a syntax error.
     """
     if len(content) > MAX_FILE_BYTES:
         raise SettingsError(f"{path} has {len(content)} bytes: a file of settings has at most {MAX_FILE_BYTES}")

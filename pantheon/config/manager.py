@@ -25,8 +25,9 @@ from protocol.errors import SettingsError
 log = structlog.get_logger(__name__)
 
 DEFAULTS, FILE, ENVIRONMENT = "defaults", "file", "environment"
-# How long `start` waits for the first word of a KV store before it goes on with what it has.
-FIRST_WORD_SECONDS = 2.0
+# How long `start` waits for the first layer of a KV store before it goes on with what it has.
+FIRST_LAYER_SECONDS = 2.0
+FOLLOW_AGAIN_SECONDS = 2.0
 
 ConfigT = TypeVar("ConfigT", bound=AgentConfig)
 
@@ -44,7 +45,7 @@ OnChange = Callable[[ConfigT, ConfigT, frozenset[str]], None]
 
 
 class ConfigManager(Generic[ConfigT]):
-    """Keeps `current` as the layers say.
+    """Keeps `current` as the layers define it.
 
     manager = ConfigManager(AgentConfig, name="llm_agent", instance_id="a1", file=Path("mesh.yaml"))
     async with manager:
@@ -63,6 +64,7 @@ class ConfigManager(Generic[ConfigT]):
         file: Path | None = None,
         environ: Mapping[str, str] | None = None,
         live: Source | None = None,
+        first_layer_seconds: float = FIRST_LAYER_SECONDS,
     ) -> None:
         """Reads file and environment at once; raises SettingsError, one line, when they are wrong.
 
@@ -72,6 +74,7 @@ class ConfigManager(Generic[ConfigT]):
         self._fixed = {"name": name, "instance_id": instance_id}
         self._sources: list[Source] = []
         self._live = live
+        self._first_layer_seconds = first_layer_seconds
         self._layers: dict[str, Layer] = {
             DEFAULTS: {key: Setting(value, "the agent's code") for key, value in _flat(defaults or {}).items()}
         }
@@ -86,7 +89,7 @@ class ConfigManager(Generic[ConfigT]):
         self._callbacks: list[OnChange[ConfigT]] = []
         self._queues: set[asyncio.Queue[ConfigChange[ConfigT] | None]] = set()
         self._refused: dict[str, Setting] = {}
-        self._first_word = asyncio.Event()
+        self._first_layer = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
         for layer in self._layers.values():
@@ -95,7 +98,7 @@ class ConfigManager(Generic[ConfigT]):
         try:
             self._current = self._validate(self._layers)
         except ValidationError as error:
-            raise SettingsError(self._explain_all(error)) from error
+            raise SettingsError(self._describe(error)) from error
 
     @property
     def current(self) -> ConfigT:
@@ -111,12 +114,8 @@ class ConfigManager(Generic[ConfigT]):
         layer, setting = merge(self._layers).get(key, (DEFAULTS, Setting(None, "")))
         return Origin(key, values[key], layer, setting.source)
 
-    def explain_all(self) -> list[Origin]:
-        """`explain` of every key, for a page or a command."""
-        return [self.explain(key) for key in flat_values(self._current)]
-
     def on_change(self, callback: OnChange[ConfigT]) -> Callable[[], None]:
-        """Call back with (old, new, changed keys) on every change; returns the way to stop it."""
+        """Call back with (old, new, changed keys) on every change; returns the function that ends this."""
         self._callbacks.append(callback)
 
         def forget() -> None:
@@ -141,14 +140,14 @@ class ConfigManager(Generic[ConfigT]):
             self._queues.discard(queue)
 
     async def start(self) -> None:
-        """Follow what changes; waits a moment for a KV store's first word, so that work begins with it."""
+        """Follow what changes; waits a moment for a KV store's first layer, so that work begins with it."""
         self._tasks = [
             asyncio.create_task(self._follow(source), name=f"config-{source.layer}") for source in self._sources
         ]
         if self._live is not None:
             try:
-                async with asyncio.timeout(FIRST_WORD_SECONDS):
-                    await self._first_word.wait()
+                async with asyncio.timeout(self._first_layer_seconds):
+                    await self._first_layer.wait()
             except TimeoutError:
                 log.debug("no live settings yet, going on without", layer=self._live.layer)
 
@@ -174,39 +173,39 @@ class ConfigManager(Generic[ConfigT]):
     async def _follow(self, source: Source) -> None:
         while True:
             try:
-                await source.follow(lambda layer: self.take(source.layer, layer))
+                await source.follow(lambda layer: self.set_layer(source.layer, layer))
             except Exception:
                 log.exception("a layer of settings cannot be followed, trying on", layer=source.layer)
-            await asyncio.sleep(FIRST_WORD_SECONDS)
+            await asyncio.sleep(FOLLOW_AGAIN_SECONDS)
 
-    def take(self, name: str, layer: Layer) -> None:
-        """A layer as it is now: what is allowed comes into effect, the rest is refused with a warning."""
+    def set_layer(self, name: str, layer: Layer) -> None:
+        """Replace a layer: what is allowed comes into effect, the rest is refused with a warning."""
         old_layer = self._layers[name]
-        wanted = dict(layer)
-        for key, reason in unknown_keys(self._model, wanted).items():
-            self._refuse(wanted, old_layer, key, reason)
-        layers = {**self._layers, name: wanted}
+        new_layer = dict(layer)
+        for key, reason in unknown_keys(self._model, new_layer).items():
+            self._refuse(new_layer, old_layer, key, reason)
+        layers = {**self._layers, name: new_layer}
         while True:
             try:
                 new = self._validate(layers)
                 break
             except ValidationError as error:
                 bad = {key: str(problem["msg"]) for problem in error.errors() if (key := self._key_of(problem))}
-                ours = {key: reason for key, reason in bad.items() if wanted.get(key) != old_layer.get(key)}
+                ours = {key: reason for key, reason in bad.items() if new_layer.get(key) != old_layer.get(key)}
                 if not ours:
                     log.warning("new settings do not go together, the old ones stay", layer=name, reason=str(error))
                     if name != FILE:
-                        self._first_word.set()
+                        self._first_layer.set()
                     return
                 for key, reason in ours.items():
-                    self._refuse(wanted, old_layer, key, reason)
-        self._layers[name] = wanted
+                    self._refuse(new_layer, old_layer, key, reason)
+        self._layers[name] = new_layer
         if name != FILE:
-            self._first_word.set()
+            self._first_layer.set()
         self._switch(new)
 
-    def _refuse(self, wanted: dict[str, Setting], old_layer: Layer, key: str, reason: str) -> None:
-        setting = wanted.pop(key, None)
+    def _refuse(self, new_layer: dict[str, Setting], old_layer: Layer, key: str, reason: str) -> None:
+        setting = new_layer.pop(key, None)
         if setting is not None and self._refused.get(key) != setting:
             self._refused[key] = setting
             log.warning(
@@ -217,7 +216,7 @@ class ConfigManager(Generic[ConfigT]):
                 reason=reason,
             )
         if key in old_layer:
-            wanted[key] = old_layer[key]
+            new_layer[key] = old_layer[key]
 
     def _switch(self, new: ConfigT) -> None:
         old, self._current = self._current, new
@@ -240,12 +239,12 @@ class ConfigManager(Generic[ConfigT]):
         return self._model.model_validate({**nest(values), **self._fixed})
 
     def _key_of(self, problem: Mapping[str, Any]) -> str:
-        place = problem["loc"]
-        if not place:
+        path = problem["loc"]
+        if not path:
             return ""
-        return ".".join(str(part) for part in place[:2]) if place[0] == "options" and len(place) > 1 else str(place[0])
+        return ".".join(str(part) for part in path[:2]) if path[0] == "options" and len(path) > 1 else str(path[0])
 
-    def _explain_all(self, error: ValidationError) -> str:
+    def _describe(self, error: ValidationError) -> str:
         merged = merge(self._layers)
         lines = []
         for problem in error.errors(include_url=False):

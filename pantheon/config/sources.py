@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
-from nats.aio.client import Client
 
+from pantheon.bus import NatsClient
 from pantheon.config.layers import Layer, parse_file, parse_tree
 from pantheon.discovery.kv_watch import BucketWatch
 from protocol.errors import SettingsError
@@ -16,10 +16,10 @@ log = structlog.get_logger(__name__)
 
 KV_BUCKET = "config"
 FILE_POLL_SECONDS = 1.0
-# Every agent looks after the bucket, and most meshes have none: seldom enough for a thousand of them.
+# Every agent checks for the bucket, and most meshes have none: seldom enough for a thousand agents.
 PROBE_SECONDS = 30.0
 
-Tell = Callable[[Layer], None]
+OnLayer = Callable[[Layer], None]
 
 
 class Source(Protocol):
@@ -29,18 +29,18 @@ class Source(Protocol):
     def layer(self) -> str:
         """The layer's name."""
 
-    async def follow(self, tell: Tell) -> None:
-        """Tell the whole layer first, and again whenever it has changed; for ever.
+    async def follow(self, on_layer: OnLayer) -> None:
+        """Call `on_layer` with the whole layer first, and again whenever it has changed; for ever.
 
-        Where a store cannot be reached the first word is an empty layer, so that nobody waits for it.
+        Where a store cannot be reached the first layer is empty, so that no start waits for it.
         """
 
     async def close(self) -> None:
-        """Let go of what it holds, after the last `follow`."""
+        """Release what it holds, after the last `follow`."""
 
 
 class FileSource:
-    """A YAML, TOML or JSON file; looked at once a second, which needs nothing of the platform and no descriptor."""
+    """A YAML, TOML or JSON file; checked once a second, which needs nothing of the platform and no descriptor."""
 
     layer = "file"
 
@@ -48,42 +48,42 @@ class FileSource:
         self.path = path
         self._agent = agent
         self._stamp: tuple[int, int, int] | None = None
-        self._trouble = ""
+        self._problem = ""
 
     def read(self) -> Layer:
         """The file now; raises SettingsError of one line."""
         try:
-            self._stamp = self._look()
+            self._stamp = self._stat()
             return parse_file(self.path, self.path.read_bytes(), self._agent)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise SettingsError(f"the file of settings {self.path} cannot be read: {reason}") from error
 
-    async def follow(self, tell: Tell) -> None:
+    async def follow(self, on_layer: OnLayer) -> None:
         """See Source.follow. A file that is gone or broken leaves the layer as it was, with one warning."""
         while True:
             await asyncio.sleep(FILE_POLL_SECONDS)
             try:
                 layer = await asyncio.to_thread(self._read_if_changed)
             except SettingsError as error:
-                if self._trouble != error.message:
-                    self._trouble = error.message
+                if self._problem != error.message:
+                    self._problem = error.message
                     log.warning("the settings of a file stay as they were", reason=error.message)
                 continue
             if layer is not None:
-                self._trouble = ""
-                tell(layer)
+                self._problem = ""
+                on_layer(layer)
 
     async def close(self) -> None:
         """See Source.close; nothing is held."""
 
-    def _look(self) -> tuple[int, int, int]:
+    def _stat(self) -> tuple[int, int, int]:
         found = self.path.stat()
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read_if_changed(self) -> Layer | None:
         try:
-            stamp = self._look()
+            stamp = self._stat()
         except OSError as error:
             self._stamp = None
             reason = error.strerror or type(error).__name__
@@ -96,17 +96,17 @@ class NatsSource:
 
     layer = "nats"
 
-    def __init__(self, client: Client, agent: str, *, bucket: str = KV_BUCKET) -> None:
+    def __init__(self, client: NatsClient, agent: str, *, bucket: str = KV_BUCKET) -> None:
         self._agent = agent
         self._tree: dict[str, bytes] = {}
         self._loading: dict[str, bytes] | None = {}
-        self._refused: dict[str, str] = {}
-        self._tell: Tell | None = None
+        self._unread: dict[str, str] = {}
+        self._on_layer: OnLayer | None = None
         self._watch = BucketWatch(client, bucket, self, probe_seconds=PROBE_SECONDS, retry_max_seconds=PROBE_SECONDS)
 
-    async def follow(self, tell: Tell) -> None:
+    async def follow(self, on_layer: OnLayer) -> None:
         """See Source.follow."""
-        self._tell = tell
+        self._on_layer = on_layer
         await self._watch.run()
 
     async def close(self) -> None:
@@ -146,14 +146,14 @@ class NatsSource:
 
     def _publish(self) -> None:
         layer, unread = parse_tree(self._agent, ".", self._tree)
-        warn_of_unread(unread, self._refused)
-        self._refused = unread
-        if self._tell is not None:
-            self._tell(layer)
+        warn_of_unread(unread, self._unread)
+        self._unread = unread
+        if self._on_layer is not None:
+            self._on_layer(layer)
 
 
 def warn_of_unread(unread: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """Say of each key that cannot be read why, once."""
+    """Log of each key that cannot be read why, once."""
     for key, reason in unread.items():
         if key not in known:
             log.warning("a live setting is ignored", key=key, reason=reason)

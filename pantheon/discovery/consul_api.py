@@ -1,7 +1,7 @@
 """ConsulApi: the few calls of Consul's HTTP API that the mesh makes; the only module that touches the consul library.
 
-The library builds requests and reads answers; it leaves the transport to subclasses, and this one's is httpx. (Its own
-asyncio transport passes arguments that today's aiohttp deprecates, and would bring a second HTTP client along.)
+The library builds requests and reads responses; it leaves the transport to subclasses, and this one's is httpx. (Its
+own asyncio transport passes arguments that today's aiohttp deprecates, and would add a second HTTP client.)
 """
 
 import ssl
@@ -17,7 +17,7 @@ import consul.exceptions
 import httpx
 from pydantic import SecretStr
 
-from pantheon.discovery.interface import DiscoveryDenied, DiscoveryUnavailable
+from pantheon.discovery.errors import DiscoveryDenied, DiscoveryUnavailable
 from pantheon.runtime.settings import MeshSettings
 from protocol.discovery import CONSUL_TAG, DEREGISTER_AFTER_SECONDS, TTL_SECONDS
 from protocol.errors import DiscoveryError, SettingsError
@@ -29,13 +29,41 @@ REQUEST_TIMEOUT_SECONDS = 5.0
 WAIT_JITTER = 17 / 16
 MAX_ERROR_CHARS = 200
 
-# Instances' own checks, and the nodes that are out of order: what a dead node's Consul cannot report about its
-# instances, the other nodes say of the node.
+# Instances' own checks, and the failing nodes: where a dead node's Consul cannot report on its instances, the other
+# nodes report the node.
 CHECKS_FILTER = f'"{CONSUL_TAG}" in ServiceTags or (ServiceID == "" and Status == "critical")'
 
 
 class ConsulLost(DiscoveryError):
-    """Consul answers that it does not know the check: the instance has to be registered again."""
+    """Consul responds that it does not know the check: the instance has to be registered again."""
+
+
+@dataclass(frozen=True)
+class ConsulTls:
+    """How to verify Consul, and to prove who this process is."""
+
+    verify: bool = True
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Raises SettingsError for files that cannot be used."""
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca_file) if self.ca_file else None)
+            if self.cert_file is not None:
+                context.load_cert_chain(self.cert_file, self.key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(
+                f"Consul's TLS files cannot be used ({error}): see CONSUL_CACERT and its kin"
+            ) from error
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+NO_TLS_FILES = ConsulTls()
 
 
 @dataclass(frozen=True)
@@ -47,10 +75,7 @@ class ConsulAddress:
     port: int = DEFAULT_PORT
     socket_path: str | None = None
     token: SecretStr | None = None
-    verify: bool = True
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
+    tls: ConsulTls = NO_TLS_FILES
 
     @classmethod
     def from_settings(cls, settings: MeshSettings) -> Self:
@@ -67,41 +92,31 @@ class ConsulAddress:
             port=parts.port or DEFAULT_PORT,
             socket_path=parts.path if is_socket else None,
             token=settings.consul_http_token,
-            verify=settings.consul_http_ssl_verify,
-            ca_file=settings.consul_cacert,
-            cert_file=settings.consul_client_cert,
-            key_file=settings.consul_client_key,
+            tls=ConsulTls(
+                verify=settings.consul_http_ssl_verify,
+                ca_file=settings.consul_cacert,
+                cert_file=settings.consul_client_cert,
+                key_file=settings.consul_client_key,
+            ),
         )
 
     def __str__(self) -> str:
         return f"unix://{self.socket_path}" if self.socket_path else f"{self.scheme}://{self.host}:{self.port}"
 
-    def tls(self) -> ssl.SSLContext | bool:
-        """What httpx wants to verify with; for plain HTTP nothing is loaded."""
-        if self.scheme != "https":
-            return False
-        try:
-            context = ssl.create_default_context(cafile=str(self.ca_file) if self.ca_file else None)
-            if self.cert_file is not None:
-                context.load_cert_chain(self.cert_file, self.key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
-                f"Consul's TLS files cannot be used ({error}): see CONSUL_CACERT and its kin"
-            ) from error
-        if not self.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+    @property
+    def verify(self) -> ssl.SSLContext | bool:
+        """What httpx verifies with; for plain HTTP nothing is loaded. Raises SettingsError."""
+        return self.tls.context() if self.scheme == "https" else False
 
 
 class HttpxTransport(consul.base.HTTPClient):
-    """The library's transport over one httpx client; awaited answers go through the library's callbacks."""
+    """The library's transport over one httpx client; awaited responses go through the library's callbacks."""
 
     def __init__(self, address: ConsulAddress) -> None:
         host = f"[{address.host}]" if ":" in address.host else address.host
         super().__init__(host, address.port, address.scheme)
         self.results_filtered = False
-        pool = httpx.AsyncHTTPTransport(verify=address.tls(), uds=address.socket_path, retries=0)
+        pool = httpx.AsyncHTTPTransport(verify=address.verify, uds=address.socket_path, retries=0)
         # A proxy of the environment would cut blocking queries short; Consul's agent is next door.
         self._http = httpx.AsyncClient(transport=pool, trust_env=False)
 
@@ -109,12 +124,12 @@ class HttpxTransport(consul.base.HTTPClient):
         self, method: str, callback: Any, path: str, params: Any, headers: Any, data: str | bytes, read_seconds: float
     ) -> Any:
         timeout = httpx.Timeout(REQUEST_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS, read=read_seconds)
-        answer = await self._http.request(
+        response = await self._http.request(
             method, self.uri(path, params), headers=headers, content=data or None, timeout=timeout
         )
-        if answer.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true":
+        if response.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true":
             self.results_filtered = True
-        return callback(consul.base.Response(answer.status_code, answer.headers, answer.text))
+        return callback(consul.base.Response(response.status_code, response.headers, response.text))
 
     async def get(
         self, callback: Any, path: str, params: Any = None, headers: Any = None, raw: bool = False, **_: Any
@@ -146,7 +161,7 @@ class _Library(consul.base.Consul):
     def __init__(self, address: ConsulAddress) -> None:
         self._address = address
         super().__init__(host=address.host, port=address.port, scheme=address.scheme)
-        # The library would let CONSUL_HTTP_TOKEN of the environment win over what it is given.
+        # The library would let CONSUL_HTTP_TOKEN of the environment win over its argument.
         self.token = address.token.get_secret_value() if address.token else None
 
     def http_connect(self, *_: Any, **__: Any) -> HttpxTransport:
@@ -162,7 +177,7 @@ class ConsulApi:
 
     @property
     def results_filtered(self) -> bool:
-        """Whether Consul has said that the token does not show everything (Consul 1.11 and later say so)."""
+        """Whether Consul has reported that the token does not show everything (Consul 1.11 and later report it)."""
         return bool(self._consul.http.results_filtered)
 
     async def register(self, name: str, service_id: str, tags: list[str], meta: dict[str, str], notes: str) -> None:
@@ -179,14 +194,14 @@ class ConsulApi:
             await self._consul.agent.service.register(name, service_id, tags=tags, meta=meta, check=check)
 
     async def pass_check(self, service_id: str) -> None:
-        """Say that the instance is alive; always without a note, since a new one would wake every watcher."""
+        """Report that the instance is alive; always without a note, since a new one would wake every watcher."""
         try:
             async with self._mapped("pass the TTL check"):
                 known = await self._consul.agent.check.ttl_pass(f"service:{service_id}")
         except DiscoveryDenied:
             raise
         except DiscoveryUnavailable as error:
-            # Old versions answer 500 for a check they do not know.
+            # Old versions respond 500 for a check they do not know.
             if "TTL" in error.message or "Unknown check" in error.message:
                 raise ConsulLost(error.message) from error
             raise
@@ -194,19 +209,19 @@ class ConsulApi:
             raise ConsulLost(f"Consul does not know the check of {service_id}")
 
     async def set_maintenance(self, service_id: str, enabled: bool) -> None:
-        """Turn a service's maintenance mode on or off: how a draining instance is marked."""
+        """Switch a service's maintenance mode on or off: how a draining instance is marked."""
         async with self._mapped("set maintenance mode"):
             known = await self._consul.agent.service.maintenance(service_id, "true" if enabled else "false", "draining")
         if not known:
             raise ConsulLost(f"Consul does not know the service {service_id}")
 
     async def deregister(self, service_id: str) -> None:
-        """Take a service away; one that is not there is no error."""
+        """Remove a service; one that does not exist is no error."""
         async with self._mapped("deregister an instance"):
             await self._consul.agent.service.deregister(service_id)
 
     async def mesh_checks(self, index: int, wait_seconds: float) -> tuple[int, list[dict[str, Any]]]:
-        """Every check of every agent and every failing node, in one blocking query; index 0 answers at once."""
+        """Every check of every agent and every failing node, in one blocking query; index 0 returns at once."""
         async with self._mapped("watch the checks"):
             found, checks = await self._consul.health.state(
                 "any", index=str(index) if index else None, wait=f"{wait_seconds:g}s", filter_expr=CHECKS_FILTER
@@ -220,7 +235,7 @@ class ConsulApi:
             return found or []
 
     async def read_tree(self, prefix: str, index: int, wait_seconds: float) -> tuple[int, Mapping[str, bytes]]:
-        """All keys below a prefix of the KV store, as a blocking query; none there is an empty tree."""
+        """All keys below a prefix of the KV store, as a blocking query; no keys are an empty tree."""
         async with self._mapped("read the KV store"):
             found, entries = await self._consul.kv.get(
                 prefix, index=str(index) if index else None, recurse=True, wait=f"{wait_seconds:g}s"

@@ -1,27 +1,26 @@
-"""Discovery by Consul: a service instance with a TTL check for each instance of an agent (PROTOCOL.md, Discovery).
+"""Discovery by Consul: a service instance with a TTL check for each instance of an agent (docs/protocol.md, Discovery).
 
-A draining instance is one in Consul's maintenance mode, which every tool of Consul shows and every reader of healthy
+A draining instance is in Consul's maintenance mode, which every tool of Consul shows and every reader of healthy
 services already leaves out.
 """
 
-import asyncio
 import hashlib
 import re
-from types import TracebackType
 from typing import Self
 
 import structlog
 
 from pantheon.discovery.consul_api import ConsulAddress, ConsulApi, ConsulLost
 from pantheon.discovery.consul_watch import ConsulFollower
-from pantheon.discovery.registration import KeptRegistration
-from pantheon.discovery.registry import Registry
+from pantheon.discovery.follower import LOAD_TIMEOUT_SECONDS
+from pantheon.discovery.interface import Discovery
+from pantheon.discovery.registration import Registration
 from pantheon.runtime.settings import MeshSettings
 from protocol.discovery import CONSUL_TAG, CONSUL_TASK_TAG_PREFIX, InstanceRecord
 
 log = structlog.get_logger(__name__)
 
-# Not longer than a refresh, so that Consul's return is met within one.
+# Not longer than a refresh, so that an instance is registered within one after Consul's return.
 RETRY_MAX_SECONDS = 5.0
 # Consul's limits of a service's metadata.
 META_KEY = re.compile(r"^[A-Za-z0-9_-]{1,128}\Z")
@@ -35,7 +34,8 @@ def service_tags(record: InstanceRecord) -> list[str]:
 
 
 def service_meta(record: InstanceRecord) -> dict[str, str]:
-    """The contract's three keys, and as much of the agent's own as Consul takes (it would refuse all for one)."""
+    """The contract's three keys, and as much of the agent's own as Consul accepts (it refuses all for one that is
+    wrong)."""
     own = {
         key: value.encode()[:META_VALUE_MAX_BYTES].decode(errors="ignore")
         for key, value in record.metadata.items()
@@ -50,12 +50,12 @@ def service_meta(record: InstanceRecord) -> dict[str, str]:
 
 
 def digest(record: InstanceRecord) -> str:
-    """A mark of what a registration describes; in the check's notes it makes any change of it wake watchers."""
+    """A digest of what a registration describes; in the check's notes it makes any change of it wake watchers."""
     described = record.model_copy(update={"status": "ready"}).model_dump_json()
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-class ConsulRegistration(KeptRegistration):
+class ConsulRegistration(Registration):
     """One instance's service, its check passed every 5 s until closed."""
 
     def __init__(self, api: ConsulApi, record: InstanceRecord) -> None:
@@ -89,47 +89,26 @@ class ConsulRegistration(KeptRegistration):
         await self._api.deregister(record.consul_id)
 
 
-class ConsulDiscovery:
+class ConsulDiscovery(Discovery):
     """Discovery by a Consul agent, over connections of its own."""
 
-    def __init__(self, address: ConsulAddress) -> None:
+    def __init__(self, address: ConsulAddress, *, load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS) -> None:
+        super().__init__()
         self._api = ConsulApi(address)
-        self._registrations: list[ConsulRegistration] = []
-        self._followers: list[ConsulFollower] = []
+        self._load_timeout_seconds = load_timeout_seconds
 
     @classmethod
     def from_settings(cls, settings: MeshSettings) -> Self:
         """By CONSUL_HTTP_ADDR and its kin."""
         return cls(ConsulAddress.from_settings(settings))
 
-    async def register(self, record: InstanceRecord) -> ConsulRegistration:
-        """See Discovery.register."""
-        registration = ConsulRegistration(self._api, record)
-        self._registrations.append(registration)
-        await registration.start()
-        return registration
+    def _registration_of(self, record: InstanceRecord) -> ConsulRegistration:
+        return ConsulRegistration(self._api, record)
 
-    async def registry(self) -> Registry:
-        """See Discovery.registry."""
-        follower = ConsulFollower(self._api)
-        self._followers.append(follower)
-        await follower.start()
-        return follower.registry
+    def _new_follower(self) -> ConsulFollower:
+        return ConsulFollower(self._api, load_timeout_seconds=self._load_timeout_seconds)
 
     async def close(self) -> None:
-        """Close all that was made here, and the connections."""
-        registrations, self._registrations = self._registrations, []
-        followers, self._followers = self._followers, []
-        await asyncio.gather(
-            *(registration.close() for registration in registrations),
-            *(follower.registry.close() for follower in followers),
-        )
+        """See Discovery.close; closes the connections too."""
+        await super().close()
         await self._api.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()

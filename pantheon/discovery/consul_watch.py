@@ -1,14 +1,12 @@
 """ConsulFollower: feeds a Registry from Consul with one blocking query for the whole mesh.
 
 Health lives in checks, descriptions (tags, metadata) in the catalog, and Consul has no query that wakes on both for
-many services. So one blocking query follows all checks, and a service is read only when a check says that something
-other than its status has changed: a new check, new tags, or new notes (which registrations of the kit make a digest of
-what they describe). A foreign agent that changes nothing but its metadata is seen by the slow refresh.
-A passed TTL changes nothing in Consul's catalog, so heartbeats wake nobody.
+many services. So one blocking query follows all checks, and a service is read only when its check shows a change of
+something other than the status: a new check, new tags, or new notes (in which the kit's registrations keep a digest of
+what they describe). A foreign agent that changes nothing but its metadata is seen by the slow refresh. A passed TTL
+changes nothing in Consul's catalog, so heartbeats wake no watcher.
 """
 
-import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Iterable
@@ -18,20 +16,20 @@ from typing import Any
 import structlog
 
 from pantheon.discovery.consul_api import ConsulApi
+from pantheon.discovery.follower import Follower
 from pantheon.discovery.refusals import Refusals
-from pantheon.discovery.registry import Key, Registry, key_of
-from pantheon.runtime.background import end
+from pantheon.discovery.registry import Key, key_of
+from pantheon.runtime.periodic import PeriodicTask
 from protocol.discovery import CONSUL_TASK_TAG_PREFIX, InstanceRecord
 from protocol.errors import DiscoveryError
 
 log = structlog.get_logger(__name__)
 
 WAIT_SECONDS = 30.0
-# Between two answers: what comes in bursts is read together, and one core is never busy with reading.
+# Between two responses: changes that come in bursts are read together, and no core is busy with reading alone.
 MIN_INTERVAL_SECONDS = 0.25
 RETRY_FIRST_SECONDS = 0.5
 RETRY_MAX_SECONDS = 5.0
-LOAD_TIMEOUT_SECONDS = 5.0
 REFRESH_SECONDS = 60.0
 # After Consul comes back empty or with every TTL run out, instances need a refresh (5 s) or a retry (5 s) to be there.
 GRACE_SECONDS = 12.0
@@ -41,7 +39,7 @@ UNRESOLVED_SECONDS = 0.5
 MAINTENANCE_PREFIX = "_service_maintenance:"
 NODE_MAINTENANCE = "_node_maintenance"
 CRITICAL = "critical"
-# What the mesh itself writes into Meta; the rest of it is the agent's metadata.
+# What the mesh itself writes into Meta; the rest is the agent's metadata.
 META_FIELDS = ("protocol", "version", "max_concurrency")
 
 ServiceKey = tuple[str, str]
@@ -49,7 +47,7 @@ ServiceKey = tuple[str, str]
 
 @dataclass
 class ServiceState:
-    """What the checks say of one service instance."""
+    """What the checks show of one service instance."""
 
     name: str
     dead: bool = False
@@ -89,7 +87,7 @@ def read_checks(checks: Iterable[dict[str, Any]]) -> dict[ServiceKey, ServiceSta
 
 
 def read_service(name: str, service_id: str, tags: Iterable[str], meta: dict[str, str]) -> InstanceRecord:
-    """One instance as PROTOCOL.md maps it to Consul; raises ValueError when it is none."""
+    """One instance as docs/protocol.md (Discovery) maps it to Consul. Raises ValueError when it is none."""
     prefix = f"{name}-"
     if not service_id.startswith(prefix):
         raise ValueError(f"its ID must be {prefix}<instance_id>")
@@ -108,11 +106,11 @@ def read_service(name: str, service_id: str, tags: Iterable[str], meta: dict[str
     )
 
 
-class ConsulFollower:
-    """Follows Consul for ever and keeps `registry` as it says."""
+class ConsulFollower(Follower):
+    """Follows Consul for ever."""
 
-    def __init__(self, api: ConsulApi) -> None:
-        self.registry = Registry(on_close=self.close)
+    def __init__(self, api: ConsulApi, *, load_timeout_seconds: float) -> None:
+        super().__init__(load_timeout_seconds=load_timeout_seconds)
         self._api = api
         self._index = 0
         self._fingerprints: dict[ServiceKey, object] = {}
@@ -121,53 +119,44 @@ class ConsulFollower:
         self._draining: dict[ServiceKey, InstanceRecord] = {}
         self._shown: dict[Key, InstanceRecord] = {}
         self._refusals = Refusals()
-        self._loaded_once = asyncio.Event()
         self._warned_of_filter = False
         self._unresolved_tries = 0
         self._was_lost = False
         self._grace_until = 0.0
         self._next_refresh = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._delay = RETRY_FIRST_SECONDS
+        self._polling = PeriodicTask("discovery-consul-watch", self._follow, seconds=MIN_INTERVAL_SECONDS, jitter=0)
 
-    async def start(self) -> None:
-        """Follow; returns when loaded, or after a while without Consul."""
-        self._task = asyncio.create_task(self._follow(), name="discovery-consul-watch")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
-                await self._loaded_once.wait()
+    def _start(self) -> None:
+        self._polling.start()
 
-    async def close(self) -> None:
-        """Stop following."""
-        if self._task is not None:
-            await end([self._task])
+    async def _stop(self) -> None:
+        await self._polling.stop()
 
-    async def _follow(self) -> None:
-        delay = RETRY_FIRST_SECONDS
-        while True:
-            try:
-                pause = await self._poll()
-            except DiscoveryError as error:
-                self._lost(error.message)
-            except Exception as error:
-                # A watch that dies would leave a registry that looks alive.
-                log.exception("the watch of Consul failed, watching again")
-                self._lost(f"{type(error).__name__}: {error}")
-            else:
-                delay = RETRY_FIRST_SECONDS
-                await asyncio.sleep(pause)
-                continue
-            self._index = 0
-            await asyncio.sleep(delay * random.uniform(0.75, 1.25))
-            delay = min(delay * 2, RETRY_MAX_SECONDS)
+    async def _follow(self) -> float:
+        """One query, or its failure; returns the seconds until the next one."""
+        try:
+            pause = await self._poll()
+        except DiscoveryError as error:
+            self._lost(error.message)
+        except Exception as error:
+            # A watch that dies would leave a registry that seems alive.
+            log.exception("the watch of Consul failed, watching again")
+            self._lost(f"{type(error).__name__}: {error}")
+        else:
+            self._delay = RETRY_FIRST_SECONDS
+            return pause
+        delay, self._delay = self._delay, min(self._delay * 2, RETRY_MAX_SECONDS)
+        return delay * random.uniform(0.75, 1.25)
 
     async def _poll(self) -> float:
-        """One answer, taken; returns how long to wait before the next question."""
+        """One query, its result applied; returns how long to wait before the next one."""
         now = time.monotonic()
         due = [moment - now for moment in (self._grace_until, self._next_refresh) if moment]
         wait = max(1.0, min([WAIT_SECONDS, *due]) * random.uniform(0.9, 1.0))
         index, checks = await self._api.mesh_checks(self._index, wait)
         if index < self._index:
-            # Consul was restored or made anew, its index with it: what was known by the old one says nothing.
+            # Consul was restored or made anew, its index with it: what the old index stood for is void.
             self._index = 0
             self._fingerprints.clear()
             self._grace_until = time.monotonic() + GRACE_SECONDS
@@ -200,7 +189,7 @@ class ConsulFollower:
         }
         for name in sorted(names):
             for service in await self._api.services(name):
-                self._take(name, service)
+                self._apply_service(name, service)
         for key in [key for key in self._described if key not in states]:
             self._forget(key)
         if refresh:
@@ -214,7 +203,7 @@ class ConsulFollower:
                 resolved = False
         return resolved
 
-    def _take(self, name: str, service: dict[str, Any]) -> None:
+    def _apply_service(self, name: str, service: dict[str, Any]) -> None:
         key = (service["Node"], service["ServiceID"])
         tags, meta = service["ServiceTags"] or [], service["ServiceMeta"] or {}
         if self._described.get(key) == (tags, meta):
@@ -237,26 +226,23 @@ class ConsulFollower:
         self._draining.pop(key, None)
 
     def _show(self, states: dict[ServiceKey, ServiceState]) -> None:
-        wanted: dict[Key, InstanceRecord] = {}
+        shown: dict[Key, InstanceRecord] = {}
         for key, state in states.items():
             record = (self._draining if state.draining else self._ready).get(key)
             if record is not None and not state.dead:
-                wanted.setdefault(key_of(record), record)
+                shown.setdefault(key_of(record), record)
         in_grace = time.monotonic() < self._grace_until
         if in_grace:
-            wanted = {**self._shown, **wanted}
+            shown = {**self._shown, **shown}
         else:
             self._grace_until = 0.0
-        removals = [key for key in self._shown if key not in wanted]
-        upserts = [record for key, record in wanted.items() if self._shown.get(key) is not record]
-        self._shown = wanted
+        removals = [key for key in self._shown if key not in shown]
+        upserts = [record for key, record in shown.items() if self._shown.get(key) is not record]
+        self._shown = shown
         self.registry.apply(upserts=upserts, removals=removals)
 
     def _found(self) -> None:
-        if self.registry.stale and self._loaded_once.is_set():
-            log.info("the registry is current again", instances=len(self.registry))
-        self._loaded_once.set()
-        self.registry.mark_fresh()
+        self._mark_found()
         if self._api.results_filtered and not self._warned_of_filter:
             self._warned_of_filter = True
             log.warning(
@@ -265,8 +251,6 @@ class ConsulFollower:
             )
 
     def _lost(self, reason: str) -> None:
-        first_failure = not self.registry.stale or self.registry.degraded_reason == "not loaded yet"
-        self.registry.mark_stale(reason)
-        if first_failure:
-            log.warning("the registry cannot be followed, the last known one is kept", reason=reason)
+        self._index = 0
         self._was_lost = True
+        self._mark_lost(reason)

@@ -1,59 +1,61 @@
-"""The interface that both discoveries keep to: register an instance, follow the registry (PROTOCOL.md, Discovery)."""
+"""Discovery: register an instance, follow the registry (docs/protocol.md, Discovery); the same for both sources."""
 
+import asyncio
+from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
+from pantheon.discovery.follower import Follower
+from pantheon.discovery.registration import Registration
 from pantheon.discovery.registry import Registry
 from protocol.discovery import InstanceRecord
-from protocol.errors import DiscoveryError
 
 
-class DiscoveryUnavailable(DiscoveryError):
-    """Consul, or the KV bucket, does not answer; what is done about it is to try again."""
+class Discovery(ABC):
+    """How instances are made known and found: Consul, or a NATS KV bucket. It closes what it made."""
 
+    def __init__(self) -> None:
+        self._registrations: list[Registration] = []
+        self._followers: list[Follower] = []
 
-class DiscoveryDenied(DiscoveryError):
-    """Consul, or NATS, answers and refuses: a token or a permission is missing."""
+    @abstractmethod
+    def _registration_of(self, record: InstanceRecord) -> Registration:
+        """A registration with this source, not started."""
 
-
-class Registration(Protocol):
-    """One instance's entry, kept alive by a task of its own until `close`."""
-
-    @property
-    def record(self) -> InstanceRecord:
-        """What the entry says, or will say as soon as the source can be reached."""
-
-    @property
-    def active(self) -> bool:
-        """Whether the source has confirmed the entry as it is now."""
-
-    async def update(self, record: InstanceRecord) -> None:
-        """Change the entry (status `draining`, other metadata); name and instance_id stay the same.
-
-        Tried at once, then by the keeping task until it is done; never raises because the source is away.
-        """
-
-    async def close(self) -> None:
-        """Take the entry away and stop keeping it alive; bounded, and silent when the source is away."""
-
-
-class Discovery(Protocol):
-    """How instances are made known and found: Consul, or a NATS KV bucket."""
+    @abstractmethod
+    def _new_follower(self) -> Follower:
+        """A follower of this source, not started."""
 
     async def register(self, record: InstanceRecord) -> Registration:
         """Make an instance known and keep it so, re-registering whenever the source has lost it.
 
         Returns after the first try, whether it succeeded or not: without its source a mesh degrades, it does not die.
         """
+        registration = self._registration_of(record)
+        self._registrations.append(registration)
+        await registration.start()
+        return registration
 
     async def registry(self) -> Registry:
-        """A live view of all instances; returned once loaded, or stale when the source does not answer in time."""
+        """A live view of all instances; returned once loaded, or stale when the source does not respond in time."""
+        follower = self._new_follower()
+        self._followers.append(follower)
+        await follower.start()
+        return follower.registry
 
     async def close(self) -> None:
         """Close every registration and registry made here."""
+        registrations, self._registrations = self._registrations, []
+        followers, self._followers = self._followers, []
+        await asyncio.gather(
+            *(registration.close() for registration in registrations),
+            *(follower.registry.close() for follower in followers),
+        )
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        await self.close()

@@ -1,9 +1,9 @@
 """BucketWatch: follows every key of one NATS KV bucket for ever, through lost brokers and buckets made anew.
 
-It is a plain ephemeral push consumer, watched over from here: gaps are seen in the consumer's sequence, lost consumers
-and recreated buckets by comparing with the stream now and then, and either is met by watching again from the start.
-(The client library's ordered consumer would try to mend itself in tasks of its own, and fail without a word when the
-bucket is gone.)
+It is a plain ephemeral push consumer that is supervised from here: a gap shows in the consumer's sequence, a lost
+consumer or a recreated bucket shows in a comparison with the stream from time to time, and after either the bucket is
+watched again from the start. (The client library's ordered consumer repairs itself in tasks of its own, and fails
+silently when the bucket is gone.)
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
 
-from pantheon.discovery.interface import DiscoveryDenied, DiscoveryUnavailable
+from pantheon.discovery.errors import DiscoveryDenied, DiscoveryUnavailable
 from protocol.errors import DiscoveryError
 
 REQUEST_TIMEOUT_SECONDS = 3.0
@@ -29,7 +29,7 @@ PROBE_SECONDS = 5.0
 TICK_SECONDS = 0.5
 RETRY_FIRST_SECONDS = 0.25
 RETRY_MAX_SECONDS = 5.0
-# A consumer nobody listens to any more is removed by the broker after this.
+# The broker removes a consumer without a subscriber after this.
 INACTIVE_SECONDS = 30.0
 # How long delivered messages may lag behind the stream's last sequence before the watch counts as broken.
 CATCH_UP_SECONDS = 1.0
@@ -41,24 +41,25 @@ log = structlog.get_logger(__name__)
 
 
 class BucketListener(Protocol):
-    """What a BucketWatch tells; all are called on the loop, in the order of the bucket."""
+    """What a BucketWatch reports; every method is called on the loop, in the order of the bucket."""
 
     def value_put(self, key: str, value: bytes, sent_at_ns: int) -> None:
         """A key has this value, sent (by the broker's clock) at this time; also for each key of a first load."""
 
     def value_deleted(self, key: str) -> None:
-        """A key was deleted on purpose. Values that merely age are not told: the broker may not say so."""
+        """A key was deleted on purpose. Values that merely age away are not reported: the broker need not announce
+        it."""
 
     def watch_loaded(self) -> None:
-        """All that the bucket holds has been told; from here on come changes."""
+        """All that the bucket holds has been reported; from here on come changes."""
 
     def watch_lost(self, reason: str) -> None:
-        """The bucket cannot be followed now; told for each failed try."""
+        """The bucket cannot be followed now; called for each failed try."""
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """What the reply subject of a JetStream message says."""
+class AckSubject:
+    """The numbers in the reply subject of a JetStream message."""
 
     stream_sequence: int
     consumer_sequence: int
@@ -66,13 +67,13 @@ class Delivery:
     pending: int
 
 
-def parse_delivery(reply: str) -> Delivery:
+def parse_ack_subject(reply: str) -> AckSubject:
     """Read `$JS.ACK.…` of either form, with and without domain (ADR-15); raises ValueError for anything else."""
     tokens = reply.split(".")
     first = {9: 5, 11: 7, 12: 7}.get(len(tokens))
     if first is None or tokens[:2] != ["$JS", "ACK"]:
         raise ValueError(f"not the reply subject of a JetStream message: {reply!r}")
-    return Delivery(*(int(token) for token in tokens[first : first + 4]))
+    return AckSubject(*(int(token) for token in tokens[first : first + 4]))
 
 
 def explain(error: Exception, bucket: str) -> DiscoveryError:
@@ -91,7 +92,7 @@ def explain(error: Exception, bucket: str) -> DiscoveryError:
 
 
 class BucketWatch:
-    """Follows a bucket; `run` until cancelled, `confirm` to ask whether what was told is complete."""
+    """Follows a bucket; `run` until cancelled, `confirm` to ask whether what was reported is complete."""
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class BucketWatch:
                 except DiscoveryError as error:
                     self._listener.watch_lost(error.message)
                 except Exception as error:
-                    # A watch that dies would leave a registry that looks alive.
+                    # A watch that dies would leave a registry that seems alive.
                     log.exception("the watch of a KV bucket failed, watching again", bucket=self.bucket)
                     self._listener.watch_lost(f"{type(error).__name__}: {error}")
                 await self._detach()
@@ -151,10 +152,10 @@ class BucketWatch:
             await self._detach()
 
     async def confirm(self) -> bool:
-        """Ask the broker now: true when the bucket is the one followed and everything in it has been told."""
+        """Ask the broker now: true when the bucket is the one followed and everything in it has been reported."""
         if not self.attached:
             return False
-        # What arrives while the answer is on its way is newer than the answer.
+        # What arrives while the reply is on its way is newer than the reply.
         seen = self._seen
         try:
             info = await self._stream_info()
@@ -204,7 +205,8 @@ class BucketWatch:
                 await self._loading
         except (nats.errors.Error, TimeoutError) as error:
             raise explain(error, self.bucket) from error
-        # What the stream's last sequence counts but no longer holds was never delivered; nothing is missing for it.
+        # The stream's last sequence counts messages that it no longer holds and never delivered: none of those is
+        # missing.
         self._created = info.created
         self._seen = max(self._seen, info.state.last_seq)
 
@@ -239,7 +241,7 @@ class BucketWatch:
         try:
             await subscription.unsubscribe()
             if self._client.is_connected and self._consumer:
-                # The broker would find out by itself; asking saves it half a minute of sending to nobody.
+                # The broker would notice by itself; the request saves it half a minute of sending to no subscriber.
                 consumer, self._consumer = self._consumer, ""
                 async with asyncio.timeout(1.0):
                     await self._js.delete_consumer(self.stream, consumer)
@@ -250,7 +252,7 @@ class BucketWatch:
         if self._broken.is_set():
             return
         try:
-            delivery = parse_delivery(message.reply)
+            delivery = parse_ack_subject(message.reply)
         except ValueError:
             return
         if delivery.consumer_sequence != self._expected:

@@ -1,15 +1,13 @@
-"""Discovery by a NATS JetStream KV bucket: `agents`, TTL 15 s, key `<name>.<instance_id>` (PROTOCOL.md, Discovery).
+"""Discovery by a NATS JetStream KV bucket: `agents`, TTL 15 s, key `<name>.<instance_id>` (docs/protocol.md,
+Discovery).
 
-The bucket's TTL makes silent instances vanish for those who read it anew; whoever follows it keeps an expiry of its
-own, because a broker need not announce what aged away. An instance is dropped only on the word of a broker that has
-just answered, so an outage of the broker never looks like the death of everybody.
+The bucket's TTL makes silent instances vanish for readers that come anew; a follower keeps an expiry of its own,
+because a broker need not announce what aged away. An instance is dropped only after a response of the broker that
+confirms what was followed, so an outage of the broker is never taken for the death of every instance.
 """
 
 import asyncio
-import contextlib
 import time
-from types import TracebackType
-from typing import Self
 
 import nats.errors
 import nats.js.errors
@@ -18,22 +16,23 @@ from nats.aio.client import Client
 from nats.js.api import StorageType, StreamInfo
 from nats.js.client import JetStreamContext
 
-from pantheon.discovery.interface import DiscoveryUnavailable
+from pantheon.discovery.errors import DiscoveryUnavailable
+from pantheon.discovery.follower import LOAD_TIMEOUT_SECONDS, Follower
+from pantheon.discovery.interface import Discovery
 from pantheon.discovery.kv_watch import REQUEST_TIMEOUT_SECONDS, BucketWatch, explain
 from pantheon.discovery.refusals import Refusals
-from pantheon.discovery.registration import KeptRegistration
-from pantheon.discovery.registry import Registry
+from pantheon.discovery.registration import Registration
 from pantheon.runtime.background import end
+from pantheon.runtime.periodic import PeriodicTask
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, TTL_SECONDS, InstanceRecord
 
 log = structlog.get_logger(__name__)
 
-# A put may be on its way for a moment when the TTL is over; who is silent for longer than both is gone.
+# A put may be on its way for a moment when the TTL is over; an instance that is silent for longer than both is gone.
 EXPIRY_MARGIN_SECONDS = 1.5
 EXPIRY_TICK_SECONDS = 0.5
-# An orchestrator that makes the bucket, or a connection that is back, is met within this time.
+# An instance is registered within this time after an orchestrator made the bucket, or the connection came back.
 RETRY_SECONDS = 1.0
-LOAD_TIMEOUT_SECONDS = 5.0
 STREAM_NAME_IN_USE = 10058
 BUCKET_STREAM = f"KV_{KV_BUCKET}"
 
@@ -41,10 +40,10 @@ BUCKET_STREAM = f"KV_{KV_BUCKET}"
 async def ensure_bucket(
     js: JetStreamContext, replicas: int = 1, *, bucket: str = KV_BUCKET, ttl_seconds: float = TTL_SECONDS
 ) -> None:
-    """Make the bucket, or bring an existing one to the contract's TTL and the wanted replicas; the orchestrator's task.
+    """Make the bucket, or bring an existing one to the contract's TTL and to these replicas; the orchestrator's task.
 
-    On file, although it lives for seconds: a bucket in memory would be gone after a broker's restart, and everybody
-    would wait for an orchestrator to make it again.
+    On file, although its values live for seconds: a bucket in memory would be gone after a broker's restart, and all
+    instances would wait for an orchestrator to make it again.
     """
     try:
         await js.create_key_value(
@@ -67,15 +66,15 @@ async def ensure_bucket(
 async def _adjust_bucket(js: JetStreamContext, bucket: str, replicas: int, ttl_seconds: float) -> None:
     try:
         info: StreamInfo = await js.stream_info(f"KV_{bucket}")
-        wanted = info.config.evolve(
+        config = info.config.evolve(
             max_age=ttl_seconds, duplicate_window=ttl_seconds, max_msgs_per_subject=1, num_replicas=replicas
         )
-        await js.update_stream(wanted)
+        await js.update_stream(config)
     except (nats.errors.Error, TimeoutError) as error:
         raise explain(error, bucket) from error
 
 
-class KvRegistration(KeptRegistration):
+class KvRegistration(Registration):
     """One instance's key, put again every 5 s until closed."""
 
     def __init__(self, client: Client, record: InstanceRecord, bucket: str, refresh_seconds: float) -> None:
@@ -100,36 +99,32 @@ class KvRegistration(KeptRegistration):
             raise explain(error, self._bucket) from error
 
 
-class KvFollower:
-    """Feeds a Registry from the bucket: parses what is new, expires who is silent."""
+class KvFollower(Follower):
+    """Follows the bucket: parses what is new, expires silent instances."""
 
-    def __init__(self, client: Client, bucket: str, ttl_seconds: float) -> None:
+    def __init__(self, client: Client, bucket: str, ttl_seconds: float, *, load_timeout_seconds: float) -> None:
+        super().__init__(load_timeout_seconds=load_timeout_seconds)
         self._ttl_seconds = ttl_seconds
-        self.registry = Registry(on_close=self.close)
         self._watch = BucketWatch(client, bucket, self)
         self._values: dict[str, bytes] = {}
         self._records: dict[str, InstanceRecord] = {}
-        # In the order in which instances were last heard of: the silent ones are at the front.
-        self._heard: dict[str, float] = {}
+        # In the order in which instances were last seen: the silent ones are at the front.
+        self._seen: dict[str, float] = {}
         self._refusals = Refusals()
         self._loading: list[tuple[str, bytes, int]] | None = []
-        self._loaded_once = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._expiry = PeriodicTask(
+            "discovery-kv-expiry", self._expire, seconds=EXPIRY_TICK_SECONDS, jitter=0, at_start=False
+        )
 
-    async def start(self) -> None:
-        """Follow; returns when loaded, or after a while without the source."""
-        self._tasks = [
-            asyncio.create_task(self._watch.run(), name="discovery-kv-watch"),
-            asyncio.create_task(self._expire_for_ever(), name="discovery-kv-expiry"),
-        ]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
-                await self._loaded_once.wait()
+    def _start(self) -> None:
+        self._watching = asyncio.create_task(self._watch.run(), name="discovery-kv-watch")
+        self._expiry.start()
 
-    async def close(self) -> None:
-        """Stop following."""
-        tasks, self._tasks = self._tasks, []
-        await end(tasks)
+    async def _stop(self) -> None:
+        if self._watching is not None:
+            await end([self._watching])
+        await self._expiry.stop()
 
     # BucketListener
 
@@ -137,10 +132,10 @@ class KvFollower:
         if self._loading is not None:
             self._loading.append((key, value, sent_at_ns))
             return
-        if self._heard.pop(key, None) is not None and self._values.get(key) == value:
-            self._heard[key] = time.monotonic()
+        if self._seen.pop(key, None) is not None and self._values.get(key) == value:
+            self._seen[key] = time.monotonic()
             return
-        record = self._take(key, value, time.monotonic())
+        record = self._accept(key, value, time.monotonic())
         if record is not None:
             self.registry.apply(upserts=(record,))
 
@@ -152,34 +147,27 @@ class KvFollower:
     def watch_loaded(self) -> None:
         loading, self._loading = self._loading or [], None
         now = time.monotonic()
-        if not self._loaded_once.is_set():
+        if not self._loaded.is_set():
             # By the broker's own clock, compared with the newest entry: clocks of two machines need not agree.
             newest = max((sent for _, _, sent in loading), default=0)
             ages = {key: (newest - sent) / 1e9 for key, _, sent in loading}
         else:
-            # The source was away, and so were the puts: everybody known gets a whole TTL to be heard again.
+            # The source was away, and so were the puts: every known instance gets a whole TTL to be seen again.
             ages = {}
-            self._heard = dict.fromkeys(self._heard, now)
-        taken = (self._take(key, value, now - ages.get(key, 0.0)) for key, value, _ in loading)
-        self.registry.apply(upserts=[record for record in taken if record is not None])
-        was_stale = self.registry.stale and self._loaded_once.is_set()
-        self._loaded_once.set()
-        self.registry.mark_fresh()
-        if was_stale:
-            log.info("the registry is current again", instances=len(self.registry))
+            self._seen = dict.fromkeys(self._seen, now)
+        accepted = (self._accept(key, value, now - ages.get(key, 0.0)) for key, value, _ in loading)
+        self.registry.apply(upserts=[record for record in accepted if record is not None])
+        self._mark_found()
 
     def watch_lost(self, reason: str) -> None:
-        first_failure = not self.registry.stale or self.registry.degraded_reason == "not loaded yet"
         self._loading = []
-        self.registry.mark_stale(reason)
-        if first_failure:
-            log.warning("the registry cannot be followed, the last known one is kept", reason=reason)
+        self._mark_lost(reason)
 
-    def _take(self, key: str, value: bytes, heard_at: float) -> InstanceRecord | None:
-        """The record of a value that is new, or nothing; one that does not validate is refused once a key."""
-        self._heard.pop(key, None)
+    def _accept(self, key: str, value: bytes, seen_at: float) -> InstanceRecord | None:
+        """The record of a value; None, with one warning for each key, for a value that is not valid."""
+        self._seen.pop(key, None)
         if self._values.get(key) == value:
-            self._heard[key] = heard_at
+            self._seen[key] = seen_at
             return self._records[key]
         try:
             record = InstanceRecord.model_validate_json(value)
@@ -192,81 +180,63 @@ class KvFollower:
         self._refusals.forget(key)
         self._values[key] = value
         self._records[key] = record
-        self._heard[key] = heard_at
+        self._seen[key] = seen_at
         return record
 
     def _remove(self, keys: list[str]) -> None:
         removals = []
         for key in keys:
-            self._heard.pop(key, None)
+            self._seen.pop(key, None)
             self._values.pop(key, None)
             record = self._records.pop(key, None)
             if record is not None:
                 removals.append((record.name, record.instance_id))
         self.registry.apply(removals=removals)
 
-    async def _expire_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(EXPIRY_TICK_SECONDS)
-            if self._silent() and self._watch.attached and await self._watch.confirm():
-                # Asked again: while the broker was answering, some may have been heard.
-                silent = self._silent()
-                if silent:
-                    log.warning("instances fell silent and leave the registry", keys=silent[:20], count=len(silent))
-                    self._remove(silent)
+    async def _expire(self) -> None:
+        if self._silent() and self._watch.attached and await self._watch.confirm():
+            # Computed again: while the broker was responding, some may have been seen.
+            silent = self._silent()
+            if silent:
+                log.warning("instances fell silent and leave the registry", keys=silent[:20], count=len(silent))
+                self._remove(silent)
 
     def _silent(self) -> list[str]:
         horizon = time.monotonic() - self._ttl_seconds - EXPIRY_MARGIN_SECONDS
         silent = []
-        for key, heard_at in self._heard.items():
-            if heard_at > horizon:
+        for key, seen_at in self._seen.items():
+            if seen_at > horizon:
                 break
             silent.append(key)
         return silent
 
 
-class NatsKvDiscovery:
+class NatsKvDiscovery(Discovery):
     """Discovery by the bucket `agents`, over a connection that belongs to the caller.
 
-    Another TTL than the contract's is for tests, which would rather not wait for it.
+    Another TTL or load timeout than the contract's is for tests, which would wait for it. A missing bucket is waited
+    for: the orchestrator makes it.
     """
 
-    def __init__(self, client: Client, *, bucket: str = KV_BUCKET, ttl_seconds: float = TTL_SECONDS) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        bucket: str = KV_BUCKET,
+        ttl_seconds: float = TTL_SECONDS,
+        load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
+    ) -> None:
+        super().__init__()
         self._client = client
         self._bucket = bucket
         self._ttl_seconds = ttl_seconds
-        self._registrations: list[KvRegistration] = []
-        self._followers: list[KvFollower] = []
+        self._load_timeout_seconds = load_timeout_seconds
 
-    async def register(self, record: InstanceRecord) -> KvRegistration:
-        """See Discovery.register. A missing bucket is waited for: the orchestrator makes it."""
-        registration = KvRegistration(
-            self._client, record, self._bucket, self._ttl_seconds * REFRESH_SECONDS / TTL_SECONDS
+    def _registration_of(self, record: InstanceRecord) -> KvRegistration:
+        refresh_seconds = self._ttl_seconds * REFRESH_SECONDS / TTL_SECONDS
+        return KvRegistration(self._client, record, self._bucket, refresh_seconds)
+
+    def _new_follower(self) -> KvFollower:
+        return KvFollower(
+            self._client, self._bucket, self._ttl_seconds, load_timeout_seconds=self._load_timeout_seconds
         )
-        self._registrations.append(registration)
-        await registration.start()
-        return registration
-
-    async def registry(self) -> Registry:
-        """See Discovery.registry."""
-        follower = KvFollower(self._client, self._bucket, self._ttl_seconds)
-        self._followers.append(follower)
-        await follower.start()
-        return follower.registry
-
-    async def close(self) -> None:
-        """Close all that was made here; the connection stays open."""
-        registrations, self._registrations = self._registrations, []
-        followers, self._followers = self._followers, []
-        await asyncio.gather(
-            *(registration.close() for registration in registrations),
-            *(follower.registry.close() for follower in followers),
-        )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()

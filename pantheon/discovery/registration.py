@@ -1,4 +1,4 @@
-"""KeptRegistration: one instance's entry, tried at once and then kept alive by a task, wherever it is written."""
+"""Registration: one instance's entry, tried at once and then kept alive by a task, whatever the source."""
 
 import asyncio
 import random
@@ -16,10 +16,11 @@ RETRY_FIRST_SECONDS = 1.0
 CLOSE_TIMEOUT_SECONDS = 2.0
 
 
-class KeptRegistration(ABC):
-    """A Registration; what keeping and removing an entry is, the source's own class says.
+class Registration(ABC):
+    """One instance's entry, kept alive by a task of its own from `start` until `close`.
 
-    After a failure it is tried again after a second, then twice as long each time, up to `retry_max_seconds`.
+    A source's own class defines how an entry is written (`_keep`) and removed (`_remove`). A failed try is repeated
+    after a second, then after twice as long each time, up to `retry_max_seconds`.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class KeptRegistration(ABC):
         self._record = record
         self._refresh_seconds = refresh_seconds
         self._retry_max_seconds = retry_max_seconds
-        # What the source has confirmed last; None while it is in trouble.
+        # What the source has confirmed last; None while it fails.
         self._kept: InstanceRecord | None = None
         self._failure: type[DiscoveryError] | None = None
         self._delay = RETRY_FIRST_SECONDS
@@ -38,34 +39,40 @@ class KeptRegistration(ABC):
 
     @abstractmethod
     async def _keep(self, record: InstanceRecord) -> None:
-        """Make the entry, or what it has become, known, and alive for another while. Raises DiscoveryError."""
+        """Write the entry, or its change, and keep it alive for another while. Raises DiscoveryError."""
 
     @abstractmethod
     async def _remove(self, record: InstanceRecord) -> None:
-        """Take the entry away. Raises DiscoveryError."""
+        """Remove the entry. Raises DiscoveryError."""
 
     @property
     def record(self) -> InstanceRecord:
+        """What the entry holds, or will hold as soon as the source can be reached."""
         return self._record
 
     @property
     def active(self) -> bool:
+        """Whether the source has confirmed the entry as it is now."""
         return self._kept is self._record
 
     async def start(self) -> None:
-        """The first try, then the task that goes on trying."""
+        """Try once, then start the task that repeats it."""
         await self._try()
         self._task = asyncio.create_task(self._keep_for_ever(), name=f"discovery-{self._record.key}")
 
     async def update(self, record: InstanceRecord) -> None:
-        """See Registration.update."""
+        """Change the entry (status `draining`, other metadata); name and instance_id stay the same.
+
+        Tried at once, then by the task until it succeeds; never raises because the source is away.
+        """
         if record.key != self._record.key:
             raise ValueError(f"{self._record.key} cannot become {record.key}: register the other one by itself")
         self._record = record
         await self._try()
 
     async def close(self) -> None:
-        """Take the entry away, after whatever is under way."""
+        """Remove the entry, after a try under way, and stop keeping it alive; bounded, and silent when the source is
+        away."""
         if self._closed:
             return
         self._closed = True
@@ -81,7 +88,7 @@ class KeptRegistration(ABC):
     async def _keep_for_ever(self) -> None:
         while True:
             if self._failure is None:
-                # Never later than the contract's 5 s; spread, so that a thousand instances do not call in one beat.
+                # Never later than the contract's 5 s; spread, so that a thousand instances do not call at once.
                 await asyncio.sleep(self._refresh_seconds * random.uniform(0.8, 0.95))
             else:
                 await asyncio.sleep(self._delay * random.uniform(0.75, 1.0))
@@ -109,7 +116,7 @@ class KeptRegistration(ABC):
 
     def _fail(self, error: DiscoveryError) -> None:
         self._kept = None
-        # Said once for each kind of trouble, not once for each try.
+        # Logged once for each kind of failure, not for each try.
         if self._failure is not type(error):
             log.warning("the instance cannot be registered, trying on", key=self._record.key, reason=error.message)
         self._failure = type(error)

@@ -1,4 +1,4 @@
-"""Registry: the instances of the mesh in memory, with sync reads, kept current by whichever discovery feeds it."""
+"""Registry: the instances of the mesh in memory, with sync reads, kept current by the follower of a discovery."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -12,17 +12,19 @@ from protocol.discovery import InstanceRecord
 log = structlog.get_logger(__name__)
 
 Key = tuple[str, str]
+# The reason of a registry that has never been loaded.
+NOT_LOADED = "not loaded yet"
 
 
 def key_of(record: InstanceRecord) -> Key:
-    """What makes an instance one: its agent's name and its own id."""
+    """What identifies an instance: its agent's name and its own id."""
     return record.name, record.instance_id
 
 
 class Registry:
-    """A live view of who is there. Reads do no I/O and cost a dictionary look-up.
+    """A live view of the instances. Reads do no I/O and cost a dictionary look-up.
 
-    When its source is lost the last known registry is kept, `stale` is true and `degraded_reason` says why.
+    When its source is lost the last known registry is kept, `stale` is true and `degraded_reason` gives the reason.
     `version` grows with every change, including of `stale`.
     """
 
@@ -38,7 +40,7 @@ class Registry:
         self._waiters: list[asyncio.Future[None]] = []
         self._callbacks: list[Callable[[], None]] = []
         self._callbacks_due = False
-        self._degraded_reason: str | None = "not loaded yet"
+        self._degraded_reason: str | None = NOT_LOADED
         self._closed = False
 
     # Reading
@@ -69,7 +71,7 @@ class Registry:
         return known
 
     def task_types(self) -> frozenset[str]:
-        """Every task type that somebody ready serves."""
+        """Every task type that a ready instance serves."""
         return frozenset(self._serving)
 
     def instances(self, agent: str | None = None) -> Sequence[InstanceRecord]:
@@ -83,7 +85,7 @@ class Registry:
         return known
 
     def get(self, name: str, instance_id: str) -> InstanceRecord | None:
-        """One instance's record, or nothing."""
+        """One instance's record, or None."""
         return self._agents.get(name, {}).get(instance_id)
 
     async def changed(self, after: int) -> int:
@@ -99,7 +101,8 @@ class Registry:
         return self._version
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back on the loop after changes, once for those that come together; returns the way to stop it."""
+        """Call back on the loop after changes, once for those that come together; returns the function that ends
+        this."""
         self._callbacks.append(callback)
 
         def forget() -> None:
@@ -108,10 +111,10 @@ class Registry:
 
         return forget
 
-    # Feeding: for discoveries, and for tests that need a registry without a source
+    # Feeding: for followers, and for tests that need a registry without a source
 
     def apply(self, upserts: Iterable[InstanceRecord] = (), removals: Iterable[Key] = ()) -> bool:
-        """Take one batch of changes; true when anything was different."""
+        """Apply one batch of changes; true when anything was different."""
         different = False
         for name, instance_id in removals:
             different |= self._drop(name, instance_id)
@@ -123,13 +126,13 @@ class Registry:
         return different
 
     def mark_fresh(self) -> None:
-        """The source answers and the registry shows what it says."""
+        """The source responds, and the registry shows what it holds."""
         if self._degraded_reason is not None:
             self._degraded_reason = None
             self._announce()
 
     def mark_stale(self, reason: str) -> bool:
-        """The source is lost; true when this is news (the caller then says so once)."""
+        """The source is lost; true when it was not before, so that the caller logs it once."""
         was_fresh = self._degraded_reason is None
         if self._degraded_reason != reason:
             self._degraded_reason = reason

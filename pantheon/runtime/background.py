@@ -9,17 +9,17 @@ import structlog
 
 log = structlog.get_logger()
 
-# Long enough for a task to end, short enough that a stop which needs a second word is no stop that hangs.
+# Long enough for a task to end, short enough that a stop which needs a second cancellation does not seem to hang.
 AGAIN_SECONDS = 0.2
 # The exit code of a process that cannot go on (EX_SOFTWARE).
 DIED = 70
 
 
 async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
-    """Cancel tasks until they have ended, and take note of their errors.
+    """Cancel tasks until they have ended; their errors are retrieved and dropped.
 
     Once is not enough: Python 3.11's `asyncio.wait_for`, which the clients of NATS and Postgres use, returns its result
-    and forgets a cancellation that comes in the same turn of the loop.
+    and forgets a cancellation that comes in the same iteration of the loop.
     """
     left = {task for task in tasks if not task.done()}
     while left:

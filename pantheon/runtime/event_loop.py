@@ -1,4 +1,4 @@
-"""Event loop: the one that a process of the mesh runs on: uvloop, where there is one."""
+"""Event loop of a process of the mesh: uvloop, where it exists."""
 
 import asyncio
 import socket
@@ -20,18 +20,18 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
         def make() -> uvloop.Loop:
             loop = uvloop.new_event_loop()
-            loop.set_exception_handler(_on_unheard)
+            loop.set_exception_handler(_on_unhandled)
             return loop
 
         uvloop.run(main, loop_factory=make)
 
 
-def _on_unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say what nobody heard of, but for the look-ups of names that uvloop itself leaves behind.
+def _on_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log errors that no task handled, but for the name look-ups that uvloop itself leaves behind.
 
-    Its `create_connection`, given up while a name is looked up, does not give up the look-up. Where a resolver answers
-    later than NATS's, Postgres's or Redis's client waits for a connection, each of their tries ended in a traceback
-    with no word of where it was from. Whoever connected knows: it ran into its timeout, and says so.
+    Its `create_connection`, cancelled during a look-up, does not cancel the look-up. Where a resolver responds later
+    than NATS's, Postgres's or Redis's client waits for a connection, each of their tries ended in a traceback without
+    an origin. The client that connected knows: it ran into its timeout, and reports that.
     """
     error = context.get("exception")
     if isinstance(error, socket.gaierror) and not isinstance(context.get("future"), asyncio.Task):

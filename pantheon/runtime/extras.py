@@ -1,11 +1,11 @@
-"""needs_extra: a process whose packages are not installed says in one line which extra of the distribution has them."""
+"""needs_extra: a process whose packages are not installed ends with one line that names the extra which has them."""
 
 import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
 
-# What this distribution brings itself: one of these that is missing is a broken installation, not an extra.
+# Packages of this distribution itself: one of these that is missing is a broken installation, not an extra.
 _OWN = frozenset({"protocol", "pantheon", "orchestrator_agent", "agents", "migrations"})
 
 

@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 class Health:
-    """Alive: the process answers. Ready: `missing`, asked at each probe, has nothing to say.
+    """Alive: the process responds. Ready: `missing`, called at each probe, returns an empty list.
 
     `variable` is the setting that the port came from. Raises SettingsError from `start` when the port is taken.
     """

@@ -1,7 +1,7 @@
 """Logs: structlog and the standard library's logging through one pipe to stderr, as JSON or for a console.
 
-What is bound with `bind_task` (ids of the task, of its root, of the trace) stands on every line logged inside, whoever
-logs it. A line is never lost because a value in it is odd, and logging never raises.
+What is bound with `bind_task` (ids of the task, of its root, of the trace) is on every line logged inside, by any
+logger. A line is never lost because of an odd value in it, and logging never raises.
 """
 
 import logging
@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
 import structlog
-from structlog.contextvars import bind_contextvars, bound_contextvars
+from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-# version-traceid-parentid-flags; of versions to come only what they are sure to keep (W3C Trace Context, 3.2.2).
+# version-traceid-parentid-flags; of later versions only the part that they must keep (W3C Trace Context, 3.2.2).
 TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
 # Libraries that narrate each request at `info`.
 CHATTY = ("httpx", "httpcore", "asyncio", "urllib3", "openai", "anthropic")
 MAX_TEXT_CHARS = 10_000
 MAX_DEPTH = 6
-# What the renderers still need as it is.
+# Keys that the renderers need as they are.
 UNTOUCHED = frozenset({"exc_info", "_record", "_from_structlog"})
 HANDLER_NAME = "pantheon"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a `traceparent` header says."""
+    """The content of a `traceparent` header."""
 
     trace_id: str
     span_id: str
@@ -37,7 +37,7 @@ class Trace:
 
 
 def parse_traceparent(header: str | None) -> Trace | None:
-    """Read a W3C `traceparent`; anything invalid is nothing, as the specification wants."""
+    """Read a W3C `traceparent`; an invalid one is None, as the specification demands."""
     found = TRACEPARENT.match(header.strip()) if header else None
     if found is None:
         return None
@@ -64,18 +64,13 @@ def bind_task(
         yield
 
 
-def bind_process(**fields: Any) -> None:
-    """Bind what is true for a whole process (agent, instance_id) to every line from here on."""
-    bind_contextvars(**fields)
-
-
 def configure_logging(
     level: str = "info", style: Literal["json", "console", "auto"] = "auto", stream: TextIO | None = None
 ) -> None:
     """Set up logging of the process; calling again replaces the set-up, it never doubles lines.
 
     `auto` is a console where the stream is a terminal, else JSON. `stream` is stderr as it is when a line is written,
-    so that stdout stays free for what a command answers.
+    so that stdout stays free for the results of commands.
     """
     target: TextIO | _Stderr = stream if stream is not None else _Stderr()
     use_console = style == "console" or (style == "auto" and _is_terminal(target))
@@ -128,7 +123,7 @@ def set_level(level: str) -> None:
 
 
 class _Stderr:
-    """Whatever `sys.stderr` is when a line is written."""
+    """`sys.stderr` as it is when a line is written."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -155,7 +150,7 @@ class _Handler(logging.StreamHandler[Any]):
                 self.stream.write(line.encode("ascii", "backslashreplace").decode("ascii") + self.terminator)
             self.flush()
         except (OSError, ValueError):
-            # The stream is closed or its reader is gone: there is nobody left to tell.
+            # The stream is closed or its reader is gone: the line is lost.
             return
 
 
@@ -172,7 +167,7 @@ def _clean(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """A value of JSON's own types that shows what was meant, whatever came."""
+    """A value of JSON's own types that shows any value."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):

@@ -1,11 +1,10 @@
-"""MeshSettings: what a process of the mesh is told by its environment; read on `MeshSettings.load()`, never at import.
+"""MeshSettings: what the environment sets for a process of the mesh; read by `MeshSettings.load()`, never at import.
 
 Any variable may be given as `<NAME>_FILE` instead: the path of a file that holds the value, as containers' secrets
 come. An empty variable counts as not set. A wrong value is one SettingsError, one line, with the variable's name, the
 value (never a secret's) and what is allowed.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -67,7 +66,7 @@ class SecretFileSource(PydanticBaseSettingsSource):
 
     @staticmethod
     def _key(field: FieldInfo, field_name: str, variable: str) -> str:
-        """What the models' validation looks a value up by: of several aliases, the one that it was given by."""
+        """The key that the model's validation expects: of several aliases, the one that the value was set by."""
         alias = field.validation_alias
         names = alias.choices if isinstance(alias, AliasChoices) else [alias]
         return next((name for name in names if isinstance(name, str) and name.upper() == variable), field_name)
@@ -128,7 +127,7 @@ class EnvironmentSettings(BaseSettings):
 
 
 def load_settings(cls: type[SettingsT], **overrides: Any) -> SettingsT:
-    """Any pydantic-settings class, read from the environment now, with a SettingsError of one line when it is wrong."""
+    """Read any pydantic-settings class from the environment now. Raises SettingsError, one line, when it is wrong."""
     try:
         return cls(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
@@ -255,14 +254,14 @@ class MeshSettings(EnvironmentSettings):
 
     @property
     def uses_consul(self) -> bool:
-        """Which of the two discoveries this mesh uses (PROTOCOL.md, Discovery)."""
+        """Which of the two discoveries this mesh uses (docs/protocol.md, Discovery)."""
         return self.consul_http_addr is not None
 
 
 def _check_url(url: str, schemes: tuple[str, ...], *, host_needed: bool = True, several: bool = False) -> str:
     if several:
-        for one in one_host_urls(url):
-            _check_url(one, schemes, host_needed=host_needed)
+        for server in one_host_urls(url):
+            _check_url(server, schemes, host_needed=host_needed)
         return url
     parts = urlsplit(url)
     if parts.scheme not in schemes:
@@ -347,16 +346,3 @@ def one_line(text: str, limit: int = 200) -> str:
     """Text for a message of one line, however it came."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else f"{flat[:limit]}…"
-
-
-def redacted(settings: BaseSettings) -> dict[str, Any]:
-    """The settings as plain values for a log or a page, secrets as `***`."""
-    plain: dict[str, Any] = json.loads(settings.model_dump_json())
-    return {
-        name: "***"
-        if value is not None and is_secret(type(settings), name)
-        else re.sub(r"//[^\s,]*@", "//***@", value)
-        if isinstance(value, str)
-        else value
-        for name, value in plain.items()
-    }

@@ -21,7 +21,7 @@ _NAME_MARK = "agent name: "
 _REASON_MARK = "agent not loaded: "
 _PRINT_NAME = f"""
 import sys
-from pantheon.runtime.loading import load_agent
+from pantheon.process.loading import load_agent
 from protocol.errors import PantheonError
 try:
     print("\\n{_NAME_MARK}" + load_agent(sys.argv[1]).name, flush=True)

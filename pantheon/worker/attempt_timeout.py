@@ -1,13 +1,14 @@
-"""Timer: a limit to how long the current task may take; `asyncio.timeout` in a third of its time."""
+"""AttemptTimeout: bounds how long the current task may take; `asyncio.timeout` in a third of its time."""
 
 import asyncio
 from types import TracebackType
 from typing import Self
 
 
-class Timer:
-    """`with Timer(seconds) as timer:` cancels what is awaited inside when the time is over, and raises TimeoutError in
-    its place. A cancellation from elsewhere stays one, as with `asyncio.timeout`; the limit cannot be moved."""
+class AttemptTimeout:
+    """`with AttemptTimeout(seconds) as limit:` cancels what is awaited inside when the time is over, and raises
+    TimeoutError instead. A cancellation by another task stays one, as with `asyncio.timeout`; the limit cannot be
+    moved."""
 
     __slots__ = ("_before", "_handle", "_task", "expired")
 
@@ -17,9 +18,9 @@ class Timer:
         self._task = task
         self._before = task.cancelling()
         self.expired = False
-        self._handle = asyncio.get_running_loop().call_later(seconds, self._over)
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._expire)
 
-    def _over(self) -> None:
+    def _expire(self) -> None:
         self.expired = True
         self._task.cancel()
 

@@ -1,4 +1,4 @@
-"""TaskContext: what a handler can ask and say while it works on one attempt of one task."""
+"""TaskContext: what a handler can read, report and delegate while it works on one attempt of one task."""
 
 import asyncio
 import math
@@ -17,23 +17,22 @@ from protocol.messages import TaskProgress, TaskRequest, Usage, now
 if TYPE_CHECKING:
     from pantheon.config.agent_config import AgentConfig
 
-# Handlers report as often as they like; more than this many messages a second helps nobody who watches.
+# Handlers report as often as they like; a person who watches sees no more than this many messages a second.
 PROGRESS_MIN_INTERVAL_SECONDS = 0.05
-
-
-# Of streamed text in one message: four bytes each at worst, and escaped six, they stay far below a broker's limit.
+# Of streamed text in one message. With four bytes each at worst, six escaped, they stay far below a broker's limit.
 STREAM_CHARS = 50_000
 
 
-def sayable(text: object) -> str:
+def as_unicode(text: object) -> str:
     """Any text as Unicode that JSON can carry: halves of surrogate pairs, as file names may hold, are replaced."""
     return str(text).encode("utf-8", "replace").decode()
 
 
 class TaskContext:
-    """Handed to a handler whose parameter is annotated with it.
+    """The argument of a handler for its parameter that is annotated with it.
 
-    `idempotency_key` is the same over all attempts of one task: give it to whatever must not happen twice.
+    `idempotency_key` is the same over all attempts of one task: pass it to every service whose effect must not happen
+    twice.
     """
 
     def __init__(
@@ -52,15 +51,14 @@ class TaskContext:
         self.cancelled = False
         self._publish_progress = publish_progress
         self._delegate = delegate
-        self._delegated = 0
-        self._last_percent: float | None = None
+        self._delegations = 0
         self._last_progress_at = 0.0
 
     @property
     def config(self) -> "AgentConfig":
         """The agent's configuration when the attempt began; `ctx.config.option("tone")` for settings of one's own."""
         if self._config is None:
-            # Late: whoever declares an agent should not wait for NATS's client library to be imported.
+            # Late: declaring an agent should not import NATS's client library.
             from pantheon.config.agent_config import AgentConfig
 
             self._config = AgentConfig.of(self.agent, "local")
@@ -68,7 +66,7 @@ class TaskContext:
 
     @cached_property
     def log(self) -> structlog.stdlib.BoundLogger:
-        """A logger that names the task; made when it is first asked for, since most attempts say nothing."""
+        """A logger that names the task; made at its first use, since most attempts log nothing."""
         bound: structlog.stdlib.BoundLogger = structlog.get_logger().bind(
             task_id=str(self.request.task_id), task_type=self.request.task_type, attempt=self.request.attempt
         )
@@ -107,7 +105,7 @@ class TaskContext:
         return self.request.idempotency_key or f"{self.root_task_id}:{self.task_id}"
 
     async def progress(self, percent: float | None = None, message: str = "") -> None:
-        """Say how far the task is, 0 to 100; may be lost, never fails. Very frequent calls are thinned out."""
+        """Report how far the task is, 0 to 100; may be lost, never fails. Very frequent calls are thinned out."""
         clock = asyncio.get_running_loop().time()
         final = percent is not None and percent >= 100
         if clock - self._last_progress_at < PROGRESS_MIN_INTERVAL_SECONDS and not final and not message:
@@ -115,14 +113,14 @@ class TaskContext:
         self._last_progress_at = clock
         if percent is not None:
             percent = None if math.isnan(percent) else min(100.0, max(0.0, float(percent)))
-        await self._publish_progress(self._made(percent=percent, message=sayable(message)))
+        await self._publish_progress(self._progress(percent=percent, message=as_unicode(message)))
 
     async def stream(self, text: str) -> None:
-        """Stream a piece of output, to be appended by whoever watches; the result must still hold the whole."""
-        for place in range(0, len(text), STREAM_CHARS):
-            await self._publish_progress(self._made(text=sayable(text[place : place + STREAM_CHARS])))
+        """Stream a piece of output, which watchers append to the one before; the result must still hold the whole."""
+        for start in range(0, len(text), STREAM_CHARS):
+            await self._publish_progress(self._progress(text=as_unicode(text[start : start + STREAM_CHARS])))
 
-    def _made(self, *, percent: float | None = None, message: str = "", text: str = "") -> TaskProgress:
+    def _progress(self, *, percent: float | None = None, message: str = "", text: str = "") -> TaskProgress:
         return TaskProgress(
             task_id=self.task_id,
             root_task_id=self.root_task_id,
@@ -146,17 +144,17 @@ class TaskContext:
     async def run(
         self, task_type: str, payload: dict[str, Any] | None = None, *, timeout_seconds: float | None = None
     ) -> Any:
-        """Delegate a task to whichever agent, or workflow, serves `task_type`; returns its result.
+        """Delegate a task to an agent, or a workflow, that serves `task_type`; returns its result.
 
         The n-th delegation of every attempt of this task has the same id, so a retried attempt gets the first one's
         outcome instead of running it twice. Raises TaskFailed.
         """
         if self._delegate is None:
             raise PantheonError("this context has no mesh to delegate to")
-        self._delegated += 1
+        self._delegations += 1
         options: dict[str, Any] = {} if timeout_seconds is None else {"timeout_seconds": timeout_seconds}
         request = TaskRequest(
-            task_id=step_task_id(self.task_id, f"run:{task_type}", 0, self._delegated),
+            task_id=step_task_id(self.task_id, f"run:{task_type}", 0, self._delegations),
             task_type=task_type,
             payload=payload or {},
             requester=self.agent,
@@ -172,7 +170,7 @@ class TaskContext:
 
 
 class LocalTaskContext(TaskContext):
-    """A context without a mesh, for tests of handlers: it records what was said."""
+    """A context without a mesh, for tests of handlers: it records progress and streamed text."""
 
     def __init__(self, task_type: str = "test", **fields: Any) -> None:
         self.progress_messages: list[TaskProgress] = []

@@ -1,4 +1,4 @@
-"""Declaration: an agent as data: its name, the task types it serves, its hooks. What the worker loop works by."""
+"""Declaration: an agent as data: its name, the task types it serves, its hooks. The worker runs it."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,7 +14,7 @@ Hook = Callable[..., Awaitable[None] | None]
 
 
 class Declaration:
-    """What an Agent says of itself.
+    """What an Agent declares.
 
     `metadata` (free keys such as `model`, or a function that makes them at start) goes into discovery.
     `max_concurrency` bounds the attempts that one process works on at once; the environment's MAX_CONCURRENCY wins.
@@ -53,8 +53,7 @@ class Declaration:
 
     @property
     def metadata(self) -> dict[str, str]:
-        made = self._metadata() if callable(self._metadata) else self._metadata or {}
-        return dict(made)
+        return dict(self._metadata() if callable(self._metadata) else self._metadata or {})
 
     def task(self, task_type: str, *, timeout_seconds: float | None = None, description: str = "") -> Callable[[F], F]:
         """Serve `task_type` with the decorated function (async, or plain: then it runs in a thread).
@@ -82,7 +81,7 @@ class Declaration:
         return self._add("shutdown", hook)
 
     def before_task(self, hook: F) -> F:
-        """`async def hook(ctx)`, before each attempt; raising TaskFailure answers the task without running it."""
+        """`async def hook(ctx)`, before each attempt; raising TaskFailure ends the attempt without running it."""
         return self._add("before_task", hook)
 
     def after_task(self, hook: F) -> F:
@@ -103,9 +102,9 @@ class Declaration:
 
     async def call_hooks(self, moment: str, *arguments: TaskContext | TaskRequest | TaskResponse | Exception) -> None:
         for hook in self._hooks.get(moment, ()):
-            made = hook(*arguments)
-            if inspect.isawaitable(made):
-                await made
+            result = hook(*arguments)
+            if inspect.isawaitable(result):
+                await result
 
     def has_hooks(self, moment: str) -> bool:
         return moment in self._hooks

@@ -1,9 +1,9 @@
-"""Delegation: what `ctx.run` does, a task that an agent gives out while it works on another."""
+"""Delegation: what `ctx.run` does: a task that an agent delegates while it works on another."""
 
 import asyncio
 from typing import Any
 
-from pantheon.bus import Bus, Objects, Publisher
+from pantheon.bus import Transport
 from pantheon.client.mesh import Mesh, result_of
 from pantheon.worker.context import TaskContext
 from protocol.messages import TaskRequest, Usage
@@ -12,17 +12,16 @@ from protocol.messages import TaskRequest, Usage
 class Delegation:
     """A client over the agent's own connection, made at the first delegation."""
 
-    def __init__(self, bus: Bus, publisher: Publisher, objects: Objects) -> None:
-        self._bus = bus
-        self._publisher = publisher
-        self._objects = objects
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._mesh: Mesh | None = None
         self._lock = asyncio.Lock()
 
     async def run(self, context: TaskContext, request: TaskRequest) -> Any:
+        """Send a task and wait for its result; its usage counts for the attempt too. Raises TaskFailed."""
         async with self._lock:
             if self._mesh is None:
-                self._mesh = await Mesh.over(self._bus, self._publisher, self._objects, requester=context.agent)
+                self._mesh = await Mesh.over(self._transport, requester=context.agent)
         sent = request.model_copy(update={"reply_to": self._mesh.reply_to(request.task_id)})
         await self._mesh.submit(sent)
         response = await self._mesh.wait(sent.task_id)

@@ -1,4 +1,4 @@
-"""Handler: the function that serves one task type, with what its annotations say of payload, context and result."""
+"""Handler: the function that serves one task type; its annotations define payload, context and result."""
 
 import asyncio
 import contextlib
@@ -64,16 +64,16 @@ class Handler:
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON Schema of the payload (any object, where the function does not say)."""
+        """JSON Schema of the payload (any object, where it has no annotation)."""
         return self._input.json_schema() if self._input is not None else {"type": "object"}
 
     @cached_property
     def output_schema(self) -> dict[str, Any]:
-        """JSON Schema of the result (anything, where the function does not say)."""
+        """JSON Schema of the result (anything, where it has no annotation)."""
         return self._output.json_schema(mode="serialization") if self._output is not None else {}
 
     def validate(self, payload: dict[str, Any]) -> Any:
-        """The payload as the function wants it. Raises InvalidRequest that names the field."""
+        """The payload as the type that the function takes. Raises InvalidRequest that names the field."""
         if self._input is None:
             return None
         try:
@@ -93,7 +93,7 @@ class Handler:
         else:
             result = await _in_thread(partial(self.function, **arguments))
             if inspect.isawaitable(result):
-                # An async function behind a decorator that is none.
+                # An async function behind a decorator that is not async.
                 result = await result
         return self._dump(result)
 

@@ -1,94 +1,64 @@
-"""Runner: runs the handler of one attempt within its time, and says what came of it as a TaskResponse."""
+"""Runner: runs the handler of one attempt within its time, and returns how it ended."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
-from uuid import UUID
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
 
-from pantheon.bus import Bus, Delivery, Objects
+from pantheon.bus import Transport
 from pantheon.config.agent_config import AgentConfig
-from pantheon.worker.attempt_timeout import Timer
-from pantheon.worker.context import TaskContext, sayable
+from pantheon.worker.attempt import AttemptObserver, AttemptReturned, Completed, RunningAttempt
+from pantheon.worker.attempt_timeout import AttemptTimeout
+from pantheon.worker.context import TaskContext, as_unicode
 from pantheon.worker.declaration import Declaration
-from pantheon.worker.slots import Place
+from pantheon.worker.response_form import ResponseForm
 from protocol import subjects
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError, TaskFailure
 from protocol.large import parse_value
-from protocol.messages import ErrorInfo, TaskProgress, TaskRequest, TaskResponse, Usage, now, to_bytes
+from protocol.messages import ErrorInfo, TaskProgress, TaskRequest, TaskResponse, now, to_bytes
 
 log = structlog.get_logger()
 
-
-class Observer(Protocol):
-    """Whoever counts the work: the `$SRV.STATS` answers, metrics."""
-
-    def record(self, task_type: str, seconds: float, error: str | None = None) -> None: ...
-
-
-@dataclass
-class Running:
-    """An attempt at work, and all deliveries of it: its end serves them all."""
-
-    deliveries: list[Delivery]
-    work: "asyncio.Task[None]"
-    place: Place
-    root_task_id: UUID
-    # Its cancellation overtook it in the queue.
-    cancelled: bool = False
-    context: TaskContext | None = None
-    stop_reason: str | None = None
-    answering: bool = False
-    answered: bool = False
-
-
-class Completed(NamedTuple):
-    """An attempt that ended well, where nobody looks at its TaskResponse before it goes out (`answers.spliced`)."""
-
-    result: Any
-    usage: Usage | None
-    started_at: datetime
-    completed_at: datetime
-
-
-class HandBack(Exception):
-    """The attempt was stopped to be given to another instance: there is no answer."""
+Delegate = Callable[[TaskContext, TaskRequest], Awaitable[Any]]
 
 
 class Runner:
+    """Runs handlers and the agent's hooks around them. `config` is read at the start of each attempt."""
+
     def __init__(
         self,
         agent: Declaration,
-        bus: Bus,
-        objects: Objects,
+        transport: Transport,
+        form: ResponseForm,
         *,
-        instance_id: str,
         config: Callable[[], AgentConfig],
-        observer: Observer | None,
-        delegate: Callable[[TaskContext, TaskRequest], Awaitable[Any]] | None,
+        observer: AttemptObserver | None,
+        delegate: Delegate | None,
     ) -> None:
         self._agent = agent
-        self._bus = bus
-        self._objects = objects
-        self._instance_id = instance_id
+        self._bus = transport.bus
+        self._objects = transport.objects
+        self._form = form
         self._config = config
         self._observer = observer
         self._delegate = delegate
 
-    async def run(self, request: TaskRequest, running: Running) -> TaskResponse | Completed:
-        """Run the handler to its end, whatever that is. From here on nothing interrupts the answer."""
+    async def run(self, request: TaskRequest, running: RunningAttempt) -> TaskResponse | Completed:
+        """Run the handler to its end, whatever that is; from then on nothing interrupts the response.
+
+        Raises AttemptReturned when the attempt was stopped to be run by another instance.
+        """
         loop = asyncio.get_running_loop()
         started_at, start = now(), loop.time()
         context = running.context = TaskContext(
             request,
             agent=self._agent.name,
-            publish_progress=self._progress,
+            publish_progress=self._publish_progress,
             config=self._config(),
-            delegate=self._delegated,
+            delegate=self._delegate_checked,
         )
         result: Any = None
         error: ErrorInfo | None = None
@@ -102,11 +72,11 @@ class Runner:
             if running.stop_reason is None or current is None:
                 raise
             current.uncancel()
-            if running.stop_reason == "hand back":
-                raise HandBack from None
+            if running.returning:
+                raise AttemptReturned from None
             status, error = "cancelled", ErrorInfo(code=ErrorCode.CANCELLED, message=running.stop_reason)
         except Exception as raised:
-            running.answering = True
+            running.responding = True
             if not isinstance(raised, PantheonError):
                 log.warning(
                     "task.raised",
@@ -118,22 +88,17 @@ class Runner:
             error = error_of(raised)
             status = "cancelled" if error.code == ErrorCode.CANCELLED else "failed"
             await self._call_hooks("error", context, raised)
-        running.answering = True
+        running.responding = True
         usage = context.usage if context.usage.model_fields_set else None
         if error is None and not self._agent.has_hooks("after_task"):
             if self._observer is not None:
                 self._observer.record(request.task_type, loop.time() - start)
             return Completed(result, usage, started_at, now())
-        response = TaskResponse(
-            task_id=request.task_id,
-            root_task_id=context.root_task_id,
-            task_type=request.task_type,
-            agent=self._agent.name,
-            attempt=request.attempt,
-            status=status,  # type: ignore[arg-type]
+        response = self._form.of(
+            request,
+            status=status,
             result=result,
             error=error,
-            instance_id=self._instance_id,
             usage=usage,
             started_at=started_at,
             completed_at=now(),
@@ -154,30 +119,30 @@ class Runner:
                 retryable=True,
             )
         named = "timeout_seconds" in request.model_fields_set
-        limit = request.timeout_seconds if named else context.config.task_timeout_seconds
-        limit = min(limit, handler.timeout_seconds or limit)
+        seconds = request.timeout_seconds if named else context.config.task_timeout_seconds
+        seconds = min(seconds, handler.timeout_seconds or seconds)
         if request.deadline is not None:
-            limit = min(limit, (request.deadline - started_at).total_seconds())
-            if limit <= 0:
+            seconds = min(seconds, (request.deadline - started_at).total_seconds())
+            if seconds <= 0:
                 raise TaskFailure(ErrorCode.DEADLINE_EXCEEDED, f"the deadline {request.deadline} has passed")
-        timer = Timer(limit)
+        timeout = AttemptTimeout(seconds)
         try:
-            with timer:
+            with timeout:
                 if request.payload_ref is not None:
-                    request = context.request = await self._whole(request)
+                    request = context.request = await self._with_payload(request)
                 payload = handler.validate(request.payload)
                 if self._agent.has_hooks("before_task"):
                     await self._agent.call_hooks("before_task", context)
                 return await handler.call(payload, context)
         except TimeoutError as raised:
-            if not timer.expired:
+            if not timeout.expired:
                 raise
             context.cancelled = True
             raise TaskFailure(
-                ErrorCode.TIMEOUT, f"'{request.task_type}' did not end within {limit:g} s", retryable=True
+                ErrorCode.TIMEOUT, f"'{request.task_type}' did not end within {seconds:g} s", retryable=True
             ) from raised
 
-    async def _whole(self, request: TaskRequest) -> TaskRequest:
+    async def _with_payload(self, request: TaskRequest) -> TaskRequest:
         """A request with the payload that its reference stands for. Raises InvalidRequest, BusError."""
         assert request.payload_ref is not None
         body = await self._objects.get(request.payload_ref)
@@ -187,7 +152,7 @@ class Runner:
         return request.model_copy(update={"payload": payload, "payload_ref": None})
 
     async def _call_hooks(self, moment: str, *arguments: Any) -> None:
-        """Hooks that look on must not change the outcome."""
+        """Call hooks that only observe: an error in one must not change the outcome."""
         if not self._agent.has_hooks(moment):
             return
         try:
@@ -195,19 +160,19 @@ class Runner:
         except Exception as error:
             log.warning("hook.raised", hook=moment, agent=self._agent.name, exc_info=error)
 
-    async def _delegated(self, context: TaskContext, request: TaskRequest) -> Any:
+    async def _delegate_checked(self, context: TaskContext, request: TaskRequest) -> Any:
         if self._delegate is None:
             raise PantheonError("this process has no mesh to delegate to")
         if self._agent.has_hooks("delegation"):
             await self._agent.call_hooks("delegation", context, request)
         return await self._delegate(context, request)
 
-    async def _progress(self, progress: TaskProgress) -> None:
+    async def _publish_progress(self, progress: TaskProgress) -> None:
         await self._bus.publish_quietly(subjects.progress(self._agent.name, progress.root_task_id), to_bytes(progress))
 
 
 def error_of(raised: Exception) -> ErrorInfo:
-    """What an exception of a handler is on the wire."""
+    """An exception of a handler as the error of its response."""
     if isinstance(raised, PantheonError):
         try:
             return ErrorInfo.of(raised)
@@ -215,8 +180,8 @@ def error_of(raised: Exception) -> ErrorInfo:
             log.warning("task.error_invalid", error=str(error))
             return ErrorInfo(
                 code=ErrorCode.INTERNAL_ERROR,
-                message=sayable(f"{raised.code}: {raised.message}"),
+                message=as_unicode(f"{raised.code}: {raised.message}"),
                 retryable=bool(raised.retryable),
             )
-    message = sayable(f"{type(raised).__name__}: {raised}".strip(": "))
+    message = as_unicode(f"{type(raised).__name__}: {raised}".strip(": "))
     return ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message, retryable=True)

@@ -1,7 +1,7 @@
-"""Places: how many attempts an instance works on at once. One that waits for a task it gave out lends its place.
+"""Slots: how many attempts an instance works on at once; an attempt that waits for a delegated task releases its slot.
 
-Without that, an agent whose tasks give out tasks which it serves itself would wait for itself: all its places are
-taken by those that wait for what only a free place can bring.
+Without that, an agent whose tasks delegate tasks which it serves itself would wait for itself: all its slots would be
+taken by attempts that wait for what only a free slot can bring.
 """
 
 import asyncio
@@ -10,21 +10,24 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 # Each attempt that waits keeps its memory, and one of the 10,000 messages that may be unacknowledged at the agent's
-# consumer. Beyond it they keep their places, and may wait for themselves until their time is over.
-LENT_LIMIT = 4000
+# consumer. Attempts beyond this many keep their slots, and may wait for themselves until their time is over.
+RELEASED_LIMIT = 4000
 
 
-class Places:
-    """Whoever wants a place back that was lent has it before anything new."""
+class Slots:
+    """The slots of one instance. An attempt that needs its released slot again has it before anything new.
 
-    def __init__(self, count: int) -> None:
+    `on_change` is called whenever slots were taken, freed or released.
+    """
+
+    def __init__(self, count: int, on_change: Callable[[], None], *, released_limit: int = RELEASED_LIMIT) -> None:
         self._count = count
+        self._on_change = on_change
+        self._released_limit = released_limit
         self._taken = 0
-        self._back: deque[asyncio.Future[None]] = deque()
-        # Attempts that wait, and have no place meanwhile.
-        self._lent = 0
-        # Told when places came, went, or were lent.
-        self.on_change: Callable[[], None] = lambda: None
+        self._released = 0
+        # Attempts that need their slots again, the first one first.
+        self._returning: deque[asyncio.Future[None]] = deque()
 
     @property
     def count(self) -> int:
@@ -32,89 +35,90 @@ class Places:
 
     @property
     def free(self) -> int:
-        """Places that something new may take."""
-        return self._count - self._taken - len(self._back)
+        """Slots that a new attempt may take."""
+        return self._count - self._taken - len(self._returning)
 
     @property
-    def lent(self) -> int:
-        return self._lent
+    def released(self) -> int:
+        """Attempts that wait for a task they delegated, and have no slot meanwhile."""
+        return self._released
 
     @property
     def crowded(self) -> bool:
-        """Whether there are as many attempts as places, those that wait counted."""
-        return self._taken + self._lent >= self._count
+        """Whether there are as many attempts as slots, counting those that released theirs."""
+        return self._taken + self._released >= self._count
 
     def resize(self, count: int) -> None:
         self._count = count
-        self._hand_out()
+        self._assign()
 
-    def take(self) -> "Place":
-        """A place for one attempt; one too many where none is free."""
+    def take(self) -> "Slot":
+        """Take a slot for one attempt, also where none is free."""
         self._taken += 1
-        return Place(self)
+        return Slot(self)
 
-    def leave(self, *, lent: bool) -> None:
-        """The end of an attempt."""
-        if lent:
-            self._lent -= 1
+    def end(self, *, released: bool) -> None:
+        """Free the slot of an attempt that has ended, whether or not it had released it."""
+        if released:
+            self._released -= 1
         else:
             self._taken -= 1
-        self._hand_out()
+        self._assign()
 
-    def lend(self) -> bool:
-        """False where so many wait that this attempt keeps its place."""
-        if self._lent >= LENT_LIMIT:
+    def release(self) -> bool:
+        """Free the slot of an attempt that waits. False where so many wait that the attempt keeps its slot."""
+        if self._released >= self._released_limit:
             return False
-        self._lent += 1
+        self._released += 1
         self._taken -= 1
-        self._hand_out()
+        self._assign()
         return True
 
-    async def take_back(self) -> None:
-        """As soon as there is one."""
+    async def reacquire(self) -> None:
+        """Take a slot again for an attempt that goes on, as soon as there is one."""
         if self.free > 0:
-            self.take_back_now()
+            self.reacquire_now()
             return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._back.append(place)
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._returning.append(granted)
         try:
-            await place
+            await granted
         except asyncio.CancelledError:
-            if place.cancelled():
+            if granted.cancelled():
                 with contextlib.suppress(ValueError):
-                    self._back.remove(place)
-                self.take_back_now()
+                    self._returning.remove(granted)
+                self.reacquire_now()
             raise
 
-    def take_back_now(self) -> None:
-        """One too many if need be: an attempt that is interrupted cleans up, and ends."""
-        self._lent -= 1
+    def reacquire_now(self) -> None:
+        """Take a slot again, also where none is free: an attempt that is interrupted cleans up, and ends."""
+        self._released -= 1
         self._taken += 1
-        self.on_change()
+        self._on_change()
 
-    def _hand_out(self) -> None:
-        while self._back and self._taken < self._count:
-            place = self._back.popleft()
-            if not place.done():
-                self._lent -= 1
+    def _assign(self) -> None:
+        while self._returning and self._taken < self._count:
+            granted = self._returning.popleft()
+            if not granted.done():
+                self._released -= 1
                 self._taken += 1
-                place.set_result(None)
-        self.on_change()
+                granted.set_result(None)
+        self._on_change()
 
 
-class Place:
-    """One attempt's place."""
+class Slot:
+    """One attempt's slot."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
         self._waits = 0
-        self._lent = False
+        self._is_released = False
 
     @contextlib.asynccontextmanager
-    async def lent(self) -> AsyncIterator[None]:
-        """While the attempt waits for a task that it gave out; for several at once, until it has the last of them."""
+    async def released(self) -> AsyncIterator[None]:
+        """Release the slot while the attempt waits for a task that it delegated; of several at once, until the last."""
         self._waits += 1
-        self._lent = self._lent or self._places.lend()
+        self._is_released = self._is_released or self._slots.release()
         interrupted = False
         try:
             yield
@@ -123,14 +127,14 @@ class Place:
             raise
         finally:
             self._waits -= 1
-            if self._lent and not self._waits:
-                self._lent = False
+            if self._is_released and not self._waits:
+                self._is_released = False
                 if interrupted:
-                    self._places.take_back_now()
+                    self._slots.reacquire_now()
                 else:
-                    await self._places.take_back()
+                    await self._slots.reacquire()
 
-    def leave(self) -> None:
-        """The attempt has ended, though it may have left something behind that still waits."""
-        lent, self._lent = self._lent, False
-        self._places.leave(lent=lent)
+    def end(self) -> None:
+        """Free the slot: the attempt has ended, though a part of it may still wait."""
+        released, self._is_released = self._is_released, False
+        self._slots.end(released=released)

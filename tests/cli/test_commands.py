@@ -596,7 +596,7 @@ def test_a_reader_that_has_gone_already_is_no_error(elsewhere: Shell, arguments:
 
 
 def test_the_agent_of_these_tests_is_one(tmp_path: Path) -> None:
-    from pantheon.runtime.loading import load_agent
+    from pantheon.process.loading import load_agent
 
     (tmp_path / "words.py").write_text(AGENT)
     assert set(load_agent(str(tmp_path / "words.py")).task_types) >= {"uppercase", "file"}

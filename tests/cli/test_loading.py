@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pantheon.runtime.loading import AgentNotLoaded, load_agent
+from pantheon.process.loading import AgentNotLoaded, load_agent
 
 ONE = 'from pantheon import Agent\nagent = Agent("one_agent")\n'
 TWO = 'from pantheon import Agent\nfirst = Agent("first_agent")\nsecond = Agent("second_agent")\nother = 3\n'

@@ -29,7 +29,7 @@ def test_a_file_sets_for_all_agents_and_for_one(name: str, content: bytes) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.ini", b"", "must end in"),
         ("a.yaml", b"a: [1", "cannot be read"),
@@ -43,8 +43,8 @@ def test_a_file_sets_for_all_agents_and_for_one(name: str, content: bytes) -> No
         ("a.yaml", b" " * 2_000_000, "2000000 bytes"),
     ],
 )
-def test_a_file_of_wrong_form_says_so_in_one_line(name: str, content: bytes, said: str) -> None:
-    with pytest.raises(SettingsError, match=said) as caught:
+def test_a_file_of_wrong_form_is_an_error_of_one_line(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
         parse_file(Path(name), content, "llm_agent")
     assert "\n" not in str(caught.value)
 

@@ -12,7 +12,7 @@ import structlog.testing
 from nats.aio.client import Client
 from pydantic import Field, model_validator
 
-from pantheon.config import AgentConfig, ConfigManager, NatsSource, make_live_source
+from pantheon.config import AgentConfig, ConfigManager, NatsSource, Source, make_live_source
 from pantheon.config.consul_source import ConsulSource
 from pantheon.config.layers import Setting
 from pantheon.discovery.consul_api import ConsulAddress, ConsulApi
@@ -38,16 +38,18 @@ def warnings_in(logs: list[Any]) -> list[Any]:
 
 
 def rewrite(path: Path, text: str) -> None:
-    """As editors do: a new file takes the old one's place."""
+    """As editors do: a new file replaces the old one."""
     fresh = path.with_suffix(".new")
     fresh.write_text(text)
     fresh.replace(path)
 
 
-@pytest.fixture
-def long_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits for a store's first word to the end of its time is not back before anybody here gives up."""
-    monkeypatch.setattr("pantheon.config.manager.FIRST_WORD_SECONDS", 10 * PATIENCE_SECONDS)
+# A manager that waits for a store's first layer to the end of its time is not back before the test gives up.
+LONG_SECONDS = 10 * PATIENCE_SECONDS
+
+
+def long_waiting(source: Source, **values: Any) -> ConfigManager[AgentConfig]:
+    return manager_of(live=source, first_layer_seconds=LONG_SECONDS, **values)
 
 
 def test_each_layer_wins_over_the_one_before_and_each_value_knows_where_it_came_from(tmp_path: Path) -> None:
@@ -67,13 +69,12 @@ def test_each_layer_wins_over_the_one_before_and_each_value_knows_where_it_came_
     assert manager.explain("options.size").layer == "defaults"
     assert manager.explain("heartbeat_interval_seconds").layer == "defaults"
     assert manager.explain("name").layer == "identity"
-    assert len(manager.explain_all()) == 9
     with pytest.raises(KeyError, match="no setting 'nonsense'"):
         manager.explain("nonsense")
 
 
 @pytest.mark.parametrize(
-    ("text", "environ", "said"),
+    ("text", "environ", "message"),
     [
         ("max_concurrency: none", {}, r"mesh.yaml: max_concurrency='none' is not allowed"),
         ("nonsense: 1", {}, "'nonsense' is not allowed: there is no such setting"),
@@ -82,10 +83,12 @@ def test_each_layer_wins_over_the_one_before_and_each_value_knows_where_it_came_
         ("options: 3", {}, "options=3 is not allowed"),
     ],
 )
-def test_what_is_wrong_at_the_start_is_one_line(tmp_path: Path, text: str, environ: dict[str, str], said: str) -> None:
+def test_what_is_wrong_at_the_start_is_one_line(
+    tmp_path: Path, text: str, environ: dict[str, str], message: str
+) -> None:
     file = tmp_path / "mesh.yaml"
     file.write_text(text)
-    with pytest.raises(SettingsError, match=said) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         manager_of(file=file, environ=environ)
     assert "\n" not in str(caught.value)
 
@@ -98,7 +101,7 @@ def test_a_file_that_is_not_there_is_an_error_and_so_is_a_wrong_name(tmp_path: P
     assert AgentConfig.of("llm_agent", "i1", max_concurrency=2).max_concurrency == 2
 
 
-async def test_a_changed_file_is_told_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+async def test_a_changed_file_is_reported_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "mesh.toml"
     file.write_text("max_concurrency = 5")
     calls: list[tuple[int, int, frozenset[str]]] = []
@@ -145,8 +148,8 @@ class Silent:
 
     layer = "live"
 
-    async def follow(self, tell: Callable[[Any], None]) -> None:
-        tell({})
+    async def follow(self, on_layer: Callable[[Any], None]) -> None:
+        on_layer({})
         await asyncio.Event().wait()
 
     async def close(self) -> None:
@@ -157,35 +160,35 @@ async def test_a_wrong_live_value_is_refused_alone_and_the_rest_of_its_layer_com
     manager = ConfigManager(Paired, name="llm_agent", instance_id="i1", environ={}, live=Silent())
     with structlog.testing.capture_logs() as logs:
         async with manager:
-            manager.take("live", {"max_concurrency": Setting(4, "k1"), "log_level": Setting("debug", "k2")})
+            manager.set_layer("live", {"max_concurrency": Setting(4, "k1"), "log_level": Setting("debug", "k2")})
             wrong = {
                 "max_concurrency": Setting("lots", "k1"),
                 "log_level": Setting("error", "k2"),
                 "instance_id": Setting("other", "k3"),
                 "nonsense": Setting(1, "k4"),
             }
-            manager.take("live", wrong)
-            manager.take("live", wrong)
+            manager.set_layer("live", wrong)
+            manager.set_layer("live", wrong)
             assert (manager.current.max_concurrency, manager.current.log_level) == (4, "error")
             assert manager.current.instance_id == "i1"
             assert sorted(entry["key"] for entry in warnings_in(logs)) == ["instance_id", "max_concurrency", "nonsense"]
-            manager.take("live", {"low": Setting(20, "k5"), "log_level": Setting("info", "k2")})
+            manager.set_layer("live", {"low": Setting(20, "k5"), "log_level": Setting("info", "k2")})
             assert (manager.current.low, manager.current.log_level) == (1, "error")
             assert "do not go together" in logs[-1]["event"]
-            manager.take("live", {})
+            manager.set_layer("live", {})
             assert manager.current.max_concurrency == 16
 
 
-async def test_a_failing_callback_or_source_harms_nobody() -> None:
+async def test_a_failing_callback_or_source_harms_no_other() -> None:
     class Failing:
         layer = "live"
         tries = 0
 
-        async def follow(self, tell: Callable[[Any], None]) -> None:
+        async def follow(self, on_layer: Callable[[Any], None]) -> None:
             self.tries += 1
             if self.tries == 1:
                 raise RuntimeError("not mine")
-            tell({"max_concurrency": Setting(3, "k")})
+            on_layer({"max_concurrency": Setting(3, "k")})
             await asyncio.Event().wait()
 
         async def close(self) -> None:
@@ -201,9 +204,7 @@ async def test_a_failing_callback_or_source_harms_nobody() -> None:
     assert len([entry for entry in logs if entry["log_level"] == "error"]) >= 1
 
 
-async def test_consuls_values_come_live_and_stay_while_consul_is_away(
-    long_first_word: None, own_consul_server: Server
-) -> None:
+async def test_consuls_values_come_live_and_stay_while_consul_is_away(own_consul_server: Server) -> None:
     api = ConsulApi(ConsulAddress(port=own_consul_server.port))
 
     async def put(key: str, value: str) -> None:
@@ -213,7 +214,7 @@ async def test_consuls_values_come_live_and_stay_while_consul_is_away(
     await put("config/llm_agent", '{"max_concurrency": 3, "options": {"tone": "dry"}}')
     await put("config/llm_agent_2/max_concurrency", "99")
     with structlog.testing.capture_logs() as logs:
-        async with manager_of(live=ConsulSource(api, "llm_agent"), environ={"MAX_CONCURRENCY": "5"}) as manager:
+        async with long_waiting(ConsulSource(api, "llm_agent"), environ={"MAX_CONCURRENCY": "5"}) as manager:
             assert manager.current.max_concurrency == 3
             assert str(manager.explain("options.tone")) == "options.tone = 'dry' from consul (config/llm_agent)"
             await put("config/llm_agent/max_concurrency", "8")
@@ -230,27 +231,27 @@ async def test_consuls_values_come_live_and_stay_while_consul_is_away(
             await until(lambda: manager.current.max_concurrency == 2)
 
 
-async def test_without_consul_an_agent_starts_at_once(long_first_word: None) -> None:
+async def test_without_consul_an_agent_starts_at_once() -> None:
     api = ConsulApi(ConsulAddress(port=1))
     with structlog.testing.capture_logs() as logs:
-        async with asyncio.timeout(PATIENCE_SECONDS), manager_of(live=ConsulSource(api, "llm_agent")) as manager:
+        async with asyncio.timeout(PATIENCE_SECONDS), long_waiting(ConsulSource(api, "llm_agent")) as manager:
             assert manager.current.max_concurrency == 16
     assert len(warnings_in(logs)) == 1
 
 
-async def test_without_a_bucket_in_nats_an_agent_starts_at_once(long_first_word: None, client: Client) -> None:
+async def test_without_a_bucket_in_nats_an_agent_starts_at_once(client: Client) -> None:
     """Most meshes have no such bucket."""
-    async with asyncio.timeout(PATIENCE_SECONDS), manager_of(live=NatsSource(client, "llm_agent")) as manager:
+    async with asyncio.timeout(PATIENCE_SECONDS), long_waiting(NatsSource(client, "llm_agent")) as manager:
         assert manager.current.max_concurrency == 16
 
 
-async def test_the_nats_buckets_values_come_live(long_first_word: None, client: Client) -> None:
+async def test_the_nats_buckets_values_come_live(client: Client) -> None:
     js = client.jetstream()
     bucket = await js.create_key_value(bucket="config")
     await bucket.put("llm_agent", b'{"max_concurrency": 3}')
     await bucket.put("other_agent", b'{"max_concurrency": 4}')
     with structlog.testing.capture_logs() as logs:
-        async with manager_of(live=NatsSource(client, "llm_agent")) as manager:
+        async with long_waiting(NatsSource(client, "llm_agent")) as manager:
             assert str(manager.explain("max_concurrency")) == "max_concurrency = 3 from nats (llm_agent)"
             await bucket.put("llm_agent.max_concurrency", b"6")
             await until(lambda: manager.current.max_concurrency == 6)

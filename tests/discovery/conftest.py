@@ -57,11 +57,8 @@ class NatsServer:
         shutil.rmtree(self._store, ignore_errors=True)
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry that cannot be loaded is there all the same, after a moment in the place of seconds."""
-    monkeypatch.setattr("pantheon.discovery.nats_kv.LOAD_TIMEOUT_SECONDS", 0.1)
-    monkeypatch.setattr("pantheon.discovery.consul_watch.LOAD_TIMEOUT_SECONDS", 0.1)
+# A registry that cannot be loaded is returned all the same, after a moment in the place of seconds.
+IMPATIENT_SECONDS = 0.1
 
 
 @pytest.fixture
@@ -77,7 +74,7 @@ async def quiet(_: Exception) -> None:
 
 
 async def connect(server: NatsServer) -> Client:
-    async def patient() -> Client:
+    async def connected() -> Client:
         while True:
             try:
                 return await nats.connect(
@@ -91,7 +88,7 @@ async def connect(server: NatsServer) -> Client:
             except (OSError, nats.errors.Error):
                 await asyncio.sleep(0.05)
 
-    return await asyncio.wait_for(patient(), PATIENCE_SECONDS)
+    return await asyncio.wait_for(connected(), PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -174,7 +171,7 @@ class ConsulServer:
             return False
 
     def empty(self) -> None:
-        """Take away what an earlier test has left; the catalog, which registries read, hears of it a moment later."""
+        """Remove what an earlier test has left; the catalog, which registries read, shows that a moment later."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         with self._client() as http:
             for service_id in http.get("/v1/agent/services").json():

@@ -16,6 +16,7 @@ from pantheon.discovery.consul_watch import read_checks
 from pantheon.runtime.settings import MeshSettings
 from protocol import InstanceRecord
 from protocol.errors import SettingsError
+from tests.discovery.conftest import IMPATIENT_SECONDS
 from tests.waiting import PATIENCE_SECONDS, until
 
 Record = Callable[..., InstanceRecord]
@@ -44,7 +45,7 @@ def warnings_in(logs: list[Any]) -> list[Any]:
 
 
 async def put_foreign(server: Server, instance_id: str, **changes: object) -> None:
-    """Register as PROTOCOL.md says, with nothing of the kit."""
+    """Register as docs/protocol.md says, with nothing of the kit."""
     body = {
         "Name": "uppercase_agent",
         "ID": f"uppercase_agent-{instance_id}",
@@ -57,9 +58,9 @@ async def put_foreign(server: Server, instance_id: str, **changes: object) -> No
         (await http.put("/v1/agent/service/register", json=body)).raise_for_status()
 
 
-async def test_what_is_registered_is_found_as_it_was_said(consul_server: Server, record: Record) -> None:
-    async with discovery_of(consul_server) as agent, discovery_of(consul_server) as message_loops:
-        registry = await message_loops.registry()
+async def test_what_is_registered_is_found_as_it_was_registered(consul_server: Server, record: Record) -> None:
+    async with discovery_of(consul_server) as agent, discovery_of(consul_server) as orchestrator:
+        registry = await orchestrator.registry()
         assert not registry.stale
         assert registry.instances() == ()
         mine = record(metadata={"model": "openai:x"}, task_types=("generate_content", "summarize_content"))
@@ -67,7 +68,7 @@ async def test_what_is_registered_is_found_as_it_was_said(consul_server: Server,
         assert registration.active
         await until(lambda: registry.serving("generate_content") == ("llm_agent",))
         assert registry.instances() == (mine,)
-        assert (await message_loops.registry()).instances("llm_agent") == (mine,)
+        assert (await orchestrator.registry()).instances("llm_agent") == (mine,)
         await registration.close()
         await registration.close()
         await until(lambda: registry.instances() == ())
@@ -77,7 +78,7 @@ async def test_the_service_in_consul_is_the_contracts(consul_server: Server, rec
     async with discovery_of(consul_server) as discovery, plain(consul_server) as http:
         registry = await discovery.registry()
         await discovery.register(record(metadata={"model": "m", "bad key": "x", "long": "é" * 600}))
-        # Its catalog hears of it a moment later.
+        # Its catalog shows it a moment later.
         await until(lambda: len(registry) == 1)
         (found,) = (await http.get("/v1/health/service/llm_agent")).json()
         assert found["Service"]["ID"] == "llm_agent-one"
@@ -143,8 +144,8 @@ async def test_a_consul_killed_and_wiped_leaves_the_last_known_registry_until_it
     own_consul_server: Server, record: Record
 ) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with discovery_of(own_consul_server) as agent, discovery_of(own_consul_server) as message_loops:
-            registry = await message_loops.registry()
+        async with discovery_of(own_consul_server) as agent, discovery_of(own_consul_server) as orchestrator:
+            registry = await orchestrator.registry()
             registration = await agent.register(record())
             gone = await agent.register(record(instance_id="two", task_types=("summarize_content",)))
             await until(lambda: len(registry) == 2)
@@ -215,12 +216,12 @@ async def test_a_token_that_is_missing_is_one_clear_warning_and_the_right_one_wo
         await until(lambda: registry.serving("generate_content"))
 
 
-async def test_a_wrong_address_is_one_warning_each_and_nobody_gives_up(record: Record, impatient: None) -> None:
+async def test_a_wrong_address_is_one_warning_each_and_is_tried_again(record: Record) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = int(closed.getsockname()[1])
         with structlog.testing.capture_logs() as logs:
-            async with ConsulDiscovery(ConsulAddress(port=port)) as discovery:
+            async with ConsulDiscovery(ConsulAddress(port=port), load_timeout_seconds=IMPATIENT_SECONDS) as discovery:
                 registration = await discovery.register(record())
                 registry = await discovery.registry()
                 await until(lambda: registry.stale)
@@ -229,7 +230,7 @@ async def test_a_wrong_address_is_one_warning_each_and_nobody_gives_up(record: R
     assert str(registry.degraded_reason).startswith(f"Consul at http://127.0.0.1:{port} cannot be reached")
 
 
-async def test_tls_to_a_plain_consul_and_a_consul_that_is_no_consul_are_said_clearly(
+async def test_tls_to_a_plain_consul_and_a_consul_that_is_no_consul_are_named_clearly(
     consul_server: Server, record: Record
 ) -> None:
     with structlog.testing.capture_logs() as logs:
@@ -269,7 +270,7 @@ def test_a_failing_node_takes_its_instances_along_and_one_in_maintenance_drains_
     }
 
 
-async def test_passed_checks_wake_nobody(consul_server: Server, record: Record) -> None:
+async def test_passed_checks_wake_no_watcher(consul_server: Server, record: Record) -> None:
     async with discovery_of(consul_server) as discovery, plain(consul_server) as http:
         registry = await discovery.registry()
         registration = await discovery.register(record())

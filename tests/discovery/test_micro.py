@@ -1,4 +1,4 @@
-"""The micro-service answers, asked over a real broker and read with the client library's own models."""
+"""The micro service's responses, requested over a real broker and read with the client library's own models."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 
-from pantheon.runtime.micro_service import Endpoint, MicroService
+from pantheon.discovery.micro_service import Endpoint, MicroService
 from tests.waiting import PATIENCE_SECONDS, until
 
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
@@ -28,12 +28,12 @@ def make(client: Client, instance_id: str = "i1", **values: Any) -> MicroService
 
 
 async def ask(client: Client, subject: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads((await client.request(subject, timeout=PATIENCE_SECONDS)).data)
-    return answer
+    response: dict[str, Any] = json.loads((await client.request(subject, timeout=PATIENCE_SECONDS)).data)
+    return response
 
 
 @pytest.mark.parametrize("scope", ["", ".llm_agent", ".llm_agent.i1"])
-async def test_each_verb_is_answered_in_each_scope(client: Client, other_client: Client, scope: str) -> None:
+async def test_each_verb_has_a_response_in_each_scope(client: Client, other_client: Client, scope: str) -> None:
     async with make(client):
         ping = await ask(other_client, f"$SRV.PING{scope}")
         assert ping["type"] == "io.nats.micro.v1.ping_response"
@@ -52,7 +52,7 @@ async def test_each_verb_is_answered_in_each_scope(client: Client, other_client:
         assert ServiceStats.from_dict(stats).endpoints[0].num_requests == 0
 
 
-async def test_others_names_and_ids_are_not_answered_for(client: Client, other_client: Client) -> None:
+async def test_other_names_and_ids_have_no_response(client: Client, other_client: Client) -> None:
     async with make(client, "i1"), make(client, "i2"):
         inbox = other_client.new_inbox()
         answers: list[str] = []
@@ -63,7 +63,7 @@ async def test_others_names_and_ids_are_not_answered_for(client: Client, other_c
         await other_client.subscribe(inbox, cb=note)
         for subject in ("$SRV.PING.other_agent", "$SRV.PING.llm_agent.i2", "$SRV.PING.llm_agent"):
             await other_client.publish(subject, b"", reply=inbox)
-        await other_client.publish("$SRV.PING", b"")  # nowhere to answer to
+        await other_client.publish("$SRV.PING", b"")  # without a reply subject
         await until(lambda: len(answers) == 3)
         assert sorted(answers) == ["i1", "i2", "i2"]
 
@@ -85,7 +85,7 @@ async def test_endpoints_come_and_go_and_keep_what_was_counted(client: Client, o
         service.record("generate_content", 0.5)
         service.describe([Endpoint("generate_content", {"type": "object"}), Endpoint("translate_content")])
         stats = ServiceStats.from_dict(await ask(other_client, "$SRV.STATS.llm_agent"))
-        assert {one.name: one.num_requests for one in stats.endpoints} == {
+        assert {endpoint.name: endpoint.num_requests for endpoint in stats.endpoints} == {
             "generate_content": 1,
             "translate_content": 0,
         }
@@ -111,7 +111,7 @@ async def test_schemas_beyond_what_the_broker_carries_are_left_out(client: Clien
         assert info.endpoints[0].metadata == {"kept": "yes"}
 
 
-async def test_closing_ends_the_answers_even_after_the_connection(client: Client, other_client: Client) -> None:
+async def test_closing_ends_the_responses_even_after_the_connection(client: Client, other_client: Client) -> None:
     service = make(other_client)
     await service.start()
     assert service.endpoints.keys() == {"generate_content", "summarize_content"}

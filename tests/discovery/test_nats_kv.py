@@ -14,9 +14,10 @@ from nats.aio.client import Client
 from nats.js.api import StreamInfo
 
 from pantheon.discovery import DiscoveryDenied, DiscoveryUnavailable, NatsKvDiscovery, ensure_bucket
-from pantheon.discovery.kv_watch import BucketWatch, explain, parse_delivery
+from pantheon.discovery.kv_watch import BucketWatch, explain, parse_ack_subject
 from protocol import InstanceRecord
 from protocol.errors import DiscoveryError
+from tests.discovery.conftest import IMPATIENT_SECONDS
 from tests.waiting import PATIENCE_SECONDS, until
 
 Record = Callable[..., InstanceRecord]
@@ -33,10 +34,12 @@ def warnings_in(logs: list[Any]) -> list[Any]:
     return [entry for entry in logs if entry["log_level"] == "warning"]
 
 
-async def test_what_is_registered_is_found_as_it_was_said(client: Client, other_client: Client, record: Record) -> None:
+async def test_what_is_registered_is_found_as_it_was_registered(
+    client: Client, other_client: Client, record: Record
+) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         assert not registry.stale
         assert registry.serving("generate_content") == ()
         mine = record(metadata={"model": "openai:x"}, task_types=("generate_content", "summarize_content"))
@@ -46,7 +49,7 @@ async def test_what_is_registered_is_found_as_it_was_said(client: Client, other_
         assert registry.instances() == (mine,)
         assert registry.task_types() == {"generate_content", "summarize_content"}
         # A later registry finds it too, from the bucket's content.
-        assert (await message_loops.registry()).instances("llm_agent") == (mine,)
+        assert (await orchestrator.registry()).instances("llm_agent") == (mine,)
 
 
 async def test_the_value_on_the_wire_is_the_contracts(client: Client, record: Record) -> None:
@@ -84,8 +87,8 @@ async def test_a_draining_instance_is_listed_but_does_not_serve(client: Client, 
 
 async def test_a_clean_end_is_seen_at_once(client: Client, other_client: Client, record: Record) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         version = registry.version
@@ -133,11 +136,11 @@ async def test_a_registry_that_starts_late_knows_how_old_an_entry_is(
         assert asyncio.get_running_loop().time() - started < 8 + 12
 
 
-async def test_without_a_bucket_an_agent_waits_and_is_there_once_somebody_makes_it(
-    client: Client, record: Record, impatient: None
+async def test_without_a_bucket_an_agent_waits_and_is_registered_once_it_is_made(
+    client: Client, record: Record
 ) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with NatsKvDiscovery(client) as discovery:
+        async with NatsKvDiscovery(client, load_timeout_seconds=IMPATIENT_SECONDS) as discovery:
             registration = await discovery.register(record())
             assert not registration.active
             registry = await discovery.registry()
@@ -149,13 +152,13 @@ async def test_without_a_bucket_an_agent_waits_and_is_there_once_somebody_makes_
     assert len(warnings_in(logs)) == 2  # one of the registration, one of the registry
 
 
-async def test_a_bucket_deleted_and_made_anew_is_followed_again_and_nobody_leaves_meanwhile(
+async def test_a_bucket_deleted_and_made_anew_is_followed_again_and_no_instance_leaves_meanwhile(
     client: Client, other_client: Client, record: Record
 ) -> None:
     js = client.jetstream()
     await ensure_bucket(js)
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         await js.delete_key_value("agents")
@@ -173,8 +176,8 @@ async def test_a_broker_killed_and_wiped_leaves_the_last_known_registry_until_it
     client: Client, other_client: Client, nats_server: Server, record: Record
 ) -> None:
     await ensure_bucket(client.jetstream())
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         registration = await agent.register(record())
         await until(lambda: len(registry) == 1)
         nats_server.stop()
@@ -189,15 +192,15 @@ async def test_a_broker_killed_and_wiped_leaves_the_last_known_registry_until_it
         assert registry.serving("generate_content") == ("llm_agent",)
 
 
-async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_anybody(
+async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_an_instance(
     client: Client, other_client: Client, nats_server: Server, record: Record
 ) -> None:
     await ensure_bucket(client.jetstream(), ttl_seconds=3)
     async with (
         NatsKvDiscovery(client, ttl_seconds=3) as agent,
-        NatsKvDiscovery(other_client, ttl_seconds=3) as message_loops,
+        NatsKvDiscovery(other_client, ttl_seconds=3) as orchestrator,
     ):
-        registry = await message_loops.registry()
+        registry = await orchestrator.registry()
         await agent.register(record())
         await until(lambda: len(registry) == 1)
         sizes: set[int] = set()
@@ -213,7 +216,7 @@ async def test_a_broker_that_hangs_longer_than_the_ttl_is_no_reason_to_drop_anyb
 
 
 async def test_what_arrives_while_the_stream_is_asked_is_no_sign_of_another_bucket(client: Client) -> None:
-    """With a thousand instances there is always something newer than the broker's answer."""
+    """With a thousand instances there is always something newer than the broker's response."""
 
     class Listener:
         def __init__(self) -> None:
@@ -257,17 +260,17 @@ async def test_a_watch_that_lost_its_consumer_without_a_word_is_made_again(
 ) -> None:
     js = client.jetstream()
     await ensure_bucket(js)
-    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as message_loops:
-        registry = await message_loops.registry()
+    async with NatsKvDiscovery(client) as agent, NatsKvDiscovery(other_client) as orchestrator:
+        registry = await orchestrator.registry()
         for consumer in await js.consumers_info("KV_agents"):
             await js.delete_consumer("KV_agents", consumer.name)
         await agent.register(record())
         await until(lambda: len(registry) == 1)
 
 
-async def test_a_broker_without_jetstream_is_named(plain_nats_client: Client, record: Record, impatient: None) -> None:
+async def test_a_broker_without_jetstream_is_named(plain_nats_client: Client, record: Record) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with NatsKvDiscovery(plain_nats_client) as discovery:
+        async with NatsKvDiscovery(plain_nats_client, load_timeout_seconds=IMPATIENT_SECONDS) as discovery:
             registration = await discovery.register(record())
             registry = await discovery.registry()
             await until(lambda: registry.stale)
@@ -278,7 +281,7 @@ async def test_a_broker_without_jetstream_is_named(plain_nats_client: Client, re
         await ensure_bucket(plain_nats_client.jetstream())
 
 
-async def test_what_needs_the_broker_is_tried_on_after_the_connection_is_gone_and_closing_is_quiet(
+async def test_what_needs_the_broker_is_tried_on_after_the_connection_is_gone_and_closing_is_silent(
     client: Client, other_client: Client, record: Record
 ) -> None:
     await ensure_bucket(client.jetstream())
@@ -292,7 +295,7 @@ async def test_what_needs_the_broker_is_tried_on_after_the_connection_is_gone_an
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "said"),
+    ("error", "kind", "message"),
     [
         (nats.js.errors.NotFoundError(), DiscoveryUnavailable, "does not exist"),
         (nats.errors.NoRespondersError(), DiscoveryUnavailable, "JetStream does not answer"),
@@ -302,10 +305,10 @@ async def test_what_needs_the_broker_is_tried_on_after_the_connection_is_gone_an
         (DiscoveryDenied("as it is"), DiscoveryDenied, "as it is"),
     ],
 )
-def test_the_librarys_errors_have_one_meaning_each(error: Exception, kind: type[Exception], said: str) -> None:
+def test_the_librarys_errors_have_one_meaning_each(error: Exception, kind: type[Exception], message: str) -> None:
     explained = explain(error, "agents")
     assert type(explained) is kind
-    assert said in explained.message
+    assert message in explained.message
 
 
 async def test_records_that_do_not_validate_are_ignored_with_one_warning_a_key(client: Client, record: Record) -> None:
@@ -377,13 +380,13 @@ async def test_making_the_bucket_twice_or_over_another_configuration_ends_with_t
 
 
 def test_a_delivery_is_read_with_and_without_a_domain() -> None:
-    plain = parse_delivery("$JS.ACK.KV_agents.c1.1.7.3.1700000000000000000.2")
+    plain = parse_ack_subject("$JS.ACK.KV_agents.c1.1.7.3.1700000000000000000.2")
     assert (plain.stream_sequence, plain.consumer_sequence, plain.sent_at_ns, plain.pending) == (
         7,
         3,
         1700000000000000000,
         2,
     )
-    assert parse_delivery("$JS.ACK.hub.acc.KV_agents.c1.1.7.3.1700000000000000000.2.rnd") == plain
+    assert parse_ack_subject("$JS.ACK.hub.acc.KV_agents.c1.1.7.3.1700000000000000000.2.rnd") == plain
     with pytest.raises(ValueError, match="reply subject"):
-        parse_delivery("_INBOX.x")
+        parse_ack_subject("_INBOX.x")

@@ -1,4 +1,4 @@
-"""The registry in memory: what it answers, when it says that it changed, and what it costs."""
+"""The registry in memory: what it returns, when it reports a change, and what it costs."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,14 +29,14 @@ async def test_an_agent_serves_while_one_ready_instance_of_it_does(record: Recor
     assert registry.serving("generate_content") == ()
     assert registry.task_types() == {"other"}
     assert registry.get("b_agent", "1") == record("b_agent", "1", task_types=("other",))
-    assert (registry.get("nobody", "1"), registry.instances("nobody")) == (None, ())
+    assert (registry.get("absent", "1"), registry.instances("absent")) == (None, ())
 
 
 async def test_what_is_the_same_is_no_change(record: Record) -> None:
     registry = Registry()
     assert registry.apply([record()])
     version = registry.version
-    assert not registry.apply([record()], removals=[("nobody", "1")])
+    assert not registry.apply([record()], removals=[("absent", "1")])
     assert registry.version == version
     assert (len(registry), registry.instances()) == (1, (record(),))
 
@@ -59,7 +59,7 @@ async def test_a_change_wakes_who_waits_for_it_and_who_comes_late_need_not_wait(
     assert await asyncio.wait_for(closing, PATIENCE_SECONDS) == registry.version
 
 
-async def test_changes_that_come_together_call_back_once_and_a_failing_callback_harms_nobody(record: Record) -> None:
+async def test_changes_that_come_together_call_back_once_and_a_failing_callback_harms_no_other(record: Record) -> None:
     registry = Registry()
     calls: list[int] = []
 
@@ -82,7 +82,7 @@ async def test_changes_that_come_together_call_back_once_and_a_failing_callback_
     assert calls == [2]
 
 
-async def test_a_lost_source_is_said_once_and_keeps_what_is_known(record: Record) -> None:
+async def test_a_lost_source_is_reported_once_and_keeps_what_is_known(record: Record) -> None:
     registry = Registry()
     assert registry.stale
     registry.apply([record()])
@@ -94,7 +94,7 @@ async def test_a_lost_source_is_said_once_and_keeps_what_is_known(record: Record
     assert registry.serving("generate_content") == ("llm_agent",)
 
 
-async def test_reading_costs_a_look_up_however_many_there_are(record: Record) -> None:
+async def test_reading_costs_one_lookup_however_many_there_are(record: Record) -> None:
     registry = Registry()
     registry.apply(record(f"agent_{number}", str(number % 7)) for number in range(1000))
     # What was sorted once is handed out again, and not made for each reader.

@@ -83,9 +83,9 @@ async def test_a_thousand_instances_in_consul_cost_next_to_nothing_while_nothing
 
     limits = httpx.Limits(max_connections=8)
     # The last of a thousand waits for its connection as long as all others take.
-    patience = httpx.Timeout(PATIENCE_SECONDS, pool=None)
+    timeout = httpx.Timeout(PATIENCE_SECONDS, pool=None)
     async with (
-        httpx.AsyncClient(base_url=consul_server.url, trust_env=False, limits=limits, timeout=patience) as http,
+        httpx.AsyncClient(base_url=consul_server.url, trust_env=False, limits=limits, timeout=timeout) as http,
         ConsulDiscovery(ConsulAddress(port=consul_server.port)) as discovery,
     ):
         registry = await discovery.registry()

@@ -36,7 +36,7 @@ async def test_the_pages_client_gets_what_its_agent_makes(mesh: DocumentedMesh, 
     assert done.code == 0, done.errors
     lines = done.output.splitlines()
     assert lines[0] == "['Hello, Ada!']"
-    assert lines[-2:] == ["completed", "step_failed nobody"]
+    assert lines[-2:] == ["completed", "step_failed no_name"]
 
 
 async def test_the_pages_operations_do_what_they_say(mesh: DocumentedMesh, running: Running, folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator_agent.intake.planner import OPERATIONS
 from pantheon import Agent, TaskFailed
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol import documents, schema
 from protocol.discovery import DEREGISTER_AFTER_SECONDS, KV_BUCKET

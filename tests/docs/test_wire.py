@@ -11,7 +11,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from pantheon import Agent, TaskContext, TaskFailure
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol import documents
 from tests.docs.conftest import DocumentedMesh

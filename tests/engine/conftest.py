@@ -2,8 +2,9 @@
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any, Literal
 from uuid import UUID
 
@@ -12,15 +13,14 @@ import pytest
 from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions, Placement, RouteRequest, Rules, WaitReasons
 from orchestrator_agent.engine.events import Due, Expired, ResponseReceived, RunEvent
-from orchestrator_agent.engine.state import ENDED, Row, Run, Status, Undo
+from orchestrator_agent.engine.state import ENDED, PendingCompensation, Row, Run, Status
 from orchestrator_agent.intake.planner import Planner
-from orchestrator_agent.intake.replay import Replayed
+from orchestrator_agent.intake.replay import REPLAY, RETRY, ReplayRequest, make_replay
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from protocol import TaskRequest, new_id
 from protocol.messages import ErrorInfo, Usage
-from protocol.names import EXECUTE_DAG
 from protocol.workflow import Workflow
 from testkit.table import Table
 
@@ -59,8 +59,8 @@ def picture(run: Run) -> dict[str, Any]:
                 "ended": scope.ended,
                 "rows": {name: row.task_id for name, row in scope.rows.items()},
                 "depth": scope.depth,
-                "undo": [to_come(undo) for undo in scope.undo] if scope.row.status is Status.COMPENSATING else [],
-                "undoing": scope.undoing.task_id if scope.undoing is not None and not scope.undoing.ended else None,
+                "pending": [to_come(one) for one in scope.pending] if scope.row.status is Status.COMPENSATING else [],
+                "compensation": at_work(scope.compensation),
                 "plan": (scope.plan.name, scope.plan.version, tuple(scope.plan.steps)),
             }
             for task_id, scope in run.scopes.items()
@@ -84,14 +84,18 @@ def picture(run: Run) -> dict[str, Any]:
             for task_id, rows in run.delegated.items()
             if any(not row.ended for row in rows)
         },
-        "undone": {task_id for task_id in run.undone if not run.rows[task_id].ended},
+        "compensations": {task_id for task_id in run.compensations if not run.rows[task_id].ended},
     }
 
 
-def to_come(undo: Undo) -> tuple[UUID, dict[str, Any]]:
+def to_come(pending: PendingCompensation) -> tuple[UUID, dict[str, Any]]:
     """A compensation that is still to be made, and what its payload may be made of: see `_only_known`."""
-    names = {*undo.plan.needs, undo.plan.name, "input", "item", "index", "result"}
-    return undo.row.task_id, {name: value for name, value in undo.variables.items() if name in names}
+    names = {*pending.plan.needs, pending.plan.name, "input", "item", "index", "result"}
+    return pending.row.task_id, {name: value for name, value in pending.variables.items() if name in names}
+
+
+def at_work(row: Row | None) -> UUID | None:
+    return row.task_id if row is not None and not row.ended else None
 
 
 WITH_SCOPE = (Status.RUNNING, Status.PAUSED, Status.COMPENSATING)
@@ -105,6 +109,7 @@ class World:
     rules: Rules = field(default_factory=Rules)
     library: Library = field(default_factory=Library)
     now: datetime = START
+    random: Random = field(default_factory=lambda: Random(0))
     everything_served_by: str | None = "worker"
 
     # The engine's Directory.
@@ -129,6 +134,10 @@ class World:
     @property
     def planner(self) -> Planner:
         return Planner(self.library, self, self.rules, 300.0)
+
+    def advance(self, run: Run, *run_events: RunEvent) -> Decisions:
+        """A transition of which nothing is written."""
+        return advance(run, run_events, directory=self, rules=self.rules, now=self.now, random=self.random)
 
     def request(self, task_type: str, payload: dict[str, Any] | None = None, **fields: Any) -> "Course":
         request = TaskRequest(
@@ -159,7 +168,7 @@ class Course:
 
     def happen(self, *run_events: RunEvent) -> Decisions:
         before_root = self.run.root.status
-        decisions = advance(self.run, run_events, directory=self.world, rules=self.world.rules, now=self.world.now)
+        decisions = self.world.advance(self.run, *run_events)
         if not decisions.empty:
             self.table.apply(self.run, decisions)
         self._note(decisions)
@@ -192,21 +201,12 @@ class Course:
         """The process dies; another one reads the run."""
         self.run = self.read_back()
 
-    def again(self, *, from_step: str | None = None, keep_completed: bool | None = None) -> "Course":
+    def again(self, *, from_step: str | None = None) -> "Course":
         """The course of a retry, or of a replay from a step."""
-        root = self.run.root
-        payload = json.loads(self.table.root["payload"] or "{}")
-        retry = from_step is None if keep_completed is None else keep_completed
-        replayed = Replayed(
-            root=replace(root, timeout_seconds=300.0),
-            rows=self.table.rows(),
-            plan=self.table.plan(self.world.library),
-            payload=payload,
-            old_input=(payload.get("input") or {}) if root.task_type == EXECUTE_DAG else payload,
-            from_step=from_step,
-            keep_completed=retry,
-        )
-        request = TaskRequest(task_id=new_id(), task_type="mesh.retry" if retry else "mesh.replay")
+        retry = from_step is None
+        asked = ReplayRequest(self.run.root_task_id, retry=retry, from_step=from_step)
+        replayed = make_replay(asked, list(self.table.records.values()), self.world.library)
+        request = TaskRequest(task_id=new_id(), task_type=RETRY if retry else REPLAY)
         run, decisions = self.world.planner.plan(request, headers=None, now=self.world.now, replayed=replayed)
         return Course(self.world, run, decisions)
 

@@ -22,7 +22,7 @@ from orchestrator_agent.runtime.wire import final_response
 from protocol import TaskRequest, TaskResponse, new_id
 from protocol.messages import ErrorInfo, Usage
 from protocol.workflow import MAX_DEPTH
-from tests.engine.conftest import START, Course, World
+from tests.engine.conftest import START, World
 
 CONTRACT: dict[str, Any] = {
     "shout": {"task": "uppercase", "with": {"text": "${input.text}"}},
@@ -678,21 +678,11 @@ def test_a_duplicate_ends_as_its_original_does(world: World) -> None:
         request = TaskRequest(task_id=new_id(), task_type="x", idempotency_key="k")
         original = new_id()
         run, decisions = world.planner.duplicate(request, original, headers=None, now=world.now)
-        course = Course.__new__(Course)
-        course.__dict__.update(world=world, run=run, log=[])
         assert run.root.status is Status.WAITING
         assert decisions.empty
-        from orchestrator_agent.engine.advance import advance
-
         for run_event in (Due(run.root_task_id, run.root_task_id), DeadlinePassed(run.root_task_id)):
-            assert advance(run, [run_event], directory=world, rules=world.rules, now=world.now).empty
-        advance(
-            run,
-            [OriginalEnded(run.root_task_id, status, result, error)],  # type: ignore[arg-type]
-            directory=world,
-            rules=world.rules,
-            now=world.now,
-        )
+            assert world.advance(run, run_event).empty
+        world.advance(run, OriginalEnded(run.root_task_id, status, result, error))  # type: ignore[arg-type]
         assert (run.root.status.value, run.root.result, run.root.error) == (status, result, error)
         answer = json.loads(final_response(run.root, run.facts))
         assert answer["duplicate_of"] == str(original)

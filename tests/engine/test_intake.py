@@ -8,11 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator_agent.engine.advance import advance
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.events import Begin, ResponseReceived
 from orchestrator_agent.engine.state import Role, Run, Status
-from orchestrator_agent.intake.replay import Replayed
+from orchestrator_agent.intake.replay import ReplayRequest, make_replay
 from orchestrator_agent.runtime.wire import attempt_id, final_response, request_headers, task_request
 from protocol import TaskRequest, TaskResponse, new_id, parse_request, salvage_ids
 from protocol.errors import InvalidRequest
@@ -175,7 +174,7 @@ STEPS = {
 
 
 def finished(world: World) -> Course:
-    course = world.dag(STEPS, {"n": 1})
+    course = world.dag(STEPS, {"n": 1}, timeout_seconds=11.0)
     for name in ("a", "d", "b", "c"):
         course.happen(course.completed(name, f"old {name}", usage=Usage(input_tokens=100)))
     assert course.status == "completed"
@@ -183,23 +182,14 @@ def finished(world: World) -> Course:
 
 
 def replay(
-    world: World, old: Course, from_step: str | None, *, only: set[str] | None = None, keep_completed: bool = False
+    world: World, old: Course, from_step: str | None, *, only: set[str] | None = None, retry: bool = False
 ) -> tuple[Run, Decisions]:
-    root = old.table.records[old.run.root_task_id]
-    payload = json.loads(root["payload"])
-    from orchestrator_agent.store.records import row_of
-
-    records = old.table.records.values()
-    replayed = Replayed(
-        root=replace(row_of(root), timeout_seconds=11.0),
-        payload=payload,
-        plan=world.library.newest(root["task_type"]) or world.library.inline(payload)[0],
-        rows=[row_of(one) for one in records if only is None or one["step"] in only],
-        old_input=(payload.get("input") or {}) if root["task_type"] == "execute_dag" else payload,
-        from_step=from_step,
-        keep_completed=keep_completed,
-    )
-    request = TaskRequest(task_id=new_id(), task_type="mesh.replay", payload={"task_id": str(old.run.root_task_id)})
+    """`only`: of the old task's steps, these rows alone are there. `retry`: what completed is reused."""
+    root_task_id = old.run.root_task_id
+    records = [row for row in old.table.records.values() if only is None or row["step"] in only or row["step"] is None]
+    replayed = make_replay(ReplayRequest(root_task_id, retry=False, from_step=from_step), records, world.library)
+    replayed = replace(replayed, keep_completed=retry)
+    request = TaskRequest(task_id=new_id(), task_type="mesh.replay", payload={"task_id": str(root_task_id)})
     return world.planner.plan(request, headers=None, now=world.now, replayed=replayed)
 
 
@@ -259,7 +249,7 @@ def test_a_replay_of_which_nothing_is_left_to_do_ends_when_its_turn_has_come(wor
     let_in(old)
     old.happen(old.completed("a", 1))
     world.now += timedelta(minutes=1)
-    course = Course(world, *replay(world, old, None, keep_completed=True))
+    course = Course(world, *replay(world, old, None, retry=True))
     let_in(course)
     assert (course.status, course.result) == ("completed", {"a": 1})
 
@@ -405,8 +395,6 @@ def test_a_failed_response_is_the_same_bytes_too(world: World) -> None:
     course = world.dag({"s": {"task": "x"}})
     row = course.row("s")
     error = ErrorInfo(code="no", message="é", details={"nan": float("nan"), "none": None, "n": 1.5})
-    from orchestrator_agent.engine.events import ResponseReceived
-
     course.happen(ResponseReceived(course.run.root_task_id, row.task_id, 1, "failed", error=error))
     again = course.read_back()
     assert final_response(again.root, again.facts) == final_response(course.run.root, course.run.facts)
@@ -421,6 +409,6 @@ def test_a_run_that_was_planned_needs_no_other_clock(world: World) -> None:
     rows = []
     for _ in range(2):
         run, _ = world.planner.plan(request, headers=None, now=START)
-        advance(run, [], directory=world, rules=world.rules, now=START)
+        world.advance(run)
         rows.append(run.rows)
     assert rows[0] == rows[1]

@@ -26,7 +26,7 @@ from orchestrator_agent.engine.events import (
     ResponseReceived,
     ResumeRequested,
     RunEvent,
-    Signalled,
+    SignalReceived,
 )
 from orchestrator_agent.engine.state import Role, Row, Status
 from orchestrator_agent.workflows.plan import Plan
@@ -329,11 +329,11 @@ class Storm:
             row = run.rows.get(run_event.task_id)
             if row is not None and row.status is Status.DISPATCHED and row.attempt == run_event.attempt:
                 return
-        elif self.going and not (isinstance(run_event, Signalled) and self._kept(run_event)):
+        elif self.going and not (isinstance(run_event, SignalReceived) and self._kept(run_event)):
             return
         assert self.course.happen(run_event).empty
 
-    def _kept(self, signal: Signalled) -> bool:
+    def _kept(self, signal: SignalReceived) -> bool:
         task_id = step_task_id(self.root, f"signal:{signal.name}", 0, signal.operation.int % 2**31)
         return task_id in self.course.run.rows
 
@@ -355,7 +355,7 @@ class Storm:
             case Status.DISPATCHED:
                 return self._end_of(row)
             case Status.WAITING if row.run_after is None:
-                return Signalled(self.root, new_id(), row.step or "", dict(GIVEN), "anna")
+                return SignalReceived(self.root, new_id(), row.step or "", dict(GIVEN), "anna")
             case Status.WAITING:
                 assert row.run_after is not None
                 world.now = max(world.now, row.run_after)
@@ -379,10 +379,10 @@ class Storm:
         if draw() < weather.pauses:
             return PauseRequested(self.root) if draw() < 0.5 else ResumeRequested(self.root)
         if self.signals and draw() < weather.early_signals:
-            return Signalled(self.root, new_id(), self.chance.choice(self.signals), dict(GIVEN), "anna")
+            return SignalReceived(self.root, new_id(), self.chance.choice(self.signals), dict(GIVEN), "anna")
         if self.signals and draw() < weather.wrong_signals:
             given, giver = self.chance.choice([({}, "anna"), (dict(GIVEN), "bob"), (dict(GIVEN), None)])
-            return Signalled(self.root, new_id(), self.chance.choice(self.signals), given, giver)
+            return SignalReceived(self.root, new_id(), self.chance.choice(self.signals), given, giver)
         if draw() < weather.delegations:
             return self._delegation()
         return None
@@ -393,7 +393,7 @@ class Storm:
             return None
         parent = self.chance.choice(at_work)
         task_id = step_task_id(parent.task_id, "run:given", 0, 1)
-        given = "child" if not self.course.run.undoes(parent) and self.chance.random() < 0.5 else "given"
+        given = "child" if not self.course.run.compensates(parent) and self.chance.random() < 0.5 else "given"
         plan: Plan = self.course.world.library.newest(given) or self.course.world.library.single(given)
         if self.course.run.path(parent).count("/") > 6:
             return None
@@ -406,7 +406,7 @@ class Storm:
         if above.role is Role.FALLBACK and row.role is Role.STEP:
             # A workflow that stands in.
             path, stands_in = run.path(above), True
-        if run.undoes(row):
+        if run.compensates(row):
             if self.chance.random() < self.weather.failing_compensations:
                 return self._failed(row, retryable=self.chance.random() < 0.5)
         elif path in self.flaky and row.failures < MAX_FAILURES and self.chance.random() < 0.6:
@@ -652,7 +652,7 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
     def check(decisions: Decisions) -> None:
         usage = course.run.usage() or Usage()
         for row in decisions.dispatched.values():
-            if course.run.root.status is Status.RUNNING and not course.run.undoes(row):
+            if course.run.root.status is Status.RUNNING and not course.run.compensates(row):
                 asked.add(row.task_id)
                 assert name != "tokens" or usage.input_tokens + usage.output_tokens < budget[name]
                 assert name != "cost_usd" or usage.cost_usd < budget[name]
@@ -663,7 +663,7 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
     assert course.status in ("completed", "failed")
     if name == "depth":
         # What undoes is not kept from it by a budget, nor is what it delegates.
-        bounded = [scope for scope in course.run.scopes.values() if not course.run.undoes(scope.row)]
+        bounded = [scope for scope in course.run.scopes.values() if not course.run.compensates(scope.row)]
         assert all(scope.depth <= bound for scope in bounded)
     if course.status == "failed" and course.error.code == "budget_exceeded":
         assert course.error.details is not None

@@ -1,5 +1,7 @@
 """Retry: a decision of numbers."""
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,12 +14,25 @@ BUSY = ErrorInfo(code="busy", message="busy", retryable=True)
 WRONG = ErrorInfo(code="wrong", message="wrong")
 
 
+class Draw(Random):
+    """Always draws the same share of a range, from 0 to 1."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def random(self) -> float:
+        return self.share
+
+
 def wait(policy: Retry, failures: int, spread: float = 0.0) -> float | None:
-    return decide_retry(policy, default_max_attempts=4, failures=failures, error=BUSY, spread=spread).wait_seconds
+    draw = Draw((spread + 1) / 2)
+    return decide_retry(policy, default_max_attempts=4, failures=failures, error=BUSY, random=draw).wait_seconds
 
 
 def test_what_another_attempt_cannot_mend_is_not_tried_again() -> None:
-    assert decide_retry(Retry(), default_max_attempts=4, failures=1, error=WRONG).wait_seconds is None
+    decision = decide_retry(Retry(), default_max_attempts=4, failures=1, error=WRONG, random=Random(0))
+    assert decision.wait_seconds is None
 
 
 @pytest.mark.parametrize(
@@ -53,9 +68,11 @@ def test_a_steps_own_policy(policy: Retry, failures: int, seconds: float | None)
 def test_jitter_spreads_the_wait_to_both_sides() -> None:
     policy = Retry(initial_seconds=10, jitter=0.2)
     assert (wait(policy, 1, -1.0), wait(policy, 1, 0.0), wait(policy, 1, 1.0)) == (8.0, 10.0, 12.0)
-    drawn = {decide_retry(policy, default_max_attempts=4, failures=1, error=BUSY).wait_seconds for _ in range(50)}
+    random = Random(0)
+    decisions = [decide_retry(policy, default_max_attempts=4, failures=1, error=BUSY, random=random) for _ in range(50)]
+    drawn = {decision.wait_seconds for decision in decisions}
     assert len(drawn) > 40
-    assert all(one is not None and 8 <= one <= 12 for one in drawn)
+    assert all(seconds is not None and 8 <= seconds <= 12 for seconds in drawn)
 
 
 @given(

@@ -1,7 +1,6 @@
 """The clock's times: what is due, what is made up for, and what is no time at all."""
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -102,9 +101,7 @@ class Kept:
         self.rows[workflow] = (max(at, before), definition)
 
 
-async def test_no_time_is_lost_while_orchestrators_with_another_definition_are_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_no_time_is_lost_while_orchestrators_with_another_definition_are_there() -> None:
     """One that was replaced, and one that replaced it, took each other's looks for changes of the schedule."""
     kept, started = Kept(), set()
 
@@ -112,16 +109,14 @@ async def test_no_time_is_lost_while_orchestrators_with_another_definition_are_t
         started.add(request.metadata["scheduled_for"])
         return True
 
+    moment = begin = NEW_YEAR + timedelta(hours=5)
     schedules = []
     for cron in ("0 6 * * *", "0 7 * * *"):
         library = Library()
         library.add(plan(cron))
-        schedules.append(Schedules(kept, library, accept))  # type: ignore[arg-type]
-    begin = NEW_YEAR + timedelta(hours=5)
+        schedules.append(Schedules(kept, library, accept, clock=lambda: moment))
     for seconds in range(0, 3 * 3600, 30):
-        monkeypatch.setattr(
-            "orchestrator_agent.maintenance.concurrency_keys.now", partial(begin.__add__, timedelta(seconds=seconds))
-        )
+        moment = begin + timedelta(seconds=seconds)
         for one in schedules:
             await one.look()
     assert started == {"2026-01-01T06:00:00+00:00", "2026-01-01T07:00:00+00:00"}

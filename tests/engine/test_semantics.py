@@ -14,7 +14,7 @@ from orchestrator_agent.engine.events import (
     Delegated,
     PauseRequested,
     ResumeRequested,
-    Signalled,
+    SignalReceived,
 )
 from orchestrator_agent.engine.state import Role, Row, Status
 from orchestrator_agent.runtime.wire import task_request
@@ -43,8 +43,8 @@ def undo_next(course: Course) -> str:
     return row.step or ""
 
 
-def signal(course: Course, name: str, giver: str | None = None, **payload: Any) -> Signalled:
-    return Signalled(course.run.root_task_id, new_id(), name, payload, giver)
+def signal(course: Course, name: str, giver: str | None = None, **payload: Any) -> SignalReceived:
+    return SignalReceived(course.run.root_task_id, new_id(), name, payload, giver)
 
 
 def told(course: Course, given: Any) -> Any:
@@ -396,7 +396,7 @@ def test_a_graph_that_an_agent_gives_out_inline_survives_a_restart(world: World)
     course.complete("a/execute_dag/i", 1)
     course.restart()
     decisions = course.complete("a/execute_dag/j", 2)
-    assert [row.task_id for row in decisions.answers] == [child]
+    assert [row.task_id for row in decisions.responses] == [child]
     assert course.run.rows[child].result == b"2"
 
 
@@ -429,7 +429,7 @@ def test_what_is_given_out_by_whoever_undoes_or_stands_in_survives_a_restart(wor
     child = given_out(course, row, "helper")
     course.restart()
     decisions = course.complete("a/helper/helper", 7)
-    assert [one.task_id for one in decisions.answers] == [child]
+    assert [one.task_id for one in decisions.responses] == [child]
     assert course.run.rows[child].result == b"7"
 
 
@@ -452,7 +452,7 @@ def test_a_delegated_task_asked_for_again_is_answered_where_it_is_asked_from(wor
     course.restart()
     assert course.run.rows[child].reply_to == "_INBOX.new"
     decisions = course.complete("a/helper/helper", 7)
-    assert [row.reply_to for row in decisions.answers] == ["_INBOX.new"]
+    assert [row.reply_to for row in decisions.responses] == ["_INBOX.new"]
 
 
 def test_what_a_delegated_workflow_did_is_undone_with_the_rest(world: World) -> None:

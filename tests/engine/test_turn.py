@@ -5,11 +5,11 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator_agent.engine.concurrency import Open, decide_concurrency
+from orchestrator_agent.engine.concurrency import OpenRoot, decide_concurrency
 
 
-def root(number: int, *, waiting: bool = True, priority: int = 5) -> Open:
-    return Open(UUID(int=number), waiting, priority)
+def root(number: int, *, waiting: bool = True, priority: int = 5) -> OpenRoot:
+    return OpenRoot(UUID(int=number), waiting, priority)
 
 
 def numbers(ids: list[UUID]) -> list[int]:

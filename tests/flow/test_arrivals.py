@@ -13,7 +13,7 @@ from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.intake.fair_intake import SUBJECT, FairIntake
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.bus import Bus, Delivery, NoBatches, Puller, acknowledge, ensure_streams
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import TaskRequest, new_id

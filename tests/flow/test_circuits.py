@@ -17,7 +17,7 @@ from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.tuning import DispatchTuning
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.discovery import Registry
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from protocol import InstanceRecord

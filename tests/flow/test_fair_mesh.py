@@ -9,7 +9,7 @@ import pytest
 from orchestrator_agent.dispatch.queues import fairness_key
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskContext
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.streams import TASKS
 from tests.mesh.agents import rows

@@ -3,7 +3,7 @@
 import asyncio
 
 from orchestrator_agent.service import load_library, orchestrator
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from tests.mesh.agents import rows, words_agent
 from tests.mesh.conftest import PlainClient

@@ -18,7 +18,7 @@ from orchestrator_agent.store.columns import ACCEPTED_COLUMNS
 from orchestrator_agent.store.history import HistoryStore, month_of, surely_new
 from orchestrator_agent.store.pool import Database
 from pantheon import Mesh
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol import new_id
 from protocol.errors import StoreError

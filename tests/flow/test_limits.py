@@ -22,7 +22,7 @@ from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from protocol import InstanceRecord, new_id

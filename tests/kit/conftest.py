@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from pantheon import Agent
-from pantheon.bus import Bus, Publisher, ensure_streams
+from pantheon.bus import Bus, Objects, Publisher, PublishRetries, Transport, ensure_streams
 from pantheon.stack.servers import NatsServer
 from pantheon.worker.worker import Worker
 from protocol import TaskResponse, new_id, subjects
@@ -19,30 +19,38 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 
 class Rig:
-    """Sends tasks and sees answers as a process does that knows PROTOCOL.md and no kit."""
+    """Sends tasks and sees responses as a process does that knows docs/protocol.md and no kit."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, retries: PublishRetries) -> None:
         self.bus = bus
         self.js = bus.js
-        self.publisher = Publisher(bus)
+        self.publisher = Publisher(bus, retries)
+        self.transport = Transport(bus, self.publisher, Objects(bus))
         self.bodies: list[bytes] = []
-        self.answers: list[TaskResponse] = []
+        self.responses: list[TaskResponse] = []
         self.workers: list[Worker] = []
 
     async def listen(self) -> None:
         async def on_response(message: Any) -> None:
             self.bodies.append(message.data)
-            self.answers.append(TaskResponse.model_validate_json(message.data))
+            self.responses.append(TaskResponse.model_validate_json(message.data))
 
         await self.bus.subscribe(subjects.ALL_RESPONSES, on_response)
         await self.bus.flush()
 
-    async def worker(self, agent: Agent, *, max_concurrency: int = 10, ready: bool = True, **more: Any) -> Worker:
+    async def worker(
+        self,
+        agent: Agent,
+        *,
+        max_concurrency: int = 10,
+        ready: bool = True,
+        transport: Transport | None = None,
+        **more: Any,
+    ) -> Worker:
         number = len(self.workers)
         worker = Worker(
             agent,
-            self.bus,
-            self.publisher,
+            transport or self.transport,
             instance_id=f"instance-{number}",
             max_concurrency=max_concurrency,
             **more,
@@ -63,17 +71,17 @@ class Rig:
         await self.send_raw(agent, json.dumps(request).encode())
         return UUID(str(task_id))
 
-    def answers_to(self, task_id: UUID) -> list[TaskResponse]:
-        return [one for one in self.answers if one.task_id == task_id]
+    def responses_to(self, task_id: UUID) -> list[TaskResponse]:
+        return [response for response in self.responses if response.task_id == task_id]
 
-    async def answer(self, task_id: UUID, *, seconds: float = PATIENCE_SECONDS) -> TaskResponse:
-        await until(lambda: bool(self.answers_to(task_id)), f"an answer to {task_id}", seconds=seconds)
-        return self.answers_to(task_id)[0]
+    async def response(self, task_id: UUID, *, seconds: float = PATIENCE_SECONDS) -> TaskResponse:
+        await until(lambda: bool(self.responses_to(task_id)), f"a response to {task_id}", seconds=seconds)
+        return self.responses_to(task_id)[0]
 
     async def run(
         self, agent: str, task_type: str, payload: dict[str, Any] | None = None, **fields: Any
     ) -> TaskResponse:
-        return await self.answer(await self.send(agent, task_type, payload, **fields))
+        return await self.response(await self.send(agent, task_type, payload, **fields))
 
     async def queued(self) -> int:
         """Tasks in the broker, at work or not: a task leaves it when it is acknowledged."""
@@ -110,17 +118,22 @@ async def bus(broker: NatsServer) -> AsyncIterator[Bus]:
         yield made
 
 
+# Repeats that come after tenths of seconds, as they do after seconds otherwise.
+QUICK = PublishRetries(ack_timeout_seconds=0.3, first_seconds=0.05, max_seconds=0.2)
+
+
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats that come after tenths of seconds, as they do after seconds otherwise."""
-    monkeypatch.setattr("pantheon.bus.publisher.ACK_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr("pantheon.bus.publisher.RETRY_FIRST_SECONDS", 0.05)
-    monkeypatch.setattr("pantheon.bus.publisher.RETRY_MAX_SECONDS", 0.2)
+def retries() -> PublishRetries:
+    """Of the rig's publisher. A test may have others by `@quick_retries`."""
+    return PublishRetries()
+
+
+quick_retries = pytest.mark.parametrize("retries", [QUICK], ids=["quick"])
 
 
 @pytest_asyncio.fixture
-async def rig(bus: Bus) -> AsyncIterator[Rig]:
-    made = Rig(bus)
+async def rig(bus: Bus, retries: PublishRetries) -> AsyncIterator[Rig]:
+    made = Rig(bus, retries)
     await made.listen()
     yield made
     await made.close()

@@ -1,4 +1,4 @@
-"""Agents and handlers as they are declared: what annotations say, and what is refused at declaration."""
+"""Agents and handlers as they are declared: what annotations mean, and what is refused at declaration."""
 
 import asyncio
 import contextvars
@@ -78,7 +78,7 @@ def test_decorated_functions_stay_what_they_are() -> None:
     assert asyncio.iscoroutinefunction(hook)
 
 
-def test_metadata_is_given_or_made_when_asked() -> None:
+def test_metadata_is_a_mapping_or_made_at_each_use() -> None:
     calls = 0
 
     def make() -> dict[str, str]:
@@ -134,7 +134,7 @@ def test_the_package_shows_what_an_author_needs() -> None:
 
 def test_annotations_are_the_schemas() -> None:
     def typed(task: Text) -> list[Text]:
-        """Say it.
+        """Publish it.
 
         At length."""
         return [task]
@@ -154,7 +154,7 @@ def test_without_annotations_anything_goes() -> None:
     assert Handler("work", untyped).input_schema["type"] == "object"
     assert Handler("work", anything).input_schema["type"] == "object"
     assert Handler("work", nothing).input_schema == {"type": "object"}
-    assert [Handler("work", one).output_schema for one in (untyped, nothing, anything)] == [{}, {}, {}]
+    assert [Handler("work", function).output_schema for function in (untyped, nothing, anything)] == [{}, {}, {}]
 
 
 # -- calls ----------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_thread_that_outlives_the_loop_does_not_hold_up_the_process() -> None:
 # -- contexts -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_context_says_what_the_request_says() -> None:
+async def test_a_context_has_what_the_request_has() -> None:
     task_id, root = new_id(), new_id()
     request = TaskRequest(
         task_id=task_id,
@@ -345,12 +345,14 @@ async def test_delegations_have_the_same_ids_in_every_attempt() -> None:
     assert second.timeout_seconds == 5
 
 
-async def test_a_local_context_records_what_was_said() -> None:
+async def test_a_local_context_records_what_was_reported() -> None:
     context = LocalTaskContext("x", metadata={"step": "draft"})
     await context.progress(10, "begun")
     await context.stream("a")
     await context.stream("b")
     context.report_usage(1, 2, 0.5)
-    assert [(one.percent, one.message, one.step) for one in context.progress_messages] == [(10, "begun", "draft")]
+    assert [(progress.percent, progress.message, progress.step) for progress in context.progress_messages] == [
+        (10, "begun", "draft")
+    ]
     assert context.streamed == "ab"
     assert context.usage.output_tokens == 2

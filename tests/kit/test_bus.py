@@ -13,54 +13,57 @@ import pytest_asyncio
 import structlog
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-import pantheon.bus.publisher
-import pantheon.bus.puller
 from pantheon import Agent, TaskContext
-from pantheon.bus import Bus, Delivery, Publisher, Puller, ensure_streams, is_first_delivery, stream_mark
+from pantheon.bus import Bus, Delivery, Publisher, Puller, PullTimes, ensure_streams, is_first_delivery, stream_mark
+from pantheon.bus.puller import REFUSED_SECONDS
 from pantheon.stack.servers import NatsServer
 from protocol import new_id, subjects
 from protocol.errors import BusError, TooLarge
 from protocol.streams import ALL_STREAMS, TASKS, task_consumer
-from tests.kit.conftest import Rig
+from tests.kit.conftest import QUICK, Rig, quick_retries
 from tests.waiting import PATIENCE_SECONDS, until
 
 # For what must come by itself: below the consumer's AckWait of 30 s, which would bring it all the same.
 WITHIN_SECONDS = 20.0
 
 
+# A puller that was not woken when it should have been stays asleep for as long as any test waits.
+NO_SECOND_CHECK = PullTimes(expires_seconds=10 * PATIENCE_SECONDS, heartbeat_seconds=2 * PATIENCE_SECONDS)
+QUICK_HEARTBEATS = PullTimes(heartbeat_seconds=0.2)
+
+
 class Watched(Puller):
-    """Looks at its own accounts whenever they change."""
+    """Checks its own accounts whenever they change."""
 
     most = 0
     asked: list[int]
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self.most = max(self.most, self._held + self._credit)
         assert self._held >= 0
         assert self._credit >= 0
 
     def _on_message(self, message: Delivery) -> None:
         super()._on_message(message)
-        self._look()
+        self._check()
 
-    async def _ask(self, count: int) -> None:
+    async def _request(self, count: int) -> None:
         if "asked" not in self.__dict__:
             self.asked = []
         self.asked.append(count)
-        await super()._ask(count)
-        self._look()
+        await super()._request(count)
+        self._check()
 
 
 @pytest.fixture
-def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A puller that was not woken when it should have been stays asleep for as long as anybody waits here."""
-    monkeypatch.setattr(pantheon.bus.puller, "REQUEST_EXPIRES_SECONDS", 10 * PATIENCE_SECONDS)
-    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 2 * PATIENCE_SECONDS)
+def times() -> PullTimes:
+    """Of the fixture's puller."""
+    return PullTimes()
 
 
 @pytest_asyncio.fixture
-async def puller(bus: Bus) -> AsyncIterator[Watched]:
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10) as made:
+async def puller(bus: Bus, times: PullTimes) -> AsyncIterator[Watched]:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10, times=times) as made:
         await made.wait_ready()
         yield made
 
@@ -71,7 +74,7 @@ async def put(bus: Bus, count: int, agent: str = "a") -> None:
 
 
 async def asked(bus: Bus, agent: str = "a") -> None:
-    """Until a request is open at the broker: only who waits is told that what it waits at is gone."""
+    """Until a request is open at the broker: only an open request is notified that its consumer is gone."""
 
     async def open_request() -> bool:
         return ((await bus.js.consumer_info("AGENT_TASKS", agent)).num_waiting or 0) > 0
@@ -87,7 +90,7 @@ async def taken(puller: Puller, limit: int = 100, seconds: float = WITHIN_SECOND
 # -- pulling --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_consumer_is_made_as_the_contract_says(bus: Bus, puller: Puller) -> None:
+async def test_the_consumer_is_made_by_the_contract(bus: Bus, puller: Puller) -> None:
     config = (await bus.js.consumer_info("AGENT_TASKS", "a")).config
     assert (config.durable_name, config.filter_subject, config.ack_policy) == ("a", "agent.a.task", "explicit")
     assert (config.ack_wait, config.max_deliver, config.max_ack_pending) == (30, 5, 10_000)
@@ -104,10 +107,11 @@ async def test_a_consumer_that_differs_is_used_with_a_warning(bus: Bus) -> None:
             await puller.wait_ready()
             await put(bus, 1)
             assert len(await taken(puller)) == 1
-    assert [one["event"] for one in logs if one["log_level"] == "warning"] == ["consumer.differs"]
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["consumer.differs"]
 
 
-async def test_a_message_arrives_when_it_is_published(no_second_look: None, bus: Bus, puller: Puller) -> None:
+@pytest.mark.parametrize("times", [NO_SECOND_CHECK], ids=["no-second-check"])
+async def test_a_message_arrives_when_it_is_published(bus: Bus, puller: Puller) -> None:
     for _ in range(20):
         await put(bus, 1)
         (message,) = await taken(puller)
@@ -117,9 +121,9 @@ async def test_a_message_arrives_when_it_is_published(no_second_look: None, bus:
 
 async def test_what_arrived_together_is_taken_together_up_to_the_limit(bus: Bus, puller: Puller) -> None:
     await put(bus, 8)
-    await until(lambda: len(puller.waiting) == 8, "8 messages")
-    assert [one.data for one in await taken(puller, 3)] == [b"0", b"1", b"2"]
-    assert [one.data for one in puller.take_now(3)] == [b"3", b"4", b"5"]
+    await until(lambda: len(puller.buffered) == 8, "8 messages")
+    assert [message.data for message in await taken(puller, 3)] == [b"0", b"1", b"2"]
+    assert [message.data for message in puller.take_now(3)] == [b"3", b"4", b"5"]
     assert len(await taken(puller)) == 2
     assert puller.take_now(3) == []
     assert puller.held == 8
@@ -136,28 +140,26 @@ async def test_no_more_than_the_capacity_is_held_or_asked_for(bus: Bus, puller: 
             puller.release()
             done += 1
     assert puller.most <= 10
-    # Not a request a message: half of the places at once.
+    # Not a request a message: half of the room at once.
     assert len(puller.asked) <= 60
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 5, 10, 64])
-async def test_a_place_that_becomes_free_is_filled_at_once(no_second_look: None, bus: Bus, capacity: int) -> None:
-    """All other places are taken by long tasks; the last must not wait until half of them are free."""
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=capacity) as puller:
+async def test_room_is_filled_at_once(bus: Bus, capacity: int) -> None:
+    """All other slots are taken by long tasks; the last must not wait until half of them are free."""
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=capacity, times=NO_SECOND_CHECK) as puller:
         await puller.wait_ready()
         await put(bus, capacity + 20)
-        await until(lambda: puller.held == capacity, "all places taken")
+        await until(lambda: puller.held == capacity, "the whole capacity")
         for _ in range(20):
             puller.release()
-            await until(lambda: puller.held == capacity, "the place filled")
+            await until(lambda: puller.held == capacity, "the room filled")
         assert puller.most <= capacity
 
 
-async def test_places_that_are_free_are_filled_when_what_was_asked_for_is_used_up(
-    no_second_look: None, bus: Bus
-) -> None:
-    """Ten asked for, six arrive, four of these end: less than half is free. Then the last four arrive."""
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10) as puller:
+async def test_room_is_filled_when_a_request_is_used_up(bus: Bus) -> None:
+    """Ten requested, six arrive, four of these end: less than half is free. Then the last four arrive."""
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=10, times=NO_SECOND_CHECK) as puller:
         await puller.wait_ready()
         await put(bus, 6)
         await until(lambda: puller.held == 6, "six")
@@ -165,11 +167,11 @@ async def test_places_that_are_free_are_filled_when_what_was_asked_for_is_used_u
         await put(bus, 4)
         await until(lambda: puller.held == 6, "two and four")
         await put(bus, 4)
-        await until(lambda: puller.held == 10, "all places taken")
+        await until(lambda: puller.held == 10, "the whole capacity")
 
 
-async def test_more_places_are_used_at_once(no_second_look: None, bus: Bus) -> None:
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=2) as puller:
+async def test_more_capacity_is_used_at_once(bus: Bus) -> None:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=2, times=NO_SECOND_CHECK) as puller:
         await puller.wait_ready()
         await put(bus, 20)
         await until(lambda: puller.held == 2, "two")
@@ -177,10 +179,9 @@ async def test_more_places_are_used_at_once(no_second_look: None, bus: Bus) -> N
         await until(lambda: puller.held == 12, "twelve")
 
 
-async def test_requests_that_expire_are_made_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pantheon.bus.puller, "REQUEST_EXPIRES_SECONDS", 0.3)
-    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.1)
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as puller:
+async def test_requests_that_expire_are_made_again(bus: Bus) -> None:
+    times = PullTimes(expires_seconds=0.3, heartbeat_seconds=0.1)
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, times=times) as puller:
         await puller.wait_ready()
         await put(bus, 1)
         await until(lambda: puller.held == 1, "one")
@@ -190,52 +191,45 @@ async def test_requests_that_expire_are_made_again(bus: Bus, monkeypatch: pytest
         assert puller.most <= 4
 
 
-async def test_a_request_that_the_broker_forgot_is_noticed_by_its_silence(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(pantheon.bus.puller, "SILENCE_SECONDS", 0.5)
-
+async def test_a_request_that_the_broker_forgot_is_noticed_by_its_silence(bus: Bus) -> None:
     class Forgotten(Watched):
         forget = True
 
-        async def _ask(self, count: int) -> None:
+        async def _request(self, count: int) -> None:
             if self.forget:
                 # As a broker that failed over: it has taken the request, and says nothing ever.
                 self.forget = False
                 self._credit += count
                 return
-            await super()._ask(count)
+            await super()._request(count)
 
-    async with Forgotten(bus, TASKS.name, task_consumer("a"), capacity=4) as puller:
+    async with Forgotten(bus, TASKS.name, task_consumer("a"), capacity=4, times=QUICK_HEARTBEATS) as puller:
         await puller.wait_ready()
         await put(bus, 1)
         assert len(await taken(puller)) == 1
 
 
 async def test_a_broker_that_refuses_requests_is_not_asked_without_pause(bus: Bus) -> None:
-    """Somebody has made the consumer with a bound that no request of ours keeps to."""
+    """The consumer was made with a bound that no request of ours keeps to."""
     spec = task_consumer("a")
     config = ConsumerConfig(durable_name="a", filter_subject=spec.filter_subject, ack_policy=AckPolicy.EXPLICIT)
     config = config.evolve(ack_wait=30, max_deliver=5, max_ack_pending=10_000)
     request = {"stream_name": "AGENT_TASKS", "config": {**config.as_dict(), "max_batch": 1}}
-    answer = await bus.request(
+    reply = await bus.request(
         "$JS.API.CONSUMER.DURABLE.CREATE.AGENT_TASKS.a", json.dumps(request).encode(), timeout_seconds=WITHIN_SECONDS
     )
-    assert "error" not in json.loads(answer.data)
+    assert "error" not in json.loads(reply.data)
     async with Watched(bus, TASKS.name, spec, capacity=4) as puller:
         loop = asyncio.get_running_loop()
         start = loop.time()
         await puller.wait_ready()
         await until(lambda: len(puller.asked) >= 4, "that it asks again")
-        pauses = (loop.time() - start) / pantheon.bus.puller.REFUSED_SECONDS
+        pauses = (loop.time() - start) / REFUSED_SECONDS
         assert len(puller.asked) <= pauses + 2
 
 
-async def test_an_instance_beyond_those_that_may_wait_gets_its_turn(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The consumer takes one waiting request; the broker drops another instance's without a word."""
-    monkeypatch.setattr(pantheon.bus.puller, "IDLE_HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(pantheon.bus.puller, "SILENCE_SECONDS", 0.5)
+async def test_an_instance_beyond_those_that_may_wait_is_served_too(bus: Bus) -> None:
+    """The consumer takes one waiting request; the broker silently drops another instance's."""
     await bus.js.add_consumer(
         "AGENT_TASKS",
         ConsumerConfig(
@@ -248,10 +242,10 @@ async def test_an_instance_beyond_those_that_may_wait_gets_its_turn(bus: Bus, mo
             max_waiting=1,
         ),
     )
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as first:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, times=QUICK_HEARTBEATS) as first:
         await first.wait_ready()
         await asked(bus)
-        async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4) as second:
+        async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, times=QUICK_HEARTBEATS) as second:
             await second.wait_ready()
             await put(bus, 8)
             await until(lambda: first.held + second.held == 8, "all taken between the two")
@@ -281,7 +275,7 @@ async def test_a_stopped_puller_hands_back_what_was_not_taken(bus: Bus) -> None:
     await until(lambda: puller.held == 5, "five")
     mine = await taken(puller, 2)
     left = await puller.stop()
-    assert [one.data for one in [*mine, *left]] == [b"0", b"1", b"2", b"3", b"4"]
+    assert [message.data for message in [*mine, *left]] == [b"0", b"1", b"2", b"3", b"4"]
     assert await puller.take(1) == []
     for message in left:
         await message.nak()
@@ -291,7 +285,7 @@ async def test_a_stopped_puller_hands_back_what_was_not_taken(bus: Bus) -> None:
     assert (await bus.js.consumer_info("AGENT_TASKS", "a")).num_waiting == 0
 
 
-async def test_stopping_in_mid_flow_loses_no_message_to_a_request_left_open(bus: Bus) -> None:
+async def test_stopping_in_between_loses_no_message_to_a_request_left_open(bus: Bus) -> None:
     sender = asyncio.create_task(put(bus, 300))
     got: list[bytes] = []
     for _ in range(30):
@@ -316,14 +310,12 @@ async def test_stopping_in_mid_flow_loses_no_message_to_a_request_left_open(bus:
     assert sorted(got, key=int) == [str(number).encode() for number in range(300)]
 
 
-async def test_one_event_tells_of_several_pullers(bus: Bus) -> None:
+async def test_one_event_serves_several_pullers(bus: Bus) -> None:
     wake = asyncio.Event()
     async with (
-        Puller(bus, TASKS.name, task_consumer("a"), capacity=1) as first,
-        Puller(bus, TASKS.name, task_consumer("b"), capacity=1) as second,
+        Puller(bus, TASKS.name, task_consumer("a"), capacity=1, arrivals=wake) as first,
+        Puller(bus, TASKS.name, task_consumer("b"), capacity=1, arrivals=wake) as second,
     ):
-        first.wake_on(wake)
-        second.wake_on(wake)
         for agent, puller in (("a", first), ("b", second)):
             await puller.wait_ready()
             wake.clear()
@@ -346,8 +338,8 @@ async def test_a_consumer_that_is_gone_is_made_again(bus: Bus, puller: Watched) 
     assert puller.most <= 10
 
 
-async def test_a_consumer_that_went_while_all_places_were_taken_is_made_again(bus: Bus) -> None:
-    """No request is open then, so nobody is told."""
+async def test_a_consumer_that_went_while_all_slots_were_taken_is_made_again(bus: Bus) -> None:
+    """No request is open then, so none is notified."""
     async with Watched(bus, TASKS.name, task_consumer("a"), capacity=1) as puller:
         await puller.wait_ready()
         await put(bus, 1)
@@ -423,7 +415,7 @@ async def _streams(bus: Bus) -> None:
 
 
 async def test_nothing_is_lost_when_the_broker_dies_in_mid_load(rig: Rig, broker: NatsServer) -> None:
-    """Tasks published until acknowledged, worked on, answered, with the broker killed twice in between."""
+    """Tasks published until acknowledged, worked on, responded to, with the broker killed twice in between."""
     agent = Agent("test_agent", max_concurrency=8)
     runs: dict[str, int] = {}
 
@@ -458,11 +450,12 @@ async def test_nothing_is_lost_when_the_broker_dies_in_mid_load(rig: Rig, broker
             kept.add(json.loads(message.data or b"{}")["task_id"])
         return kept == {str(task_id) for task_id in ids}
 
-    await until(all_kept, "every answer in the stream")
+    await until(all_kept, "every reply in the stream")
 
 
 @pytest.mark.parametrize("what", ["consumer", "tasks", "responses"])
-async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: str, quick: None) -> None:
+@quick_retries
+async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: str) -> None:
     agent = Agent("test_agent", max_concurrency=4)
 
     @agent.task("count")
@@ -472,7 +465,7 @@ async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: s
 
     worker = await rig.worker(agent, max_concurrency=4)
     ids = [await rig.send("test_agent", "count") for _ in range(40)]
-    await until(lambda: len(rig.answers) > 10, "some progress")
+    await until(lambda: len(rig.responses) > 10, "some progress")
     if what == "consumer":
         await rig.js.delete_consumer("AGENT_TASKS", "test_agent")
     else:
@@ -480,12 +473,16 @@ async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: s
         await asyncio.sleep(0.3)
         await ensure_streams(rig.bus)
     if what == "tasks":
-        # What was in it is gone; whoever owns the tasks sends them again.
+        # What was in it is gone; the owner of the tasks sends them again.
         await until(lambda: worker.active == 0, "what ran to end")
         for task_id in ids:
-            if not rig.answers_to(task_id):
+            if not rig.responses_to(task_id):
                 await rig.send("test_agent", "count", task_id=task_id)
-    await until(lambda: {one.task_id for one in rig.answers} == set(ids), "every answer", seconds=30 + PATIENCE_SECONDS)
+    await until(
+        lambda: {response.task_id for response in rig.responses} == set(ids),
+        "every response",
+        seconds=30 + PATIENCE_SECONDS,
+    )
     await rig.until_empty()
 
 
@@ -493,8 +490,8 @@ async def test_a_worker_goes_on_when_its_ground_is_pulled_away(rig: Rig, what: s
 
 
 @pytest_asyncio.fixture
-async def publisher(bus: Bus, quick: None) -> AsyncIterator[Publisher]:
-    made = Publisher(bus)
+async def publisher(bus: Bus) -> AsyncIterator[Publisher]:
+    made = Publisher(bus, QUICK)
     yield made
     await made.close()
 
@@ -526,7 +523,7 @@ async def test_the_same_message_id_is_one_message(bus: Bus, publisher: Publisher
     assert await _count(bus) == 1
 
 
-async def test_a_publish_is_repeated_until_somebody_keeps_it(bus: Bus, publisher: Publisher) -> None:
+async def test_a_publish_is_repeated_until_a_stream_keeps_it(bus: Bus, publisher: Publisher) -> None:
     await bus.js.delete_stream("AGENT_TASKS")
     acked = asyncio.Event()
     waiting = asyncio.create_task(publisher.publish("agent.a.task", b"1", message_id="1"))
@@ -544,7 +541,7 @@ async def test_a_publish_is_repeated_until_somebody_keeps_it(bus: Bus, publisher
 
 
 async def test_a_store_that_went_back_is_noticed_however_far_it_has_come_since(bus: Bus, publisher: Publisher) -> None:
-    """Others have published meanwhile: where the stream stands tells nothing, the sequence of the next message does."""
+    """Others have published meanwhile: where the stream stands shows nothing, the sequence of the next message does."""
     gone_back: list[str] = []
     publisher.on_gone_back(gone_back.append)
     for number in range(3):
@@ -620,7 +617,9 @@ async def test_publishes_outlive_the_broker_once_each(bus: Bus, broker: NatsServ
 
 
 @pytest.mark.parametrize("over", [-30, -100, 0, 1, 1000])
-async def test_what_is_too_large_says_so_and_the_connection_lives(bus: Bus, publisher: Publisher, over: int) -> None:
+async def test_what_is_too_large_is_an_error_and_the_connection_lives(
+    bus: Bus, publisher: Publisher, over: int
+) -> None:
     body = b"x" * (bus.max_payload + over)
     for publish in (publisher.publish, publisher.send):
         if over == -100:
@@ -634,16 +633,16 @@ async def test_what_is_too_large_says_so_and_the_connection_lives(bus: Bus, publ
 
 
 async def test_thousands_of_refused_messages_leave_room_for_the_next(bus: Bus, publisher: Publisher) -> None:
-    """Whoever keeps account of publishes under way must take off the ones that raised."""
+    """An account of publishes under way must take off the ones that raised."""
     body = b"x" * (bus.max_payload + 1)
     for _ in range(50):
         with pytest.raises(TooLarge):
             await publisher.publish("agent.a.task", body)
-    assert not publisher._pending
+    assert publisher.pending == 0
 
 
-async def test_closing_gives_up_what_is_repeated(bus: Bus, quick: None) -> None:
-    publisher = Publisher(bus)
+async def test_closing_gives_up_what_is_repeated(bus: Bus) -> None:
+    publisher = Publisher(bus, QUICK)
     await bus.js.delete_stream("AGENT_TASKS")
     await publisher.send("agent.a.task", b"{}")
     await until(lambda: publisher.repeating_since is not None, "a repeat")
@@ -654,7 +653,7 @@ async def test_closing_gives_up_what_is_repeated(bus: Bus, quick: None) -> None:
 # -- the connection -------------------------------------------------------------------------------------------------
 
 
-async def test_where_no_broker_is_the_error_says_what_to_do() -> None:
+async def test_where_no_broker_is_the_error_names_what_to_do() -> None:
     with pytest.raises(BusError, match=r"no NATS server answers at nats://127\.0\.0\.1:1 .*pantheon up") as raised:
         await Bus.connect("nats://me:secret@127.0.0.1:1", name="test", wait_seconds=0.5)
     assert "secret" not in str(raised.value)
@@ -672,7 +671,7 @@ async def test_without_a_bound_connecting_waits_for_the_broker(broker: NatsServe
     await bus.close()
 
 
-async def test_requests_that_nobody_answers_are_bus_errors(bus: Bus) -> None:
+async def test_requests_without_a_reply_are_bus_errors(bus: Bus) -> None:
     with pytest.raises(BusError, match="nobody answers"):
         await bus.request("mesh.query.task", b"{}", timeout_seconds=PATIENCE_SECONDS)
 
@@ -684,7 +683,7 @@ async def test_requests_that_nobody_answers_are_bus_errors(bus: Bus) -> None:
         await bus.request("mesh.query.task", b"{}", timeout_seconds=0.1)
 
 
-async def test_a_request_is_answered(bus: Bus) -> None:
+async def test_a_request_has_a_reply(bus: Bus) -> None:
     async def echo(message: Delivery) -> None:
         await message.respond(message.data.upper())
 
@@ -693,8 +692,8 @@ async def test_a_request_is_answered(bus: Bus) -> None:
     assert (await bus.request("echo", b"hello", timeout_seconds=PATIENCE_SECONDS)).data == b"HELLO"
 
 
-async def test_a_flush_that_was_given_up_leaves_a_connection_that_hears(bus: Bus, broker: NatsServer) -> None:
-    """Its answer comes late, and nobody waits for it: the client library stopped to read, without a word."""
+async def test_an_abandoned_flush_leaves_a_connection_that_receives(bus: Bus, broker: NatsServer) -> None:
+    """Its reply comes late, after its caller: the client library stopped reading, silently."""
 
     async def echo(message: Delivery) -> None:
         await message.respond(message.data)
@@ -718,7 +717,7 @@ async def test_a_flush_that_was_given_up_leaves_a_connection_that_hears(bus: Bus
     assert bus.generation == 1
 
 
-async def test_a_closed_bus_says_so_and_what_may_be_lost_is_lost(bus: Bus) -> None:
+async def test_a_closed_bus_raises_and_what_may_be_lost_is_lost(bus: Bus) -> None:
     await bus.close()
     await bus.close()
     await bus.publish_quietly("agent.a.heartbeat", b"{}")
@@ -747,14 +746,14 @@ async def test_too_large_on_core_nats(bus: Bus) -> None:
     assert bus.connected
 
 
-async def test_reconnects_are_told_to_who_asked(bus: Bus, broker: NatsServer) -> None:
-    told: list[str] = []
-    forget = bus.on_reconnect(lambda: told.append("one"))
-    bus.on_reconnect(lambda: told.append("two"))
+async def test_reconnects_call_their_callbacks(bus: Bus, broker: NatsServer) -> None:
+    called: list[str] = []
+    forget = bus.on_reconnect(lambda: called.append("one"))
+    bus.on_reconnect(lambda: called.append("two"))
     forget()
     await _restart(broker)
-    await until(lambda: bool(told), "the reconnect")
-    assert told == ["two"]
+    await until(lambda: bool(called), "the reconnect")
+    assert called == ["two"]
 
 
 # -- streams --------------------------------------------------------------------------------------------------------
@@ -789,13 +788,13 @@ async def test_a_stream_that_differs_is_brought_to_the_contract(bus: Bus) -> Non
     assert (await bus.js.stream_info("AGENT_RESPONSES")).config.max_age == 24 * 3600
 
 
-async def test_more_replicas_than_servers_is_an_error_that_says_so(broker: NatsServer) -> None:
+async def test_more_replicas_than_servers_is_an_error_that_names_them(broker: NatsServer) -> None:
     async with await Bus.connect(broker.url, name="test", wait_seconds=PATIENCE_SECONDS) as bus:
         with pytest.raises(BusError, match="3 servers for its 3 replicas"):
             await ensure_streams(bus, replicas=3)
 
 
-async def test_marks_tell_a_lost_store(bus: Bus, broker: NatsServer) -> None:
+async def test_marks_show_a_lost_store(bus: Bus, broker: NatsServer) -> None:
     await put(bus, 3)
     before = await stream_mark(bus, "AGENT_TASKS")
     assert before is not None
@@ -816,14 +815,14 @@ async def test_marks_tell_a_lost_store(bus: Bus, broker: NatsServer) -> None:
         await stream_mark(bus, "AGENT_TASKS")
 
 
-async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_it_holds(bus: Bus) -> None:
+async def test_a_paused_puller_withdraws_its_requests_and_returns_what_it_holds(bus: Bus) -> None:
     """What a paused instance had asked for goes to another one, at once and not after its AckWait."""
     spec = task_consumer("a")
     async with Puller(bus, TASKS.name, spec, capacity=4) as first, Puller(bus, TASKS.name, spec, capacity=4) as second:
         await first.wait_ready()
         await second.wait_ready()
         first.pause()
-        await until(lambda: first._subscription is None, "the withdrawal")
+        await until(lambda: not first.receiving, "the withdrawal")
         await put(bus, 4)
         got: list[bytes] = []
         while len(got) < 4:
@@ -836,7 +835,7 @@ async def test_a_paused_puller_withdraws_what_it_asked_for_and_gives_back_what_i
         assert [delivery.data for delivery in await taken(first, 1)] == [b"again"]
 
 
-async def test_what_was_passed_on_is_not_held_and_makes_room(no_second_look: None, bus: Bus) -> None:
+async def test_what_was_forwarded_is_not_held_and_makes_room(bus: Bus) -> None:
     diverted: list[Delivery] = []
 
     def divert(delivery: Delivery) -> bool:
@@ -845,40 +844,40 @@ async def test_what_was_passed_on_is_not_held_and_makes_room(no_second_look: Non
         diverted.append(delivery)
         return True
 
-    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, divert=divert) as puller:
+    async with Watched(bus, TASKS.name, task_consumer("a"), capacity=4, divert=divert, times=NO_SECOND_CHECK) as puller:
         await put(bus, 30)
         await bus.js.publish(subjects.task("a"), b"mine")
         assert [delivery.data for delivery in await taken(puller)] == [b"mine"]
         assert [delivery.data for delivery in diverted] == [str(number).encode() for number in range(30)]
         assert puller.held == 1
         assert puller.most <= 4
-        # Passing on each by itself asks for more not more often than taking does.
+        # Forwarding each by itself requests more not more often than taking does.
         assert len(puller.asked) <= 31
 
 
-async def test_what_another_one_was_given_is_held_and_given_back_as_its_own(bus: Bus) -> None:
+async def test_what_another_puller_forwarded_is_held_and_returned_as_its_own(bus: Bus) -> None:
     spec = task_consumer("a")
-    async with Puller(bus, TASKS.name, spec, capacity=20) as given:
+    async with Puller(bus, TASKS.name, spec, capacity=20) as receiving:
         puller = Puller(bus, TASKS.name, spec, capacity=4)
         await put(bus, 10)
         deliveries: list[Delivery] = []
         while len(deliveries) < 10:
-            deliveries += await taken(given)
+            deliveries += await taken(receiving)
         for delivery in deliveries:
-            puller.put(delivery)
+            puller.enqueue(delivery)
         # More than it would have asked for: it asks for nothing until it has room.
         async with puller:
-            assert puller.held == len(puller.waiting) == 10
-            assert [one.data for one in await taken(puller, 6)] == [str(number).encode() for number in range(6)]
+            assert puller.held == len(puller.buffered) == 10
+            assert [message.data for message in await taken(puller, 6)] == [str(number).encode() for number in range(6)]
             puller.release(6)
             puller.pause()
-            await until(lambda: puller.held == 0, "that it gives back what it was passed")
+            await until(lambda: puller.held == 0, "that it returns what was forwarded to it")
         for delivery in deliveries[:6]:
             await delivery.ack()
-        given.release(10)
+        receiving.release(10)
         again: list[bytes] = []
         while len(again) < 4:
-            again += [one.data for one in await taken(given)]
+            again += [message.data for message in await taken(receiving)]
         assert sorted(again) == [b"6", b"7", b"8", b"9"]
 
 
@@ -896,17 +895,17 @@ async def test_what_another_one_was_given_is_held_and_given_back_as_its_own(bus:
         ("", False),
     ],
 )
-def test_the_first_delivery_is_told_by_the_subject_of_the_ack(reply: str, first: bool) -> None:
+def test_the_first_delivery_shows_in_the_ack_subject(reply: str, first: bool) -> None:
     assert is_first_delivery(Delivery(_client=None, reply=reply)) is first  # type: ignore[arg-type]
 
 
 async def test_a_close_that_is_cancelled_ends_cancelled(broker: NatsServer) -> None:
-    # nats-py takes it for its own, and the task that was told to end goes on: a signal in this moment was lost.
+    # nats-py takes it for its own, and the task that was cancelled goes on: a signal in this moment was lost.
     bus = await Bus.connect(broker.url, name="test")
     await broker.stop()
     await until(lambda: bus.client.is_reconnecting, "it reconnects")
     closing = asyncio.create_task(bus.close())
-    while not bus.client.is_closed:  # noqa: ASYNC110 - the library's state, which no event tells
+    while not bus.client.is_closed:  # noqa: ASYNC110 - the library's state, which has no event
         await asyncio.sleep(0)
     assert not closing.done()
     closing.cancel()

@@ -9,7 +9,7 @@ from nats.aio.client import Client as LibraryClient
 from nats.protocol.command import hpub_cmd, pub_cmd
 
 from pantheon.bus import Bus, acknowledge
-from pantheon.bus.client import MUCH_PENDING_BYTES, Client, publication
+from pantheon.bus.client import MUCH_PENDING_BYTES, parse_header_lines, publication
 from pantheon.stack.servers import NatsServer
 from protocol import subjects
 from protocol.streams import TASKS, task_consumer
@@ -39,7 +39,7 @@ VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["C
 @given(st.dictionaries(NAMES, VALUES, max_size=4))
 def test_headers_are_read_as_the_library_reads_them(headers: dict[str, str]) -> None:
     raw = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
-    assert Client._parse_header_lines(raw) == LibraryClient._parse_header_lines(raw)
+    assert parse_header_lines(raw) == LibraryClient._parse_header_lines(raw)
 
 
 ODD = (b"", b"\r\n", b"no colon\r\n", b"two words: x\r\n", b"a:b\r\n", b"a:\tb \r\n", b"\xe4: b\r\nc: \xff\r\n")
@@ -47,7 +47,7 @@ ODD = (b"", b"\r\n", b"no colon\r\n", b"two words: x\r\n", b"a:b\r\n", b"a:\tb \
 
 @pytest.mark.parametrize("raw", ODD)
 def test_odd_headers_are_read_as_the_library_reads_them(raw: bytes) -> None:
-    assert Client._parse_header_lines(raw) == LibraryClient._parse_header_lines(raw)
+    assert parse_header_lines(raw) == LibraryClient._parse_header_lines(raw)
 
 
 async def test_what_is_posted_arrives_in_order_with_what_is_published(bus: Bus) -> None:
@@ -70,7 +70,7 @@ async def test_what_is_not_plain_is_left_to_the_library(bus: Bus) -> None:
     client = bus.client
     assert not client.post("a.b", b"x" * (bus.max_payload + 1))
     assert not client.post("a.b", b"", headers={"x": "one\ntwo"})
-    while client._pending_data_size <= MUCH_PENDING_BYTES:
+    while client.pending_data_size <= MUCH_PENDING_BYTES:
         assert client.post("a.b", b"x" * 100_000)
     assert not client.post("a.b", b"")
     await until(lambda: client.post("a.b", b""), "room again")

@@ -1,4 +1,5 @@
-"""The loop of a process: what nobody heard of is said, but for look-ups that a connection did not wait for."""
+"""The loop of a process: an error that no task handled is logged, but for look-ups that a connection did not wait
+for."""
 
 import asyncio
 import logging
@@ -23,20 +24,20 @@ async def give_up_a_lookup() -> None:
     assert connecting.cancelled()
 
 
-def test_a_lookup_that_was_given_up_fails_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_abandoned_lookup_fails_silently(caplog: pytest.LogCaptureFixture) -> None:
     """uvloop leaves it behind, and each try to reconnect while the resolver was slow ended in a traceback."""
 
     async def main() -> None:
-        with capture_logs() as said:
+        with capture_logs() as logs:
             await give_up_a_lookup()
-            await until(lambda: "lookup.too_late" in [one["event"] for one in said], "the end of the look-up")
+            await until(lambda: "lookup.too_late" in [entry["event"] for entry in logs], "the end of the look-up")
 
     with caplog.at_level(logging.ERROR, "asyncio"):
         event_loop.run(main())
     assert caplog.records == []
 
 
-def test_what_else_nobody_heard_of_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_any_other_unhandled_error_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         await asyncio.wait({asyncio.create_task(fail())})
         await until(lambda: bool(caplog.records), "what was said")

@@ -1,4 +1,4 @@
-"""What is received the short way is what the client library would have received."""
+"""What a direct subscription receives is what the client library would have received."""
 
 import asyncio
 from typing import Any
@@ -35,7 +35,7 @@ def message(sid: int, reply: bytes, headers: bytes, body: bytes) -> bytes:
 
 messages = st.builds(
     message,
-    # 1 is heard, 2 has a callback, 3 is gone.
+    # 1 is direct, 2 has a callback, 3 is gone.
     st.sampled_from([1, 1, 1, 2, 3]),
     st.sampled_from([b"", b"_INBOX.x.1", b"$JS.ACK.S.C.1.2.3.4.5"]),
     st.sampled_from([b"", b"", *HEADERS]),
@@ -45,41 +45,41 @@ others = st.sampled_from([b"PING\r\n", b"PONG\r\n", b"+OK\r\n", b"-ERR 'slow con
 
 
 class Listening(Client):
-    """A client without a connection; `said` is what came, in its order."""
+    """A client without a connection; `received` is what came, in its order."""
 
     def __init__(self, parser: type[Parser]) -> None:
         super().__init__()
         self._ps = self.parser = parser(self)
-        self.said: list[Any] = []
+        self.received: list[Any] = []
         self.subscriptions = {sid: Subscription(self, sid, "a.*") for sid in (1, 2)}
         self._subs = dict(self.subscriptions)
         if isinstance(self.parser, Receiver):
-            self.parser.hear(self.subscriptions[1], self.heard)
+            self.parser.attach(self.subscriptions[1], self.receive)
 
-    def heard(self, one: Msg) -> None:
-        self.said.append((one._sid, one.subject, one.reply, one.data, one.headers))
+    def receive(self, message: Msg) -> None:
+        self.received.append((message.sid, message.subject, message.reply, message.data, message.headers))
 
     async def read(self, data: bytes) -> None:
         await self.parser.parse(data)
         for subscription in self.subscriptions.values():
             while not subscription._pending_queue.empty():
-                self.heard(subscription._pending_queue.get_nowait())
+                self.receive(subscription._pending_queue.get_nowait())
 
     async def _process_ping(self) -> None:
-        self.said.append("ping")
+        self.received.append("ping")
 
     async def _process_pong(self) -> None:
-        self.said.append("pong")
+        self.received.append("pong")
 
     async def _process_err(self, err_msg: str) -> None:
-        self.said.append(err_msg)
+        self.received.append(err_msg)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        self.said.append(info)
+        self.received.append(info)
 
 
 def of(client: Listening, sid: int) -> list[Any]:
-    return [one for one in client.said if isinstance(one, tuple) and one[0] == sid]
+    return [entry for entry in client.received if isinstance(entry, tuple) and entry[0] == sid]
 
 
 @given(st.lists(st.one_of(messages, messages, others), max_size=12), st.lists(st.integers(1, 200), max_size=12))
@@ -102,27 +102,27 @@ def test_the_same_comes_of_the_same_bytes_however_they_are_cut(sent: list[bytes]
     for sid in (1, 2):
         assert of(ours, sid) == of(theirs, sid)
         assert ours.subscriptions[sid].delivered == theirs.subscriptions[sid].delivered
-    assert [one for one in ours.said if not isinstance(one, tuple)] == [
-        one for one in theirs.said if not isinstance(one, tuple)
+    assert [entry for entry in ours.received if not isinstance(entry, tuple)] == [
+        entry for entry in theirs.received if not isinstance(entry, tuple)
     ]
     assert (ours.stats["in_msgs"], ours.stats["in_bytes"]) == (theirs.stats["in_msgs"], theirs.stats["in_bytes"])
     assert bytes(ours.parser.buf) == b""
 
 
 @pytest.mark.parametrize("line", [b"FOO bar\r\n", b"MSG\r\n", b"MSG a.b 1 x\r\n", b"HMSG a.b 1 2\r\n"])
-async def test_what_no_server_says_ends_the_connection_as_it_did(line: bytes) -> None:
+async def test_what_no_server_sends_ends_the_connection_as_before(line: bytes) -> None:
     for parser in (Receiver, Parser):
         client = Listening(parser)
         await client.read(message(1, b"", b"", b"before"))
         with pytest.raises(ProtocolError):
             await client.read(line)
-        assert [one[3] for one in of(client, 1)] == [b"before"]
+        assert [entry[3] for entry in of(client, 1)] == [b"before"]
 
 
 async def test_headers_may_be_read_late_and_set() -> None:
     client = Listening(Receiver)
     kept: list[Msg] = []
-    client.parser.hear(client.subscriptions[2], kept.append)  # type: ignore[attr-defined]
+    client.parser.attach(client.subscriptions[2], kept.append)  # type: ignore[attr-defined]
     await client.read(message(2, b"", HEADERS[0], b"x") + message(2, b"", b"", b"y"))
     assert kept[0].headers == {"Nats-Msg-Id": "a:1", "traceparent": "00-x"}
     assert kept[0].header == kept[0].headers
@@ -131,31 +131,31 @@ async def test_headers_may_be_read_late_and_set() -> None:
     assert kept[1].headers == {"a": "b"}
 
 
-async def test_who_fails_to_hear_one_hears_the_next_and_so_do_the_others(bus: Bus) -> None:
-    heard: list[bytes] = []
+async def test_a_function_that_fails_with_one_message_gets_the_next_and_so_do_others(bus: Bus) -> None:
+    received: list[bytes] = []
     beside: list[bytes] = []
 
-    def hearer(delivery: Delivery) -> None:
-        heard.append(delivery.data)
+    def on_message(delivery: Delivery) -> None:
+        received.append(delivery.data)
         if delivery.data == b"1":
             raise ValueError("no")
 
     async def other(delivery: Delivery) -> None:
         beside.append(delivery.data)
 
-    subscription = await bus.hear("some.subject", hearer)
+    subscription = await bus.subscribe_direct("some.subject", on_message)
     await bus.subscribe("some.subject", other)
     for number in range(3):
         await bus.publish("some.subject", b"%d" % number)
-    await until(lambda: len(heard) == 3 and len(beside) == 3, "all of them")
-    assert heard == beside == [b"0", b"1", b"2"]
+    await until(lambda: len(received) == 3 and len(beside) == 3, "all of them")
+    assert received == beside == [b"0", b"1", b"2"]
     await bus.unsubscribe(subscription)
     await bus.publish("some.subject", b"3")
     await until(lambda: len(beside) == 4)
-    assert heard == [b"0", b"1", b"2"]
+    assert received == [b"0", b"1", b"2"]
 
 
-async def test_nobody_hears_on_a_connection_that_is_closed(bus: Bus) -> None:
+async def test_a_closed_connection_has_no_subscriptions(bus: Bus) -> None:
     await bus.close()
     with pytest.raises(BusError):
-        await bus.hear("some.subject", lambda _: None)
+        await bus.subscribe_direct("some.subject", lambda _: None)

@@ -1,4 +1,4 @@
-"""The worker's loop against a real broker: pull, work, answer, acknowledge, in this order, whatever happens."""
+"""The worker's loop against a real broker: pull, work, response, acknowledge, in this order, whatever happens."""
 
 import asyncio
 import json
@@ -12,13 +12,16 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 from pydantic import BaseModel
 
-import pantheon.worker.responses
-import pantheon.worker.worker
 from pantheon import Agent, TaskContext, TaskFailure
-from pantheon.bus import ensure_streams
+from pantheon.bus import Bus, Objects, Publisher, Transport, ensure_streams
+from pantheon.worker.responses import ResponseMemory
+from pantheon.worker.worker import WorkerLimits
 from protocol import TaskProgress, TaskResponse, new_id, subjects
-from tests.kit.conftest import Rig
+from tests.kit.conftest import Rig, quick_retries
 from tests.waiting import PATIENCE_SECONDS, until
+
+# In-progress acks far more often than a consumer with a short AckWait needs them.
+OFTEN_HELD = WorkerLimits(hold_seconds=0.2)
 
 
 class Text(BaseModel):
@@ -37,7 +40,7 @@ def agent() -> Agent:
 
 
 async def ack_wait(rig: Rig, seconds: float) -> None:
-    """The agent's consumer, there before the agent, with another patience than the contract's."""
+    """The agent's consumer, there before the agent, with another AckWait than the contract's."""
     await rig.js.add_consumer(
         "AGENT_TASKS",
         ConsumerConfig(
@@ -53,26 +56,26 @@ async def ack_wait(rig: Rig, seconds: float) -> None:
 # -- the plain way --------------------------------------------------------------------------------------------------
 
 
-async def test_a_task_is_answered_and_leaves_the_queue(rig: Rig, agent: Agent) -> None:
+async def test_a_task_has_a_response_and_leaves_the_queue(rig: Rig, agent: Agent) -> None:
     await rig.worker(agent)
     root = new_id()
     before = datetime.now(UTC)
-    answer = await rig.run("test_agent", "uppercase", {"text": "é"}, root_task_id=str(root), attempt=3)
-    assert answer.status == "completed"
-    assert answer.result == {"text": "É"}
-    assert (answer.root_task_id, answer.attempt, answer.task_type) == (root, 3, "uppercase")
-    assert (answer.agent, answer.instance_id) == ("test_agent", "instance-0")
-    assert answer.started_at is not None
-    assert answer.completed_at is not None
-    assert before <= answer.started_at <= answer.completed_at
-    assert (answer.error, answer.usage) == (None, None)
+    response = await rig.run("test_agent", "uppercase", {"text": "é"}, root_task_id=str(root), attempt=3)
+    assert response.status == "completed"
+    assert response.result == {"text": "É"}
+    assert (response.root_task_id, response.attempt, response.task_type) == (root, 3, "uppercase")
+    assert (response.agent, response.instance_id) == ("test_agent", "instance-0")
+    assert response.started_at is not None
+    assert response.completed_at is not None
+    assert before <= response.started_at <= response.completed_at
+    assert (response.error, response.usage) == (None, None)
     await rig.until_empty()
 
 
 async def test_without_a_root_of_its_own_a_task_is_its_own_root(rig: Rig, agent: Agent) -> None:
     await rig.worker(agent)
-    answer = await rig.run("test_agent", "uppercase", {"text": "a"})
-    assert answer.root_task_id == answer.task_id
+    response = await rig.run("test_agent", "uppercase", {"text": "a"})
+    assert response.root_task_id == response.task_id
 
 
 async def test_a_reply_to_gets_a_copy_of_the_same_bytes(rig: Rig, agent: Agent) -> None:
@@ -106,11 +109,11 @@ async def test_no_more_than_max_concurrency_run_at_once(rig: Rig, agent: Agent) 
     worker = await rig.worker(agent, max_concurrency=3)
     for _ in range(30):
         await rig.send("test_agent", "slow")
-    await until(lambda: len(rig.answers) == 30, "30 answers")
+    await until(lambda: len(rig.responses) == 30, "30 responses")
     assert peak == 3
-    # An answer is heard before the worker knows that the broker has kept it.
+    # A response is received before the worker knows that the broker has kept it.
     await until(lambda: worker.active == 0, "nothing at work")
-    assert {answer.result is not None for answer in rig.answers} == {True}
+    assert {response.result is not None for response in rig.responses} == {True}
 
 
 async def test_many_plain_functions_run_at_once_each_in_a_thread(rig: Rig, agent: Agent) -> None:
@@ -125,11 +128,11 @@ async def test_many_plain_functions_run_at_once_each_in_a_thread(rig: Rig, agent
     await rig.worker(agent, max_concurrency=24)
     for _ in range(24):
         await rig.send("test_agent", "blocking")
-    await until(lambda: len(rig.answers) == 24, "24 answers")
-    assert {json.dumps(answer.result) for answer in rig.answers} == {'{"main": false}'}
+    await until(lambda: len(rig.responses) == 24, "24 responses")
+    assert {json.dumps(response.result) for response in rig.responses} == {'{"main": false}'}
 
 
-async def test_what_runs_is_told_in_heartbeats(rig: Rig, agent: Agent) -> None:
+async def test_what_runs_is_listed_in_heartbeats(rig: Rig, agent: Agent) -> None:
     go_on = asyncio.Event()
 
     @agent.task("wait")
@@ -139,13 +142,13 @@ async def test_what_runs_is_told_in_heartbeats(rig: Rig, agent: Agent) -> None:
     worker = await rig.worker(agent)
     task_id = await rig.send("test_agent", "wait", attempt=2)
     await until(lambda: worker.active == 1, "the task at work")
-    assert [(one.task_id, one.attempt) for one in worker.running] == [(task_id, 2)]
+    assert [(running.task_id, running.attempt) for running in worker.running] == [(task_id, 2)]
     go_on.set()
-    await rig.answer(task_id)
+    await rig.response(task_id)
     await until(lambda: worker.running == (), "nothing at work")
 
 
-async def test_whoever_observes_is_told_of_every_attempt(rig: Rig, agent: Agent) -> None:
+async def test_an_observer_records_every_attempt(rig: Rig, agent: Agent) -> None:
     seen: list[tuple[str, float, str | None]] = []
 
     class Observer:
@@ -159,18 +162,19 @@ async def test_whoever_observes_is_told_of_every_attempt(rig: Rig, agent: Agent)
     assert all(0 <= seconds < PATIENCE_SECONDS for _, seconds, _ in seen)
 
 
-# -- the order: answer, then acknowledge ----------------------------------------------------------------------------
+# -- the order: response, then acknowledge ----------------------------------------------------------------------------
 
 
-async def test_a_task_is_acknowledged_after_its_answer_is(rig: Rig, agent: Agent, quick: None) -> None:
-    """Without the stream of responses nobody can acknowledge an answer: the task must stay in the queue till it is."""
+@quick_retries
+async def test_a_task_is_acknowledged_after_its_response_is(rig: Rig, agent: Agent) -> None:
+    """Without the stream of responses no response is acknowledged: the task must stay in the queue until one is."""
     await rig.worker(agent)
     await rig.js.delete_stream("AGENT_RESPONSES")
     task_id = await rig.send("test_agent", "uppercase", {"text": "a"})
-    await rig.answer(task_id)  # heard on core NATS, kept by nobody
+    await rig.response(task_id)  # received on core NATS, kept in no stream
     await asyncio.sleep(0.3)
     assert await rig.queued() == 1
-    # The answer is repeated until somebody keeps it.
+    # The response is repeated until a stream keeps it.
     await ensure_streams(rig.bus)
     await rig.until_empty()
     assert (await rig.js.stream_info("AGENT_RESPONSES")).state.messages == 1
@@ -188,20 +192,18 @@ async def test_a_process_that_dies_at_work_leaves_the_task_to_another(rig: Rig, 
         await asyncio.Event().wait()
         return task
 
-    first = await rig.worker(dying)
+    connection = await Bus.connect(rig.bus.url, name="dying", wait_seconds=PATIENCE_SECONDS)
+    await rig.worker(dying, transport=Transport(connection, Publisher(connection), Objects(connection)))
     task_id = await rig.send("test_agent", "uppercase", {"text": "a"})
     await started.wait()
     # As SIGKILL: no drain, no nak, no in-progress ack.
-    for loop in first._loops:
-        loop.cancel()
-    await first._puller.stop()
+    await connection.close()
     await rig.worker(agent)
-    assert (await rig.answer(task_id)).result == {"text": "A"}
+    assert (await rig.response(task_id)).result == {"text": "A"}
     await rig.until_empty()
 
 
-async def test_a_long_task_stays_with_its_instance(rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pantheon.worker.worker, "IN_PROGRESS_SECONDS", 0.2)
+async def test_a_long_task_stays_with_its_instance(rig: Rig, agent: Agent) -> None:
     # Long beside the time between two acks, so that a machine that stands still for a moment is no silent worker.
     await ack_wait(rig, 4)
     runs = 0
@@ -212,8 +214,8 @@ async def test_a_long_task_stays_with_its_instance(rig: Rig, agent: Agent, monke
         runs += 1
         await asyncio.sleep(5)
 
-    await rig.worker(agent)
-    await rig.worker(agent)
+    await rig.worker(agent, limits=OFTEN_HELD)
+    await rig.worker(agent, limits=OFTEN_HELD)
     await rig.run("test_agent", "long")
     await rig.until_empty()
     assert runs == 1
@@ -237,22 +239,19 @@ async def test_a_task_delivered_again_while_it_runs_runs_once(rig: Rig, agent: A
 
     worker = await rig.worker(agent)
     task_id = await rig.send("test_agent", "long")
-    await until(lambda: len(worker._works) == 2, "the second delivery")
-    # Long before a third: one that crosses the end is answered again, as it should be.
+    await until(lambda: worker.deliveries == 2, "the second delivery")
+    # Long before a third: one that crosses the end gets a second response, as it should.
     go_on.set()
-    answer = await rig.answer(task_id)
-    assert answer.result == {"run": 1}
+    response = await rig.response(task_id)
+    assert response.result == {"run": 1}
     await rig.until_empty()
     assert runs == 1
-    assert len(rig.answers) == 1
+    assert len(rig.responses) == 1
     assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq > 1
 
 
-async def test_a_task_sent_again_while_it_runs_waits_with_it(
-    rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Said again after a loss of the broker's store, it is a message of its own; given out five times it was poison."""
-    monkeypatch.setattr(pantheon.worker.worker, "IN_PROGRESS_SECONDS", 0.2)
+async def test_a_task_sent_again_while_it_runs_waits_with_it(rig: Rig, agent: Agent) -> None:
+    """Sent again after a loss of the broker's store, it is a message of its own; delivered five times it was poison."""
     await ack_wait(rig, 4)
     runs = 0
 
@@ -264,17 +263,17 @@ async def test_a_task_sent_again_while_it_runs_waits_with_it(
         # More than is remembered for a delivery that comes later.
         return {"much": "x" * 100_000}
 
-    worker = await rig.worker(agent)
+    worker = await rig.worker(agent, limits=OFTEN_HELD)
     task_id = await rig.send("test_agent", "long")
     await until(lambda: worker.active, "the first delivery")
     await rig.send("test_agent", "long", task_id=task_id)
-    await rig.answer(task_id)
+    await rig.response(task_id)
     await rig.until_empty()
-    assert (runs, len(rig.answers)) == (1, 1)
+    assert (runs, len(rig.responses)) == (1, 1)
     assert (await rig.js.consumer_info("AGENT_TASKS", "test_agent")).delivered.consumer_seq == 2
 
 
-async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Rig, agent: Agent) -> None:
+async def test_a_task_delivered_again_after_its_end_has_the_same_response(rig: Rig, agent: Agent) -> None:
     runs = 0
 
     @agent.task("count")
@@ -285,11 +284,11 @@ async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Ri
 
     await rig.worker(agent)
     task_id = await rig.send("test_agent", "count")
-    await rig.answer(task_id)
+    await rig.response(task_id)
     # One that comes while the first is still being acknowledged is served by the first's end.
     await rig.until_empty()
     await rig.send("test_agent", "count", task_id=task_id)
-    await until(lambda: len(rig.answers) == 2, "a second answer")
+    await until(lambda: len(rig.responses) == 2, "a second response")
     assert rig.bodies[0] == rig.bodies[1]
     # In the stream too: who asks again has lost the first, maybe with the broker's store.
     assert (await rig.js.stream_info("AGENT_RESPONSES")).state.messages == 2
@@ -297,10 +296,7 @@ async def test_a_task_delivered_again_after_its_end_is_answered_the_same(rig: Ri
     await rig.until_empty()
 
 
-async def test_answers_are_remembered_by_what_they_weigh(
-    rig: Rig, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pantheon.worker.responses, "REMEMBERED_BYTES", 3000)
+async def test_responses_are_remembered_up_to_a_number_of_bytes(rig: Rig, agent: Agent) -> None:
     runs: list[UUID] = []
 
     @agent.task("thousand")
@@ -308,18 +304,18 @@ async def test_answers_are_remembered_by_what_they_weigh(
         runs.append(ctx.task_id)
         return "x" * 1000
 
-    await rig.worker(agent)
+    await rig.worker(agent, limits=WorkerLimits(remembered=ResponseMemory(total_bytes=3000)))
     ids = []
     for _ in range(4):
         ids.append(await rig.send("test_agent", "thousand"))
-        await rig.answer(ids[-1])
+        await rig.response(ids[-1])
         await rig.until_empty()
     for task_id in (ids[3], ids[0]):
-        count = len(rig.answers)
+        count = len(rig.responses)
         await rig.send("test_agent", "thousand", task_id=task_id)
-        await until(lambda count=count: len(rig.answers) > count, "its answer")  # type: ignore[misc]
+        await until(lambda count=count: len(rig.responses) > count, "its response")  # type: ignore[misc]
         await rig.until_empty()
-    assert [str(one) for one in runs] == [str(one) for one in [*ids, ids[0]]]
+    assert [str(task_id) for task_id in runs] == [str(task_id) for task_id in [*ids, ids[0]]]
 
 
 async def test_another_attempt_is_another_run(rig: Rig, agent: Agent) -> None:
@@ -333,7 +329,7 @@ async def test_another_attempt_is_another_run(rig: Rig, agent: Agent) -> None:
     root, task_id = str(new_id()), new_id()
     for attempt in (1, 2):
         await rig.send("test_agent", "note", task_id=task_id, root_task_id=root, attempt=attempt)
-    await until(lambda: len(rig.answers) == 2, "two answers")
+    await until(lambda: len(rig.responses) == 2, "two responses")
     assert sorted(seen) == [(1, f"{root}:{task_id}"), (2, f"{root}:{task_id}")]
 
 
@@ -349,7 +345,7 @@ async def test_a_requests_own_idempotency_key_is_the_handlers(rig: Rig, agent: A
 # -- what cannot be worked on ---------------------------------------------------------------------------------------
 
 
-async def test_an_invalid_request_with_an_id_is_answered_naming_the_field(rig: Rig, agent: Agent) -> None:
+async def test_an_invalid_request_with_an_id_gets_a_response_that_names_the_field(rig: Rig, agent: Agent) -> None:
     await rig.worker(agent, max_concurrency=1)
     inbox = rig.bus.new_inbox()
     copies: list[bytes] = []
@@ -362,12 +358,12 @@ async def test_an_invalid_request_with_an_id_is_answered_naming_the_field(rig: R
     task_id = await rig.send(
         "test_agent", "uppercase", {"text": "a"}, priority=11, attempt=2, root_task_id=str(root), reply_to=inbox
     )
-    answer = await rig.answer(task_id)
-    assert (answer.status, answer.attempt, answer.root_task_id) == ("failed", 2, root)
-    assert answer.error is not None
-    assert (answer.error.code, answer.error.retryable) == ("invalid_request", False)
-    assert answer.error.details is not None
-    assert answer.error.details["field"] == "priority"
+    response = await rig.response(task_id)
+    assert (response.status, response.attempt, response.root_task_id) == ("failed", 2, root)
+    assert response.error is not None
+    assert (response.error.code, response.error.retryable) == ("invalid_request", False)
+    assert response.error.details is not None
+    assert response.error.details["field"] == "priority"
     await until(lambda: copies == rig.bodies, "the copy")
     # The queue behind it moves on.
     assert (await rig.run("test_agent", "uppercase", {"text": "a"})).status == "completed"
@@ -394,7 +390,7 @@ async def test_what_has_no_id_becomes_a_dead_letter_whole(rig: Rig, agent: Agent
 
 
 async def test_a_message_dressed_up_as_one_of_the_brokers_own_is_a_dead_letter(rig: Rig, agent: Agent) -> None:
-    """A header `Status: 100` without a body looks like a heartbeat of the broker; it must not stall the agent."""
+    """A header `Status: 100` without a body resembles a heartbeat of the broker; it must not stall the agent."""
     await rig.worker(agent, max_concurrency=1)
     for status in ("100", "404", "408", "409", "503"):
         await rig.send_raw("test_agent", b"", {"Status": status})
@@ -416,24 +412,24 @@ async def test_a_dead_letter_as_large_as_the_broker_carries_is_kept_in_part(rig:
 
 async def test_a_payload_that_does_not_validate_is_an_invalid_request(rig: Rig, agent: Agent) -> None:
     await rig.worker(agent)
-    answer = await rig.run("test_agent", "uppercase", {"text": 7})
-    assert answer.error is not None
-    assert (answer.status, answer.error.code, answer.error.retryable) == ("failed", "invalid_request", False)
-    assert answer.error.message.startswith("payload.text: ")
+    response = await rig.run("test_agent", "uppercase", {"text": 7})
+    assert response.error is not None
+    assert (response.status, response.error.code, response.error.retryable) == ("failed", "invalid_request", False)
+    assert response.error.message.startswith("payload.text: ")
 
 
 async def test_a_task_type_that_is_not_served_may_be_by_another_instance(rig: Rig, agent: Agent) -> None:
     await rig.worker(agent)
-    answer = await rig.run("test_agent", "lowercase")
-    assert answer.error is not None
-    assert (answer.error.code, answer.error.retryable) == ("unknown_task_type", True)
-    assert "uppercase" in answer.error.message
+    response = await rig.run("test_agent", "lowercase")
+    assert response.error is not None
+    assert (response.error.code, response.error.retryable) == ("unknown_task_type", True)
+    assert "uppercase" in response.error.message
 
 
 # -- how handlers end -----------------------------------------------------------------------------------------------
 
 
-async def test_a_task_failure_is_answered_as_it_is(rig: Rig, agent: Agent) -> None:
+async def test_a_task_failure_is_the_error_of_the_response(rig: Rig, agent: Agent) -> None:
     @agent.task("fail")
     async def fail(task: dict[str, Any], ctx: TaskContext) -> None:
         ctx.report_usage(input_tokens=5, cost_usd=0.25)
@@ -441,18 +437,18 @@ async def test_a_task_failure_is_answered_as_it_is(rig: Rig, agent: Agent) -> No
         raise TaskFailure("no_paper", "the tray is empty: fill it", retryable=True, details={"tray": 2, "none": None})
 
     await rig.worker(agent)
-    answer = await rig.run("test_agent", "fail")
-    assert answer.error is not None
-    assert answer.error.model_dump() == {
+    response = await rig.run("test_agent", "fail")
+    assert response.error is not None
+    assert response.error.model_dump() == {
         "code": "no_paper",
         "message": "the tray is empty: fill it",
         "retryable": True,
         "step": None,
         "details": {"tray": 2, "none": None},
     }
-    assert answer.result is None
-    assert answer.usage is not None
-    assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.cost_usd) == (5, 7, 0.25)
+    assert response.result is None
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.cost_usd) == (5, 7, 0.25)
 
 
 async def test_any_other_exception_is_an_internal_error_worth_another_attempt(rig: Rig, agent: Agent) -> None:
@@ -466,10 +462,10 @@ async def test_any_other_exception_is_an_internal_error_worth_another_attempt(ri
 
     await rig.worker(agent)
     for task_type, words in (("crash", "KeyError: 'gone'"), ("exit", "StopIteration: over")):
-        answer = await rig.run("test_agent", task_type)
-        assert answer.error is not None
-        assert (answer.error.code, answer.error.retryable) == ("internal_error", True)
-        assert words in answer.error.message
+        response = await rig.run("test_agent", task_type)
+        assert response.error is not None
+        assert (response.error.code, response.error.retryable) == ("internal_error", True)
+        assert words in response.error.message
 
 
 UNSAYABLE = {
@@ -480,17 +476,17 @@ UNSAYABLE = {
 
 
 @pytest.mark.parametrize("make", UNSAYABLE.values(), ids=UNSAYABLE.keys())
-async def test_a_result_that_json_cannot_carry_is_answered_all_the_same(rig: Rig, agent: Agent, make: Any) -> None:
-    """A task without an answer is delivered again and again until its time is over."""
+async def test_a_result_that_json_cannot_carry_has_a_response_all_the_same(rig: Rig, agent: Agent, make: Any) -> None:
+    """A task without a response is delivered again and again until its time is over."""
 
     @agent.task("odd")
     async def odd(task: dict[str, Any]) -> Any:
         return make()
 
     await rig.worker(agent)
-    answer = await rig.run("test_agent", "odd")
-    assert answer.error is not None
-    assert (answer.status, answer.error.code) == ("failed", "internal_error")
+    response = await rig.run("test_agent", "odd")
+    assert response.error is not None
+    assert (response.status, response.error.code) == ("failed", "internal_error")
     await rig.until_empty()
 
 
@@ -506,7 +502,7 @@ UNSAYABLE_ERRORS: dict[str, Exception] = {
 
 
 @pytest.mark.parametrize("error", UNSAYABLE_ERRORS.values(), ids=UNSAYABLE_ERRORS.keys())
-async def test_an_error_that_json_cannot_carry_is_answered_all_the_same(
+async def test_an_error_that_json_cannot_carry_has_a_response_all_the_same(
     rig: Rig, agent: Agent, error: Exception
 ) -> None:
     @agent.task("odd")
@@ -514,10 +510,10 @@ async def test_an_error_that_json_cannot_carry_is_answered_all_the_same(
         raise error
 
     await rig.worker(agent)
-    answer = await rig.run("test_agent", "odd")
-    assert answer.status == "failed"
-    assert answer.error is not None
-    assert answer.error.message
+    response = await rig.run("test_agent", "odd")
+    assert response.status == "failed"
+    assert response.error is not None
+    assert response.error.message
     await rig.until_empty()
 
 
@@ -531,7 +527,7 @@ async def test_infinities_become_null(rig: Rig, agent: Agent) -> None:
 
 
 async def test_an_error_larger_than_the_broker_carries_is_too_large(rig: Rig, agent: Agent) -> None:
-    """Also by a few bytes: the server counts headers in, and cuts the connection of whoever sends more."""
+    """Also by a few bytes: the server counts headers in, and cuts the connection of a client that sends more."""
     disconnects = rig.bus.generation
 
     @agent.task("fill")
@@ -542,11 +538,11 @@ async def test_an_error_larger_than_the_broker_carries_is_too_large(rig: Rig, ag
     limit = rig.bus.max_payload
     ends = []
     for size in (limit + 10, limit - 10, limit - 400, limit - 450, limit - 500, limit - 550, limit - 600, limit - 2000):
-        answer = await rig.run("test_agent", "fill", {"size": size})
-        assert answer.error is not None
-        ends.append(answer.error.code)
-        if answer.error.code == "too_large":
-            assert str(limit) in answer.error.message
+        response = await rig.run("test_agent", "fill", {"size": size})
+        assert response.error is not None
+        ends.append(response.error.code)
+        if response.error.code == "too_large":
+            assert str(limit) in response.error.message
     assert ends[:2] == ["too_large", "too_large"]
     assert ends[-1] == "filled"
     assert ends == sorted(ends, reverse=True)
@@ -574,12 +570,12 @@ def sleepy(agent: Agent) -> Agent:
 
     @agent.task("own_timeout")
     async def own_timeout(task: dict[str, Any]) -> None:
-        raise TimeoutError("the printer did not answer")
+        raise TimeoutError("the printer did not response")
 
     return agent
 
 
-async def test_an_attempt_that_takes_too_long_is_answered_timeout(rig: Rig, sleepy: Agent) -> None:
+async def test_an_attempt_that_takes_too_long_ends_with_timeout(rig: Rig, sleepy: Agent) -> None:
     await rig.worker(sleepy)
     for task_type, limit in (("sleep", "timeout"), ("short_sleep", ""), ("deep_sleep", ""), ("sleep", "deadline")):
         fields: dict[str, Any] = {}
@@ -588,25 +584,25 @@ async def test_an_attempt_that_takes_too_long_is_answered_timeout(rig: Rig, slee
         elif limit == "deadline":
             # Far enough off for the task to have begun before it.
             fields["deadline"] = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
-        answer = await rig.run("test_agent", task_type, {"seconds": 60}, **fields)
-        assert answer.error is not None
-        assert (answer.status, answer.error.code, answer.error.retryable) == ("failed", "timeout", True)
+        response = await rig.run("test_agent", task_type, {"seconds": 60}, **fields)
+        assert response.error is not None
+        assert (response.status, response.error.code, response.error.retryable) == ("failed", "timeout", True)
 
 
 async def test_a_handlers_own_timeout_error_is_its_own(rig: Rig, sleepy: Agent) -> None:
     await rig.worker(sleepy)
-    answer = await rig.run("test_agent", "own_timeout")
-    assert answer.error is not None
-    assert answer.error.code == "internal_error"
-    assert "printer" in answer.error.message
+    response = await rig.run("test_agent", "own_timeout")
+    assert response.error is not None
+    assert response.error.code == "internal_error"
+    assert "printer" in response.error.message
 
 
 async def test_after_its_deadline_a_task_is_not_begun(rig: Rig, sleepy: Agent) -> None:
     await rig.worker(sleepy)
     deadline = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
-    answer = await rig.run("test_agent", "sleep", {"seconds": 0}, deadline=deadline)
-    assert answer.error is not None
-    assert (answer.error.code, answer.error.retryable) == ("deadline_exceeded", False)
+    response = await rig.run("test_agent", "sleep", {"seconds": 0}, deadline=deadline)
+    assert response.error is not None
+    assert (response.error.code, response.error.retryable) == ("deadline_exceeded", False)
 
 
 async def test_a_hook_that_hangs_runs_out_of_the_attempts_time(rig: Rig, sleepy: Agent) -> None:
@@ -615,9 +611,9 @@ async def test_a_hook_that_hangs_runs_out_of_the_attempts_time(rig: Rig, sleepy:
         await asyncio.Event().wait()
 
     await rig.worker(sleepy)
-    answer = await rig.run("test_agent", "sleep", {"seconds": 0}, timeout_seconds=0.2)
-    assert answer.error is not None
-    assert answer.error.code == "timeout"
+    response = await rig.run("test_agent", "sleep", {"seconds": 0}, timeout_seconds=0.2)
+    assert response.error is not None
+    assert response.error.code == "timeout"
 
 
 # -- cancelling -----------------------------------------------------------------------------------------------------
@@ -642,16 +638,16 @@ class Cancellable:
                 self.cleaned += 1
 
 
-async def test_a_cancelled_task_is_answered_cancelled_with_the_reason(rig: Rig, agent: Agent) -> None:
+async def test_a_cancelled_task_ends_cancelled_with_the_reason(rig: Rig, agent: Agent) -> None:
     there = Cancellable(agent)
     worker = await rig.worker(agent)
     task_id = await rig.send("test_agent", "wait")
     await there.begun.wait()
     worker.cancel(task_id, 1, "nobody wants it")
-    answer = await rig.answer(task_id)
-    assert answer.status == "cancelled"
-    assert answer.error is not None
-    assert (answer.error.code, answer.error.message) == ("cancelled", "nobody wants it")
+    response = await rig.response(task_id)
+    assert response.status == "cancelled"
+    assert response.error is not None
+    assert (response.error.code, response.error.message) == ("cancelled", "nobody wants it")
     assert there.contexts[0].cancelled
     await rig.until_empty()
 
@@ -665,10 +661,10 @@ async def test_an_order_to_cancel_that_comes_again_lets_the_handler_clean_up(rig
     for _ in range(3):
         worker.cancel(task_id, None, "")
         await asyncio.sleep(0.05)
-    answer = await rig.answer(task_id)
+    response = await rig.response(task_id)
     assert there.cleaned == 1
-    assert answer.error is not None
-    assert answer.error.message == "cancelled"
+    assert response.error is not None
+    assert response.error.message == "cancelled"
     assert (await rig.run("test_agent", "uppercase", {"text": "a"})).status == "completed"
 
 
@@ -680,10 +676,10 @@ async def test_cancelling_another_attempt_or_task_leaves_this_one(rig: Rig, agen
     worker.cancel(task_id, 1, "an old attempt")
     worker.cancel(new_id(), None, "another task")
     await asyncio.sleep(0.2)
-    assert rig.answers == []
+    assert rig.responses == []
     assert worker.active == 1
     worker.cancel(task_id, 2, "this one")
-    assert (await rig.answer(task_id)).status == "cancelled"
+    assert (await rig.response(task_id)).status == "cancelled"
 
 
 async def test_a_cancel_that_overtakes_its_task_is_remembered(rig: Rig, agent: Agent) -> None:
@@ -694,35 +690,37 @@ async def test_a_cancel_that_overtakes_its_task_is_remembered(rig: Rig, agent: A
     worker.cancel(whole, None, "all attempts")
     for task_id, attempt, status in ((early, 1, "cancelled"), (whole, 7, "cancelled")):
         await rig.send("test_agent", "wait", task_id=task_id, attempt=attempt)
-        assert (await rig.answer(task_id)).status == status
+        assert (await rig.response(task_id)).status == status
     assert not there.begun.is_set()
     await rig.send("test_agent", "uppercase", {"text": "a"}, task_id=early, attempt=2)
-    await until(lambda: [one.status for one in rig.answers_to(early)] == ["cancelled", "completed"], "attempt 2")
+    await until(
+        lambda: [response.status for response in rig.responses_to(early)] == ["cancelled", "completed"], "attempt 2"
+    )
 
 
-async def test_a_task_that_is_answering_already_is_not_cancelled(rig: Rig, agent: Agent) -> None:
-    answering, go_on = asyncio.Event(), asyncio.Event()
+async def test_a_task_that_is_responding_already_is_not_cancelled(rig: Rig, agent: Agent) -> None:
+    responding, go_on = asyncio.Event(), asyncio.Event()
 
     @agent.after_task
     async def hold(ctx: TaskContext, response: TaskResponse) -> None:
-        answering.set()
+        responding.set()
         await go_on.wait()
 
     worker = await rig.worker(agent)
     task_id = await rig.send("test_agent", "uppercase", {"text": "a"})
-    await answering.wait()
+    await responding.wait()
     worker.cancel(task_id, 1, "too late")
     go_on.set()
-    assert (await rig.answer(task_id)).status == "completed"
+    assert (await rig.response(task_id)).status == "completed"
     await rig.until_empty()
 
 
 async def test_a_cancel_while_an_error_is_looked_at_changes_nothing(rig: Rig, agent: Agent) -> None:
-    looking, go_on = asyncio.Event(), asyncio.Event()
+    observing, go_on = asyncio.Event(), asyncio.Event()
 
     @agent.on_error
-    async def look(ctx: TaskContext, error: Exception) -> None:
-        looking.set()
+    async def observe(ctx: TaskContext, error: Exception) -> None:
+        observing.set()
         await go_on.wait()
 
     @agent.task("fail")
@@ -731,10 +729,10 @@ async def test_a_cancel_while_an_error_is_looked_at_changes_nothing(rig: Rig, ag
 
     worker = await rig.worker(agent)
     task_id = await rig.send("test_agent", "fail")
-    await looking.wait()
+    await observing.wait()
     worker.cancel(task_id, 1, "too late")
     go_on.set()
-    assert (await rig.answer(task_id)).status == "failed"
+    assert (await rig.response(task_id)).status == "failed"
     await rig.until_empty()
 
 
@@ -755,7 +753,7 @@ async def test_a_plain_function_sees_that_it_was_cancelled(rig: Rig, agent: Agen
     task_id = await rig.send("test_agent", "spin")
     await until(begun.is_set, "the thread")
     worker.cancel(task_id, 1, "enough")
-    assert (await rig.answer(task_id)).status == "cancelled"
+    assert (await rig.response(task_id)).status == "cancelled"
     await until(ended.is_set, "the thread's end")
 
 
@@ -775,7 +773,7 @@ async def test_a_handler_that_ends_well_in_spite_of_its_cancel_has_ended_well(ri
     task_id = await rig.send("test_agent", "stubborn")
     await begun.wait()
     worker.cancel(task_id, 1, "stop")
-    assert (await rig.answer(task_id)).result == {"done": True}
+    assert (await rig.response(task_id)).result == {"done": True}
     await rig.until_empty()
 
 
@@ -783,7 +781,7 @@ async def test_a_handler_that_ends_well_in_spite_of_its_cancel_has_ended_well(ri
 
 
 async def test_a_drain_lets_what_runs_finish_and_takes_no_more(rig: Rig, agent: Agent) -> None:
-    # What is not handed back does not come at all.
+    # What is not returned does not come at all.
     await ack_wait(rig, 10 * PATIENCE_SECONDS)
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -796,13 +794,13 @@ async def test_a_drain_lets_what_runs_finish_and_takes_no_more(rig: Rig, agent: 
     task_id = await rig.send("test_agent", "wait")
     await begun.wait()
     draining = asyncio.create_task(worker.drain(10))
-    await until(lambda: worker._draining and worker._puller._subscription is None, "the drain")
+    await until(lambda: not worker.receiving, "the drain")
     await asyncio.sleep(0.1)
     later = await rig.send("test_agent", "uppercase", {"text": "a"})
     go_on.set()
     await draining
-    assert (await rig.answer(task_id)).status == "completed"
-    assert rig.answers_to(later) == []
+    assert (await rig.response(task_id)).status == "completed"
+    assert rig.responses_to(later) == []
 
     async def one_left() -> bool:
         return await rig.queued() == 1
@@ -810,12 +808,12 @@ async def test_a_drain_lets_what_runs_finish_and_takes_no_more(rig: Rig, agent: 
     await until(one_left, "the first task's ack")
     # What was left is there for the next instance at once.
     await rig.worker(agent)
-    assert (await rig.answer(later)).status == "completed"
+    assert (await rig.response(later)).status == "completed"
     await rig.until_empty()
 
 
 async def test_a_drain_hands_back_what_does_not_finish_in_time(rig: Rig, agent: Agent) -> None:
-    # What is not handed back does not come at all.
+    # What is not returned does not come at all.
     await ack_wait(rig, 10 * PATIENCE_SECONDS)
     there = Cancellable(agent)
     threads = threading.Event()
@@ -832,7 +830,7 @@ async def test_a_drain_hands_back_what_does_not_finish_in_time(rig: Rig, agent: 
     await there.begun.wait()
     await until(threads.is_set, "the thread")
     await worker.drain(0.1)
-    assert rig.answers == []
+    assert rig.responses == []
     assert there.cleaned == 1
     assert worker.active == 0
 
@@ -847,8 +845,8 @@ async def test_a_drain_hands_back_what_does_not_finish_in_time(rig: Rig, agent: 
         return {"by": "another"}
 
     await rig.worker(other)
-    for one in (task_id, in_thread):
-        assert (await rig.answer(one)).result == {"by": "another"}
+    for cancelled in (task_id, in_thread):
+        assert (await rig.response(cancelled)).result == {"by": "another"}
     await rig.until_empty()
 
 
@@ -863,11 +861,11 @@ async def test_a_rolling_restart_in_mid_load_loses_nothing_and_runs_nothing_twic
     worker = await rig.worker(agent, max_concurrency=5)
     sent = [await rig.send("test_agent", "count") for _ in range(200)]
     for goal in (20, 60, 100, 140):
-        await until(lambda goal=goal: len(rig.answers) >= goal, "some progress")  # type: ignore[misc]
+        await until(lambda goal=goal: len(rig.responses) >= goal, "some progress")  # type: ignore[misc]
         following = await rig.worker(agent, max_concurrency=5)
         await worker.drain(20)
         worker = following
-    await until(lambda: {one.task_id for one in rig.answers} == set(sent), "all answers")
+    await until(lambda: {response.task_id for response in rig.responses} == set(sent), "all responses")
     await rig.until_empty()
     assert set(runs.values()) == {1}
 
@@ -878,11 +876,11 @@ async def test_a_paused_agent_takes_no_more_until_it_resumes(rig: Rig, agent: Ag
     worker.pause()
     for _ in range(8):
         await rig.send("test_agent", "uppercase", {"text": "a"})
-    # What was asked for before may still come: no more than a worker's places.
+    # What was requested before may still come: no more than a worker's slots.
     await asyncio.sleep(0.5)
-    assert len(rig.answers) <= 1 + 2
+    assert len(rig.responses) <= 1 + 2
     worker.resume()
-    await until(lambda: len(rig.answers) == 9, "the rest")
+    await until(lambda: len(rig.responses) == 9, "the rest")
 
 
 # -- hooks ----------------------------------------------------------------------------------------------------------
@@ -920,18 +918,18 @@ async def test_hooks_are_called_in_order_around_every_attempt(rig: Rig, agent: A
     assert calls == ["before crash", "before too", "work", "error KeyError", "after failed"]
 
 
-async def test_a_hook_before_a_task_can_answer_it(rig: Rig, agent: Agent) -> None:
+async def test_a_hook_before_a_task_can_end_it(rig: Rig, agent: Agent) -> None:
     @agent.before_task
     async def refuse(ctx: TaskContext) -> None:
         raise TaskFailure("closed", "come back tomorrow")
 
     await rig.worker(agent)
-    answer = await rig.run("test_agent", "uppercase", {"text": "a"})
-    assert answer.error is not None
-    assert answer.error.code == "closed"
+    response = await rig.run("test_agent", "uppercase", {"text": "a"})
+    assert response.error is not None
+    assert response.error.code == "closed"
 
 
-async def test_hooks_that_look_on_change_nothing_when_they_raise(rig: Rig, agent: Agent) -> None:
+async def test_hooks_that_observe_change_nothing_when_they_raise(rig: Rig, agent: Agent) -> None:
     @agent.after_task
     async def after(ctx: TaskContext, response: TaskResponse) -> None:
         raise RuntimeError("after")
@@ -942,9 +940,9 @@ async def test_hooks_that_look_on_change_nothing_when_they_raise(rig: Rig, agent
 
     await rig.worker(agent)
     assert (await rig.run("test_agent", "uppercase", {"text": "a"})).status == "completed"
-    answer = await rig.run("test_agent", "uppercase", {})
-    assert answer.error is not None
-    assert answer.error.code == "invalid_request"
+    response = await rig.run("test_agent", "uppercase", {})
+    assert response.error is not None
+    assert response.error.code == "invalid_request"
 
 
 # -- progress -------------------------------------------------------------------------------------------------------
@@ -954,7 +952,7 @@ async def test_progress_and_streamed_text_reach_who_watches(rig: Rig, agent: Age
     long_text = "wörter\n" * 200_000  # more than a message may hold
 
     @agent.task("tell")
-    async def tell(task: dict[str, Any], ctx: TaskContext) -> None:
+    async def report(task: dict[str, Any], ctx: TaskContext) -> None:
         await ctx.progress(10, "begun")
         await ctx.progress(250, "beyond")
         await ctx.progress(float("nan"), "unsure")
@@ -973,25 +971,25 @@ async def test_progress_and_streamed_text_reach_who_watches(rig: Rig, agent: Age
     root = new_id()
     await rig.bus.subscribe(subjects.progress("test_agent", root), on_progress)
     await rig.worker(agent)
-    answer = await rig.run("test_agent", "tell", root_task_id=str(root), metadata={"step": "draft"})
-    assert answer.status == "completed"
+    response = await rig.run("test_agent", "tell", root_task_id=str(root), metadata={"step": "draft"})
+    assert response.status == "completed"
     await until(lambda: bool(seen) and seen[-1].percent == 100 and seen[-1].message == "", "the last of it")
-    assert [(one.percent, one.message) for one in seen if not one.text] == [
+    assert [(progress.percent, progress.message) for progress in seen if not progress.text] == [
         (10, "begun"),
         (100, "beyond"),
         (None, "unsure"),
         (None, "caf?"),
         (100, ""),
     ]
-    assert "".join(one.text for one in seen) == "Hello half ?" + long_text
-    assert {(one.task_id, one.root_task_id, one.agent, one.step) for one in seen} == {
-        (answer.task_id, root, "test_agent", "draft")
+    assert "".join(progress.text for progress in seen) == "Hello half ?" + long_text
+    assert {(progress.task_id, progress.root_task_id, progress.agent, progress.step) for progress in seen} == {
+        (response.task_id, root, "test_agent", "draft")
     }
 
 
-async def test_frequent_progress_is_thinned_out_but_the_end_is_told(rig: Rig, agent: Agent) -> None:
+async def test_frequent_progress_is_thinned_out_but_the_end_is_reported(rig: Rig, agent: Agent) -> None:
     @agent.task("tell")
-    async def tell(task: dict[str, Any], ctx: TaskContext) -> None:
+    async def report(task: dict[str, Any], ctx: TaskContext) -> None:
         for percent in range(101):
             await ctx.progress(percent)
 

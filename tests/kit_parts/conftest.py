@@ -1,4 +1,4 @@
-"""Nothing here may be told by the environment of who runs the tests."""
+"""The environment in which the tests run must not change their outcome."""
 
 import os
 

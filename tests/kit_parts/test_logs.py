@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from pantheon.runtime.logs import bind_process, bind_task, configure_logging, parse_traceparent, plain, set_level
+from pantheon.runtime.logs import bind_task, configure_logging, parse_traceparent, plain, set_level
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -35,7 +35,7 @@ def lines_of(stream: io.StringIO) -> list[dict[str, Any]]:
 def test_a_line_carries_event_level_time_logger_and_what_is_bound() -> None:
     stream = io.StringIO()
     configure_logging("info", "json", stream)
-    bind_process(agent="llm_agent")
+    structlog.contextvars.bind_contextvars(agent="llm_agent")
     with bind_task("t1", "r1", traceparent=TRACEPARENT, attempt=2):
         structlog.get_logger("mine").info("a step has ended", seconds=1.5)
     structlog.get_logger("mine").info("outside")
@@ -173,7 +173,7 @@ def test_a_terminal_gets_a_console() -> None:
         (None, False),
     ],
 )
-def test_traceparent_is_read_as_the_specification_says(header: str | None, valid: bool) -> None:
+def test_traceparent_is_read_as_the_specification_demands(header: str | None, valid: bool) -> None:
     trace = parse_traceparent(header)
     assert (trace is not None) is valid
     if trace is not None:

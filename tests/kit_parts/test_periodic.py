@@ -11,7 +11,7 @@ NEVER_SECONDS = 10 * PATIENCE_SECONDS
 
 
 class Calls:
-    """Counts its calls; answers each with the next of `pauses`, an error raised, and then with None."""
+    """Counts its calls; each returns the next of `pauses`, or raises it, and then None."""
 
     def __init__(self, *pauses: float | Exception) -> None:
         self.made = 0

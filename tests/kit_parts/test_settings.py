@@ -1,4 +1,4 @@
-"""Settings from the environment: names, defaults, files of secrets, and errors that say what to do."""
+"""Settings from the environment: names, defaults, files of secrets, and errors that name what to do."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from agents.examination_agent.settings import ExaminationSettings
 from agents.llm_agent.settings import LlmSettings
 from orchestrator_agent.store.pool import Database
 from pantheon.language_model import require_models
-from pantheon.runtime.settings import EnvironmentSettings, MeshSettings, load_settings, redacted
+from pantheon.runtime.settings import EnvironmentSettings, MeshSettings, load_settings
 from protocol.errors import SettingsError
 
 
@@ -52,14 +52,12 @@ def test_every_name_of_the_contract_is_read(clean_environment: pytest.MonkeyPatc
     assert (settings.uses_consul, settings.stream_replicas, settings.log_level) == (True, 3, "debug")
     assert (settings.max_agents, settings.agent_timeout_seconds, settings.max_concurrency) == (7, 12.5, 4)
     assert "secret" not in repr(settings)
-    assert "secret" not in str(redacted(settings))
     assert "t0ken" not in repr(settings)
 
 
 def test_the_password_in_the_brokers_address_is_not_shown(clean_environment: pytest.MonkeyPatch) -> None:
     clean_environment.setenv("NATS_URL", "nats://user:hunter2@h:4222")
     assert "hunter2" not in repr(MeshSettings.load())
-    assert redacted(MeshSettings.load())["nats_url"] == "nats://***@h:4222"
     clean_environment.setenv("NATS_URL", "http://user:hunter2@h:4222")
     with pytest.raises(SettingsError, match="NATS_URL='http://") as caught:
         MeshSettings.load()
@@ -67,7 +65,7 @@ def test_the_password_in_the_brokers_address_is_not_shown(clean_environment: pyt
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "message"),
     [
         ("MAX_RETRIES", "many", "0 to 1000"),
         ("MAX_RETRIES", "-1", "0 to 1000"),
@@ -85,10 +83,10 @@ def test_the_password_in_the_brokers_address_is_not_shown(clean_environment: pyt
     ],
 )
 def test_a_wrong_value_is_one_line_with_name_value_and_what_is_allowed(
-    clean_environment: pytest.MonkeyPatch, variable: str, value: str, said: str
+    clean_environment: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     clean_environment.setenv(variable, value)
-    with pytest.raises(SettingsError, match=said) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         MeshSettings.load()
     assert str(caught.value).startswith(f"{variable}={value!r} is not allowed: ")
     assert "allowed: " in str(caught.value)
@@ -120,7 +118,9 @@ def test_a_value_may_stand_in_a_file(clean_environment: pytest.MonkeyPatch, tmp_
         MeshSettings.load()
 
 
-def test_a_file_that_is_no_good_says_why(clean_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_that_is_no_good_is_an_error_with_the_reason(
+    clean_environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     clean_environment.setenv("NATS_TOKEN_FILE", str(tmp_path / "absent"))
     with pytest.raises(SettingsError, match=r"NATS_TOKEN_FILE=.*No such file"):
         MeshSettings.load()
@@ -135,7 +135,7 @@ def test_a_file_that_is_no_good_says_why(clean_environment: pytest.MonkeyPatch, 
         MeshSettings.load()
 
 
-def test_what_a_command_line_says_wins(clean_environment: pytest.MonkeyPatch) -> None:
+def test_what_a_command_line_sets_wins(clean_environment: pytest.MonkeyPatch) -> None:
     clean_environment.setenv("MAX_AGENTS", "5")
     assert MeshSettings.load(max_agents=6).max_agents == 6
     assert MeshSettings.load(max_agents=None).max_agents == 5

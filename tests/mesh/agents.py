@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from orchestrator_agent.service import OrchestratorWorker
 from pantheon import Agent, TaskContext, TaskFailure
 from pantheon.discovery import Registry
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from tests.waiting import PATIENCE_SECONDS
 

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskCancelled, TaskContext, TaskFailed
 from pantheon.client.mesh import result_of
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.errors import NotAccepted, PantheonError
 from protocol.messages import now

@@ -16,7 +16,7 @@ import pytest_asyncio
 import yaml
 
 from pantheon import Mesh, TaskFailed
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from tests.mesh.agents import rows
 

@@ -10,7 +10,7 @@ import pytest
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
 from orchestrator_agent.service import OrchestratorWorker
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, rows

@@ -11,7 +11,7 @@ import pytest
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskContext, TaskFailed
 from pantheon.client.mesh import result_of
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.messages import now
 from tests.mesh.agents import Seen, registry_of, rows, words_agent

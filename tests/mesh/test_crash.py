@@ -15,9 +15,9 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from orchestrator_agent.maintenance.broker_watch import NEEDED, WATCHED
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from pantheon import Mesh
-from pantheon.bus import Bus, ensure_streams, stream_mark
+from pantheon.bus import Bus, PublishRetries, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import subjects
@@ -390,7 +390,7 @@ async def test_a_stream_that_somebody_deletes_is_made_again(
 ) -> None:
     """Who publishes into one that is gone waits for it: a dead letter would hold up every request behind it."""
     # The test hears dead letters too, so the broker does not say that nobody keeps them.
-    monkeypatch.setattr("pantheon.bus.publisher.ACK_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("pantheon.bus.publisher.DEFAULT_RETRIES", PublishRetries(ack_timeout_seconds=1.0))
     large = {"text": "x" * 600_000}
     async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
         await plain.ask("uppercase", {"text": "a"})

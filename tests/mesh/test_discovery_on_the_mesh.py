@@ -17,7 +17,7 @@ from nats.aio.client import Client
 
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Mesh, TaskFailed
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ConsulServer
 from tests.mesh.agents import Seen, registry_of, words_agent

@@ -6,7 +6,8 @@ import pytest
 from pydantic import SecretStr
 
 from orchestrator_agent.service import load_library, orchestrator
-from pantheon.runtime.process import AgentProcess
+from pantheon.bus import PublishRetries
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from tests.mesh.agents import Seen, registry_of, rows, words_agent
 from tests.mesh.conftest import PlainClient
@@ -51,7 +52,7 @@ async def test_what_an_orchestrator_without_the_broker_decided_is_published_by_a
     settings: MeshSettings, plain: PlainClient, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lives and keeps its rows, and what it dispatched waited for the end of the attempt's time."""
-    monkeypatch.setattr("pantheon.bus.publisher.ACK_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("pantheon.bus.publisher.DEFAULT_RETRIES", PublishRetries(ack_timeout_seconds=1.0))
     monkeypatch.setattr("orchestrator_agent.maintenance.adoption.HELP_AFTER_SECONDS", 0.5)
     async with CutLine(settings.nats_url).listening() as line, AgentProcess(words_agent(seen), settings):
         far = settings.model_copy(update={"nats_url": line.url})

@@ -13,7 +13,7 @@ import pytest
 import migrations
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.bus import ensure_streams
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol.errors import SettingsError

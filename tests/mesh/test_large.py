@@ -22,7 +22,7 @@ from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.sweeps import TaskSweeps
 from pantheon import Agent, Mesh, TaskContext, TaskFailed
 from pantheon.bus import Bus, Objects
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol import new_id
 from protocol.errors import TooLarge

@@ -10,7 +10,7 @@ import pytest_asyncio
 from pydantic import SecretStr
 
 from orchestrator_agent.service import load_library, orchestrator
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, registry_of, rows, words_agent

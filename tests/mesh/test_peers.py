@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 import orchestrator_agent.runtime.root_ownership
+from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.runtime.presence import CROWDED, Presence
 from orchestrator_agent.runtime.response_loop import response_puller
 from orchestrator_agent.runtime.responses import ResponseSettler
@@ -19,7 +20,7 @@ from orchestrator_agent.runtime.root_ownership import TASK, RootOwnership, root_
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from orchestrator_agent.store.task_reader import TaskReader
 from pantheon.bus import Bus, Delivery, Puller, acknowledge, ensure_streams, times_delivered
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
 from protocol import subjects
@@ -57,9 +58,9 @@ class Requests(Puller):
 
     forwarded: list[Delivery]
 
-    def put(self, delivery: Delivery) -> None:
+    def enqueue(self, delivery: Delivery) -> None:
         self.forwarded.append(delivery)
-        super().put(delivery)
+        super().enqueue(delivery)
 
 
 class Member:
@@ -72,7 +73,7 @@ class Member:
         self.passed: list[Delivery] = []
         self.puller.forwarded = self.passed
         self.presence = Presence(
-            bus, self.ownership, requests=self.puller, responses=response_puller(bus, self.ownership)
+            bus, self.ownership, requests=self.puller, responses=response_puller(bus, self.ownership, Inbox())
         )
         self.diverted: list[Delivery] = []
         self.kept: list[Delivery] = []
@@ -240,7 +241,7 @@ async def test_a_crowded_one_is_passed_nothing_more(bus: Bus) -> None:
     async with members(bus, 2) as (given, owner), given.puller:
         too_much = CROWDED * owner.puller.capacity + 1
         for _ in range(too_much):
-            owner.puller.put(Delivery(_client=bus.client, subject=TASK, data=b"{}"))
+            owner.puller.enqueue(Delivery(_client=bus.client, subject=TASK, data=b"{}"))
         await owner.puller.take(too_much)
         await until(lambda: given.ownership.crowded(str(owner.process_id)) == ["task"], "that it is crowded")
         await request(bus, owned_by(owner))

@@ -12,7 +12,7 @@ from orchestrator_agent.engine.state import Run
 from orchestrator_agent.runtime.run_cache import MANY_ROWS, RunCache
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from pantheon import Mesh
-from pantheon.runtime.process import AgentProcess
+from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from protocol.ids import new_id
 from tests.mesh.agents import Seen, orchestrator_process, registry_of, rows

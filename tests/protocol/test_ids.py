@@ -24,19 +24,21 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
 
 
 @given(st.uuids(), st.text(max_size=20), st.integers(0, 9), st.integers(-1, 9))
-def test_a_derived_id_is_the_same_whoever_makes_it(parent: UUID, step: str, iteration: int, item: int) -> None:
+def test_a_derived_id_is_the_same_in_every_process(parent: UUID, step: str, iteration: int, item: int) -> None:
     made: list[UUID] = []
     with pytest.MonkeyPatch.context() as patch:
         for fast in (None, PostgresUUID):
             patch.setattr(ids, "_made_fast", fast)
-            made += [ids.step_task_id(one, step, iteration, item) for one in (parent, PostgresUUID(str(parent)))]
+            made += [
+                ids.step_task_id(parent_id, step, iteration, item) for parent_id in (parent, PostgresUUID(str(parent)))
+            ]
     assert len(set(made)) == 1
-    assert len({str(one) for one in made}) == 1
-    assert {(one.version, one.variant) for one in made} == {(8, made[0].variant)}
+    assert len({str(made_id) for made_id in made}) == 1
+    assert {(made_id.version, made_id.variant) for made_id in made} == {(8, made[0].variant)}
 
 
 @given(st.uuids(), st.uuids())
-def test_both_kinds_are_one_to_whoever_compares_or_keeps_them(one: UUID, other: UUID) -> None:
+def test_both_kinds_are_equal_in_comparisons_and_collections(one: UUID, other: UUID) -> None:
     fast: UUID = PostgresUUID(str(one))
     assert (fast == one, one == fast, hash(fast) == hash(one)) == (True, True, True)
     assert {one: 1}[fast] == {fast: 1}[one] == 1
@@ -56,5 +58,5 @@ def test_a_message_is_the_same_with_either(kind: type[UUID]) -> None:
 
 
 def test_the_orchestrator_makes_ids_as_postgres_does() -> None:
-    assert orchestrator_agent.service.VERSION, "its composition root says so"
-    assert ids._made_fast is PostgresUUID
+    assert orchestrator_agent.service.VERSION, "its composition root chooses the class"
+    assert type(ids.id_of(str(ids.new_id()))) is PostgresUUID

@@ -77,7 +77,7 @@ class TestEveryMessage:
     def test_what_is_required_is_required(self, model: type[Message], fields: dict[str, Any]) -> None:
         for name in fields:
             with pytest.raises(ValidationError):
-                model.model_validate_json(json.dumps({key: one for key, one in fields.items() if key != name}))
+                model.model_validate_json(json.dumps({key: value for key, value in fields.items() if key != name}))
 
 
 @pytest.mark.parametrize("status", ["done", "", "COMPLETED", None, "running"])
@@ -183,7 +183,7 @@ def test_streams_are_those_of_the_contract() -> None:
     assert {stream.duplicate_window_seconds for stream in streams.ALL_STREAMS} == {120}
     assert events.name == "MESH_EVENTS"
     assert "mesh.event.step.*" not in events.subjects
-    assert set(events.subjects) == {f"mesh.event.{one}.*" for one in ("task", "agent", "session", "coordination")}
+    assert set(events.subjects) == {f"mesh.event.{entity}.*" for entity in ("task", "agent", "session", "coordination")}
     assert (letters.name, letters.max_age_seconds) == ("DEAD_LETTERS", 0)
     assert letters.max_bytes > 0
 
@@ -200,14 +200,14 @@ def test_an_agents_consumer_is_the_contracts_exactly() -> None:
 def test_new_ids_are_version_7_and_later_ones_sort_later() -> None:
     made = [ids.new_id() for _ in range(2000)]
     assert len(set(made)) == 2000
-    assert {one.version for one in made} == {7}
-    assert {one.variant for one in made} == {UUID(ID).variant}
-    stamps = [one.int >> 80 for one in made]
+    assert {made_id.version for made_id in made} == {7}
+    assert {made_id.variant for made_id in made} == {UUID(ID).variant}
+    stamps = [made_id.int >> 80 for made_id in made]
     assert stamps == sorted(stamps)
     assert abs(stamps[-1] - datetime.now(UTC).timestamp() * 1000) < 60_000
 
 
-def test_a_steps_id_is_the_same_for_whoever_plans_it() -> None:
+def test_a_steps_id_is_the_same_for_every_planner() -> None:
     parent = UUID(ID)
     assert ids.step_task_id(parent, "a", 0, -1) == ids.step_task_id(UUID(ID), "a", 0, -1)
     others = {
@@ -217,7 +217,7 @@ def test_a_steps_id_is_the_same_for_whoever_plans_it() -> None:
         for item in (-1, 0, 1)
     }
     assert len(others) == 27
-    assert {one.version for one in others} == {8}
+    assert {other.version for other in others} == {8}
 
 
 # -- events ---------------------------------------------------------------------------------------------------------
@@ -244,14 +244,14 @@ def test_an_event_that_is_in_no_table_is_a_mistake() -> None:
         event("task", "exploded", "/a/i", {})
 
 
-def test_an_event_about_nobody_has_no_subject() -> None:
+def test_an_event_about_no_task_and_no_agent_has_no_subject() -> None:
     assert "subject" not in json.loads(event("task", "accepted", "/a/i", {})[1])
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_error_says_its_code_and_data() -> None:
+def test_every_error_carries_its_code_and_data() -> None:
     error = InvalidRequest("payload.text: too short", field="payload.text", details={"least": 3})
     assert ErrorInfo.of(error) == ErrorInfo(
         code="invalid_request", message="payload.text: too short", details={"field": "payload.text", "least": 3}
@@ -275,10 +275,10 @@ def test_all_codes_of_the_contract_are_there() -> None:
 
 
 def test_every_error_of_the_tree_is_a_pantheon_error_with_a_code_of_its_own_kind() -> None:
-    kinds = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception)]
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) >= 14
-    assert all(issubclass(one, PantheonError) for one in kinds)
-    assert all(isinstance(getattr(one, "code", None), str) for one in kinds)
+    assert all(issubclass(kind, PantheonError) for kind in kinds)
+    assert all(isinstance(getattr(kind, "code", None), str) for kind in kinds)
 
 
 # -- discovery ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""TaskRequest, read from bytes: every sentence of PROTOCOL.md on what is one, and what becomes of what is none."""
+"""TaskRequest, read from bytes: every sentence of docs/protocol.md on valid ones, and what becomes of invalid ones."""
 
 import contextlib
 import json
@@ -282,8 +282,8 @@ def test_a_mistake_of_the_json_itself_names_the_field_that_it_is_in(extra: str, 
     assert error.message.startswith(f"{field}: Invalid JSON: " if field else "Invalid JSON: ")
 
 
-def test_text_that_is_not_utf_8_is_refused_in_its_field_and_answered() -> None:
-    """It became a dead letter, or an answer that nobody heard, although the id was there to be read."""
+def test_text_that_is_not_utf_8_is_refused_in_its_field_with_a_response() -> None:
+    """It became a dead letter, or a response that was never received, although the id was there to be read."""
     message = raw('"payload":{"a":"?"},"attempt":3').replace(b'"?"', b'"\xff"')
     assert refused(message).field == "payload"
     known = salvage_ids(message)
@@ -304,7 +304,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("extra", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_cannot_be_read_but_has_an_id_can_be_answered(extra: str) -> None:
+def test_what_cannot_be_read_but_has_an_id_gets_a_response(extra: str) -> None:
     message = raw(f'{extra},"attempt":3,"reply_to":"_INBOX.me"')
     refused(message)
     known = salvage_ids(message)
@@ -312,7 +312,7 @@ def test_what_cannot_be_read_but_has_an_id_can_be_answered(extra: str) -> None:
     assert (known["task_type"], known["attempt"], known["reply_to"]) == ("summarize", 3, "_INBOX.me")
 
 
-def test_an_upper_case_id_is_an_id_that_can_be_answered() -> None:
+def test_an_upper_case_id_is_an_id_to_respond_to() -> None:
     message = json.dumps({"task_id": ID.upper(), "task_type": "x"}).encode()
     assert refused(message).field == "task_id"
     assert salvage_ids(message)["task_id"] == UUID(ID)
@@ -353,14 +353,14 @@ def test_without_an_id_nothing_is_known_of_a_message(message: bytes) -> None:
     assert "task_id" not in salvage_ids(message)
 
 
-def test_all_mistakes_are_told_the_first_in_the_message() -> None:
+def test_all_mistakes_are_listed_the_first_in_the_message() -> None:
     error = refused(body(priority=11, attempt=0, metadata={"a": 1}))
     assert error.field == "metadata.a" or error.field in ("priority", "attempt")
     assert {mistake["field"] for mistake in error.details["mistakes"]} == {"priority", "attempt", "metadata.a"}
     assert "(and 2 more)" in error.message
 
 
-def test_a_mistake_within_something_huge_is_told_in_few_words() -> None:
+def test_a_mistake_within_something_huge_is_described_in_few_words() -> None:
     """The error travels in a response, which must not be too large to be sent."""
     error = refused(body(metadata={"k" * 700_000: 1}))
     assert len(json.dumps(error.details)) + len(error.message) < 10_000

@@ -27,7 +27,7 @@ ID = "01960000-0000-7000-8000-000000000001"
 OTHER_ID = "01960000-0000-7000-8000-000000000002"
 AT = "2025-11-20T09:30:00Z"
 
-# The examples of the contract, and what its tables say, a line each.
+# The examples of the contract, and what its tables hold, a line each.
 EXAMPLES: list[tuple[str, dict[str, Any]]] = [
     ("task-request", {"task_id": ID, "task_type": "create_blog_post", "payload": {"topic": "AI ethics"}}),
     ("task-request", {"task_id": ID, "task_type": "mesh.replay", "payload": {"task_id": OTHER_ID, "from": None}}),
@@ -153,7 +153,7 @@ MISSPELT: list[dict[str, Any]] = [
 def accepted_by_model(file: str, document: Mapping[str, Any]) -> bool:
     model = schema.MODELS[file]
     # The contract lets a top-level null stand for absence; the orchestrator drops it before it reads the model.
-    fields = {name: one for name, one in document.items() if one is not None or model.__name__ != "ExecuteDag"}
+    fields = {name: value for name, value in document.items() if value is not None or model.__name__ != "ExecuteDag"}
     try:
         model.model_validate_json(json.dumps(fields))
     except ValidationError:
@@ -197,7 +197,7 @@ def test_a_schema_refuses_what_the_models_refuse(file: str, wrong: dict[str, Any
 
 def test_every_error_code_is_described() -> None:
     assert set(schema.ERROR_CODES) == set(ErrorCode)
-    codes = [one["const"] for one in DOCUMENTS["error-code.schema.json"]["oneOf"]]
+    codes = [code["const"] for code in DOCUMENTS["error-code.schema.json"]["oneOf"]]
     assert codes == [code.value for code in ErrorCode]
 
 
@@ -290,7 +290,7 @@ def test_a_graph_that_the_model_accepts_is_accepted_by_the_schemas(graph: dict[s
 def without_unknown(steps: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, step in steps.items():
-        kept[name] = {key: one for key, one in step.items() if key != "unknown"}
+        kept[name] = {key: value for key, value in step.items() if key != "unknown"}
         if isinstance(step.get("steps"), dict):
             kept[name]["steps"] = without_unknown(step["steps"])
     return kept
@@ -325,18 +325,18 @@ def references(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         if isinstance(value.get("$ref"), str):
             yield value["$ref"]
-        for one in value.values():
-            yield from references(one)
+        for item in value.values():
+            yield from references(item)
     elif isinstance(value, list):
-        for one in value:
-            yield from references(one)
+        for item in value:
+            yield from references(item)
 
 
 def at(pointer: str) -> Any:
-    place: Any = ASYNCAPI
+    found: Any = ASYNCAPI
     for part in pointer.removeprefix("#/").split("/"):
-        place = place[part]
-    return place
+        found = found[part]
+    return found
 
 
 def test_every_reference_in_the_asyncapi_document_leads_somewhere() -> None:
@@ -365,9 +365,9 @@ def test_the_asyncapi_document_gives_the_streams_as_the_code_makes_them() -> Non
 
 def test_steps_events_are_in_no_stream() -> None:
     channels = ASYNCAPI["channels"].values()
-    of_steps = [one for one in channels if str(one["address"]).startswith("mesh.event.step.")]
+    of_steps = [channel for channel in channels if str(channel["address"]).startswith("mesh.event.step.")]
     assert of_steps
-    assert all("x-jetstream-stream" not in one for one in of_steps)
+    assert all("x-jetstream-stream" not in channel for channel in of_steps)
 
 
 def test_every_operation_speaks_on_a_channel_and_messages_have_payloads() -> None:
@@ -380,12 +380,14 @@ def test_every_operation_speaks_on_a_channel_and_messages_have_payloads() -> Non
 
 def test_models_of_messages_are_all_documented() -> None:
     def below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-        for one in model.__subclasses__():
-            yield one
-            yield from below(one)
+        for subclass in model.__subclasses__():
+            yield subclass
+            yield from below(subclass)
 
     mine = {
-        one.__name__ for one in below(Message) if one.__module__.startswith("protocol.") and not one.__subclasses__()
+        subclass.__name__
+        for subclass in below(Message)
+        if subclass.__module__.startswith("protocol.") and not subclass.__subclasses__()
     }
     assert mine <= set(ASYNCAPI["components"]["schemas"])
     assert TaskRequest.__name__ in mine

@@ -204,14 +204,17 @@ async def test_functions_of_all_kinds_are_called_as_they_are(mesh: TestMesh) -> 
         TestMesh(start=datetime(2026, 1, 1))  # noqa: DTZ001
 
 
-async def test_what_an_agent_gives_out_too_late_is_a_task_of_its_own(mesh: TestMesh) -> None:
-    asked: list[Any] = []
+async def test_what_an_agent_delegates_too_late_is_refused_as_an_orchestrator_refuses_it(mesh: TestMesh) -> None:
+    """It was a task of its own here, which it is nowhere else."""
+    refusals: list[str] = []
 
     async def lead(payload: dict[str, Any], ctx: TaskContext) -> int:
         try:
             await mesh.sleep("1h")
         except asyncio.CancelledError:
-            asked.append(await ctx.run("work"))
+            with pytest.raises(TaskFailed, match="is with no agent, so it gives out nothing") as refused:
+                await ctx.run("work")
+            refusals.append(refused.value.code)
             raise
         return 1
 
@@ -221,8 +224,9 @@ async def test_what_an_agent_gives_out_too_late_is_a_task_of_its_own(mesh: TestM
     await task.response()
     task.assert_failed("timeout")
     await mesh.sleep(1)
-    assert asked == [7]
-    assert [one.task_type for one in mesh.tasks] == ["execute_dag", "work"]
+    assert refusals == ["invalid_request"]
+    assert [(task.task_type, task.status) for task in mesh.tasks] == [("execute_dag", "failed"), ("work", "failed")]
+    mesh.assert_called("work", 0)
 
 
 async def test_a_graph_and_what_is_wrong_may_be_delegated_too(mesh: TestMesh) -> None:
@@ -250,6 +254,16 @@ async def test_failures_are_retried_after_their_wait(mesh: TestMesh) -> None:
     assert (task.step("a").attempt, task.step("a").failures) == (3, 2)
     assert [said.name for said in task.events if said.name == "step.retrying"] == ["step.retrying"] * 2
     mesh.assert_called("work", 3)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 5, 30])
+async def test_the_wait_for_an_agent_ends_when_it_is_over_between_two_sweeps_too(seconds: float) -> None:
+    """The clock stood still for ever before a moment that was no sweep's."""
+    mesh = TestMesh(no_agent_wait_seconds=seconds)
+    task = mesh.start("execute_dag", {"steps": {"a": work()}})
+    await task.response()
+    assert task.assert_failed("no_agent_available").step == "a"
+    assert mesh.now - START == timedelta(seconds=seconds)
 
 
 async def test_an_attempt_that_is_never_answered_times_out(mesh: TestMesh) -> None:

@@ -67,13 +67,13 @@ async function work(js, message) {
       const msgID = `${response.task_id}:${response.attempt}:response`;
       await js.publish(`agent.${NAME}.response`, JSON.stringify(response), { msgID });
     } else {
-      // Nothing that has an id to be answered by.
+      // There is no id to respond to.
       await js.publish(`mesh.deadletter.${NAME}`, deadLetter(message));
     }
     message.ack();
   } catch (error) {
     // Not acknowledged: it will be delivered again, to this instance or another.
-    console.error(`not answered: ${error}`);
+    console.error(`no response sent: ${error}`);
   } finally {
     clearInterval(keeping);
   }
@@ -162,7 +162,7 @@ for (const signal of ["SIGINT", "SIGTERM"]) {
   process.once(signal, async () => {
     ending.abort();
     try {
-      // A clean end says goodbye; without it the key would stay for 15 s.
+      // A clean end removes the key, which would stay for 15 s otherwise.
       await (await new Kvm(js).open("agents")).delete(`${NAME}.${INSTANCE_ID}`);
     } finally {
       await connection.drain();

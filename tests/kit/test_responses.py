@@ -1,18 +1,17 @@
-"""What an agent answers, spliced, is what its TaskResponse would have been; a timer is `asyncio.timeout`, faster."""
+"""A spliced response has the bytes of its TaskResponse; an attempt's timeout is `asyncio.timeout`, faster."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pantheon.bus import Bus, Objects, Publisher
-from pantheon.worker.attempt_timeout import Timer
-from pantheon.worker.responses import SentResponses
-from pantheon.worker.runner import Completed
+from pantheon.worker.attempt import Completed
+from pantheon.worker.attempt_timeout import AttemptTimeout
+from pantheon.worker.response_form import ResponseForm
 from protocol import TaskRequest, new_id
 from protocol.messages import Usage, parse_response, to_bytes
 
@@ -27,20 +26,18 @@ usages = st.none() | st.builds(Usage, input_tokens=st.integers(0, 9), cost_usd=s
 
 
 @given(result=values, usage=usages, started_at=moments, completed_at=moments, delegated=st.booleans())
-def test_an_answer_is_the_same_bytes_as_its_model(
+def test_a_spliced_response_is_the_same_bytes_as_its_model(
     result: Any, usage: Usage | None, started_at: datetime, completed_at: datetime, delegated: bool
 ) -> None:
-    answers = SentResponses(
-        cast("Bus", None), cast("Publisher", None), cast("Objects", None), agent="an_agent", instance_id='host-1-"ü"'
-    )
+    form = ResponseForm("an_agent", 'host-1-"ü"')
     request = TaskRequest(task_id=new_id(), root_task_id=new_id() if delegated else None, task_type="work", attempt=3)
     completed = Completed(result, usage, started_at, completed_at)
-    body = answers._spliced(request, completed)
-    assert body == to_bytes(answers._whole(request, completed))
+    body = form.completed_bytes(request, completed)
+    assert body == to_bytes(form.completed(request, completed))
     parse_response(body)
 
 
-class Asyncios:
+class Standard:
     """`asyncio.timeout`, as it is used here."""
 
     def __init__(self, seconds: float) -> None:
@@ -55,13 +52,13 @@ class Asyncios:
 
 class Ours:
     def __init__(self, seconds: float) -> None:
-        self._timer = Timer(seconds)
+        self._timeout = AttemptTimeout(seconds)
 
     async def __aenter__(self) -> None:
-        self._timer.__enter__()
+        self._timeout.__enter__()
 
     async def __aexit__(self, *raised: Any) -> None:
-        self._timer.__exit__(*raised)
+        self._timeout.__exit__(*raised)
 
 
 async def ends() -> str:
@@ -108,8 +105,8 @@ async def waits_within() -> str:
 
 @pytest.mark.parametrize("does", [ends, hangs, swallows, fails_at_its_end, cancels_itself, waits_within])
 @pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.02])
-async def test_a_timer_ends_as_asyncios_does(does: Callable[[], Awaitable[str]], seconds: float) -> None:
-    async def outcome(kind: type[Asyncios | Ours]) -> Any:
+async def test_an_attempts_timeout_ends_as_asyncios_does(does: Callable[[], Awaitable[str]], seconds: float) -> None:
+    async def outcome(kind: type[Standard | Ours]) -> Any:
         async def work() -> Any:
             try:
                 async with kind(seconds):
@@ -121,5 +118,5 @@ async def test_a_timer_ends_as_asyncios_does(does: Callable[[], Awaitable[str]],
 
         return (await asyncio.gather(asyncio.create_task(work()), return_exceptions=True))[0]
 
-    ours, theirs = repr(await outcome(Ours)), repr(await outcome(Asyncios))
+    ours, theirs = repr(await outcome(Ours)), repr(await outcome(Standard))
     assert ours == theirs

@@ -1,4 +1,4 @@
-"""Credentials: what the settings give to get into NATS with."""
+"""Credentials: the options of the NATS client library for the credentials and TLS of the settings."""
 
 import ssl
 from typing import Any
@@ -7,7 +7,7 @@ from pantheon.runtime.settings import MeshSettings
 
 
 def nats_options(settings: MeshSettings) -> dict[str, Any]:
-    """The client library's options for the credentials and TLS that the settings give."""
+    """The client library's options, for `Bus.connect`."""
     options: dict[str, Any] = {}
     if settings.nats_creds is not None:
         options["user_credentials"] = str(settings.nats_creds)

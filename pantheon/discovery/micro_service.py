@@ -1,7 +1,7 @@
-"""MicroService: answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, so that `nats micro ls` lists an agent (ADR-32).
+"""MicroService: responds to `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, so that `nats micro ls` lists an agent (ADR-32).
 
 The library's own micro service would subscribe to its endpoints' subjects, and a core subscription to an agent's tasks
-would see every task beside the stream; this one only answers questions about them.
+would see every task beside the stream; this one only responds to questions about them.
 """
 
 import json
@@ -36,7 +36,7 @@ SERVICE_NAME = re.compile(r"^[A-Za-z0-9_-]+\Z")
 
 @dataclass
 class Endpoint:
-    """One task type: what INFO says of it and what STATS has counted."""
+    """One task type: what INFO shows of it and what STATS has counted."""
 
     task_type: str
     input_schema: Mapping[str, Any] | None = None
@@ -57,7 +57,7 @@ class Endpoint:
 
 
 class MicroService:
-    """An instance's answers to the micro-service protocol, over a connection that belongs to the caller."""
+    """An instance's side of the micro-service protocol, over a connection that belongs to the caller."""
 
     def __init__(
         self,
@@ -89,33 +89,33 @@ class MicroService:
         return self._endpoints
 
     def describe(self, endpoints: Sequence[Endpoint]) -> None:
-        """Have these endpoints from now on; those that were there keep what was counted of them."""
-        made: dict[str, Endpoint] = {}
+        """Replace the endpoints; those that existed before keep their counts."""
+        endpoints_now: dict[str, Endpoint] = {}
         for endpoint in endpoints:
             known = self._endpoints.get(endpoint.task_type, endpoint)
             known.input_schema, known.output_schema = endpoint.input_schema, endpoint.output_schema
-            made[endpoint.task_type] = known
-        self._endpoints = made
+            endpoints_now[endpoint.task_type] = known
+        self._endpoints = endpoints_now
 
     async def start(self) -> None:
         """Subscribe to `$SRV.<verb>`, `.<name>` and `.<name>.<id>` of each verb."""
-        answers = {"PING": self.ping, "INFO": self.info, "STATS": self.stats}
+        responses = {"PING": self.ping, "INFO": self.info, "STATS": self.stats}
         name, instance_id = self._identity["name"], self._identity["id"]
         self._started = datetime.now(UTC)
-        for verb, answer in answers.items():
+        for verb, response in responses.items():
 
-            async def respond(message: Msg, answer: Any = answer) -> None:
-                await self._respond(message, answer)
+            async def respond(message: Msg, response: Any = response) -> None:
+                await self._respond(message, response)
 
             for scope in ("", f".{name}", f".{name}.{instance_id}"):
                 self._subscriptions.append(await self._client.subscribe(f"{PREFIX}.{verb}{scope}", cb=respond))
-        # Twice: nats-py writes a flush's PING ahead of what it still buffers, so the first answer says nothing of
-        # these subscriptions yet; by the second the broker has them.
+        # Twice: nats-py writes a flush's PING ahead of what it still buffers, so the first PONG may come before the
+        # broker has these subscriptions; by the second it has them.
         await self._client.flush()
         await self._client.flush()
 
     async def close(self) -> None:
-        """Stop answering."""
+        """Stop responding."""
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             if self._client.is_closed:
@@ -188,12 +188,12 @@ class MicroService:
     def _endpoint(self, endpoint: Endpoint) -> dict[str, str]:
         return {"name": endpoint.task_type, "subject": self._subject, "queue_group": QUEUE_GROUP}
 
-    async def _respond(self, message: Msg, answer: Any) -> None:
+    async def _respond(self, message: Msg, response: Any) -> None:
         if not message.reply:
             return
         try:
-            body = _compact(answer()).encode()
-            if len(body) > self._client.max_payload and answer == self.info:
+            body = _compact(response()).encode()
+            if len(body) > self._client.max_payload and response == self.info:
                 log.warning("the schemas exceed what the broker carries, INFO goes without", bytes=len(body))
                 body = _compact(self.info(schemas=False)).encode()
             await self._client.publish(message.reply, body)

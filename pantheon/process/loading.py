@@ -1,4 +1,4 @@
-"""load_agent: the Agent in a module or file, found by the name a person gives it."""
+"""load_agent: the Agent in a module or file, by the name that a person typed."""
 
 import importlib
 import importlib.util
@@ -14,7 +14,7 @@ DEFAULT_ATTRIBUTE = "agent"
 
 
 class AgentNotLoaded(PantheonError):
-    """`target` names no Agent; the message says why, in one line."""
+    """`target` names no Agent; the message is the reason, in one line."""
 
     def __init__(self, target: str, why: str) -> None:
         super().__init__(f"{target}: {why}")
@@ -24,13 +24,13 @@ class AgentNotLoaded(PantheonError):
 def load_agent(target: str) -> Agent:
     """The Agent that `target` names: `package.module`, `package.module:attribute` or `path/to/file.py[:attribute]`.
 
-    Without an attribute it is the module's `agent`, else its only Agent; a package's is also looked for in its module
+    Without an attribute it is the module's `agent`, else its only Agent; a package's is also searched in its module
     `agent`. The module is imported, and the current folder is importable, as with `python -m`. Raises AgentNotLoaded.
     """
-    place, attribute = _split(target)
-    if not place:
+    source, attribute = _split(target)
+    if not source:
         raise AgentNotLoaded(target, "give a module's name, module:attribute, or the path of a .py file")
-    module = _import_file(target, Path(place)) if place.endswith(".py") else _import_module(target, place)
+    module = _import_file(target, Path(source)) if source.endswith(".py") else _import_module(target, source)
     found = _find(target, module, attribute)
     if found is None and hasattr(module, "__path__") and attribute is None:
         inner = f"{module.__name__}.agent"
@@ -38,16 +38,16 @@ def load_agent(target: str) -> Agent:
             module = _import_module(target, inner)
             found = _find(target, module, None)
     if found is None:
-        wanted = f"no attribute '{attribute}'" if attribute else "no Agent in it"
-        raise AgentNotLoaded(target, f'the module has {wanted}: write agent = Agent("…") at its top level')
+        missing = f"no attribute '{attribute}'" if attribute else "no Agent in it"
+        raise AgentNotLoaded(target, f'the module has {missing}: write agent = Agent("…") at its top level')
     return found
 
 
 def _split(target: str) -> tuple[str, str | None]:
-    place, colon, attribute = target.rpartition(":")
-    # A drive's colon (C:\agent.py) and a path's own are no separators: attributes are identifiers.
-    if colon and attribute.isidentifier() and place:
-        return place, attribute
+    source, colon, attribute = target.rpartition(":")
+    # A drive's colon (C:\agent.py) and a path's own are not separators: attributes are identifiers.
+    if colon and attribute.isidentifier() and source:
+        return source, attribute
     return target, None
 
 
@@ -57,7 +57,7 @@ def _import_file(target: str, path: Path) -> ModuleType:
         raise AgentNotLoaded(target, "there is no such file")
     # Files beside it are importable, as when it is run as a script.
     _make_importable(path.parent)
-    # Not its own name alone: a file called json.py must not take the place of the module that everybody imports.
+    # Not its own name alone: a file called json.py must not replace the standard library's module.
     name = f"agent_file_{path.stem}" if path.stem.isidentifier() else "agent_file"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -101,27 +101,27 @@ def _make_importable(folder: Path) -> None:
 
 
 def _run(target: str, importing: Callable[[], None]) -> None:
-    """Import somebody's module: whatever it raises is told as one line with its place in their file."""
+    """Import an author's module: what it raises becomes one line with the position in the author's file."""
     try:
         importing()
     except SyntaxError as error:
-        place = f"{Path(error.filename).name}:{error.lineno}: " if error.filename else ""
-        raise AgentNotLoaded(target, f"{place}{error.msg}") from error
+        position = f"{Path(error.filename).name}:{error.lineno}: " if error.filename else ""
+        raise AgentNotLoaded(target, f"{position}{error.msg}") from error
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split()) or "no message"
-        raise AgentNotLoaded(target, f"importing it raised {type(error).__name__}: {text}{_place(error)}") from error
+        raise AgentNotLoaded(target, f"importing it raised {type(error).__name__}: {text}{_position(error)}") from error
 
 
-def _place(error: BaseException) -> str:
-    """Where in their code an import failed: the innermost frame that is not the import machinery's."""
-    place = ""
+def _position(error: BaseException) -> str:
+    """Where in the author's code an import failed: the innermost frame that is not the import machinery's."""
+    position = ""
     trace = error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if not name.startswith("<") and name != __file__ and "importlib" not in name:
-            place = f" ({Path(name).name}, line {trace.tb_lineno})"
+            position = f" ({Path(name).name}, line {trace.tb_lineno})"
         trace = trace.tb_next
-    return place
+    return position
 
 
 def _find(target: str, module: ModuleType, attribute: str | None) -> Agent | None:

@@ -1,0 +1,60 @@
+"""Attempt: one attempt at work, the ways it may end, and the observer that counts it."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+from pantheon.bus import Delivery
+from pantheon.worker.context import TaskContext
+from pantheon.worker.slots import Slot
+from protocol.messages import Usage
+
+# A task and the number of its attempt.
+Key = tuple[UUID, int]
+
+
+class AttemptObserver(Protocol):
+    """Counts attempts, for `$SRV.STATS` and metrics."""
+
+    def record(self, task_type: str, seconds: float, error: str | None = None) -> None: ...
+
+
+class Completed(NamedTuple):
+    """An attempt that completed, where no hook needs its TaskResponse: it is written without making the model."""
+
+    result: Any
+    usage: Usage | None
+    started_at: datetime
+    completed_at: datetime
+
+
+class AttemptReturned(Exception):
+    """The attempt was stopped so that another instance can run it: there is no response."""
+
+
+@dataclass
+class RunningAttempt:
+    """An attempt at work, with all its deliveries: its end serves them all."""
+
+    deliveries: list[Delivery]
+    work: "asyncio.Task[None]"
+    slot: Slot
+    root_task_id: UUID
+    # Its cancellation overtook it in the queue.
+    cancelled: bool
+    context: TaskContext | None = field(default=None, init=False)
+    stop_reason: str | None = field(default=None, init=False)
+    # It is stopped so that another instance can run it.
+    returning: bool = field(default=False, init=False)
+    # The handler has ended: nothing interrupts the response.
+    responding: bool = field(default=False, init=False)
+    responded: bool = field(default=False, init=False)
+
+    def stop(self, reason: str) -> None:
+        """Interrupt the handler."""
+        self.stop_reason = reason
+        if self.context is not None:
+            self.context.cancelled = True
+        self.work.cancel()
