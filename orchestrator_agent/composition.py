@@ -62,13 +62,18 @@ from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
 from orchestrator_agent.runtime.transitions import Transitions
+from orchestrator_agent.runtime.workflow_catalog import WorkflowCatalog
+from orchestrator_agent.store.broker_marks import BrokerMarks
+from orchestrator_agent.store.concurrency import ConcurrencyStore
 from orchestrator_agent.store.history import HistoryStore
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.processes import Processes
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.store.sweeps import TaskSweeps
+from orchestrator_agent.store.task_queries import TaskQueries
+from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.workflows import ScheduleStore, WorkflowStore
 from pantheon.runtime.services import Service
 from pantheon.runtime.settings import MeshSettings
 
@@ -95,7 +100,7 @@ class Composition:
         self.runtime = self._make_runtime()
         self.queue_dispatcher = self._make_queue_dispatcher()
         self.concurrency_keys = ConcurrencyKeys(
-            self.stores.reader, configuration.library, self.runtime.runs, self.runtime.inbox
+            self.stores.concurrency, configuration.library, self.runtime.runs, self.runtime.inbox
         )
         self.operations = self._make_operations()
         self.acceptance = self._make_acceptance()
@@ -107,7 +112,7 @@ class Composition:
         maintenance = self.maintenance
         return [
             ProcessLife(self.connections.lock),
-            Preparation(maintenance.watch, self.queue_dispatcher, maintenance.operator_changes),
+            Preparation(maintenance.watch, self.dispatch.active, maintenance.operator_changes),
             self.loops.peers,
             self.dispatch.limits,
             self.dispatch.probes,
@@ -131,35 +136,48 @@ class Composition:
 
     def _make_dispatch(self) -> Dispatch:
         connections, registry = self.connections, self.connections.registry
-        active, signal = ActiveProcesses(connections.lock.process_id), DispatchSignal()
-        capacity = Capacity(registry)
-        window = Window(capacity, waiting=capacity.waiting, active=active, signal=signal)
+        active, signal = ActiveProcesses(connections.lock.process_id, Processes(connections.database)), DispatchSignal()
+        capacity, tuning = Capacity(registry), self.configuration.tuning.dispatch
+        window = Window(capacity, waiting=capacity.waiting, active=active, signal=signal, settings=tuning.window)
         limits = RateLimits(
-            self.configuration.flow.rate_limits, registry, connections.redis, active=active, signal=signal
+            self.configuration.flow.rate_limits,
+            registry,
+            connections.redis,
+            active=active,
+            signal=signal,
+            times=tuning.tokens,
         )
         registry.on_change(limits.learn)
-        gate = Admission(window, ReadyQueue(connections.database), limits, signal)
-        probes = ProbeClaims(connections.redis, signal)
-        agent_health = AgentHealth(probes=probes)
+        admission = Admission(window, ReadyQueue(connections.database), limits, signal)
+        probes = ProbeClaims(connections.redis, signal, tuning.probes)
+        agent_health = AgentHealth(probes=probes, open_seconds=tuning.circuit_open_seconds)
         return Dispatch(
             signal=signal,
             active=active,
-            gate=gate,
+            admission=admission,
             limits=limits,
             probes=probes,
             agent_health=agent_health,
             circuits=SharedCircuits(connections.redis, agent_health, registry),
-            router=Router(registry, self.configuration.library, agent_health, Pauses(), gate),
+            router=Router(registry, self.configuration.library, agent_health, Pauses(), admission),
         )
 
     def _make_stores(self) -> Stores:
         connections = self.connections
         database, process_id = connections.database, connections.lock.process_id
+        history_after_seconds = self.configuration.flow.history_after_seconds
         return Stores(
-            tasks=TaskStore(database, process_id, self.dispatch.gate, self.configuration.flow.history_after_seconds),
-            reader=Reader(database),
+            tasks=TaskStore(database, process_id, self.dispatch.admission, history_after_seconds),
+            reader=TaskReader(database),
+            sweeps=TaskSweeps(database),
+            queries=TaskQueries(database),
+            workflows=WorkflowStore(database),
+            schedules=ScheduleStore(database),
+            concurrency=ConcurrencyStore(database),
             pauses=PauseStore(database),
             processes=Processes(database),
+            broker_marks=BrokerMarks(database),
+            history=HistoryStore(database),
         )
 
     def _make_runtime(self) -> Runtime:
@@ -168,15 +186,15 @@ class Composition:
         inbox, sweep = Inbox(), SweepSignal()
         sweep.follow(self.connections.registry.on_change, process.bus.on_reconnect)
         tuning = self.configuration.tuning
-        ownership = RootOwnership(process.bus, self.connections.lock.process_id, alive_seconds=tuning.alive_seconds)
-        runs = RunCache(
-            stores.tasks, stores.reader, self.configuration.library, active=dispatch.active, ownership=ownership
-        )
-        canceller = AttemptCanceller(process.bus, stores.reader.stale, again_seconds=tuning.cancel_again_seconds)
+        process_id = self.connections.lock.process_id
+        ownership = RootOwnership(process.bus, process_id, alive_seconds=tuning.alive_seconds)
+        catalog = WorkflowCatalog(self.configuration.library, stores.workflows)
+        runs = RunCache(stores.reader, catalog, process_id=process_id, active=dispatch.active, ownership=ownership)
+        canceller = AttemptCanceller(process.bus, stores.sweeps.stale, again_seconds=tuning.cancel_again_seconds)
         outbox = Outbox(
             broker,
             stores.tasks,
-            window=dispatch.gate.window,
+            window=dispatch.admission.window,
             canceller=canceller,
             sweep=sweep,
             source=process.source,
@@ -190,7 +208,7 @@ class Composition:
             canceller=canceller,
             outbox=outbox,
             republisher=Republisher(
-                process.publisher, store=stores.tasks, reader=stores.reader, runs=runs, outbox=outbox, inbox=inbox
+                process.publisher, process_id=process_id, reader=stores.reader, runs=runs, outbox=outbox, inbox=inbox
             ),
             duplicates=Duplicates(stores.reader, inbox),
         )
@@ -198,7 +216,7 @@ class Composition:
     def _make_queue_dispatcher(self) -> QueueDispatcher:
         dispatch = self.dispatch
         return QueueDispatcher(
-            dispatch.gate,
+            dispatch.admission,
             dispatch.router,
             dispatch.signal,
             active=dispatch.active,
@@ -215,8 +233,8 @@ class Composition:
         return Operations(
             runner=OperationRunner(
                 process.bus,
-                reader=stores.reader,
-                library=library,
+                tasks=stores.queries,
+                catalog=runtime.runs.catalog,
                 dead_letters=dead_letters,
                 pauses=dispatch.router.pauses,
                 pause_store=stores.pauses,
@@ -226,13 +244,13 @@ class Composition:
             dead_letters=dead_letters,
             queries=Queries(
                 self.connections.broker,
-                reader=stores.reader,
+                tasks=stores.queries,
                 runs=runtime.runs,
                 router=dispatch.router,
                 library=library,
                 dead_letters=dead_letters,
                 pause_store=stores.pauses,
-                line=dispatch.gate.line,
+                ready_queue=dispatch.admission.ready_queue,
             ),
         )
 
@@ -272,7 +290,7 @@ class Composition:
         requests = request_puller(bus, runtime.ownership)
         responses = response_puller(bus, runtime.ownership, runtime.inbox)
         fair_intake = FairIntake(
-            bus, requests, known=self.stores.reader.known, active=dispatch.active, many=tuning.many_requests
+            bus, requests, known=self.stores.reader.roots, active=dispatch.active, many=tuning.many_requests
         )
         peers = PeerExchange(bus, runtime.ownership, requests=requests, responses=responses)
         held, large = HeldDeliveries(), LargeMessages()
@@ -280,7 +298,7 @@ class Composition:
             self.connections.broker,
             runs=runtime.runs,
             agent_health=dispatch.agent_health,
-            window=dispatch.gate.window,
+            window=dispatch.admission.window,
             transitions=Transitions(
                 store=self.stores.tasks,
                 runs=runtime.runs,
@@ -307,9 +325,11 @@ class Composition:
     def _make_maintenance(self) -> Maintenance:
         connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow
         process, stores, runtime = connections.process, self.stores, self.runtime
-        window = self.dispatch.gate.window
+        window = self.dispatch.admission.window
         outages = BrokerOutages(lambda: (process.bus.connected, process.bus.generation))
-        operator_changes = OperatorChanges(self.dispatch.router.pauses, stores.pauses, runtime.runs, runtime.sweep)
+        operator_changes = OperatorChanges(
+            self.dispatch.router.pauses, stores.pauses, runtime.runs.catalog, runtime.sweep
+        )
         adoption = Adoption(
             process.bus,
             process.publisher,
@@ -325,7 +345,7 @@ class Composition:
             watch=BrokerWatch(
                 process.bus,
                 process.publisher,
-                reader=stores.reader,
+                marks=stores.broker_marks,
                 replicas=settings.stream_replicas,
                 uses_kv=not settings.uses_consul,
                 on_lost=adoption.broker_lost,
@@ -339,12 +359,12 @@ class Composition:
             ),
             adoption=adoption,
             history=HistoryArchiver(
-                HistoryStore(connections.database),
+                stores.history,
                 after_seconds=flow.history_after_seconds,
                 retention_days=flow.retention_days,
                 busy=lambda: window.responses_per_second > BUSY_RESPONSES_PER_SECOND,
             ),
-            object_cleaner=ObjectCleaner(process.objects, TaskSweeps(connections.database)),
+            object_cleaner=ObjectCleaner(process.objects, stores.sweeps),
             operator_changes=operator_changes,
             reconciler=self._make_reconciler(outages, operator_changes),
         )
@@ -354,11 +374,11 @@ class Composition:
         return Reconciler(
             runtime.sweep,
             DueRows(
-                stores.reader,
+                stores.sweeps,
                 self.connections.registry,
                 dispatch.router.pauses,
                 inbox=runtime.inbox,
-                expired=ExpiredAttempts(dispatch.agent_health, dispatch.gate.window, outages),
+                expired=ExpiredAttempts(dispatch.agent_health, dispatch.admission.window, outages),
                 operations=self.operations.runner,
                 duplicates=runtime.duplicates,
             ),
@@ -366,6 +386,6 @@ class Composition:
             queue_dispatcher=self.queue_dispatcher,
             operator_changes=operator_changes,
             concurrency_keys=self.concurrency_keys,
-            schedules=Schedules(stores.reader, self.configuration.library, self.acceptance.accept_own),
+            schedules=Schedules(stores.schedules, self.configuration.library, self.acceptance.accept_own),
             runs=runtime.runs,
         )

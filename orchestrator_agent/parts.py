@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.agent_health import AgentHealth
-from orchestrator_agent.dispatch.queue_dispatcher import QueueDispatcher
 from orchestrator_agent.dispatch.rate_limits import RateLimits
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.settings import FlowSettings
 from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, SharedCircuits
 from orchestrator_agent.dispatch.signal import DispatchSignal
+from orchestrator_agent.dispatch.tuning import DispatchTuning
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.intake.fair_intake import MANY
 from orchestrator_agent.maintenance.adoption import Adoption, AdoptionTimes
@@ -36,12 +36,18 @@ from orchestrator_agent.runtime.responses import ResponseSettler
 from orchestrator_agent.runtime.root_ownership import ALIVE_SECONDS, RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
+from orchestrator_agent.store.broker_marks import BrokerMarks
+from orchestrator_agent.store.concurrency import ConcurrencyStore
+from orchestrator_agent.store.history import HistoryStore
 from orchestrator_agent.store.pauses import PauseStore
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import Processes
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.sweeps import TaskSweeps
+from orchestrator_agent.store.task_queries import TaskQueries
+from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.workflows import ScheduleStore, WorkflowStore
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
 from pantheon.process.agent_process import AgentProcess
@@ -68,6 +74,7 @@ class Connections:
 class Tuning:
     """Times and amounts that are no settings: the defaults are right, and a test needs others to see them at work."""
 
+    dispatch: DispatchTuning = field(default_factory=DispatchTuning)
     holding: HoldTimes = field(default_factory=HoldTimes)
     adoption: AdoptionTimes = field(default_factory=AdoptionTimes)
     # After so long without a beat an orchestrator owns no roots.
@@ -91,19 +98,28 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Stores:
+    """What is kept in Postgres, by what it is about."""
+
     tasks: TaskStore
-    reader: Reader
+    reader: TaskReader
+    sweeps: TaskSweeps
+    queries: TaskQueries
+    workflows: WorkflowStore
+    schedules: ScheduleStore
+    concurrency: ConcurrencyStore
     pauses: PauseStore
     processes: Processes
+    broker_marks: BrokerMarks
+    history: HistoryStore
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Which agent gets an attempt, and when. The router has the pauses, the gate the window and the ready queue."""
+    """Which agent gets an attempt, and when. The router has the pauses, admission the window and the ready queue."""
 
     signal: DispatchSignal
     active: ActiveProcesses
-    gate: Admission
+    admission: Admission
     limits: RateLimits
     probes: ProbeClaims
     agent_health: AgentHealth
@@ -177,12 +193,12 @@ class Preparation:
     how many orchestrators there are, what is paused."""
 
     watch: BrokerWatch
-    queue_dispatcher: QueueDispatcher
+    active: ActiveProcesses
     operator_changes: OperatorChanges
 
     async def start(self) -> None:
         await self.watch.check_store()
-        await self.queue_dispatcher.count_processes()
+        await self.active.refresh()
         await self.operator_changes.learn()
 
     async def stop(self) -> None:

@@ -17,8 +17,8 @@ from orchestrator_agent.engine.events import CancelRequested
 from orchestrator_agent.parts import DEFAULT_TUNING, Configuration, Connections, Tuning
 from orchestrator_agent.store.pool import Database, use_postgres_ids
 from orchestrator_agent.store.process_lock import ProcessLock
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.schema import check_schema
+from orchestrator_agent.store.workflows import WorkflowStore
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
@@ -103,7 +103,9 @@ class Orchestrator:
             await self._save_workflows(database)
             registry = await process.discovery.registry()
             redis_url = settings.redis_url
-            redis = RedisState(redis_url.get_secret_value() if redis_url is not None else None)
+            redis = RedisState(
+                redis_url.get_secret_value() if redis_url is not None else None, self._tuning.dispatch.redis
+            )
             opened.push_async_callback(redis.close)
             lock = ProcessLock(url, new_id(), process.instance_id)
             connections = Connections(process, database, redis, registry, lock)
@@ -125,10 +127,10 @@ class Orchestrator:
 
     async def _save_workflows(self, database: Database) -> None:
         """Keep the versions that tasks may be started on, for orchestrators that have other files."""
-        reader = Reader(database)
+        store = WorkflowStore(database)
         for plan in self._library.plans:
             if plan.version is not None and plan.definition is not None:
-                await reader.save_workflow(plan.version, plan.name, plan.definition)
+                await store.save(plan.version, plan.name, plan.definition)
 
 
 class OrchestratorWorker:

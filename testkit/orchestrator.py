@@ -50,10 +50,10 @@ class FiredTimes:
     def __init__(self) -> None:
         self._rows: dict[str, tuple[datetime, str]] = {}
 
-    async def schedules(self) -> dict[str, tuple[datetime, str]]:
+    async def last_fired(self) -> dict[str, tuple[datetime, str]]:
         return dict(self._rows)
 
-    async def schedule_fired(self, workflow: str, at: datetime, definition: str) -> None:
+    async def note_fired(self, workflow: str, at: datetime, definition: str) -> None:
         before = self._rows.get(workflow, (at, ""))[0]
         self._rows[workflow] = (max(at, before), definition)
 
@@ -169,7 +169,7 @@ class Orchestrator:
         late = deadline is not None and deadline <= self.clock.now
         event = due_event(run.root_task_id, row.task_id, status=row.status, attempt=row.attempt, late=late)
         if isinstance(event, Expired):
-            self._agent_health.answered(row.agent or "", row.task_type, None, failed=True)
+            self._agent_health.responded(row.agent or "", row.task_type, None, failed=True)
         return event
 
     async def _start_scheduled(self) -> None:

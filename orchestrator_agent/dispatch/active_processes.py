@@ -3,22 +3,30 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+from orchestrator_agent.store.processes import Processes
+
 
 class ActiveProcesses:
-    """The database's list of orchestrators, as this one read it last: see `QueueDispatcher.count_processes`.
+    """The database's list of orchestrators, as this one read it last; without `processes`, it is alone.
 
     Soft knowledge: it sizes shares and saves reads. Nothing that must be right is decided by it.
     """
 
-    def __init__(self, process_id: UUID | None = None) -> None:
+    def __init__(self, process_id: UUID | None = None, processes: Processes | None = None) -> None:
         self._own = process_id
+        self._processes = processes
         self._first: UUID | None = None
         self.count = 1
 
-    def learn(self, processes: Sequence[UUID]) -> None:
+    async def refresh(self) -> None:
+        """Read the list. Raises StoreError."""
+        if self._processes is not None:
+            self.learn(await self._processes.ids())
+
+    def learn(self, process_ids: Sequence[UUID]) -> None:
         """Take over the list, the oldest process first."""
-        self.count = max(1, len(processes))
-        self._first = processes[0] if processes else None
+        self.count = max(1, len(process_ids))
+        self._first = process_ids[0] if process_ids else None
 
     @property
     def shared(self) -> bool:

@@ -1,7 +1,7 @@
-"""Standings: what this orchestrator has seen of each agent: answer times and failures; and circuits.
+"""AgentHealth: what this orchestrator has seen of each agent: response times and failures; and circuits.
 
 A circuit (closed, open, half-open) keeps tasks from an agent that only fails. Averages fade with time, so that an
-agent that was mended is not judged by its past.
+agent that was repaired is not judged by its past.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 
 from protocol.messages import TaskResponse
 
-# The weight of the newest answer in the moving averages: about the last twenty count.
+# The weight of the newest response in the moving averages: about the last twenty count.
 WEIGHT = 0.1
-# A circuit opens after this many failures in a row, and lets one task through after the wait to see.
+# A circuit opens after this many failures in a row, and after this wait lets one task through, to see.
 OPEN_AFTER_FAILURES = 5
 OPEN_SECONDS = 10.0
 # A failure rate that nothing has confirmed halves in this time. A response time is good for as long, and halves in it
@@ -26,9 +26,10 @@ CircuitState = Literal["closed", "open", "half_open"]
 
 @dataclass
 class Circuit:
-    """Failures in a row, and since when it is open. `probed_at`: when a task was let through to see whether it works
-    again; if nothing is heard of that one, another is."""
+    """Failures in a row, and since when it is open; for `open_seconds` it admits nothing. `probed_at`: when a task was
+    let through to see whether it works again; if no response comes, another is."""
 
+    open_seconds: float = OPEN_SECONDS
     failures: int = 0
     opened_at: float | None = None
     probed_at: float | None = None
@@ -36,12 +37,12 @@ class Circuit:
     def state(self, now: float) -> CircuitState:
         if self.opened_at is None:
             return "closed"
-        return "half_open" if now - self.opened_at >= OPEN_SECONDS else "open"
+        return "half_open" if now - self.opened_at >= self.open_seconds else "open"
 
     def admits(self, now: float) -> bool:
         state = self.state(now)
         if state == "half_open":
-            return self.probed_at is None or now - self.probed_at >= OPEN_SECONDS
+            return self.probed_at is None or now - self.probed_at >= self.open_seconds
         return state == "closed"
 
     def succeeded(self) -> None:
@@ -72,10 +73,10 @@ class ResponseTime:
 
 @dataclass
 class HealthOfAgent:
+    circuit: Circuit
     response_ms: dict[str, ResponseTime] = field(default_factory=dict)
     failure_rate: float = 0.0
     judged_at: float = 0.0
-    circuit: Circuit = field(default_factory=Circuit)
 
 
 class Probes(Protocol):
@@ -100,60 +101,67 @@ class CircuitNews:
 class AgentHealth:
     """One process's own experience; `clock` in seconds, for tests. Without `probes` each process probes for itself."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, *, probes: Probes | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        probes: Probes | None = None,
+        open_seconds: float = OPEN_SECONDS,
+    ) -> None:
+        self._open_seconds = open_seconds
         self._clock = clock
         self._probes = probes
         self.news = CircuitNews()
         self._agent_health: dict[str, HealthOfAgent] = {}
 
     def of(self, agent: str) -> HealthOfAgent:
-        standing = self._agent_health.get(agent)
-        if standing is None:
-            standing = self._agent_health[agent] = HealthOfAgent()
-        return standing
+        health = self._agent_health.get(agent)
+        if health is None:
+            health = self._agent_health[agent] = HealthOfAgent(Circuit(self._open_seconds))
+        return health
 
-    def placed(self, agent: str) -> None:
-        """A task was given to it; where its circuit is half open, it is the only one."""
-        standing = self._agent_health.get(agent)
-        if standing is None or standing.circuit.opened_at is None:
+    def assigned(self, agent: str) -> None:
+        """A task was assigned to the agent; where its circuit is half open, it is the only one."""
+        health = self._agent_health.get(agent)
+        if health is None or health.circuit.opened_at is None:
             return
-        if standing.circuit.state(self._clock()) == "half_open":
-            standing.circuit.probed_at = self._clock()
+        if health.circuit.state(self._clock()) == "half_open":
+            health.circuit.probed_at = self._clock()
             if self._probes is not None:
                 self._probes.probed(agent)
 
     def judge(self, response: TaskResponse) -> None:
-        """Note what an answer says of its agent; that it was stopped, or given a payload that is wrong, says nothing
-        against it, and how fast it refused says nothing of how fast it works."""
+        """Note what a response shows of its agent. That an attempt was stopped, or had a wrong payload, shows nothing
+        against the agent, and how fast it refused shows nothing of how fast it works."""
         if response.status == "cancelled":
             return
         took = None
         if response.status == "completed" and response.started_at is not None and response.completed_at is not None:
             took = (response.completed_at - response.started_at).total_seconds() * 1000
         failed = response.status == "failed" and response.error is not None and response.error.retryable
-        self.answered(response.agent, response.task_type, took, failed=failed)
+        self.responded(response.agent, response.task_type, took, failed=failed)
 
-    def answered(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
+    def responded(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
         """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload."""
-        standing = self.of(agent)
+        health = self.of(agent)
         now = self._clock()
-        standing.failure_rate = self._faded(standing, now) * (1 - WEIGHT) + (WEIGHT if failed else 0.0)
-        standing.judged_at = now
+        health.failure_rate = self._faded(health, now) * (1 - WEIGHT) + (WEIGHT if failed else 0.0)
+        health.judged_at = now
         if failed:
-            standing.circuit.failed(now)
-            if standing.circuit.opened_at == now:
+            health.circuit.failed(now)
+            if health.circuit.opened_at == now:
                 self.news.note(agent, "open")
             return
-        if standing.circuit.opened_at is not None:
+        if health.circuit.opened_at is not None:
             self.news.note(agent, "closed")
-        standing.circuit.succeeded()
+        health.circuit.succeeded()
         if milliseconds is not None:
-            known = standing.response_ms.setdefault(task_type, ResponseTime(milliseconds, now))
+            known = health.response_ms.setdefault(task_type, ResponseTime(milliseconds, now))
             known.learn(milliseconds, now)
 
     @staticmethod
-    def _faded(standing: HealthOfAgent, now: float) -> float:
-        return float(standing.failure_rate * 0.5 ** ((now - standing.judged_at) / FORGET_HALF_SECONDS))
+    def _faded(health: HealthOfAgent, now: float) -> float:
+        return float(health.failure_rate * 0.5 ** ((now - health.judged_at) / FORGET_HALF_SECONDS))
 
     def response_ms(self, agent: str, task_type: str) -> float | None:
         known = self.of(agent).response_ms.get(task_type)
@@ -163,10 +171,10 @@ class AgentHealth:
         return self._faded(self.of(agent), self._clock())
 
     def admits(self, agent: str) -> bool:
-        standing = self._agent_health.get(agent)
-        if standing is None or standing.circuit.opened_at is None:
+        health = self._agent_health.get(agent)
+        if health is None or health.circuit.opened_at is None:
             return True
-        if not standing.circuit.admits(self._clock()):
+        if not health.circuit.admits(self._clock()):
             return False
         return self._probes is None or self._probes.may_probe(agent)
 
@@ -176,15 +184,15 @@ class AgentHealth:
     # -- what other orchestrators found out ---------------------------------------------------------------------------
 
     def open_for(self, agent: str) -> float:
-        """For how many seconds more news of an agent's circuit are worth telling."""
+        """For how many seconds more news of an agent's circuit are worth sharing."""
         opened_at = self.of(agent).circuit.opened_at
-        return OPEN_SECONDS if opened_at is None else max(0.001, OPEN_SECONDS - (self._clock() - opened_at))
+        return self._open_seconds if opened_at is None else max(0.001, self._open_seconds - (self._clock() - opened_at))
 
     def learn_open(self, agent: str, seconds: float) -> None:
         """Another process has opened an agent's circuit, for so many seconds more."""
         circuit = self.of(agent).circuit
         if circuit.state(self._clock()) != "open":
-            circuit.opened_at = self._clock() - OPEN_SECONDS + min(seconds, OPEN_SECONDS)
+            circuit.opened_at = self._clock() - self._open_seconds + min(seconds, self._open_seconds)
             circuit.failures = max(circuit.failures, OPEN_AFTER_FAILURES)
             circuit.probed_at = None
 

@@ -1,7 +1,7 @@
-"""Limits: how many tasks a second may go to an agent, and how many may be sent for a requester: token buckets.
+"""RateLimits: how many tasks a second may go to an agent, and how many may be sent for a requester: token buckets.
 
 With Redis a bucket is shared by all orchestrators, and a process keeps a handful of its tokens in a pocket, because
-routing asks in the middle of a transition and cannot wait. Without, each process has its part of the rate.
+the router asks in the middle of a transition and cannot wait. Without, each process has its share of the rate.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -24,13 +25,20 @@ from protocol.discovery import InstanceRecord
 
 log = structlog.get_logger()
 
-# A pocket holds what is used up in this time; what is older goes back, because others may want it: of an agent that was
-# only weighed against another one, no token is used.
-POCKET_SECONDS = 0.1
-POCKET_KEPT_SECONDS = 1.0
-# An empty bucket is asked again after this time at the latest: others give tokens back.
-ASK_AGAIN_SECONDS = 2.0
 METADATA_KEY = "rate_limit"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTimes:
+    """How long tokens of a shared bucket stay in a process's pocket, and when it is asked for more."""
+
+    # A pocket holds what is used up in this time.
+    pocket_seconds: float = 0.1
+    # What is older goes back, because others may need it: of an agent that was only weighed against another one, no
+    # token is used.
+    pocket_kept_seconds: float = 1.0
+    # An empty bucket is asked again after this time at the latest: others give tokens back.
+    ask_again_seconds: float = 2.0
 
 
 class Instances(Protocol):
@@ -40,7 +48,7 @@ class Instances(Protocol):
 class Bucket:
     """One limit as this process sees it: its own tokens, or those in its pocket.
 
-    Its own are counted all the time: a store that goes away, or comes back, gives nobody a second burst.
+    Its own are counted all the time: when Redis goes away, or comes back, no requester gets a second burst.
     """
 
     def __init__(self, name: str, limit: RateLimit, now: float) -> None:
@@ -51,30 +59,30 @@ class Bucket:
         self.pocket = 0
         self.pocket_at = now
         self.asking = False
-        # Tokens of its own were spent since the store was last asked, which does not know of them.
-        self.untold = False
+        # Tokens of its own were spent since Redis was last asked, which does not know of them.
+        self.unreported = False
 
     def own(self, now: float, processes: int) -> float:
-        """The tokens of this process's part of the rate, and of the burst."""
+        """The tokens of this process's share of the rate, and of the burst."""
         gained = (now - self.at) * self.limit.per_second / processes
         self.tokens, self.at = min(self._share(processes), self.tokens + gained), now
         return self.tokens
 
     def used(self, now: float, processes: int) -> int:
-        """How much of its part of the burst is used up."""
+        """How much of its share of the burst is used up."""
         return max(0, round(self._share(processes) - self.own(now, processes)))
 
     def _share(self, processes: int) -> float:
         return max(1.0, self.limit.burst / processes)
 
     def next_in(self, processes: int) -> float:
-        """Seconds until there is a token of one's own."""
+        """Seconds until there is a token of its own."""
         return max(0.0, (1 - self.tokens) * processes / self.limit.per_second)
 
 
 class RateLimits:
-    """The gate's Tokens. `limits` are the settings'; agents may bring their own as metadata (`rate_limit`). `signal` is
-    set when there are tokens again that were asked for."""
+    """Admission's Tokens. `limits` are the settings'; agents may bring their own as metadata (`rate_limit`). `signal`
+    is set when there are tokens again that were asked for."""
 
     def __init__(
         self,
@@ -84,6 +92,7 @@ class RateLimits:
         *,
         active: ActiveProcesses | None = None,
         signal: DispatchSignal | None = None,
+        times: TokenTimes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agents = dict(limits.get("agents", {}))
@@ -92,6 +101,7 @@ class RateLimits:
         self._shared = shared
         self._active = active or ActiveProcesses()
         self._signal = signal or DispatchSignal()
+        self._times = times or TokenTimes()
         self._clock = clock
         self._own: dict[str, RateLimit] = {}
         self._buckets: dict[str, Bucket] = {}
@@ -101,7 +111,7 @@ class RateLimits:
         self.learn()
 
     def learn(self) -> None:
-        """Limits that agents bring; to be called when the registry has changed."""
+        """Read the limits that agents bring; to be called when the registry has changed."""
         self._own = {}
         for record in self._registry.instances():
             text = record.metadata.get(METADATA_KEY)
@@ -122,10 +132,10 @@ class RateLimits:
         limit = self._limit_of(tenant, requester)
         return None if limit is None else self._tokens(self._bucket(f"requester:{limited}", limit))
 
-    def limited(self, wanted: RouteRequest) -> str:
-        if not self._requesters or self._limit_of(wanted.tenant, wanted.requester or "") is None:
+    def limited(self, request: RouteRequest) -> str:
+        if not self._requesters or self._limit_of(request.tenant, request.requester or "") is None:
             return ""
-        return requester_text(wanted.tenant, wanted.requester)
+        return requester_text(request.tenant, request.requester)
 
     def _limit_of(self, tenant: str, requester: str) -> RateLimit | None:
         for name in (f"{tenant}/{requester}", requester, "*"):
@@ -133,19 +143,19 @@ class RateLimits:
                 return limit
         return None
 
-    def spend(self, wanted: RouteRequest, agent: str) -> None:
+    def spend(self, request: RouteRequest, agent: str) -> None:
         names = [f"agent:{agent}"]
-        if limited := self.limited(wanted):
+        if limited := self.limited(request):
             names.append(f"requester:{limited}")
         for name in names:
             if (bucket := self._buckets.get(name)) is not None:
                 tokens = bucket.own(self._clock(), self._active.count) - 1
                 if self._shared.there:
                     bucket.pocket -= 1
-                    # Uneven shares are Redis's affair while it is there.
+                    # While Redis is there, it evens out the shares.
                     bucket.tokens = max(0.0, tokens)
                 else:
-                    bucket.tokens, bucket.untold = tokens, True
+                    bucket.tokens, bucket.unreported = tokens, True
 
     def _bucket(self, name: str, limit: RateLimit) -> Bucket:
         bucket = self._buckets.get(name)
@@ -178,31 +188,33 @@ class RateLimits:
 
     async def _ask(self, bucket: Bucket) -> None:
         limit = bucket.limit
-        wanted = min(limit.burst, max(1, math.ceil(limit.per_second * POCKET_SECONDS)))
-        untold = bucket.used(self._clock(), self._active.count) if bucket.untold else 0
-        answer = await self._take(bucket, untold + wanted)
-        if answer is not None:
-            given, wait = answer
-            bucket.untold = False
-            if given > untold:
-                bucket.pocket, bucket.pocket_at = max(0, bucket.pocket) + given - untold, self._clock()
-                asyncio.get_running_loop().call_later(POCKET_KEPT_SECONDS, self._let_go, bucket, bucket.pocket_at)
+        needed = min(limit.burst, max(1, math.ceil(limit.per_second * self._times.pocket_seconds)))
+        unreported = bucket.used(self._clock(), self._active.count) if bucket.unreported else 0
+        response = await self._take(bucket, unreported + needed)
+        if response is not None:
+            taken, wait = response
+            bucket.unreported = False
+            if taken > unreported:
+                bucket.pocket, bucket.pocket_at = max(0, bucket.pocket) + taken - unreported, self._clock()
+                asyncio.get_running_loop().call_later(
+                    self._times.pocket_kept_seconds, self._return, bucket, bucket.pocket_at
+                )
             else:
-                await asyncio.sleep(min(wait, ASK_AGAIN_SECONDS))
-        # Without an answer the store is away, and the tokens are this process's own.
+                await asyncio.sleep(min(wait, self._times.ask_again_seconds))
+        # Without a response Redis is away, and the tokens are this process's own.
         self._again(bucket)
 
-    async def _take(self, bucket: Bucket, wanted: int) -> tuple[int, float] | None:
+    async def _take(self, bucket: Bucket, count: int) -> tuple[int, float] | None:
         limit = bucket.limit
-        return await self._shared.take_tokens(bucket.name, per_second=limit.per_second, burst=limit.burst, count=wanted)
+        return await self._shared.take_tokens(bucket.name, per_second=limit.per_second, burst=limit.burst, count=count)
 
-    def _let_go(self, bucket: Bucket, pocket_at: float) -> None:
-        """What is in a pocket since then goes back."""
+    def _return(self, bucket: Bucket, pocket_at: float) -> None:
+        """Return the tokens that have been in the pocket since then."""
         if bucket.pocket_at == pocket_at and bucket.pocket > 0 and not self._closed:
             left, bucket.pocket = bucket.pocket, 0
-            self._go_ask(self._give_back(bucket, left), "give-tokens-back")
+            self._go_ask(self._return_tokens(bucket, left), "return-tokens")
 
-    async def _give_back(self, bucket: Bucket, count: int) -> None:
+    async def _return_tokens(self, bucket: Bucket, count: int) -> None:
         await self._take(bucket, -count)
 
     async def start(self) -> None:

@@ -7,6 +7,7 @@ Nothing here is needed for correctness. Without Redis, or while it is away, each
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -19,10 +20,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-# It responds within a millisecond; no caller waits for one that does not.
-ANSWER_SECONDS = 0.5
-# How long it is not asked again after it did not respond.
-RETRY_SECONDS = 1.0
 PREFIX = "pantheon:"
 
 # A bucket's tokens and when they were counted, by Redis's own clock. Returns how many of the requested tokens were
@@ -47,10 +44,21 @@ return {taken, math.ceil((1 - (tokens - math.floor(tokens))) / per_ms)}
 KEEP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 
 
+@dataclass(frozen=True, slots=True)
+class RedisTimes:
+    """How long Redis is waited for."""
+
+    # It responds within a millisecond; no caller waits for one that does not.
+    response_seconds: float = 0.5
+    # How long it is not asked again after it did not respond.
+    retry_seconds: float = 1.0
+
+
 class RedisState:
     """Methods never raise: None means that Redis did not respond."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, times: RedisTimes | None = None) -> None:
+        self._times = times or RedisTimes()
         self._redis: Redis | None = None
         self._away_until = 0.0
         self._away = False
@@ -61,8 +69,8 @@ class RedisState:
             return
         self._redis = Redis.from_url(
             url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
-            socket_timeout=ANSWER_SECONDS,
-            socket_connect_timeout=ANSWER_SECONDS,
+            socket_timeout=self._times.response_seconds,
+            socket_connect_timeout=self._times.response_seconds,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
         )
@@ -78,12 +86,12 @@ class RedisState:
         if self._redis is None or time.monotonic() < self._away_until:
             return None
         try:
-            async with asyncio.timeout(2 * ANSWER_SECONDS):
+            async with asyncio.timeout(2 * self._times.response_seconds):
                 response = await act(self._redis)
         except (RedisError, OSError, TimeoutError) as error:
             if not self._away:
                 log.warning("shared.away", error=str(error) or type(error).__name__)
-            self._away, self._away_until = True, time.monotonic() + RETRY_SECONDS
+            self._away, self._away_until = True, time.monotonic() + self._times.retry_seconds
             return None
         if self._away:
             log.info("shared.back")

@@ -45,7 +45,7 @@ class Experience(Protocol):
     def admits(self, agent: str) -> bool: ...
     def circuit(self, agent: str) -> str: ...
     def open_for(self, agent: str) -> float: ...
-    def placed(self, agent: str) -> None: ...
+    def assigned(self, agent: str) -> None: ...
 
 
 class AdmissionPolicy(Protocol):
@@ -56,7 +56,7 @@ class AdmissionPolicy(Protocol):
     def room(self, agent: str) -> int: ...
     def full(self, agent: str) -> str: ...
     def at_work(self, agent: str) -> int: ...
-    def passed(self, request: RouteRequest, agent: str) -> None: ...
+    def assigned(self, request: RouteRequest, agent: str) -> None: ...
 
 
 class AdmitAll:
@@ -77,7 +77,7 @@ class AdmitAll:
     def at_work(self, agent: str) -> int:
         return 0
 
-    def passed(self, request: RouteRequest, agent: str) -> None: ...
+    def assigned(self, request: RouteRequest, agent: str) -> None: ...
 
 
 # Of what an agent publishes of itself, which may be long, this much is shown.
@@ -214,7 +214,7 @@ class Router:
     library: Library
     experience: Experience
     pauses: Pauses = field(default_factory=Pauses)
-    gate: AdmissionPolicy = field(default_factory=AdmitAll)
+    admission: AdmissionPolicy = field(default_factory=AdmitAll)
     random: Random = field(default_factory=Random)
 
     def candidates(self, request: RouteRequest) -> list[Candidate]:
@@ -225,7 +225,7 @@ class Router:
             candidate = Candidate(
                 agent=agent,
                 capacity=sum(record.max_concurrency for record in ready),
-                outstanding=self.gate.at_work(agent),
+                outstanding=self.admission.at_work(agent),
                 response_ms=self.experience.response_ms(agent, request.task_type),
                 failure_rate=self.experience.failure_rate(agent),
             )
@@ -244,29 +244,29 @@ class Router:
                 seconds = math.ceil(self.experience.open_for(agent))
                 return candidate.barred(Bar.BROKEN, f"its circuit is open for {seconds} s more")
             return candidate.barred(Bar.BROKEN, "its circuit is half open, and one task tries it")
-        if self.gate.room(agent) <= 0:
-            return candidate.barred(Bar.FULL, self.gate.full(agent))
+        if self.admission.room(agent) <= 0:
+            return candidate.barred(Bar.FULL, self.admission.full(agent))
         return candidate
 
     def place(self, request: RouteRequest) -> Placement | None:
         if request.workflow is not None and request.workflow in self.pauses.workflows:
             return None
-        if not self.gate.admits(request):
+        if not self.admission.admits(request):
             return None
         agents = self.registry.serving(request.task_type)
         if len(agents) == 1 and request.requires is None and not self.pauses.agents:
             # One agent and nothing to weigh: the common case costs no list of candidates.
             agent = agents[0]
             fits = agent != ORCHESTRATOR and request.pinned_agent in (None, agent)
-            if not fits or not self.experience.admits(agent) or self.gate.room(agent) <= 0:
+            if not fits or not self.experience.admits(agent) or self.admission.room(agent) <= 0:
                 return None
-            self._placed(request, agent)
+            self._assign(request, agent)
             return Placement(agent)
         candidates = self.candidates(request)
         chosen = choose(candidates, avoid=request.avoid, sticky=request.sticky, draw=self.random.random())
         if chosen is None:
             return None
-        self._placed(request, chosen.agent)
+        self._assign(request, chosen.agent)
         reasons = {"chosen": chosen.agent, "candidates": [candidate.shown(request.avoid) for candidate in candidates]}
         if request.avoid is not None:
             reasons["avoided"] = request.avoid
@@ -274,9 +274,9 @@ class Router:
             reasons["sticky"] = request.sticky
         return Placement(chosen.agent, json_bytes(reasons) if len(candidates) > 1 or request.requires else None)
 
-    def _placed(self, request: RouteRequest, agent: str) -> None:
-        self.gate.passed(request, agent)
-        self.experience.placed(agent)
+    def _assign(self, request: RouteRequest, agent: str) -> None:
+        self.admission.assigned(request, agent)
+        self.experience.assigned(agent)
 
     def served(self, request: RouteRequest) -> bool:
         if request.workflow is not None and request.workflow in self.pauses.workflows:
@@ -301,7 +301,7 @@ class Router:
         """What keeps a task from every agent."""
         if request.workflow is not None and request.workflow in self.pauses.workflows:
             return f"the workflow '{request.workflow}' is paused"
-        if self.gate.limited(request):
+        if self.admission.limited(request):
             return "the rate limit of its requester is reached"
         pinned = request.pinned_agent
         if pinned is None or pinned in serving:
@@ -314,7 +314,7 @@ class Router:
         room = 0
         for agent in self.agents(task_type, pinned_agent):
             if agent not in self.pauses.agents and self.experience.admits(agent):
-                slots = max(0, self.gate.room(agent))
+                slots = max(0, self.admission.room(agent))
                 room += min(1, slots) if self.experience.circuit(agent) == "half_open" else slots
         return room
 

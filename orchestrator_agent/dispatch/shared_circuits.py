@@ -1,13 +1,14 @@
-"""Circuits: what one orchestrator found out about a broken agent, the others know at their next sweep.
+"""SharedCircuits: what one orchestrator found out about a broken agent, the others know at their next sweep.
 
-In Redis an open circuit lives as long as it is open; one that closed again is told of for as long. Nothing there means
-nothing known: what a process has seen itself then holds. Of a half-open one, whoever has the claim lets one task
-through, for all; without Redis each process does so for itself.
+In Redis an open circuit is kept as long as it is open, and that it has closed again for as long. Nothing there means
+nothing known: what a process has seen itself then holds. The process that has the claim of a half-open circuit lets one
+task through, for all; without Redis each process does so for itself.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 from uuid import uuid4
 
@@ -22,13 +23,19 @@ from protocol.discovery import InstanceRecord
 log = structlog.get_logger()
 
 OPEN, CLOSED = "open", "closed"
-# Routing cannot wait for Redis in the middle of a transition: the claim is asked for when it finds a circuit half open,
-# and is in hand when it looks again; for so long, then it goes back. Once it is used, others wait as long as this
-# process does if nothing is heard of the probe.
-IN_HAND_SECONDS = 2.0
-USED_SECONDS = OPEN_SECONDS
-# So long one that another has is not asked for again.
-AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTimes:
+    """How long the claim to probe an agent is kept. Routing cannot wait for Redis in the middle of a transition: the
+    claim is asked for when a circuit is found half open, and is in hand when it is asked about again."""
+
+    # So long it stays in hand, then it goes back.
+    in_hand_seconds: float = 2.0
+    # Once it is used, others wait as long as this process does if no response to the probe comes.
+    used_seconds: float = OPEN_SECONDS
+    # How long a claim that another process has is not asked for again.
+    again_seconds: float = 1.0
 
 
 class Instances(Protocol):
@@ -36,11 +43,14 @@ class Instances(Protocol):
 
 
 class ProbeClaims:
-    """The health's Probes. `signal` is set when a task may be let through to an agent that was asked about."""
+    """The Probes of AgentHealth. `signal` is set when a task may be let through to an agent that was asked about."""
 
-    def __init__(self, shared: RedisState, signal: DispatchSignal | None = None) -> None:
+    def __init__(
+        self, shared: RedisState, signal: DispatchSignal | None = None, times: ProbeTimes | None = None
+    ) -> None:
         self._shared = shared
         self._signal = signal or DispatchSignal()
+        self._times = times or ProbeTimes()
         self._owner = uuid4().hex
         self._claiming: dict[str, asyncio.Task[None]] = {}
         # Claims by agent, and whether they have been used.
@@ -61,20 +71,20 @@ class ProbeClaims:
 
     async def _claim(self, agent: str) -> None:
         name = f"probe:{agent}"
-        claimed = await self._shared.claim(name, self._owner, IN_HAND_SECONDS + USED_SECONDS)
+        claimed = await self._shared.claim(name, self._owner, self._times.in_hand_seconds + self._times.used_seconds)
         if claimed is None:
             return
         log.debug("circuit.probe", agent=agent, claimed=claimed)
         if not claimed:
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(self._times.again_seconds)
             return
         used = self._in_hand[agent] = asyncio.Event()
         self._signal.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(IN_HAND_SECONDS):
+            async with asyncio.timeout(self._times.in_hand_seconds):
                 await used.wait()
         del self._in_hand[agent]
-        await self._shared.keep(name, self._owner, USED_SECONDS if used.is_set() else 0)
+        await self._shared.keep(name, self._owner, self._times.used_seconds if used.is_set() else 0)
 
     async def start(self) -> None:
         """Nothing to start: a claim is asked for when a circuit is found half open."""
@@ -90,35 +100,35 @@ class SharedCircuits:
         self._shared = shared
         self._agent_health = agent_health
         self._live = live
-        self._telling: asyncio.Task[None] | None = None
+        self._sharing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._telling = asyncio.create_task(self._tell_for_ever(), name="tell-circuits")
+        self._sharing = asyncio.create_task(self._share_for_ever(), name="share-circuits")
 
     async def stop(self) -> None:
-        if self._telling is not None:
-            await end([self._telling])
+        if self._sharing is not None:
+            await end([self._sharing])
 
-    async def _tell_for_ever(self) -> None:
+    async def _share_for_ever(self) -> None:
         changed = self._agent_health.news.changed
         while True:
             await changed.wait()
             changed.clear()
-            await self._tell()
+            await self._share()
 
-    async def _tell(self) -> None:
+    async def _share(self) -> None:
         news = self._agent_health.news
         while news.states:
             states, news.states = news.states, {}
             notes = {_name(agent): (state, self._agent_health.open_for(agent)) for agent, state in states.items()}
             if not await self._shared.note(notes):
-                # The next sweep tells it, unless it has become old.
+                # The next sweep shares it, unless it has become old.
                 news.states = {**states, **news.states}
                 return
 
     async def look(self) -> bool:
-        """Tell what could not be told yet, and learn what others found out; whether an agent can be used again."""
-        await self._tell()
+        """Share what could not be shared yet, and learn what others found out; whether an agent can be used again."""
+        await self._share()
         agents = sorted({record.name for record in self._live.instances()})
         noted = await self._shared.noted([_name(agent) for agent in agents]) if agents else None
         closed = False

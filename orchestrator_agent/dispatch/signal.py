@@ -1,10 +1,10 @@
-"""DispatchSignal: wakes the queue dispatcher, because a row of the ready queue may find a slot now."""
+"""DispatchSignal: wakes the queue dispatcher, because a queued row may get a slot now."""
 
 import asyncio
 
 
 class DispatchSignal:
-    """Made before everything that sets it: windows, limits, circuits, and who writes rows into the queue."""
+    """Made before everything that sets it: windows, limits, circuits, and admission when rows join a queue."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()

@@ -22,7 +22,7 @@ from orchestrator_agent.intake.replay import RUN_AGAIN, Replayed, make_replay, r
 from orchestrator_agent.runtime.broker import Broker
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import read_object, retry_until_available, retry_write
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
 from pantheon.bus import Delivery, acknowledge
 from pantheon.bus.dead_letter import publish_dead_letter
@@ -59,7 +59,7 @@ class Acceptance:
         self,
         broker: Broker,
         store: TaskStore,
-        reader: Reader,
+        reader: TaskReader,
         runs: RunCache,
         *,
         planner: Planner,
@@ -118,7 +118,7 @@ class Acceptance:
                 return Planned(*self._planner.unreadable(request.model_dump(), error, now()), request, delivery)
         if not batch.learned and self._may_be_unknown(request.task_type):
             # Another orchestrator may have responded a moment ago that it has published the workflow.
-            await retry_until_available(self._runs.learn_newest)
+            await retry_until_available(self._runs.catalog.learn_newest)
             batch.learned = True
         delegated = delegation_of(request, self._planner.library)
         if delegated is not None:
@@ -142,7 +142,7 @@ class Acceptance:
         assert request.payload_ref is not None
         if request.payload:
             raise InvalidRequest("payload: must be absent beside payload_ref", field="payload")
-        if await retry_until_available(self._reader.known, [request.task_id]):
+        if await retry_until_available(self._reader.roots, [request.task_id]):
             # Sent again: what it was is in its row, and its object may be gone.
             return request
         payload = await read_object(self._objects, request.payload_ref, "payload")
@@ -172,7 +172,7 @@ class Acceptance:
         records = (await retry_until_available(self._reader.trees, [wanted.task_id])).get(wanted.task_id, [])
         version = root_to_replay(wanted.task_id, records)["workflow_version"]
         if version is not None:
-            await retry_until_available(self._runs.learn, {version})
+            await retry_until_available(self._runs.catalog.learn, {version})
         return make_replay(wanted, records, self._planner.library)
 
     def _refused(self, request: TaskRequest, delivery: Delivery, error: ErrorInfo) -> Planned:

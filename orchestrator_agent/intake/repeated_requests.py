@@ -16,8 +16,8 @@ from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.run_builder import bare_run
+from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import TaskStore
 from pantheon.bus import Delivery
 from protocol.messages import TaskRequest, now
@@ -37,7 +37,7 @@ class RepeatedRequests:
     def __init__(
         self,
         store: TaskStore,
-        reader: Reader,
+        reader: TaskReader,
         runs: RunCache,
         *,
         planner: Planner,
@@ -57,7 +57,7 @@ class RepeatedRequests:
 
     async def respond(self, repeated: Sequence[Repeated]) -> None:
         """Announce them, or respond, once more; a task that is not known by its id is a duplicate by its key."""
-        known = await retry_until_available(self._reader.known, [each.task_id for each in repeated])
+        known = await retry_until_available(self._reader.roots, [each.task_id for each in repeated])
         for each in repeated:
             if (record := known.get(each.task_id)) is not None:
                 await self._respond_again(record, each.reply_to)
@@ -84,7 +84,7 @@ class RepeatedRequests:
         if request.idempotency_key is None:
             return
         original = await retry_until_available(
-            self._reader.by_key, request.tenant, request.requester, request.idempotency_key
+            self._reader.first_of_key, request.tenant, request.requester, request.idempotency_key
         )
         if original is None:
             return

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.broker_marks import BrokerMarks
 from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, ensure_streams, stream_mark
 from pantheon.bus.streams import StreamMark
 from pantheon.discovery import BUCKET_STREAM, ensure_bucket
@@ -31,7 +31,7 @@ class BrokerWatch:
         bus: Bus,
         publisher: Publisher,
         *,
-        reader: Reader,
+        marks: BrokerMarks,
         replicas: int,
         uses_kv: bool,
         on_lost: Callable[[], Awaitable[None]],
@@ -39,7 +39,7 @@ class BrokerWatch:
     ) -> None:
         self._bus = bus
         self._publisher = publisher
-        self._reader = reader
+        self._noted = marks
         self._replicas = replicas
         self._uses_kv = uses_kv
         self._on_lost = on_lost
@@ -101,7 +101,7 @@ class BrokerWatch:
             await self._on_lost()
             self._lost = len(marks) < len(WATCHED)
         if marks != self._marks:
-            await self._reader.note_streams({name: (mark.created, mark.last_sequence) for name, mark in marks.items()})
+            await self._noted.note({name: (mark.created, mark.last_sequence) for name, mark in marks.items()})
         self._marks = marks
 
     async def _some_missing(self) -> bool:
@@ -114,7 +114,7 @@ class BrokerWatch:
 
     async def check_store(self) -> None:
         """Before anything else at start: was the broker's store lost while no orchestrator was there to see it?"""
-        noted = await self._reader.noted_streams()
+        noted = await self._noted.noted()
         for name in WATCHED:
             mark = await stream_mark(self._bus, name)
             if name in noted and (mark is None or mark.lost_since(StreamMark(*noted[name]))):

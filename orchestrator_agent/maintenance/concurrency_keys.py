@@ -17,7 +17,7 @@ from orchestrator_agent.engine.events import Begin, CancelRequested
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.concurrency import ConcurrencyStore
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
 from pantheon.runtime.background import end
@@ -41,8 +41,8 @@ LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=31))
 class ConcurrencyKeys:
     """`ask` has whoever is next of a key let in."""
 
-    def __init__(self, reader: Reader, library: Library, runs: RunCache, inbox: Inbox) -> None:
-        self._reader = reader
+    def __init__(self, store: ConcurrencyStore, library: Library, runs: RunCache, inbox: Inbox) -> None:
+        self._store = store
         self._library = library
         self._runs = runs
         self._inbox = inbox
@@ -58,7 +58,7 @@ class ConcurrencyKeys:
 
     async def look(self) -> None:
         """Ask for every key that roots wait for. Raises StoreError."""
-        for key in await self._reader.keys_waiting():
+        for key in await self._store.contended_keys():
             self.ask(key)
 
     def ask(self, key: str) -> None:
@@ -78,9 +78,9 @@ class ConcurrencyKeys:
     async def _let_in(self, key: str) -> None:
         if self._runs.shared:
             # Of a workflow that another orchestrator put in, this one may know neither the name nor the bound.
-            await retry_until_available(self._runs.learn_newest)
+            await retry_until_available(self._runs.catalog.learn_newest)
         bound, cancel_older = bound_of(self._library.newest(workflow_of(key)))
-        admitted, older = await retry_until_available(self._reader.admit, key, bound, cancel_older)
+        admitted, older = await retry_until_available(self._store.admit, key, bound, cancel_older)
         for task_id in older:
             self._inbox.post(CancelRequested(task_id, REPLACED))
         for task_id in admitted:
@@ -102,8 +102,8 @@ def workflow_of(key: str) -> str:
 class FiredTimes(Protocol):
     """How far each schedule has come; see the store."""
 
-    async def schedules(self) -> dict[str, tuple[datetime, str]]: ...
-    async def schedule_fired(self, workflow: str, at: datetime, definition: str) -> None: ...
+    async def last_fired(self) -> dict[str, tuple[datetime, str]]: ...
+    async def note_fired(self, workflow: str, at: datetime, definition: str) -> None: ...
 
 
 class Schedules:
@@ -112,13 +112,13 @@ class Schedules:
 
     def __init__(
         self,
-        reader: FiredTimes,
+        store: FiredTimes,
         library: Library,
         accept: Callable[[TaskRequest], Awaitable[bool]],
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._clock = clock
-        self._reader = reader
+        self._store = store
         self._library = library
         self._accept = accept
         # Until when this process has looked, by workflow, and for which definition of its schedule.
@@ -131,7 +131,7 @@ class Schedules:
             return None
         moment = self._clock()
         coming: list[datetime] = []
-        fired = await self._reader.schedules()
+        fired = await self._store.last_fired()
         for plan in plans:
             assert plan.schedule is not None
             definition = f"{plan.schedule.cron} {plan.schedule.timezone}"
@@ -143,13 +143,13 @@ class Schedules:
                 # knows a definition that is older or newer, as while orchestrators are replaced one after the other.
                 before, until = self._looked.get(plan.name, ("", moment))
                 since = until if before == definition else moment
-                await self._reader.schedule_fired(plan.name, since, definition)
+                await self._store.note_fired(plan.name, since, definition)
             times, following = due_times(plan, since, moment)
             for time in times:
                 await self._start(plan, time)
             if times:
                 # In order, and not by the clock's hands, which go back once a year.
-                await self._reader.schedule_fired(plan.name, times[-1], definition)
+                await self._store.note_fired(plan.name, times[-1], definition)
             self._looked[plan.name] = (definition, moment)
             coming.append(following)
         return min(coming)

@@ -18,8 +18,8 @@ from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.operations.runner import OperationRunner
 from orchestrator_agent.runtime.duplicates import Duplicates
-from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.ready_queue import Waiting
+from orchestrator_agent.store.ready_queue import QueueEntry
+from orchestrator_agent.store.sweeps import TaskSweeps
 from pantheon.discovery import Registry
 
 SWEEP_LIMIT = 1000
@@ -30,7 +30,7 @@ class Found:
     """`full`: there may be more than one statement reads. `unparked`: rows to queue again, their pause being over."""
 
     full: bool
-    unparked: list[tuple[UUID, UUID, Waiting]] = field(default_factory=list)
+    unparked: list[tuple[UUID, UUID, QueueEntry]] = field(default_factory=list)
 
 
 class ExpiredAttempts:
@@ -58,9 +58,9 @@ class ExpiredAttempts:
         self._judged.add(key)
         # A row that was found before is found once more until its end is written.
         if key not in self._before:
-            self._window.answered(row["agent"])
+            self._window.responded(row["agent"])
             if not broker_was_down:
-                self._agent_health.answered(row["agent"], row["task_type"], None, failed=True)
+                self._agent_health.responded(row["agent"], row["task_type"], None, failed=True)
         return replace(expired, broker_was_down=broker_was_down)
 
 
@@ -69,7 +69,7 @@ class DueRows:
 
     def __init__(
         self,
-        reader: Reader,
+        sweeps: TaskSweeps,
         registry: Registry,
         pauses: Pauses,
         *,
@@ -78,7 +78,7 @@ class DueRows:
         operations: OperationRunner,
         duplicates: Duplicates,
     ) -> None:
-        self._reader = reader
+        self._sweeps = sweeps
         self._registry = registry
         self._pauses = pauses
         self._inbox = inbox
@@ -88,7 +88,7 @@ class DueRows:
 
     async def post(self) -> Found:
         """Post what is due. Raises StoreError."""
-        rows: Sequence[Any] = await self._reader.due(
+        rows: Sequence[Any] = await self._sweeps.due(
             SWEEP_LIMIT, self._registry.task_types(), self._pauses.workflows, expired=self._expired.settled
         )
         self._expired.begin_sweep()
@@ -104,7 +104,7 @@ class DueRows:
             elif row["duplicate_of"] is not None:
                 duplicates.append(task_id)
             elif row["status"] == Status.READY and row["queue"] is not None and not row["over"]:
-                found.unparked.append((root_task_id, task_id, Waiting(row["queue"], row["priority"], row["flow"])))
+                found.unparked.append((root_task_id, task_id, QueueEntry(row["queue"], row["priority"], row["flow"])))
             elif isinstance(event, Expired):
                 self._inbox.post(self._expired.judge(event, row))
             else:

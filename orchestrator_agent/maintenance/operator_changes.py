@@ -1,16 +1,16 @@
 """OperatorChanges: pauses, and workflows in the database, as people have changed them through any orchestrator."""
 
 from orchestrator_agent.dispatch.router import Pauses
-from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
+from orchestrator_agent.runtime.workflow_catalog import WorkflowCatalog
 from orchestrator_agent.store.pauses import PauseStore
 
 
 class OperatorChanges:
-    def __init__(self, pauses: Pauses, pause_store: PauseStore, runs: RunCache, sweep: SweepSignal) -> None:
+    def __init__(self, pauses: Pauses, pause_store: PauseStore, catalog: WorkflowCatalog, sweep: SweepSignal) -> None:
         self._pauses = pauses
         self._pause_store = pause_store
-        self._runs = runs
+        self._catalog = catalog
         self._sweep = sweep
 
     async def learn(self) -> None:
@@ -21,4 +21,4 @@ class OperatorChanges:
             # What was resumed elsewhere may begin now.
             self._sweep.wake()
         self._pauses.workflows, self._pauses.agents = workflows, agents
-        await self._runs.learn_newest()
+        await self._catalog.learn_newest()

@@ -86,7 +86,7 @@ class Reconciler:
     async def _sweep(self) -> None:
         found = await self._due_rows.post()
         await self._circuits.look()
-        await self._queue_dispatcher.back(found.unparked)
+        await self._queue_dispatcher.requeue(found.unparked)
         await self._queue_dispatcher.look()
         if found.full:
             self._signal.wake()

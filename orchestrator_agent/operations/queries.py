@@ -20,9 +20,9 @@ from orchestrator_agent.runtime.broker import Broker
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.wire import final_response
 from orchestrator_agent.store.pauses import COUNTED_ROWS, PauseStore
-from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.ready_queue import ReadyQueue
 from orchestrator_agent.store.records import facts_of, row_of
+from orchestrator_agent.store.task_queries import TaskQueries
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.library import Library
 from pantheon.bus import Delivery, Subscription
@@ -48,23 +48,23 @@ class Queries:
         self,
         broker: Broker,
         *,
-        reader: Reader,
+        tasks: TaskQueries,
         runs: RunCache,
         router: Router,
         library: Library,
         dead_letters: DeadLetters,
         pause_store: PauseStore,
-        line: ReadyQueue,
+        ready_queue: ReadyQueue,
     ) -> None:
         self._bus = broker.bus
         self._objects = broker.objects
-        self._reader = reader
+        self._task_queries = tasks
         self._runs = runs
         self._router = router
         self._library = library
         self._dead_letters = dead_letters
         self._pause_store = pause_store
-        self._line = line
+        self._ready_queue = ready_queue
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
@@ -114,7 +114,7 @@ class Queries:
         known = {status.value for status in Status}
         if statuses is not None and (not isinstance(statuses, list) or not set(statuses) <= known):
             raise InvalidRequest(f"status: must be among {', '.join(sorted(known))}", field="status")
-        records = await self._reader.roots(
+        records = await self._task_queries.list_roots(
             statuses=statuses,
             task_type=_text(arguments, "task_type"),
             requester=_text(arguments, "requester"),
@@ -124,7 +124,7 @@ class Queries:
         return {"tasks": [_shown(record) for record in records]}
 
     async def _task(self, arguments: Mapping[str, Any]) -> Reply:
-        records = await self._reader.tree(_id(arguments))
+        records = await self._task_queries.tree(_id(arguments))
         if not records:
             raise UnknownTask(f"there is no task {arguments.get('task_id')}")
         # Payloads and results of a whole tree may be more than one message carries; to draw it they are not needed.
@@ -145,7 +145,7 @@ class Queries:
 
     async def _response(self, arguments: Mapping[str, Any]) -> Reply:
         task_id = _id(arguments)
-        record = (await self._reader.known([task_id])).get(task_id)
+        record = await self._task_queries.root(task_id)
         if record is None:
             raise UnknownTask(f"there is no task {task_id}")
         row = row_of(record)
@@ -172,9 +172,9 @@ class Queries:
         pauses = [_shown(record) for record in await self._pause_store.listed(_limit(arguments))]
         agents = [pause for pause in pauses if pause["kind"] == "agent"]
         if agents:
-            queues = [Queue.of(name) for name in await self._line.queues()]
+            queues = [Queue.of(name) for name in await self._ready_queue.queues()]
             may_go_to = {queue.name: self._router.agents(queue.task_type, queue.agent) for queue in queues}
-            lengths = await self._line.lengths(list(may_go_to), COUNTED_ROWS)
+            lengths = await self._ready_queue.lengths(list(may_go_to), COUNTED_ROWS)
             for pause in agents:
                 queued = sum(lengths[name] for name, names in may_go_to.items() if pause["name"] in names)
                 pause["waiting"] = min(queued, COUNTED_ROWS)

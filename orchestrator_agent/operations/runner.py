@@ -25,12 +25,12 @@ from orchestrator_agent.engine.state import Run, Status
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.operations.dead_letters import DeadLetters
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
+from orchestrator_agent.runtime.workflow_catalog import WorkflowCatalog
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.pauses import PauseStore
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.task_queries import TaskQueries
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.files import read_workflow
-from orchestrator_agent.workflows.library import Library
 from pantheon.bus import Bus
 from pantheon.runtime.background import end
 from protocol import subjects
@@ -51,8 +51,8 @@ class OperationRunner:
         self,
         bus: Bus,
         *,
-        reader: Reader,
-        library: Library,
+        tasks: TaskQueries,
+        catalog: WorkflowCatalog,
         dead_letters: DeadLetters,
         pauses: Pauses,
         pause_store: PauseStore,
@@ -60,8 +60,8 @@ class OperationRunner:
         sweep: SweepSignal,
     ) -> None:
         self._bus = bus
-        self._reader = reader
-        self._library = library
+        self._task_queries = tasks
+        self._catalog = catalog
         self._dead_letters = dead_letters
         self._pauses = pauses
         self._pause_store = pause_store
@@ -120,11 +120,11 @@ class OperationRunner:
         if isinstance(outcome, dict):
             return outcome
         task_id = run_event.root_task_id
-        record = (await retry_until_available(self._reader.known, [task_id])).get(task_id)
+        record = await retry_until_available(self._task_queries.root, task_id)
         if record is None:
             raise UnknownTask(f"payload.task_id: there is no root task {task_id}")
         if isinstance(run_event, SignalReceived):
-            for row in await retry_until_available(self._reader.tree, task_id):
+            for row in await retry_until_available(self._task_queries.tree, task_id):
                 if row["task_id"] == run_event.row_id:
                     # It was taken, and the task has ended, before that could be noted.
                     taken = row["status"] == Status.COMPLETED
@@ -215,13 +215,9 @@ class OperationRunner:
                 field="payload.definition",
             )
         plan = read_workflow(text, source="definition")
-        if self._library.from_file(plan.name):
+        if self._catalog.library.from_file(plan.name):
             raise InvalidWorkflow(f"'{plan.name}' comes from a file of the orchestrator's: change it there")
-        assert plan.version is not None
-        assert plan.definition is not None
-        await retry_until_available(self._reader.save_workflow, plan.version, plan.name, plan.definition)
-        await retry_until_available(self._reader.publish_workflow, plan.version)
-        self._library.add(plan)
+        await retry_until_available(self._catalog.publish, plan)
         return {"workflow": plan.name, "version": plan.version}
 
 

@@ -16,8 +16,7 @@ from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available
-from orchestrator_agent.store.reads import Reader
-from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.task_reader import TaskReader
 from pantheon.bus import Publisher
 from protocol.errors import PantheonError, StoreError
 
@@ -33,10 +32,17 @@ class Republisher:
     """`republish` publishes; `settled` waits for the broker's acknowledgements."""
 
     def __init__(
-        self, publisher: Publisher, *, store: TaskStore, reader: Reader, runs: RunCache, outbox: Outbox, inbox: Inbox
+        self,
+        publisher: Publisher,
+        *,
+        process_id: UUID,
+        reader: TaskReader,
+        runs: RunCache,
+        outbox: Outbox,
+        inbox: Inbox,
     ) -> None:
         self._publisher = publisher
-        self._store = store
+        self._process_id = process_id
         self._reader = reader
         self._runs = runs
         self._outbox = outbox
@@ -78,7 +84,7 @@ class Republisher:
         """Publish what this process has written of these roots, and not published: its commit was not confirmed."""
 
         async def republish() -> None:
-            await self.republish(await self._reader.unpublished_of(root_task_ids, self._store.process_id))
+            await self.republish(await self._reader.unpublished_of(root_task_ids, self._process_id))
 
         log.info("commit.unheard", roots=len(root_task_ids))
         await retry_until_available(republish)

@@ -151,7 +151,7 @@ class ResponseSettler:
                 for root in happened:
                     for arrived in batch.responses.get(root, ()):
                         if arrived.response is not None:
-                            self._window.answered(arrived.response.agent)
+                            self._window.responded(arrived.response.agent)
                             self._agent_health.judge(arrived.response)
             happened = await self._transitions.apply(happened, outcomes)
         for root in roots:

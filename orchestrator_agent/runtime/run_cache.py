@@ -11,12 +11,10 @@ import structlog
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.engine.state import Row, Run, Status
 from orchestrator_agent.runtime.root_ownership import RootOwnership
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.runtime.workflow_catalog import WorkflowCatalog
 from orchestrator_agent.store.run_builder import bare_run, needs_workflow, root_of, run_of
-from orchestrator_agent.store.task_reader import UNKNOWN
-from orchestrator_agent.store.tasks import TaskStore
-from orchestrator_agent.workflows.library import Library
-from protocol.errors import InvalidWorkflow, PantheonError
+from orchestrator_agent.store.task_reader import UNKNOWN, TaskReader
+from protocol.errors import PantheonError
 from protocol.large import INLINE_MAX_BYTES
 
 log = structlog.get_logger()
@@ -47,18 +45,18 @@ class RunCache:
 
     def __init__(
         self,
-        store: TaskStore,
-        reader: Reader,
-        library: Library,
+        reader: TaskReader,
+        catalog: WorkflowCatalog,
         *,
+        process_id: UUID,
         active: ActiveProcesses,
         ownership: RootOwnership,
     ) -> None:
         self._active = active
         self._ownership = ownership
-        self._store = store
+        self._process_id = process_id
         self._reader = reader
-        self._library = library
+        self.catalog = catalog
         self._runs: OrderedDict[UUID, Run] = OrderedDict()
         # Runs that hold something large, and how much.
         self._large: OrderedDict[UUID, int] = OrderedDict()
@@ -92,7 +90,7 @@ class RunCache:
             version, writer = found[root_task_id]
             known = self._runs.get(root_task_id)
             newest = known is not None and known.version == version
-            if not newest and writer not in (None, self._store.process_id):
+            if not newest and writer not in (None, self._process_id):
                 others.append(root_task_id)
         return others
 
@@ -123,7 +121,7 @@ class RunCache:
             asked = list(islice(self._runs, FORGET_RUNS))
             if not asked:
                 break
-            still_open = await self._reader.open_of(asked)
+            still_open = await self._reader.still_open(asked)
             for root_task_id in asked:
                 if root_task_id not in still_open:
                     self.drop(root_task_id)
@@ -190,31 +188,8 @@ class RunCache:
     async def build(self, records: Sequence[Mapping[str, Any]]) -> Run:
         """A run from all rows of its root. Raises InvalidWorkflow, StoreError."""
         if needs_workflow(root_of(records)):
-            await self.learn({record["workflow_version"] for record in records} - {None})
-        return run_of(records, self._library)
-
-    async def learn(self, versions: set[str]) -> None:
-        """Have these versions of workflows in the library. Raises InvalidWorkflow, StoreError."""
-        for version in versions:
-            if not self._library.has_version(version):
-                kept = await self._reader.workflow(version)
-                if kept is None:
-                    raise InvalidWorkflow(f"the workflow's version {version} is not in the database")
-                self._library.remember(version, *kept)
-
-    async def learn_newest(self) -> None:
-        """Have the newest version of each workflow in the database in the library, for new tasks. Raises StoreError."""
-        for name, version in (await self._reader.published_workflows()).items():
-            known = self._library.newest(name)
-            if self._library.from_file(name) or (known is not None and known.version == version):
-                continue
-            try:
-                await self.learn({version})
-            except InvalidWorkflow as error:
-                # From a newer orchestrator, for example. Everything else goes on.
-                log.error("workflow.unreadable", workflow=name, version=version, error=error.message)
-                continue
-            self._library.add(self._library.version(version))
+            await self.catalog.learn({record["workflow_version"] for record in records} - {None})
+        return run_of(records, self.catalog.library)
 
 
 def _bytes_of(row: Row) -> int:

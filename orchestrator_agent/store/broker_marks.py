@@ -23,11 +23,11 @@ class BrokerMarks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def note_streams(self, marks: Mapping[str, tuple[str, int]]) -> None:
+    async def note(self, marks: Mapping[str, tuple[str, int]]) -> None:
         """Keep creation time and last sequence of streams, by name."""
         for name, (created, last_sequence) in marks.items():
             await self._database.execute(NOTE, name, created, last_sequence)
 
-    async def noted_streams(self) -> dict[str, tuple[str, int]]:
+    async def noted(self) -> dict[str, tuple[str, int]]:
         records = await self._database.fetch(NOTED)
         return {record["name"]: (record["created"], record["last_sequence"]) for record in records}

@@ -6,7 +6,7 @@ from orchestrator_agent.engine.concurrency import OpenRoot, decide_concurrency
 from orchestrator_agent.store.pool import Database
 
 # Keys that roots wait for. By tasks_concurrency, which holds only roots with a key that have not ended.
-WAITED_FOR = "select distinct concurrency_key from tasks where concurrency_key is not null and status = 'waiting'"
+CONTENDED_KEYS = "select distinct concurrency_key from tasks where concurrency_key is not null and status = 'waiting'"
 
 # One process at a time admits roots of a key.
 LOCK = "select pg_advisory_xact_lock(hashtextextended($1, 0))"
@@ -31,9 +31,9 @@ class ConcurrencyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def keys_waiting(self) -> list[str]:
+    async def contended_keys(self) -> list[str]:
         """Concurrency keys of roots that wait to be admitted."""
-        return [record["concurrency_key"] for record in await self._database.fetch(WAITED_FOR)]
+        return [record["concurrency_key"] for record in await self._database.fetch(CONTENDED_KEYS)]
 
     async def admit(self, key: str, bound: int, cancel_older: bool) -> tuple[list[UUID], list[UUID]]:
         """Let waiting roots of a key run, as many as may; returns those, and those that are to be cancelled for them.

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from orchestrator_agent.store.pool import NO_FLUSH, Database
-from orchestrator_agent.store.processes import PROCESS_IDS
 
 # A row that is queued gains one level of priority in this time: none starves.
 AGING_SECONDS = 60.0
@@ -24,16 +23,16 @@ MAX_PRIORITY = 9
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class QueueEntry:
     """A row that joins a queue."""
 
     queue: str
     priority: int
-    flow: int
+    fairness_key: int
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class TakenRow:
     """A row at the head of its queue. `parked`: its task or its workflow is paused."""
 
     root_task_id: UUID
@@ -152,20 +151,20 @@ class ReadyQueue:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def positions(self, waiting: Sequence[Waiting]) -> list[int]:
+    async def positions(self, entries: Sequence[QueueEntry]) -> list[int]:
         """The positions of these rows, which join in this order."""
-        if not waiting:
+        if not entries:
             return []
-        kinds = list(dict.fromkeys(waiting))
+        kinds = list(dict.fromkeys(entries))
         records = await self._database.fetch(
             NEXT_POSITIONS,
             [entry.queue for entry in kinds],
             [entry.priority for entry in kinds],
-            [entry.flow for entry in kinds],
+            [entry.fairness_key for entry in kinds],
         )
         following = {kind: record["start"] for kind, record in zip(kinds, records, strict=True)}
         found = []
-        for entry in waiting:
+        for entry in entries:
             found.append(following[entry])
             following[entry] += 1
         return found
@@ -175,26 +174,26 @@ class ReadyQueue:
         queues: Sequence[str],
         count: int,
         *,
-        passed: Collection[UUID],
+        left_out: Collection[UUID],
         paused: Collection[str],
         claim: bool,
         held_by_other: Collection[UUID] = (),
-    ) -> list[Taken]:
-        """The next rows of these queues, without those in `passed` and those of the roots `held_by_other`; `paused` are
+    ) -> list[TakenRow]:
+        """The next rows of these queues, without those `left_out` and those of the roots `held_by_other`; `paused` are
         names of workflows."""
         statement = CLAIM if claim else TAKE
         records = await self._database.fetch(
-            statement, list(queues), count, list(passed), list(paused), list(held_by_other)
+            statement, list(queues), count, list(left_out), list(paused), list(held_by_other)
         )
-        return [Taken(record["root_task_id"], record["task_id"], bool(record["parked"])) for record in records]
+        return [TakenRow(record["root_task_id"], record["task_id"], bool(record["parked"])) for record in records]
 
-    async def park(self, rows: Sequence[Taken]) -> None:
+    async def park(self, rows: Sequence[TakenRow]) -> None:
         """Take rows out of their queues until what is paused is resumed."""
         await self._database.execute(PARK, [row.root_task_id for row in rows], [row.task_id for row in rows])
 
-    async def back(self, rows: Sequence[tuple[UUID, UUID, Waiting]]) -> None:
+    async def requeue(self, rows: Sequence[tuple[UUID, UUID, QueueEntry]]) -> None:
         """Put rows that were parked into their queues again, behind the rows there."""
-        positions = await self.positions([waiting for _, _, waiting in rows])
+        positions = await self.positions([entry for _, _, entry in rows])
         await self._database.execute(REQUEUE, [row[0] for row in rows], [row[1] for row in rows], positions)
 
     async def queues(self) -> list[str]:
@@ -210,8 +209,3 @@ class ReadyQueue:
         """Rows of queues that no agent serves any more, and whose wait for an agent has not begun."""
         records = await self._database.fetch(UNSERVED, list(queues), limit)
         return [(record["root_task_id"], record["task_id"]) for record in records]
-
-    async def processes(self) -> list[UUID]:
-        """The orchestrators that share the work, the oldest first."""
-        records = await self._database.fetch(PROCESS_IDS)
-        return [record["process_id"] for record in records]

@@ -7,6 +7,7 @@ import asyncpg
 
 from orchestrator_agent.store.columns import column_list, in_each_table
 from orchestrator_agent.store.pool import Database
+from orchestrator_agent.store.task_reader import ROOTS
 
 # All rows of a tree, in the order in which people read it. By the primary key, or by tasks_history_tree.
 TREE = in_each_table(
@@ -19,7 +20,7 @@ ALLOW_SCAN = "set local enable_seqscan = on"
 ROOT_OF = in_each_table("select root_task_id from {table} where task_id = $1 limit 1")
 
 # Root tasks, the newest first, without payloads and results. By tasks_roots_by_time, or by tasks_history_roots_by_time.
-ROOTS = in_each_table("""
+LIST_ROOTS = in_each_table("""
 select task_id, task_type, status, tenant, requester, session_id, priority, created_at, completed_at,
        deadline_at, answered_at, error, usage, duplicate_of, replay_of, attempt
 from {table}
@@ -48,13 +49,20 @@ class TaskQueries:
                 return await self._tree_of_root(root)
         return []
 
+    async def root(self, task_id: UUID) -> asyncpg.Record | None:
+        """The row of a root task; None where there is no root of this id."""
+        for statement in ROOTS:
+            if records := await self._database.fetch(statement, [task_id], [task_id]):
+                return records[0]
+        return None
+
     async def _tree_of_root(self, root_task_id: UUID) -> Sequence[asyncpg.Record]:
         for statement in TREE:
             if records := await self._database.fetch(statement, root_task_id):
                 return records
         return []
 
-    async def roots(
+    async def list_roots(
         self,
         *,
         statuses: Sequence[str] | None,
@@ -65,7 +73,7 @@ class TaskQueries:
     ) -> Sequence[asyncpg.Record]:
         """Root tasks, the newest first, without payloads and results."""
         found: list[asyncpg.Record] = []
-        for statement in ROOTS:
+        for statement in LIST_ROOTS:
             found += await self._database.fetch(
                 statement, list(statuses) if statuses else None, task_type, requester, session_id, limit
             )

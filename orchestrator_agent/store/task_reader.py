@@ -32,13 +32,13 @@ where r.version <> u.known and r.status not in ('completed', 'failed', 'cancelle
 """
 
 # Root rows by id. The id is sent twice: see `columns.MOVED_COLUMNS`. By the primary key, or by tasks_history_tree.
-KNOWN = in_each_table(
+ROOTS = in_each_table(
     f"select {column_list()} from {{table}} where (root_task_id, task_id) in "
     "(select u.a, u.b from unnest($1::uuid[], $2::uuid[]) u(a, b))"
 )
 
 # The first task with an idempotency key. By tasks_idempotency, or by tasks_history_idempotency.
-BY_KEY = in_each_table(
+FIRST_OF_KEY = in_each_table(
     "select task_id from {table} where tenant = $1 and coalesce(requester, '') = $2 "
     "and idempotency_key = $3 and duplicate_of is null"
 )
@@ -50,7 +50,7 @@ where (root_task_id, task_id) in (select u.a, u.b from unnest($1::uuid[], $2::uu
 """
 
 # Of some roots those that have not ended. By the primary key, each by itself (the lateral's limit).
-OPEN = """
+STILL_OPEN = """
 select u.a as task_id from unnest($1::uuid[], $2::uuid[]) as u(a, b), lateral (
 select t.status from tasks t where t.root_task_id = u.a and t.task_id = u.b limit 1) t
 where t.status not in ('completed', 'failed', 'cancelled', 'skipped')
@@ -64,7 +64,7 @@ and completed_at is null
 """
 
 # Duplicates of some originals that have not ended yet. By tasks_duplicates.
-DUPLICATES = """
+OPEN_DUPLICATES = """
 select task_id from tasks where duplicate_of = any($1::uuid[]) and duplicate_of is not null and status = 'waiting'
 """
 
@@ -100,10 +100,10 @@ class TaskReader:
         ids = list(known)
         return _by_root(await self._database.fetch(NEWER_TREES, ids, ids, list(known.values())))
 
-    async def known(self, task_ids: Sequence[UUID]) -> dict[UUID, asyncpg.Record]:
+    async def roots(self, task_ids: Sequence[UUID]) -> dict[UUID, asyncpg.Record]:
         """The root rows of these ids, at work or in the history."""
         found: dict[UUID, asyncpg.Record] = {}
-        for statement in KNOWN:
+        for statement in ROOTS:
             missing = [task_id for task_id in task_ids if task_id not in found]
             if not missing:
                 break
@@ -111,9 +111,9 @@ class TaskReader:
             found |= {record["task_id"]: record for record in records}
         return found
 
-    async def by_key(self, tenant: str, requester: str | None, key: str) -> UUID | None:
+    async def first_of_key(self, tenant: str, requester: str | None, key: str) -> UUID | None:
         """The first task with an idempotency key, at work or in the history."""
-        for statement in BY_KEY:
+        for statement in FIRST_OF_KEY:
             if records := await self._database.fetch(statement, tenant, requester or "", key):
                 found: UUID = records[0]["task_id"]
                 return found
@@ -124,9 +124,9 @@ class TaskReader:
         ids = list(root_task_ids)
         return {record["task_id"]: record["version"] for record in await self._database.fetch(VERSIONS, ids, ids)}
 
-    async def open_of(self, root_task_ids: Sequence[UUID]) -> set[UUID]:
+    async def still_open(self, root_task_ids: Sequence[UUID]) -> set[UUID]:
         """Those of these roots that have not ended."""
-        records = await self._database.fetch(OPEN, root_task_ids, root_task_ids)
+        records = await self._database.fetch(STILL_OPEN, root_task_ids, root_task_ids)
         return {record["task_id"] for record in records}
 
     async def last_writers(self, root_task_ids: Sequence[UUID]) -> dict[UUID, tuple[int, UUID | None]]:
@@ -135,9 +135,9 @@ class TaskReader:
         records = await self._database.fetch(LAST_WRITERS, ids, ids)
         return {record["task_id"]: (record["version"], record["dispatched_by"]) for record in records}
 
-    async def duplicates_waiting(self, task_ids: Sequence[UUID]) -> list[UUID]:
+    async def open_duplicates(self, task_ids: Sequence[UUID]) -> list[UUID]:
         """Duplicates of these originals that have not ended."""
-        return [record["task_id"] for record in await self._database.fetch(DUPLICATES, list(task_ids))]
+        return [record["task_id"] for record in await self._database.fetch(OPEN_DUPLICATES, list(task_ids))]
 
     async def unpublished_of(self, root_task_ids: Collection[UUID], process_id: UUID) -> Sequence[asyncpg.Record]:
         """Every attempt and final response of these roots that a process has to publish."""

@@ -67,12 +67,12 @@ class Enqueuer(Protocol):
 class TaskStore:
     """Writes of one orchestrator process; `process_id` goes into `dispatched_by` of all that it writes.
 
-    Without a `gate`, ready rows are in no queue.
+    Without an `enqueuer`, ready rows are in no queue.
     """
 
     database: Database
     process_id: UUID
-    gate: Enqueuer | None = None
+    enqueuer: Enqueuer | None = None
     history_after_seconds: float = 3600.0
 
     async def accept(self, batch: Decided) -> set[UUID]:
@@ -127,13 +127,13 @@ class TaskStore:
         return MADE_QUEUED_COLUMNS, [*arrays, *_queue_arrays([row for _, row in rows], positions)]
 
     async def _enqueue(self, batch: Decided) -> Positions:
-        return await self.gate.enqueue(batch) if self.gate is not None else {}
+        return await self.enqueuer.enqueue(batch) if self.enqueuer is not None else {}
 
     def _written(self, batch: Decided, positions: Positions, roots: set[UUID]) -> set[UUID]:
-        if self.gate is not None:
-            self.gate.written(batch, roots)
+        if self.enqueuer is not None:
+            self.enqueuer.written(batch, roots)
             if positions:
-                self.gate.joined({entry.queue for entry in positions.values() if entry.position is not None})
+                self.enqueuer.joined({entry.queue for entry in positions.values() if entry.position is not None})
         return roots
 
     async def _write(self, query: str, *arguments: Any) -> Sequence[asyncpg.Record]:

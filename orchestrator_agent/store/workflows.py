@@ -18,15 +18,15 @@ PUBLISH = "update workflows set published_at = now() where version = $1"
 DEFINITION = "select name, definition from workflows where version = $1"
 
 # The newest published version of each name. Reads the whole table, which has one row for each version.
-PUBLISHED = """
+NEWEST_VERSIONS = """
 select distinct on (name) name, version from workflows where published_at is not null order by name, published_at desc
 """
 
 # The last time of each schedule. Reads the whole table, which has one row for each scheduled workflow.
-SCHEDULES = "select workflow, fired_at, definition from schedules"
+LAST_FIRED = "select workflow, fired_at, definition from schedules"
 
 # Notes a time of a schedule; the latest stays, whichever process notes it last. By the primary key.
-FIRED = """
+NOTE_FIRED = """
 insert into schedules (workflow, fired_at, definition) values ($1, $2, $3)
 on conflict (workflow) do update
 set fired_at = greatest(schedules.fired_at, excluded.fired_at), definition = excluded.definition
@@ -39,21 +39,22 @@ class WorkflowStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def save_workflow(self, version: str, name: str, definition: Mapping[str, Any]) -> None:
+    async def save(self, version: str, name: str, definition: Mapping[str, Any]) -> None:
+        """Keep a version, for tasks that stay on it; it is not published by that."""
         await self._database.execute(SAVE, version, name, json.dumps(definition))
 
-    async def publish_workflow(self, version: str) -> None:
+    async def publish(self, version: str) -> None:
         """Make a version the newest of its name, for all orchestrators."""
         await self._database.execute(PUBLISH, version)
 
-    async def workflow(self, version: str) -> tuple[str, dict[str, Any]] | None:
+    async def definition(self, version: str) -> tuple[str, dict[str, Any]] | None:
         """The name and definition of a version."""
         records = await self._database.fetch(DEFINITION, version)
         return (records[0]["name"], json.loads(records[0]["definition"])) if records else None
 
-    async def published_workflows(self) -> dict[str, str]:
+    async def newest_versions(self) -> dict[str, str]:
         """The newest published version of each workflow, by name."""
-        return {record["name"]: record["version"] for record in await self._database.fetch(PUBLISHED)}
+        return {record["name"]: record["version"] for record in await self._database.fetch(NEWEST_VERSIONS)}
 
 
 class ScheduleStore:
@@ -62,10 +63,11 @@ class ScheduleStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def schedules(self) -> dict[str, tuple[datetime, str]]:
+    async def last_fired(self) -> dict[str, tuple[datetime, str]]:
         """When each scheduled workflow was last started for, and on which definition of its schedule."""
-        records = await self._database.fetch(SCHEDULES)
+        records = await self._database.fetch(LAST_FIRED)
         return {record["workflow"]: (record["fired_at"], record["definition"]) for record in records}
 
-    async def schedule_fired(self, workflow: str, at: datetime, definition: str) -> None:
-        await self._database.execute(FIRED, workflow, at, definition)
+    async def note_fired(self, workflow: str, at: datetime, definition: str) -> None:
+        """Note that a workflow was started for a time of its schedule."""
+        await self._database.execute(NOTE_FIRED, workflow, at, definition)

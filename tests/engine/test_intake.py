@@ -280,7 +280,7 @@ def test_what_a_replay_reuses_is_not_compensated_when_it_fails(world: World) -> 
 
 
 def admit(course: Course) -> None:
-    """What `Reader.admit` writes, and what is posted then."""
+    """What `ConcurrencyStore.admit` writes, and what is posted then."""
     root = course.table.records[course.run.root_task_id]
     if root["status"] == "waiting":
         root["status"] = "running"

@@ -97,7 +97,7 @@ def test_idle_alternatives_share_in_proportion_to_their_places() -> None:
 def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why() -> None:
     agent_health = AgentHealth()
     made = router(instance("a", "x", concurrency=10), instance("b", "x", concurrency=10), agent_health=agent_health)
-    made.gate = Loads(a=5)
+    made.admission = Loads(a=5)
     placement = made.place(RouteRequest("x"))
     assert agent_of(placement) == "b"
     assert placement is not None
@@ -105,14 +105,14 @@ def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why()
     why = json.loads(placement.routing)
     assert why["chosen"] == "b"
     assert {one["agent"]: one["outstanding"] for one in why["candidates"]} == {"a": 5, "b": 0}
-    made.gate = Loads()
+    made.admission = Loads()
     for _ in range(5):
-        agent_health.answered("a", "x", 10.0, failed=False)
-        agent_health.answered("b", "x", 900.0, failed=False)
+        agent_health.responded("a", "x", 10.0, failed=False)
+        agent_health.responded("b", "x", 900.0, failed=False)
     assert agent_of(made.place(RouteRequest("x"))) == "a"
-    agent_health.answered("a", "x", None, failed=True)
-    agent_health.answered("a", "x", None, failed=True)
-    agent_health.answered("b", "x", 1.0, failed=False)
+    agent_health.responded("a", "x", None, failed=True)
+    agent_health.responded("a", "x", None, failed=True)
+    agent_health.responded("b", "x", 1.0, failed=False)
     assert agent_health.failure_rate("a") > 0.15
 
 
@@ -123,8 +123,8 @@ def test_an_agent_that_was_slow_once_is_tried_again_after_a_while() -> None:
     agent_health = AgentHealth(clock)
     made = router(instance("a", "x"), instance("b", "x"), agent_health=agent_health)
     quick = RouteRequest("x", requires=Requires(max_response_ms=1000))
-    agent_health.answered("a", "x", 30_000.0, failed=False)
-    agent_health.answered("b", "x", 20.0, failed=False)
+    agent_health.responded("a", "x", 30_000.0, failed=False)
+    agent_health.responded("b", "x", 20.0, failed=False)
     clock.now += FORGET_HALF_SECONDS
     assert agent_health.response_ms("a", "x") == 30_000.0
     assert {agent_of(made.place(RouteRequest("x"))) for _ in range(30)} == {"b"}
@@ -133,7 +133,7 @@ def test_an_agent_that_was_slow_once_is_tried_again_after_a_while() -> None:
     clock.now += 10 * FORGET_HALF_SECONDS
     assert {agent_of(made.place(RouteRequest("x"))) for _ in range(100)} == {"a", "b"}
     # What it says then counts for what it is.
-    agent_health.answered("a", "x", 50.0, failed=False)
+    agent_health.responded("a", "x", 50.0, failed=False)
     assert agent_health.response_ms("a", "x") == pytest.approx(50.0, rel=0.1)
     assert made.place(quick) is not None
 
@@ -191,11 +191,11 @@ def test_what_a_step_requires_is_met_or_it_waits() -> None:
     assert agent_of(made.place(RouteRequest("x", requires=Requires(tags=("eu",))))) == "a"
     assert made.place(RouteRequest("x", requires=Requires(tags=("us",)))) is None
     assert not made.served(RouteRequest("x", requires=Requires(tags=("us",))))
-    agent_health.answered("a", "x", 500.0, failed=False)
-    agent_health.answered("b", "x", 20.0, failed=False)
+    agent_health.responded("a", "x", 500.0, failed=False)
+    agent_health.responded("b", "x", 20.0, failed=False)
     assert agent_of(made.place(RouteRequest("x", requires=Requires(max_response_ms=100)))) == "b"
     for _ in range(3):
-        agent_health.answered("b", "x", None, failed=True)
+        agent_health.responded("b", "x", None, failed=True)
     assert agent_of(made.place(RouteRequest("x", requires=Requires(min_reliability=0.9)))) == "a"
 
 
@@ -214,7 +214,7 @@ def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values()
     # Nobody should wait for the end of a pause that would change nothing.
     made.pauses.add("agent", "llm_agent")
     for _ in range(OPEN_AFTER_FAILURES):
-        agent_health.answered("other_agent", "x", None, failed=True)
+        agent_health.responded("other_agent", "x", None, failed=True)
     clock.now += 2.5
     wanted = RouteRequest("x", requires=Requires(model="b"))
     assert made.place(wanted) is None
@@ -232,7 +232,7 @@ def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values()
         },
     }
     clock.now += OPEN_SECONDS
-    agent_health.placed("other_agent")
+    agent_health.assigned("other_agent")
     assert made.wait_reasons(wanted).agents["other_agent"] == "its circuit is half open, and one task tries it"
     assert str(made.wait_reasons(RouteRequest("x", "gone_agent"))) == (
         "no instance of 'gone_agent' is there; 4 instances of 3 agents serve 'x'; "
@@ -267,7 +267,7 @@ def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
     agent_health = AgentHealth(clock)
     made = router(instance("a", "x"), agent_health=agent_health)
     for _ in range(OPEN_AFTER_FAILURES):
-        agent_health.answered("a", "x", None, failed=True)
+        agent_health.responded("a", "x", None, failed=True)
     assert agent_health.circuit("a") == "open"
     assert made.place(RouteRequest("x")) is None
     assert made.served(RouteRequest("x"))
@@ -275,10 +275,10 @@ def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
     assert agent_health.circuit("a") == "half_open"
     assert agent_of(made.place(RouteRequest("x"))) == "a"
     assert made.place(RouteRequest("x")) is None
-    agent_health.answered("a", "x", None, failed=True)
+    agent_health.responded("a", "x", None, failed=True)
     assert agent_health.circuit("a") == "open"
     clock.now += OPEN_SECONDS
-    agent_health.answered("a", "x", 5.0, failed=False)
+    agent_health.responded("a", "x", 5.0, failed=False)
     assert agent_health.circuit("a") == "closed"
 
 

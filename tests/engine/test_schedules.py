@@ -88,15 +88,15 @@ def test_what_is_no_time_is_a_mistake_of_the_workflow(cron: str) -> None:
 
 
 class Kept:
-    """The table `schedules`, as `Reader` keeps it."""
+    """The table `schedules`, as `ScheduleStore` keeps it."""
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[datetime, str]] = {}
 
-    async def schedules(self) -> dict[str, tuple[datetime, str]]:
+    async def last_fired(self) -> dict[str, tuple[datetime, str]]:
         return dict(self.rows)
 
-    async def schedule_fired(self, workflow: str, at: datetime, definition: str) -> None:
+    async def note_fired(self, workflow: str, at: datetime, definition: str) -> None:
         before = self.rows.get(workflow, (at, ""))[0]
         self.rows[workflow] = (max(at, before), definition)
 

@@ -5,15 +5,17 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
-import pytest
 from structlog.testing import capture_logs
 
 from orchestrator_agent.dispatch.agent_health import OPEN_AFTER_FAILURES, OPEN_SECONDS, AgentHealth
-from orchestrator_agent.dispatch.redis_state import RedisState
-from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, SharedCircuits
+from orchestrator_agent.dispatch.redis_state import RedisState, RedisTimes
+from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, ProbeTimes, SharedCircuits
 from orchestrator_agent.dispatch.signal import DispatchSignal
+from orchestrator_agent.dispatch.tuning import DispatchTuning
+from orchestrator_agent.parts import Tuning
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.discovery import Registry
 from pantheon.process.agent_process import AgentProcess
@@ -24,11 +26,9 @@ from tests.mesh.agents import words_agent
 from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS, until
 
-
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine that stalls for a second, Redis is there all the same."""
-    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", 10.0)
+# On a machine that stalls for a second, Redis is there all the same.
+PATIENT = RedisTimes(response_seconds=10.0)
+TUNING = DispatchTuning(redis=PATIENT)
 
 
 async def kill(server: ValkeyServer) -> None:
@@ -47,11 +47,11 @@ class Clock:
 class Process:
     """What one orchestrator process has of circuits."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, tuning: DispatchTuning = TUNING) -> None:
         self.clock = Clock()
-        self.shared = RedisState(url)
+        self.shared = RedisState(url, tuning.redis)
         self.signal = DispatchSignal()
-        self.probes = ProbeClaims(self.shared, self.signal)
+        self.probes = ProbeClaims(self.shared, self.signal, tuning.probes)
         self.agent_health = AgentHealth(self.clock, probes=self.probes)
         registry = Registry()
         registry.apply([InstanceRecord(name=name, instance_id="i", task_types=("x",)) for name in "ab"])
@@ -59,7 +59,7 @@ class Process:
 
     def fail(self, agent: str = "a") -> None:
         for _ in range(OPEN_AFTER_FAILURES):
-            self.agent_health.answered(agent, "x", None, failed=True)
+            self.agent_health.responded(agent, "x", None, failed=True)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Sweep until it is so."""
@@ -82,15 +82,15 @@ class Process:
 
 
 @asynccontextmanager
-async def processes(*urls: str | None) -> AsyncIterator[list[Process]]:
-    made = [Process(url) for url in urls]
-    for one in made:
-        await one.circuits.start()
+async def processes(*urls: str | None, tuning: DispatchTuning = TUNING) -> AsyncIterator[list[Process]]:
+    made = [Process(url, tuning) for url in urls]
+    for process in made:
+        await process.circuits.start()
     try:
         yield made
     finally:
-        for one in made:
-            await one.close()
+        for process in made:
+            await process.close()
 
 
 async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_closes_for_all(
@@ -104,9 +104,9 @@ async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_close
         for process in (one, other):
             process.half_open()
         await until(lambda: one.agent_health.admits("a"))
-        one.agent_health.placed("a")
+        one.agent_health.assigned("a")
         assert not one.agent_health.admits("a")
-        one.agent_health.answered("a", "x", 5.0, failed=False)
+        one.agent_health.responded("a", "x", 5.0, failed=False)
         await other.until(lambda: other.agent_health.circuit("a") == "closed")
         # Closed is old news soon: who sees it fail again may open it.
         other.fail()
@@ -114,11 +114,11 @@ async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_close
 
 
 async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit(
-    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyServer,
 ) -> None:
-    monkeypatch.setattr("orchestrator_agent.dispatch.shared_circuits.IN_HAND_SECONDS", 60.0)
+    tuning = replace(TUNING, probes=ProbeTimes(in_hand_seconds=60.0))
     with capture_logs() as logs:
-        async with processes(*[valkey.url] * 6) as made:
+        async with processes(*[valkey.url] * 6, tuning=tuning) as made:
             for process in made:
                 process.fail()
                 process.half_open()
@@ -127,29 +127,28 @@ async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit
             claimed = [one["claimed"] for one in logs if one["event"] == "circuit.probe"]
             assert sorted(claimed) == [False] * 5 + [True]
             (chosen,) = [process for process in made if process.agent_health.admits("a")]
-            chosen.agent_health.placed("a")
+            chosen.agent_health.assigned("a")
             assert not any(process.agent_health.admits("a") for process in made)
             # Whoever reads the answer tells the others.
             reader = next(process for process in made if process is not chosen)
-            reader.agent_health.answered("a", "x", 5.0, failed=False)
+            reader.agent_health.responded("a", "x", 5.0, failed=False)
             for process in made:
                 await process.until(lambda process=process: process.agent_health.circuit("a") == "closed")  # type: ignore[misc]
                 assert process.agent_health.admits("a")
 
 
 async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_not(
-    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyServer,
 ) -> None:
-    monkeypatch.setattr("orchestrator_agent.dispatch.shared_circuits.IN_HAND_SECONDS", 0.2)
-    monkeypatch.setattr("orchestrator_agent.dispatch.shared_circuits.AGAIN_SECONDS", 0.02)
-    async with processes(valkey.url, valkey.url) as (one, other):
+    tuning = replace(TUNING, probes=ProbeTimes(in_hand_seconds=0.2, again_seconds=0.02))
+    async with processes(valkey.url, valkey.url, tuning=tuning) as (one, other):
         for process in (one, other):
             process.fail()
             process.half_open()
         assert not one.agent_health.admits("a")
         await asyncio.wait_for(one.signal.wait(), PATIENCE_SECONDS)
         await until(lambda: other.agent_health.admits("a"))
-        other.agent_health.placed("a")
+        other.agent_health.assigned("a")
         assert not one.agent_health.admits("a")
         # From now on it is kept as long as a probe is waited for, and not as long as it was claimed for.
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -186,7 +185,7 @@ async def test_while_redis_is_away_each_process_probes_for_itself(valkey: Valkey
             process.fail()
             process.half_open()
             await process.until(lambda process=process: process.agent_health.admits("a"))  # type: ignore[misc]
-            process.agent_health.placed("a")
+            process.agent_health.assigned("a")
             assert not process.agent_health.admits("a")
 
 
@@ -194,7 +193,7 @@ async def test_a_probe_of_which_nothing_is_heard_is_followed_by_another() -> Non
     async with processes(None) as (one,):
         one.fail()
         one.clock.now += OPEN_SECONDS
-        one.agent_health.placed("a")
+        one.agent_health.assigned("a")
         assert not one.agent_health.admits("a")
         one.clock.now += OPEN_SECONDS
         assert one.agent_health.admits("a")
@@ -210,11 +209,11 @@ async def test_without_redis_each_process_has_its_own_circuits_and_says_so_once(
 
 
 async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
-    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyServer,
 ) -> None:
-    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.RETRY_SECONDS", 0.05)
+    tuning = replace(TUNING, redis=replace(PATIENT, retry_seconds=0.05))
     with capture_logs() as logs:
-        async with processes(valkey.url, valkey.url) as (one, other):
+        async with processes(valkey.url, valkey.url, tuning=tuning) as (one, other):
             await one.circuits.look()
             await kill(valkey)
             one.fail()
@@ -239,7 +238,10 @@ async def test_a_mesh_goes_on_while_its_redis_is_killed_and_comes_back(
     settings: MeshSettings, plain: PlainClient, valkey: ValkeyServer
 ) -> None:
     with_redis: Any = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
-    async with orchestrator(with_redis, load_library([])), AgentProcess(words_agent(), settings):
+    async with (
+        orchestrator(with_redis, load_library([]), tuning=Tuning(dispatch=TUNING)),
+        AgentProcess(words_agent(), settings),
+    ):
         assert (await plain.ask("uppercase", {"text": "a"}))["status"] == "completed"
         await kill(valkey)
         for text in "bcd":
@@ -250,14 +252,16 @@ async def test_a_mesh_goes_on_while_its_redis_is_killed_and_comes_back(
 
 
 async def test_on_a_mesh_a_broken_agent_is_probed_with_a_claim_and_used_again(
-    settings: MeshSettings, plain: PlainClient, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+    settings: MeshSettings, plain: PlainClient, valkey: ValkeyServer
 ) -> None:
-    monkeypatch.setattr("orchestrator_agent.dispatch.agent_health.OPEN_SECONDS", 0.5)
-    monkeypatch.setattr("orchestrator_agent.dispatch.shared_circuits.IN_HAND_SECONDS", 60.0)
+    tuning = replace(TUNING, circuit_open_seconds=0.5, probes=ProbeTimes(in_hand_seconds=60.0))
     with_redis: Any = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
     steps = {"a": {"task": "flaky", "with": {"failures": "${input.failures}"}, "retry": {"max_attempts": 1}}}
     with capture_logs() as logs:
-        async with orchestrator(with_redis, load_library([])), AgentProcess(words_agent(), settings):
+        async with (
+            orchestrator(with_redis, load_library([]), tuning=Tuning(dispatch=tuning)),
+            AgentProcess(words_agent(), settings),
+        ):
             for _ in range(OPEN_AFTER_FAILURES):
                 failed = await plain.ask("execute_dag", {"steps": steps, "input": {"failures": 9}})
                 assert failed["error"]["code"] == "step_failed"

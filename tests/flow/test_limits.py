@@ -9,13 +9,15 @@ from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.admission import Admission
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
-from orchestrator_agent.dispatch.rate_limits import RateLimits
-from orchestrator_agent.dispatch.redis_state import RedisState
+from orchestrator_agent.dispatch.rate_limits import RateLimits, TokenTimes
+from orchestrator_agent.dispatch.redis_state import RedisState, RedisTimes
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.settings import FlowSettings, RateLimit, read_rate
 from orchestrator_agent.dispatch.signal import DispatchSignal
+from orchestrator_agent.dispatch.tuning import DispatchTuning
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.decisions import RouteRequest
+from orchestrator_agent.parts import Tuning
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.ready_queue import ReadyQueue
@@ -40,6 +42,9 @@ class Clock:
 
 ALICE = '["default","alice"]'
 
+# On a machine that stalls, Redis is there all the same.
+PATIENT = RedisTimes(response_seconds=PATIENCE_SECONDS)
+
 
 def limits(
     shared: RedisState,
@@ -47,10 +52,13 @@ def limits(
     *,
     active: ActiveProcesses | None = None,
     signal: DispatchSignal | None = None,
+    times: TokenTimes | None = None,
     **kinds: dict[str, str],
 ) -> RateLimits:
     read = {kind: {name: read_rate(rate) for name, rate in rates.items()} for kind, rates in kinds.items()}
-    return RateLimits(read, Registry(), shared, active=active, signal=signal, clock=clock or time.monotonic)
+    return RateLimits(
+        read, Registry(), shared, active=active, signal=signal, times=times, clock=clock or time.monotonic
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +159,7 @@ async def test_a_limit_that_is_reached_is_told_as_what_a_task_waits_for() -> Non
     rates = {"agents": {"a": read_rate("1/h")}, "requesters": {"alice": read_rate("1/h burst 2")}}
     made = RateLimits(rates, registry, RedisState(None))
     gate = Admission(Window(Capacity(registry)), ReadyQueue(Database("postgresql://nowhere/nothing")), made)
-    router = Router(registry, Library(), AgentHealth(), gate=gate)
+    router = Router(registry, Library(), AgentHealth(), admission=gate)
     for task_type in "ab":
         assert router.place(RouteRequest(task_type, requester="alice")) is not None
         assert router.place(RouteRequest("a", requester="bob")) is None
@@ -163,10 +171,9 @@ async def test_a_limit_that_is_reached_is_told_as_what_a_task_waits_for() -> Non
     await made.stop()
 
 
-async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A store that answers late is away, and then each process goes by a bucket of its own.
-    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", PATIENCE_SECONDS)
-    one, other = RedisState(valkey.url), RedisState(valkey.url)
+async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer) -> None:
+    # A Redis that responds late is away, and then each process uses a bucket of its own.
+    one, other = RedisState(valkey.url, PATIENT), RedisState(valkey.url, PATIENT)
     both = [limits(shared, requesters={"alice": "40/s burst 4"}) for shared in (one, other)]
     spent = 0
     began = time.monotonic()
@@ -199,14 +206,12 @@ async def test_a_bucket_whose_redis_is_away_is_the_processs_own(valkey: ValkeySe
     await shared.close()
 
 
-async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was let go: an agent of 1/h that was only weighed against another, or asked about, had used up its hour."""
-    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", PATIENCE_SECONDS)
-    monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.POCKET_KEPT_SECONDS", 0.05)
-    monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.ASK_AGAIN_SECONDS", 0.02)
-    one, other = RedisState(valkey.url), RedisState(valkey.url)
-    weighing, using = (limits(shared, agents={"a": "1/h burst 1"}) for shared in (one, other))
-    await until(lambda: weighing.of_agent("a") == 1, "the token, in the pocket of who does not use it")
+async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer) -> None:
+    """It was lost: an agent of 1/h that was only weighed against another, or asked about, had used up its hour."""
+    one, other = RedisState(valkey.url, PATIENT), RedisState(valkey.url, PATIENT)
+    times = TokenTimes(pocket_kept_seconds=0.05, ask_again_seconds=0.02)
+    weighing, using = (limits(shared, times=times, agents={"a": "1/h burst 1"}) for shared in (one, other))
+    await until(lambda: weighing.of_agent("a") == 1, "the token, in the pocket of the process that does not use it")
     await until(lambda: using.of_agent("a") == 1, "the same token at another process")
     using.spend(RouteRequest("x"), "a")
     taken = await one.take_tokens("agent:a", per_second=1 / 3600, burst=1, count=1)
@@ -219,15 +224,14 @@ async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer, monkeypa
 
 
 async def test_a_store_that_goes_and_comes_back_gives_no_second_burst(
-    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyServer,
 ) -> None:
     """Each process had a whole burst of its own when Redis went away, and Redis's bucket was full when it came back."""
-    monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("orchestrator_agent.dispatch.rate_limits.ASK_AGAIN_SECONDS", 0.02)
-    shared = [RedisState(valkey.url), RedisState(valkey.url)]
+    shared = [RedisState(valkey.url, RedisTimes(retry_seconds=0.01)) for _ in range(2)]
+    times = TokenTimes(ask_again_seconds=0.02)
     active = ActiveProcesses()
     active.learn([new_id(), new_id()])
-    both = [limits(one, active=active, agents={"a": "4/h burst 8"}) for one in shared]
+    both = [limits(redis, active=active, times=times, agents={"a": "4/h burst 8"}) for redis in shared]
     spent = 0
 
     async def use_up() -> None:
@@ -278,11 +282,13 @@ async def test_a_limited_requester_gets_its_rate_and_delays_nobody(
 ) -> None:
     monkeypatch.setenv("RATE_LIMITS", '{"requesters": {"slow": "10/s burst 1", "rare": "1/h burst 1"}}')
     if with_redis:
-        monkeypatch.setattr("orchestrator_agent.dispatch.redis_state.ANSWER_SECONDS", PATIENCE_SECONDS)
         settings = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
     counter = Counter(concurrency=10)
     counter.gate.set()
-    async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
+    async with (
+        orchestrator(settings, load_library([]), tuning=Tuning(dispatch=DispatchTuning(redis=PATIENT))),
+        AgentProcess(counter.agent, settings),
+    ):
         await plain.ask("work", {"who": "first"}, requester="free")
         began = time.monotonic()
         await send(plain, "rare", 5)

@@ -11,7 +11,7 @@ from orchestrator_agent.dispatch.rate_limits import RateLimits
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.router import Router
 from orchestrator_agent.dispatch.signal import DispatchSignal
-from orchestrator_agent.dispatch.window import PERIOD_SECONDS, ROUND_TRIP_SECONDS, Window
+from orchestrator_agent.dispatch.window import Window, WindowSettings
 from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.ready_queue import ReadyQueue
@@ -48,8 +48,8 @@ def router(*records: InstanceRecord, active: ActiveProcesses | None = None) -> t
     capacity = Capacity(registry)
     window = Window(capacity, Clock(), waiting=capacity.waiting, active=active)
     unlimited = RateLimits({}, registry, RedisState(None))
-    gate = Admission(window, ReadyQueue(Database("postgresql://nowhere/none")), unlimited)
-    return Router(registry, Library(), AgentHealth(), gate=gate), gate
+    admission = Admission(window, ReadyQueue(Database("postgresql://nowhere/none")), unlimited)
+    return Router(registry, Library(), AgentHealth(), admission=admission), admission
 
 
 def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
@@ -60,16 +60,16 @@ def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
         made.take("a")
     assert made.room("a") == 0
     assert made.busy() == ["a"]
-    made.answered("a")
+    made.responded("a")
     assert (made.room("a"), signal.is_set) == (1, False)
     # Only who waits for a slot of this agent is woken.
     signal.awaited = frozenset({"a"})
-    made.answered("b")
+    made.responded("b")
     assert not signal.is_set
-    made.answered("a")
+    made.responded("a")
     assert (made.room("a"), signal.is_set) == (2, True)
     for _ in range(20):
-        made.answered("a")
+        made.responded("a")
     assert (made.room("a"), made.busy()) == (10, [])
 
 
@@ -77,29 +77,29 @@ def test_an_agent_is_as_loaded_as_the_broker_says() -> None:
     """What routing took for an agent's load was counted apart, and kept every attempt of which no answer came (its task
     was cancelled, and the agent dead) or whose answer another orchestrator read: the agent looked busy for ever."""
     active = ActiveProcesses()
-    made, gate = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4), active=active)
+    made, admission = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4), active=active)
     for _ in range(8):
         made.place(RouteRequest("x", "a"))
     loads = {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))}
     assert loads == {"a": 8, "b": 0}
     for _ in range(8):
-        gate.window.sent("a")
-    gate.window.correct("a", 0, gate.window.before("a"))
+        admission.window.sent("a")
+    admission.window.correct("a", 0, admission.window.before("a"))
     assert [one.outstanding for one in made.candidates(RouteRequest("x"))] == [0, 0]
     # Two orchestrators: of what this one does not see, it is told its share.
     active.learn(processes(2))
-    gate.window.correct("a", 6, gate.window.before("a"))
+    admission.window.correct("a", 6, admission.window.before("a"))
     assert {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))} == {"a": 6, "b": 0}
 
 
 def test_tasks_that_wait_for_others_which_they_gave_out_take_no_place_from_these() -> None:
-    made, gate = router(
+    made, admission = router(
         instance("a", "x", concurrency=2, waiting="3"), instance("a", "x", concurrency=1, number=1, waiting="many")
     )
     for _ in range(12):
         assert made.place(RouteRequest("x")) is not None
     assert made.place(RouteRequest("x")) is None
-    assert gate.at_work("a") == 9
+    assert admission.at_work("a") == 9
 
 
 def test_orchestrators_share_a_window_and_each_has_a_place_at_least() -> None:
@@ -112,15 +112,15 @@ def test_orchestrators_share_a_window_and_each_has_a_place_at_least() -> None:
 
 
 def test_an_agent_that_answers_fast_has_more_on_its_way_and_loses_it_when_it_slows_down() -> None:
-    clock = Clock()
-    made = Window(lambda agent: 5, clock)
+    clock, settings = Clock(), WindowSettings()
+    made = Window(lambda agent: 5, clock, settings=settings)
     for _ in range(40):
         for _ in range(250):
             made.take("a")
-            made.answered("a")
-        clock.now += PERIOD_SECONDS
-    per_second = 250 / PERIOD_SECONDS
-    assert abs(made.size("a") - (10 + per_second * ROUND_TRIP_SECONDS)) < 3
+            made.responded("a")
+        clock.now += settings.period_seconds
+    per_second = 250 / settings.period_seconds
+    assert abs(made.size("a") - (10 + per_second * settings.round_trip_seconds)) < 3
     clock.now += 5
     assert made.size("a") == 10
 
@@ -131,12 +131,12 @@ def test_the_broker_puts_a_wrong_count_right() -> None:
         made.take("a")
         made.sent("a")
     made.correct("a", 3, made.before("a"))
-    assert (made.out("a"), made.room("a")) == (3, 7)
+    assert (made.taken("a"), made.room("a")) == (3, 7)
     # What happened while it was asked is not forgotten.
     before = made.before("a")
     made.take("a")
     made.correct("a", 3, before)
-    assert made.out("a") == 4
+    assert made.taken("a") == 4
     made.sent("a")
     made.correct("a", 25, made.before("a"))
     assert made.room("a") == -15
@@ -148,14 +148,14 @@ def test_what_the_broker_cannot_know_yet_counts_until_it_is_sent_or_came_to_noth
     for _ in range(4):
         made.take("a")
     made.correct("a", 0, made.before("a"))
-    assert made.out("a") == 4
+    assert made.taken("a") == 4
     made.sent("a")
-    made.give_back("a")
+    made.release("a")
     made.correct("a", 1, made.before("a"))
-    assert made.out("a") == 3
+    assert made.taken("a") == 3
     clock.now += 60
     made.correct("a", 1, made.before("a"))
-    assert made.out("a") == 1
+    assert made.taken("a") == 1
 
 
 def test_what_is_free_is_shared_between_orchestrators() -> None:
@@ -183,13 +183,13 @@ def test_a_draining_instance_is_no_capacity_unless_it_is_all_there_is() -> None:
 
 
 def test_a_full_agent_is_waited_for_and_another_one_taken() -> None:
-    made, gate = router(instance("a", "x"))
+    made, admission = router(instance("a", "x"))
     assert made.place(RouteRequest("x")) is not None
     assert made.place(RouteRequest("x")) is not None
     assert made.place(RouteRequest("x")) is None
     assert made.served(RouteRequest("x"))
     assert made.room("x", None) == 0
-    gate.window.answered("a")
+    admission.window.responded("a")
     assert (made.room("x", None), made.room("x", "b"), made.agents("x", None)) == (1, 0, ("a",))
     two, _ = router(instance("a", "x"), instance("b", "x"))
     placed = [two.place(RouteRequest("x")) for _ in range(5)]
@@ -215,12 +215,12 @@ def test_a_sticky_task_waits_for_its_agent_while_that_is_full() -> None:
 
 
 def test_nobody_overtakes_who_waits() -> None:
-    made, gate = router(instance("a", "x", "y"))
-    gate.waiting.add("x")
+    made, admission = router(instance("a", "x", "y"))
+    admission.queues.add("x")
     called = new_id()
     assert made.place(RouteRequest("x", task_id=new_id())) is None
     assert made.place(RouteRequest("y", task_id=new_id())) is not None
-    gate.called.add(called)
+    admission.taken.add(called)
     assert made.place(RouteRequest("x", task_id=called)) is not None
 
 

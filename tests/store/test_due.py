@@ -9,7 +9,7 @@ from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.due import due_at
 from orchestrator_agent.engine.state import ENDED, RootFacts, Row, Run, Status
 from orchestrator_agent.store.pool import Database
-from orchestrator_agent.store.reads import Reader
+from orchestrator_agent.store.sweeps import TaskSweeps
 from orchestrator_agent.store.tasks import TaskStore
 from protocol import new_id
 
@@ -43,7 +43,7 @@ async def test_the_statement_selects_what_the_engine_calls_due(database_url: str
         await store.accept(
             [(run, Decisions(made=[row for row in run.rows.values() if row is not run.root])) for run in runs]
         )
-        selected = await Reader(database).due(len(runs) * 2, served=(), paused=())
+        selected = await TaskSweeps(database).due(len(runs) * 2, served=(), paused=())
     expected = set().union(*map(due_in, runs))
     assert {row["task_id"] for row in selected} == expected
     assert 0 < len(expected) < len(runs)

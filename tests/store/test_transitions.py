@@ -52,7 +52,7 @@ def literals(text: str) -> set[str]:
 
 def test_the_statements_are_found() -> None:
     named = {"tasks.RESPONDED", "sweeps.DUE", "ready_queue.CLAIM", "history.COPY", "concurrency.ADMIT", "pauses.PAUSED"}
-    assert named | {"processes.TAKE_OVER", "task_reader.OPEN", "workflows.SAVE", "apply", "accept"} <= set(STATEMENTS)
+    assert named | {"processes.TAKE_OVER", "task_reader.STILL_OPEN", "workflows.SAVE", "apply"} <= set(STATEMENTS)
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
@@ -131,5 +131,5 @@ async def test_a_concurrency_key_admits_roots_that_wait_and_no_others(database: 
     await TaskStore(database, new_id()).accept([(run, Decisions())])
     admitted, _ = await ConcurrencyStore(database).admit("chain:1", bound=9, cancel_older=False)
     assert admitted == ([run.root_task_id] if before is Status.WAITING else [])
-    record = (await TaskReader(database).known([run.root_task_id]))[run.root_task_id]
+    record = (await TaskReader(database).roots([run.root_task_id]))[run.root_task_id]
     assert Status(record["status"]) is (Status.RUNNING if before is Status.WAITING else before)
