@@ -254,12 +254,12 @@ async def test_a_mesh_goes_on_while_its_redis_is_killed_and_comes_back(
 async def test_on_a_mesh_a_broken_agent_is_probed_with_a_claim_and_used_again(
     settings: MeshSettings, plain: PlainClient, valkey: ValkeyServer
 ) -> None:
-    tuning = replace(TUNING, circuit_open_seconds=0.5, probes=ProbeTimes(in_hand_seconds=60.0))
+    tuning = Tuning(dispatch=replace(TUNING, circuit_open_seconds=0.5, probes=ProbeTimes(in_hand_seconds=60.0)))
     with_redis: Any = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
     steps = {"a": {"task": "flaky", "with": {"failures": "${input.failures}"}, "retry": {"max_attempts": 1}}}
     with capture_logs() as logs:
         async with (
-            orchestrator(with_redis, load_library([]), tuning=Tuning(dispatch=tuning)),
+            orchestrator(with_redis, load_library([]), tuning=tuning),
             AgentProcess(words_agent(), settings),
         ):
             for _ in range(OPEN_AFTER_FAILURES):
