@@ -317,13 +317,13 @@ async def test_objects_go_when_their_task_has_gone_from_the_table(
 
     await until(answered, "a note of the answer's acknowledgement")
     async with looking(settings) as (leftovers, history, objects):
-        assert await leftovers.look() == []
-        assert await leftovers.look() == [foreign]
+        assert await leftovers.clean() == []
+        assert await leftovers.clean() == [foreign]
         assert len(await objects.names()) == 2
         while await history.step():
             pass
-        assert await leftovers.look() == []
-        (gone,) = await leftovers.look()
+        assert await leftovers.clean() == []
+        (gone,) = await leftovers.clean()
         assert not gone.startswith(str(at_work))
         (kept,) = await objects.names()
         assert kept.startswith(str(at_work))
