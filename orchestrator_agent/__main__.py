@@ -17,7 +17,7 @@ def main() -> int:
     """Run until SIGTERM or Ctrl-C; WORKFLOWS_PATH names folders of workflow files, separated as in PATH."""
     try:
         settings = MeshSettings.load()
-        folders = [Path(one) for one in os.environ.get("WORKFLOWS_PATH", "").split(os.pathsep) if one]
+        folders = [Path(folder) for folder in os.environ.get("WORKFLOWS_PATH", "").split(os.pathsep) if folder]
         library = load_library(folders)
     except PantheonError as error:
         sys.stderr.write(f"orchestrator_agent: {error}\n")

@@ -1,4 +1,4 @@
-"""`python -m orchestrator_agent.check FILE…`: workflow files read as the orchestrator would, mistakes told."""
+"""`python -m orchestrator_agent.check FILE…`: workflow files read as the orchestrator would, with their mistakes."""
 
 import json
 import sys
@@ -32,14 +32,14 @@ def check(paths: Sequence[Path]) -> list[dict[str, Any]]:
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(one for one in path.iterdir() if one.suffix in SUFFIXES)
+            yield from sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
         else:
             yield path
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the rows as JSON; 1 when there is a mistake among them."""
-    rows = check([Path(one) for one in arguments])
+    rows = check([Path(argument) for argument in arguments])
     sys.stdout.write(json.dumps(rows) + "\n")
     return 1 if any("error" in row for row in rows) else 0
 

@@ -54,7 +54,7 @@ from orchestrator_agent.runtime.duplicates import Duplicates
 from orchestrator_agent.runtime.held_deliveries import HeldDeliveries
 from orchestrator_agent.runtime.large_messages import LargeMessages
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.presence import Presence
+from orchestrator_agent.runtime.peer_exchange import PeerExchange
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.response_loop import ResponseLoop, response_puller
 from orchestrator_agent.runtime.responses import ResponseSettler
@@ -113,7 +113,7 @@ class Composition:
         return [
             ProcessLife(self.connections.lock),
             Preparation(maintenance.watch, self.dispatch.active, maintenance.operator_changes),
-            self.loops.presence,
+            self.loops.peers,
             self.dispatch.limits,
             self.dispatch.probes,
             self.dispatch.circuits,
@@ -137,7 +137,7 @@ class Composition:
     def _make_dispatch(self) -> Dispatch:
         connections, registry = self.connections, self.connections.registry
         active, signal = ActiveProcesses(connections.lock.process_id, Processes(connections.database)), DispatchSignal()
-        capacity, tuning = Capacity(registry), self.configuration.tuning
+        capacity, tuning = Capacity(registry), self.configuration.tuning.dispatch
         window = Window(capacity, waiting=capacity.waiting, active=active, signal=signal, settings=tuning.window)
         limits = RateLimits(
             self.configuration.flow.rate_limits,
@@ -185,11 +185,11 @@ class Composition:
         broker = self.connections.broker
         inbox, sweep = Inbox(), SweepSignal()
         sweep.follow(self.connections.registry.on_change, process.bus.on_reconnect)
-        process_id = self.connections.lock.process_id
-        ownership = RootOwnership(process.bus, process_id)
+        process_id, tuning = self.connections.lock.process_id, self.configuration.tuning
+        ownership = RootOwnership(process.bus, process_id, alive_seconds=tuning.alive_seconds)
         catalog = WorkflowCatalog(self.configuration.library, stores.workflows)
         runs = RunCache(stores.reader, catalog, process_id=process_id, active=dispatch.active, ownership=ownership)
-        canceller = AttemptCanceller(process.bus, stores.sweeps.stale)
+        canceller = AttemptCanceller(process.bus, stores.sweeps.stale, again_seconds=tuning.cancel_again_seconds)
         outbox = Outbox(
             broker,
             stores.tasks,
@@ -285,10 +285,13 @@ class Composition:
 
     def _make_loops(self) -> Loops:
         bus, dispatch, runtime = self.connections.process.bus, self.dispatch, self.runtime
+        tuning = self.configuration.tuning
         requests = request_puller(bus, runtime.ownership)
         responses = response_puller(bus, runtime.ownership, runtime.inbox)
-        fair_intake = FairIntake(bus, requests, known=self.stores.reader.roots, active=dispatch.active)
-        presence = Presence(bus, runtime.ownership, requests=requests, responses=responses)
+        fair_intake = FairIntake(
+            bus, requests, known=self.stores.reader.roots, active=dispatch.active, many=tuning.many_requests
+        )
+        peers = PeerExchange(bus, runtime.ownership, requests=requests, responses=responses)
         held, large = HeldDeliveries(), LargeMessages()
         settler = ResponseSettler(
             self.connections.broker,
@@ -311,11 +314,12 @@ class Composition:
             ResponseLoop(responses, runtime.inbox, settler, held=held, large=large),
             fair_intake=fair_intake,
             responses=responses,
-            presence=presence,
+            peers=peers,
             held=held,
             large=large,
+            times=tuning.holding,
         )
-        return Loops(presence, settler, message_loops)
+        return Loops(peers, settler, message_loops)
 
     def _make_maintenance(self) -> Maintenance:
         connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow
@@ -333,6 +337,7 @@ class Composition:
             republisher=runtime.republisher,
             outbox=runtime.outbox,
             canceller=runtime.canceller,
+            times=self.configuration.tuning.adoption,
         )
         return Maintenance(
             outages=outages,

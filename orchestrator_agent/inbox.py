@@ -27,7 +27,7 @@ class Inbox:
         return len(self._entries)
 
     def post(self, *run_events: RunEvent) -> None:
-        """Have these applied; who needs to know when, or the outcome, calls `perform`."""
+        """Have these applied; where the outcome, or the moment, matters, call `perform`."""
         self._entries.extend(Entry(run_event) for run_event in run_events)
         self.arrived.set()
 

@@ -1,6 +1,6 @@
 """Parts: what an orchestrator process is made of, in groups of what is made together (see `composition`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.admission import Admission
@@ -13,7 +13,8 @@ from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, SharedCircu
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.tuning import DispatchTuning
 from orchestrator_agent.inbox import Inbox
-from orchestrator_agent.maintenance.adoption import Adoption
+from orchestrator_agent.intake.fair_intake import MANY
+from orchestrator_agent.maintenance.adoption import Adoption, AdoptionTimes
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.maintenance.broker_watch import BrokerWatch
 from orchestrator_agent.maintenance.history_archiver import HistoryArchiver
@@ -21,18 +22,18 @@ from orchestrator_agent.maintenance.object_cleaner import ObjectCleaner
 from orchestrator_agent.maintenance.operator_changes import OperatorChanges
 from orchestrator_agent.maintenance.purges import PurgeWatch
 from orchestrator_agent.maintenance.reconciler import Reconciler
-from orchestrator_agent.message_loops import MessageLoops
+from orchestrator_agent.message_loops import HoldTimes, MessageLoops
 from orchestrator_agent.operations.dead_letters import DeadLetters
 from orchestrator_agent.operations.queries import Queries
 from orchestrator_agent.operations.runner import OperationRunner
-from orchestrator_agent.runtime.attempt_cancellation import AttemptCanceller
+from orchestrator_agent.runtime.attempt_cancellation import AGAIN_SECONDS, AttemptCanceller
 from orchestrator_agent.runtime.broker import Broker
 from orchestrator_agent.runtime.duplicates import Duplicates
 from orchestrator_agent.runtime.outbox import Outbox
-from orchestrator_agent.runtime.presence import Presence
+from orchestrator_agent.runtime.peer_exchange import PeerExchange
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.responses import ResponseSettler
-from orchestrator_agent.runtime.root_ownership import RootOwnership
+from orchestrator_agent.runtime.root_ownership import ALIVE_SECONDS, RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
 from orchestrator_agent.store.broker_marks import BrokerMarks
@@ -70,11 +71,29 @@ class Connections:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """Times and amounts that are no settings: the defaults are right, and a test needs others to see them at work."""
+
+    dispatch: DispatchTuning = field(default_factory=DispatchTuning)
+    holding: HoldTimes = field(default_factory=HoldTimes)
+    adoption: AdoptionTimes = field(default_factory=AdoptionTimes)
+    # After so long without a beat an orchestrator owns no roots.
+    alive_seconds: float = ALIVE_SECONDS
+    # When a cancel is sent again, whatever heartbeats list.
+    cancel_again_seconds: tuple[float, ...] = AGAIN_SECONDS
+    # From so many pending requests on they are accepted in fair rounds.
+    many_requests: int = MANY
+
+
+DEFAULT_TUNING = Tuning()
+
+
+@dataclass(frozen=True)
 class Configuration:
     settings: MeshSettings
     flow: FlowSettings
     library: Library
-    tuning: DispatchTuning
+    tuning: Tuning
 
 
 @dataclass(frozen=True)
@@ -135,7 +154,7 @@ class Operations:
 class Loops:
     """The way of a message through the process."""
 
-    presence: Presence
+    peers: PeerExchange
     settler: ResponseSettler
     message_loops: MessageLoops
 

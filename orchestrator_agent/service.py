@@ -13,9 +13,8 @@ import structlog
 from orchestrator_agent.composition import Composition
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import FlowSettings
-from orchestrator_agent.dispatch.tuning import DispatchTuning
 from orchestrator_agent.engine.events import CancelRequested
-from orchestrator_agent.parts import Configuration, Connections
+from orchestrator_agent.parts import DEFAULT_TUNING, Configuration, Connections, Tuning
 from orchestrator_agent.store.pool import Database, use_postgres_ids
 from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.schema import check_schema
@@ -83,10 +82,10 @@ def load_library(folders: list[Path]) -> Library:
 class Orchestrator:
     """Makes what an AgentProcess runs in the place of a Worker."""
 
-    def __init__(self, settings: MeshSettings, library: Library, tuning: DispatchTuning | None = None) -> None:
+    def __init__(self, settings: MeshSettings, library: Library, tuning: Tuning = DEFAULT_TUNING) -> None:
         self._settings = settings
         self._library = library
-        self._tuning = tuning or DispatchTuning()
+        self._tuning = tuning
 
     async def make_worker(self, process: AgentProcess) -> "OrchestratorWorker":
         """Open what the parts stand on, and wire them. Raises SettingsError, StoreError."""
@@ -104,7 +103,9 @@ class Orchestrator:
             await self._save_workflows(database)
             registry = await process.discovery.registry()
             redis_url = settings.redis_url
-            redis = RedisState(redis_url.get_secret_value() if redis_url is not None else None, self._tuning.redis)
+            redis = RedisState(
+                redis_url.get_secret_value() if redis_url is not None else None, self._tuning.dispatch.redis
+            )
             opened.push_async_callback(redis.close)
             lock = ProcessLock(url, new_id(), process.instance_id)
             connections = Connections(process, database, redis, registry, lock)
@@ -190,7 +191,7 @@ class OrchestratorWorker:
 
 @contextlib.asynccontextmanager
 async def orchestrator(
-    settings: MeshSettings, library: Library, tuning: DispatchTuning | None = None
+    settings: MeshSettings, library: Library, *, tuning: Tuning = DEFAULT_TUNING
 ) -> AsyncIterator[AgentProcess]:
     """A whole orchestrator in this process, for tests and for programs that embed one."""
     made = Orchestrator(settings, library, tuning)

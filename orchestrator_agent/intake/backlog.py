@@ -1,7 +1,7 @@
-"""Backlog: many requests that wait to be accepted, known by whose they are, so that requesters take turns.
+"""Backlog: many requests that are not accepted yet, by fairness key, so that they are accepted in fair rounds.
 
-Fair queueing by hash (McKenney, Stochastic Fairness Queueing, 1990): a flow is what one requester of a tenant has sent
-with one priority. Within a flow the order is that of arrival. Pure: `fair_intake` reads and takes.
+Fair queueing by hash (McKenney, Stochastic Fairness Queueing, 1990): a key is what one requester of a tenant has sent
+with one priority. Within a key the order is that of arrival. Pure: `fair_intake` reads and takes.
 """
 
 from collections import deque
@@ -14,68 +14,68 @@ from pydantic_core import from_json
 from pantheon.bus import Delivery
 from protocol.messages import DEFAULT_PRIORITY, DEFAULT_TENANT
 
-# Two flows share a turn where their hashes do: by chance, one pair in so many.
-FLOWS = 65_536
-# What is noted of those that wait: a number each.
+# Two keys share their part of a round where their hashes are equal: by chance, one pair in so many.
+KEYS = 65_536
+# What is noted of requests ahead in the stream: a number each.
 MAX_AHEAD = 1_000_000
 
 
-def flow_key(body: bytes) -> int:
-    """Whose a request is. One that cannot be read is nobody's in particular."""
+def fairness_key(body: bytes) -> int:
+    """The key of a request. Those that cannot be read share one."""
     try:
         request = from_json(body)
-        whose = (
+        key = (
             request.get("tenant") or DEFAULT_TENANT,
             request.get("requester"),
             request.get("priority", DEFAULT_PRIORITY),
         )
-        return hash(whose) % FLOWS
+        return hash(key) % KEYS
     except (ValueError, AttributeError, TypeError):
         return 0
 
 
 @dataclass(slots=True)
-class Flow:
-    """`here`: what the broker has given out to this process, by its number in the stream; `ahead`: the numbers of what
-    is behind that in the stream."""
+class KeyBacklog:
+    """Of one key: `delivered` is what the broker has delivered to this process, by its number in the stream; `ahead`
+    the numbers of what comes after that in the stream."""
 
-    here: deque[tuple[int, Delivery]] = field(default_factory=deque)
+    delivered: deque[tuple[int, Delivery]] = field(default_factory=deque)
     ahead: deque[int] = field(default_factory=deque)
 
     @property
     def empty(self) -> bool:
-        return not self.here and not self.ahead
+        return not self.delivered and not self.ahead
 
 
 class Backlog:
     """`position` is the stream's number up to which all was dealt with before."""
 
     def __init__(self, position: int, pending: int) -> None:
-        # Up to where the stream is known, and up to where the broker has given it out.
+        # Up to where the stream is known, and up to where the broker has delivered it.
         self.seen = position
         self.head = position
-        # How many the broker has not given out to anybody.
+        # How many the broker has not delivered to any orchestrator.
         self.pending = pending
         self.ahead = 0
-        self._flows: dict[int, Flow] = {}
+        self._keys: dict[int, KeyBacklog] = {}
         self._ring: deque[int] = deque()
 
     def arrived(self, delivery: Delivery) -> None:
-        """The broker gave a request out."""
+        """The broker has delivered a request."""
         metadata = delivery.metadata
         sequence = int(metadata.sequence.stream)
         self.pending = int(metadata.num_pending)
         self.head = max(self.head, sequence)
         self.seen = max(self.seen, sequence)
-        flow = self._flow(flow_key(delivery.data))
-        self._forget_given_out(flow)
-        flow.here.append((sequence, delivery))
+        key = self._key(fairness_key(delivery.data))
+        self._forget_delivered(key)
+        key.delivered.append((sequence, delivery))
 
     def found(self, sequence: int, body: bytes) -> None:
-        """A request stands in the stream, behind what is known of it."""
+        """A request is in the stream, after what is known of it."""
         if sequence > self.seen:
             self.seen = sequence
-            self._flow(flow_key(body)).ahead.append(sequence)
+            self._key(fairness_key(body)).ahead.append(sequence)
             self.ahead += 1
 
     @property
@@ -83,48 +83,48 @@ class Backlog:
         return self.ahead >= MAX_AHEAD
 
     @property
-    def here(self) -> Iterator[tuple[int, Delivery]]:
-        """All that was given out and not taken."""
-        for flow in self._flows.values():
-            yield from flow.here
+    def delivered(self) -> Iterator[tuple[int, Delivery]]:
+        """All that was delivered and not taken."""
+        for key in self._keys.values():
+            yield from key.delivered
 
     def is_oldest(self, sequence: int) -> bool:
         """Whether everything that came before has been taken."""
-        return all(flow.here[0][0] >= sequence for flow in self._flows.values() if flow.here)
+        return all(key.delivered[0][0] >= sequence for key in self._keys.values() if key.delivered)
 
-    def turns(self, limit: int) -> list[tuple[Flow, int]]:
-        """Whose turn it is, and how many each may have: `limit` together, one each at least."""
+    def next_round(self, limit: int) -> list[tuple[KeyBacklog, int]]:
+        """The keys that are next, and how many requests of each: `limit` together, one each at least."""
         share = max(1, limit // max(1, len(self._ring)))
-        found: list[tuple[Flow, int]] = []
+        found: list[tuple[KeyBacklog, int]] = []
         for _ in range(len(self._ring)):
             if len(found) * share >= limit:
                 break
-            key = self._ring.popleft()
-            flow = self._flows[key]
-            self._forget_given_out(flow)
-            if flow.empty:
-                del self._flows[key]
+            number = self._ring.popleft()
+            key = self._keys[number]
+            self._forget_delivered(key)
+            if key.empty:
+                del self._keys[number]
                 continue
-            self._ring.append(key)
-            found.append((flow, share))
+            self._ring.append(number)
+            found.append((key, share))
         return found
 
-    def next_ahead(self, flow: Flow, count: int) -> list[int]:
-        return list(islice(flow.ahead, count))
+    def next_ahead(self, key: KeyBacklog, count: int) -> list[int]:
+        return list(islice(key.ahead, count))
 
-    def taken_ahead(self, flow: Flow, up_to: int) -> None:
-        """What a flow had in the stream up to that number has been taken, or is not there any more."""
-        while flow.ahead and flow.ahead[0] <= up_to:
-            flow.ahead.popleft()
+    def taken_ahead(self, key: KeyBacklog, up_to: int) -> None:
+        """What a key had in the stream up to that number has been taken, or is not there any more."""
+        while key.ahead and key.ahead[0] <= up_to:
+            key.ahead.popleft()
             self.ahead -= 1
 
-    def _flow(self, key: int) -> Flow:
-        flow = self._flows.get(key)
-        if flow is None:
-            flow = self._flows[key] = Flow()
-            self._ring.append(key)
-        return flow
+    def _key(self, number: int) -> KeyBacklog:
+        key = self._keys.get(number)
+        if key is None:
+            key = self._keys[number] = KeyBacklog()
+            self._ring.append(number)
+        return key
 
-    def _forget_given_out(self, flow: Flow) -> None:
-        # The broker gives out in order: what it has passed is here, or another orchestrator's.
-        self.taken_ahead(flow, self.head)
+    def _forget_delivered(self, key: KeyBacklog) -> None:
+        # The broker delivers in order: what it has passed was delivered here, or to another orchestrator.
+        self.taken_ahead(key, self.head)

@@ -1,6 +1,6 @@
 """Delegation: what a request becomes that an agent sent while it worked on a task: a child in that task's tree.
 
-Functions of values: who calls them applies the run event, and looks where the tree did not take the child.
+Functions of values: their caller applies the run event, and reads the tree where it did not take the child.
 """
 
 from orchestrator_agent.engine.events import Delegated
@@ -27,7 +27,7 @@ def delegation_of(request: TaskRequest, library: Library) -> Delegated | None:
         if request.task_type == EXECUTE_DAG:
             plan, payload = library.inline(request.payload)
     except PantheonError:
-        # Planned as a root of its own, it is answered with what is wrong.
+        # Planned as a root of its own, it fails with what is wrong.
         return None
     return Delegated(
         root_task_id=root,
@@ -42,8 +42,8 @@ def delegation_of(request: TaskRequest, library: Library) -> Delegated | None:
 
 
 def known_child(delegated: Delegated, tree: Run) -> Row | None:
-    """Of a child that the tree did not take: the row that it has from an earlier request, to be answered again once it
-    has ended; None where the request is to be dropped, because the parent may delegate it again.
+    """Of a child that the tree did not take: the row that it has from an earlier request, whose response is published
+    again once it has ended; None where the request is to be dropped, because the parent may delegate it again.
 
     Raises InvalidRequest where the parent can delegate nothing.
     """

@@ -1,6 +1,6 @@
-"""Intake: what arrives on `agent.orchestrator_agent.task`, planned into new runs. Pure but for what it is handed.
+"""Planner: requests on `agent.orchestrator_agent.task` become new runs. Pure but for the parts that it is passed.
 
-Everything with a readable id becomes a row, refused requests included: a task has one outcome, whoever asks again.
+Everything with a readable id becomes a row, refused requests included: a task has one outcome, whatever is sent again.
 """
 
 import re
@@ -21,7 +21,7 @@ from protocol.errors import ErrorCode, ExpressionError, InvalidRequest, Pantheon
 from protocol.messages import DEFAULT_TENANT, ErrorInfo, TaskRequest, json_bytes
 from protocol.names import EXECUTE_DAG, MESH_PREFIX
 
-# W3C Trace Context: version, trace, parent span, flags; later versions may say more behind them.
+# W3C Trace Context: version, trace, parent span, flags; later versions may have more after them.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,200})?\Z")
 
 # A task that runs again is planned like a workflow; orchestrator_agent.operations does the others.
@@ -69,19 +69,19 @@ class Planner:
             run.root.payload = json_bytes(request.payload)
             return run, Decisions()
         try:
-            plan, given = self._choose(request) if replayed is None else (replayed.plan, replayed.payload)
-            given = plan.read_input(given)
+            plan, payload = self._choose(request) if replayed is None else (replayed.plan, replayed.payload)
+            workflow_input = plan.read_input(payload)
             reused = [] if replayed is None else reused_rows(replayed)
         except PantheonError as error:
             return self.refuse(run, ErrorInfo.of(error), now)
-        variables: dict[str, Any] = {"input": given}
+        variables: dict[str, Any] = {"input": workflow_input}
         if run.root.task_type == EXECUTE_DAG:
             payload = request.payload if replayed is None else replayed.payload
-            # Absent and null mean the same, also to whoever reads the row.
+            # Absent and null mean the same, also where the row is read.
             variables = {"input": payload.get("input") or {}}
             run.root.payload = json_bytes({**payload, **variables})
         else:
-            run.root.payload = json_bytes(given)
+            run.root.payload = json_bytes(workflow_input)
         run.root.workflow_version = plan.version if replayed is None else replayed.root.workflow_version
         scope = Scope(row=run.root, plan=plan, variables=variables)
         run.scopes[run.root_task_id] = scope
@@ -94,10 +94,10 @@ class Planner:
             scope.variables[row.step or ""] = result_of(row)
         if plan.concurrency is not None:
             try:
-                run.facts.concurrency_key = concurrency_key(plan, given, run.facts.tenant)
+                run.facts.concurrency_key = concurrency_key(plan, workflow_input, run.facts.tenant)
             except ExpressionError as error:
                 return self.refuse(run, ErrorInfo.of(error), now)
-            # It waits for its turn; who is next is decided by the database, for all orchestrators at once.
+            # It waits until its key admits it, which the database decides for all orchestrators at once.
             run.root.status = Status.WAITING
         decisions = start(run, directory=self.directory, rules=self.rules, now=now, random=self.random, reused=reused)
         return run, decisions
@@ -121,8 +121,8 @@ class Planner:
         return run, Decisions(root_ended=True, events=[("task", "failed", data)])
 
     def unreadable(self, known: Mapping[str, Any], error: PantheonError, now: datetime) -> tuple[Run, Decisions]:
-        """A message that is no TaskRequest, but has an id (PROTOCOL.md: answered `failed`, `invalid_request`), or whose
-        payload is not where it says."""
+        """A message that is no TaskRequest, but has an id, or whose payload is not where its reference says: it has
+        failed (docs/protocol.md, TaskRequest)."""
         root = _root(known["task_id"], known.get("task_type", ""), known.get("attempt", 1), now)
         facts = RootFacts(
             tenant=DEFAULT_TENANT,
@@ -179,7 +179,7 @@ class Planner:
         return plan or self.library.single(request.task_type), request.payload
 
 
-def concurrency_key(plan: Plan, given: dict[str, Any], tenant: str) -> str:
+def concurrency_key(plan: Plan, workflow_input: dict[str, Any], tenant: str) -> str:
     """What tasks of a workflow share when they count against one another: within a tenant, never across.
 
     Raises ExpressionError.
@@ -187,7 +187,7 @@ def concurrency_key(plan: Plan, given: dict[str, Any], tenant: str) -> str:
     assert plan.concurrency is not None
     group: Any = None
     if plan.concurrency.group_by is not None:
-        group = plan.concurrency.group_by.evaluate({"input": given})
+        group = plan.concurrency.group_by.evaluate({"input": workflow_input})
     whose = "" if tenant == DEFAULT_TENANT else f":{json_bytes(tenant).decode()}"
     return f"{plan.name}:{json_bytes(group).decode()}{whose}"
 
@@ -206,7 +206,7 @@ def _root(task_id: UUID, task_type: str, attempt: int, now: datetime) -> Row:
 
 
 def _trace(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """W3C trace context, where it has its shape; anything else is nobody's trace."""
+    """W3C trace context, where it has its shape; anything else is ignored."""
     parent = headers.get("traceparent")
     if parent is None or _TRACEPARENT.match(parent) is None:
         return None, None

@@ -1,6 +1,6 @@
 """Replay: what a `mesh.retry` or a `mesh.replay` (with `input`, a fork) makes of the task that it names.
 
-Functions of values: who calls them has read the rows of that task, from Postgres or from a test's memory.
+Functions of values: their caller has read the rows of that task, from Postgres or from a test's memory.
 """
 
 import json

@@ -27,14 +27,18 @@ from protocol.streams import TASKS
 log = structlog.get_logger()
 
 CHECK_SECONDS = 2.0
-# Rows of a process that the database does not know any more: that is a read of all open roots, so not often.
-STRAYS_SECONDS = 30.0
-# Where the broker is away for all processes, it does not help to publish more: others would notice within this time.
-HELP_AFTER_SECONDS = 10.0
 
 
 # Whose rows are published, and after which loss or note.
 Occasion = tuple[UUID, object]
+
+
+@dataclass(frozen=True)
+class AdoptionTimes:
+    # Rows of a process that the database does not know any more: that is a read of all open roots, so not often.
+    strays_seconds: float = 30.0
+    # Where the broker is away for all processes, it does not help to publish more: others notice within this time.
+    help_after_seconds: float = 10.0
 
 
 @dataclass
@@ -60,6 +64,7 @@ class Adoption:
         republisher: Republisher,
         outbox: Outbox,
         canceller: AttemptCanceller,
+        times: AdoptionTimes,
     ) -> None:
         self._bus = bus
         self._publisher = publisher
@@ -68,6 +73,7 @@ class Adoption:
         self._republisher = republisher
         self._outbox = outbox
         self._canceller = canceller
+        self._times = times
         self._losses = 0
         self._published: dict[Occasion, Published] = {}
         # What was published for processes that live, and do not reach the broker.
@@ -116,7 +122,7 @@ class Adoption:
             await self._adopt(dead)
         loop = asyncio.get_running_loop()
         if loop.time() >= self._strays_at:
-            self._strays_at = loop.time() + jittered(STRAYS_SECONDS)
+            self._strays_at = loop.time() + jittered(self._times.strays_seconds)
             await self._adopt_strays()
 
     def _unpublished_since(self) -> datetime | None:
@@ -169,7 +175,7 @@ class Adoption:
         """Publish for a process that lives what it cannot publish itself: it reaches the database, and not the broker,
         which this one does. Its rows stay its own; what it publishes again later, the broker has already."""
         since = other.unpublished_since
-        if since is None or other.lost_everything or (now() - since).total_seconds() < HELP_AFTER_SECONDS:
+        if since is None or other.lost_everything or (now() - since).total_seconds() < self._times.help_after_seconds:
             self._helped.pop(other.process_id, None)
             return
         published = self._helped.setdefault(other.process_id, set())

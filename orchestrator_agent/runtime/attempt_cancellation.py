@@ -1,11 +1,13 @@
-"""Attempt cancellation: resends a cancel until heartbeats stop listing the attempt (PROTOCOL.md, Subjects and streams).
+"""Attempt cancellation: resends a cancel until heartbeats stop listing the attempt.
+
+The message is a Control (docs/protocol.md, The small messages).
 
 Cancels are in memory. A process that takes over from a dead one watches what agents have at work instead, and asks the
 database once of each attempt whether it is still the current one.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from uuid import UUID
@@ -54,9 +56,12 @@ class AttemptCanceller:
         self,
         bus: Bus,
         stale: Callable[[Collection[tuple[UUID, UUID, int]]], Awaitable[Mapping[_Key, str | None]]],
+        *,
+        again_seconds: Sequence[float] = AGAIN_SECONDS,
     ) -> None:
         self._bus = bus
         self._stale = stale
+        self._again_seconds = again_seconds
         # The one that was sent last is at the end.
         self._cancels: dict[_Key, _Cancel] = {}
         self._subscriptions: dict[str, Subscription] = {}
@@ -86,7 +91,7 @@ class AttemptCanceller:
         self._note(key, _Cancel(agent, reason, 0.0))
         await self._publish(key, agent, reason)
         await self._follow(agent)
-        for wait in AGAIN_SECONDS:
+        for wait in self._again_seconds:
             await asyncio.sleep(wait)
             await self._publish(key, agent, reason)
 

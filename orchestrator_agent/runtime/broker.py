@@ -1,4 +1,4 @@
-"""Broker: a process's ways to NATS, together because whoever has one connection has all three."""
+"""Broker: a process's ways to NATS, together because they are three uses of one connection."""
 
 from dataclasses import dataclass
 

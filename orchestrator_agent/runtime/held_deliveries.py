@@ -7,7 +7,7 @@ from pantheon.bus import Delivery
 
 
 class HeldDeliveries:
-    """Both loops add and release; who holds them is told nothing of what they are about."""
+    """Both loops add and release; `MessageLoops` holds them with in-progress acks."""
 
     def __init__(self) -> None:
         # By identity: a delivery is not hashable.
@@ -31,7 +31,7 @@ class HeldDeliveries:
             self._emptied.set()
 
     def longest_seconds(self, now: float) -> float:
-        """How long one of them has been here already when it was asked about first, by the clock of who asks."""
+        """How long the oldest of them has been here, counted from the first call that found it. `now` is the loop's."""
         self._since = {key: self._since.get(key, now) for key in self._held}
         return now - min(self._since.values(), default=now)
 

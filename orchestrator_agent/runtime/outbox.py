@@ -1,7 +1,6 @@
 """Outbox: publishes what a committed decision makes known: attempts to agents, final responses, cancels, events.
 
-The rows are the outbox, this is only the hand that delivers: `dispatched_by` says what a dead process may not have
-published.
+The rows are the outbox: `dispatched_by` says what a process that died may not have published.
 """
 
 import asyncio

@@ -41,7 +41,7 @@ def root_of(body: bytes) -> int | None:
 
 
 def kind_of(subject: str) -> str:
-    """The last token of a subject, by which orchestrators say what they have too much of: `task`, `response`."""
+    """The last token of a subject, by which orchestrators name what they have too much of: `task`, `response`."""
     return subject.rpartition(".")[2]
 
 
@@ -57,10 +57,11 @@ class Peer:
 
 
 class RootOwnership:
-    """The other orchestrators, as `presence` finds them, and what follows from it for each message."""
+    """The other orchestrators, as `peer_exchange` finds them, and what follows from it for each message."""
 
-    def __init__(self, bus: Bus, process_id: UUID) -> None:
+    def __init__(self, bus: Bus, process_id: UUID, *, alive_seconds: float = ALIVE_SECONDS) -> None:
         self._bus = bus
+        self._alive_seconds = alive_seconds
         self.own = str(process_id)
         self._others: dict[str, Peer] = {}
         # All that are there, in an order that is the same for all of them; empty where this process is alone.
@@ -103,7 +104,7 @@ class RootOwnership:
         peer.forwarded.append(delivery)
         return True
 
-    # -- who is there, as presence finds it ----------------------------------------------------------------------------
+    # -- who is there, as the exchange finds it ------------------------------------------------------------------------
 
     @property
     def accepting(self) -> bool:
@@ -146,7 +147,7 @@ class RootOwnership:
 
     def drop_silent(self, at: float) -> list[Delivery]:
         """Forget the orchestrators that have been silent for too long; returns what they were sent last."""
-        silent = [process_id for process_id, peer in self._others.items() if at - peer.heard_at > ALIVE_SECONDS]
+        silent = [process_id for process_id, peer in self._others.items() if at - peer.heard_at > self._alive_seconds]
         unsure: list[Delivery] = []
         for process_id in silent:
             peer = self._others.pop(process_id)

@@ -1,4 +1,4 @@
-"""The conductor's own messages as bytes, spliced around JSON that is text already: no payload is dumped twice."""
+"""Wire: the orchestrator's own messages as bytes, spliced around JSON that is text already: none is dumped twice."""
 
 from datetime import datetime
 
@@ -58,8 +58,8 @@ def request_headers(run: Run, row: Row, now: datetime) -> dict[str, str]:
 
 
 def final_response(root: Row, facts: RootFacts, result_ref: ObjectRef | None = None) -> bytes:
-    """A root's TaskResponse, `result_ref` in the place of a large result. A function of its row alone, so that it is
-    the same bytes whoever makes it, whenever."""
+    """A root's TaskResponse, `result_ref` instead of a large result. A function of its row alone, so that it is the
+    same bytes whichever process makes it, whenever."""
     parts = [
         f'{{"task_id":"{root.task_id}","root_task_id":"{root.root_task_id}","task_type":"{root.task_type}",'
         f'"agent":"{ORCHESTRATOR}","attempt":{root.attempt},"status":"{root.status.value}"'.encode()

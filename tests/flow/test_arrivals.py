@@ -11,6 +11,7 @@ import pytest_asyncio
 import orchestrator_agent.intake.fair_intake
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.intake.fair_intake import SUBJECT, FairIntake
+from orchestrator_agent.parts import Tuning
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.bus import Bus, Delivery, NoBatches, Puller, acknowledge, ensure_streams
 from pantheon.process.agent_process import AgentProcess
@@ -29,11 +30,6 @@ MANY = 100
 LIMIT = 20
 
 
-@pytest.fixture(autouse=True)
-def _few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator_agent.intake.fair_intake, "MANY", MANY)
-
-
 @pytest_asyncio.fixture
 async def bus(broker: NatsServer) -> AsyncIterator[Bus]:
     async with await Bus.connect(broker.url, name="test", wait_seconds=PATIENCE_SECONDS) as made:
@@ -50,7 +46,7 @@ class Taking:
         self.accepted: list[UUID] = []
         self.of: list[str] = []
         self.puller = Puller(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=2 * LIMIT)
-        self.fair_intake = FairIntake(bus, self.puller, known=self._known, active=self.active)
+        self.fair_intake = FairIntake(bus, self.puller, known=self._known, active=self.active, many=MANY)
 
     async def _known(self, task_ids: Sequence[UUID]) -> dict[UUID, Any]:
         return {one: one for one in task_ids if one in self.accepted}
@@ -200,11 +196,11 @@ async def test_of_several_one_looks_ahead_and_each_request_is_accepted_once(taki
     await taking.looked()
     while not len(taking.accepted) + len(other.accepted) >= 620:
         for one in (taking, other):
-            if one.fair_intake.waiting or one.fair_intake._backlog is not None:
+            if one.fair_intake.untaken or one.fair_intake._backlog is not None:
                 await one.batch()
         await until(
             lambda: (
-                bool(taking.fair_intake.waiting or other.fair_intake.waiting)
+                bool(taking.fair_intake.untaken or other.fair_intake.untaken)
                 or len(taking.accepted) + len(other.accepted) >= 620
             )
         )
@@ -249,10 +245,10 @@ async def test_a_mesh_accepts_and_answers_each_of_a_backlog_once(
     counter = Counter(concurrency=100)
     counter.gate.set()
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(orchestrator(settings, load_library([])))
+        await stack.enter_async_context(orchestrator(settings, load_library([]), tuning=Tuning(many_requests=MANY)))
         await stack.enter_async_context(AgentProcess(counter.agent, settings))
         for _ in range(orchestrators - 1):
-            await stack.enter_async_context(orchestrator(settings, load_library([])))
+            await stack.enter_async_context(orchestrator(settings, load_library([]), tuning=Tuning(many_requests=MANY)))
         sent = []
         for who, count in (("many", 1500), ("few", 20), ("one", 1)):
             sent += [await plain.send("work", {"who": who}, requester=who) for _ in range(count)]

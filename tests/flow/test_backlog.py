@@ -1,4 +1,4 @@
-"""Whose requests wait, and whose turn it is: pure, with deliveries that no broker made."""
+"""Which requests are next in a backlog: pure, with deliveries that no broker made."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from orchestrator_agent.intake.backlog import Backlog, flow_key
+from orchestrator_agent.intake.backlog import Backlog, fairness_key
 from pantheon.bus import Delivery
 
 
@@ -21,15 +21,15 @@ def delivery(sequence: int, data: bytes, pending: int = 0) -> Delivery:
     return Delivery(_client=Client(), subject="agent.orchestrator_agent.task", reply=reply, data=data)
 
 
-def test_a_flow_is_what_a_requester_of_a_tenant_sent_with_one_priority() -> None:
-    assert flow_key(body("a")) == flow_key(body("a", tenant="default", priority=5, payload={"requester": "b"}))
+def test_a_key_is_what_a_requester_of_a_tenant_sent_with_one_priority() -> None:
+    assert fairness_key(body("a")) == fairness_key(body("a", tenant="default", priority=5, payload={"requester": "b"}))
     kinds = [body("a"), body("b"), body("a", tenant="t"), body("a", priority=9), body(None)]
-    assert len({flow_key(one) for one in kinds}) == len(kinds)
+    assert len({fairness_key(one) for one in kinds}) == len(kinds)
 
 
 def test_what_cannot_be_read_is_nobodys_in_particular() -> None:
     for unread in (b"", b"[]", b"null", b"{", b"\xff", body(["a"]), body("a", priority={})):
-        assert flow_key(unread) == 0
+        assert fairness_key(unread) == 0
 
 
 def test_who_sent_one_has_a_turn_beside_who_sent_thousands() -> None:
@@ -39,8 +39,8 @@ def test_who_sent_one_has_a_turn_beside_who_sent_thousands() -> None:
     for sequence in range(101, 10_000):
         backlog.found(sequence, body("a"))
     backlog.found(10_000, body("b"))
-    many, one = backlog.turns(50)
-    assert (len(many[0].here), many[1]) == (100, 25)
+    many, one = backlog.next_round(50)
+    assert (len(many[0].delivered), many[1]) == (100, 25)
     assert (backlog.next_ahead(*one), one[1]) == ([10_000], 25)
     assert backlog.pending == 9900
 
@@ -51,8 +51,8 @@ def test_what_the_broker_gave_out_is_not_ahead_any_more() -> None:
         backlog.found(sequence, body("ab"[sequence % 2]))
     # The others went to another orchestrator.
     backlog.arrived(delivery(6, body("a")))
-    turns = [flow for flow, _ in backlog.turns(10)]
-    assert sorted(([number for number, _ in flow.here], list(flow.ahead)) for flow in turns) == [
+    turns = [flow for flow, _ in backlog.next_round(10)]
+    assert sorted(([number for number, _ in flow.delivered], list(flow.ahead)) for flow in turns) == [
         ([], [7, 9]),
         ([6], [8, 10]),
     ]
@@ -67,13 +67,13 @@ def test_what_the_broker_gave_out_is_not_ahead_any_more() -> None:
     st.integers(0, 60),
 )
 def test_each_is_taken_once_and_in_the_order_of_its_requester(
-    sent: list[tuple[str, bool]], limit: int, given_out: int
+    sent: list[tuple[str, bool]], limit: int, delivered_up_to: int
 ) -> None:
     """However far the broker is, and however far was looked ahead. (False: another orchestrator has it.)"""
     backlog = Backlog(0, len(sent))
     expected: dict[str, list[int]] = {name: [] for name in "abc"}
     for sequence, (name, ours) in enumerate(sent, start=1):
-        if sequence <= given_out:
+        if sequence <= delivered_up_to:
             if ours:
                 backlog.arrived(delivery(sequence, body(name)))
         else:
@@ -81,16 +81,16 @@ def test_each_is_taken_once_and_in_the_order_of_its_requester(
             ours = True
         if ours:
             expected[name].append(sequence)
-    names = {flow_key(body(name)): name for name in "abc"}
+    names = {fairness_key(body(name)): name for name in "abc"}
     assert len(names) == 3
     taken: dict[str, list[int]] = {name: [] for name in "abc"}
     last = {name: number for number, (name, _) in enumerate(sent, start=1)}
-    while turns := backlog.turns(limit):
+    while turns := backlog.next_round(limit):
         assert len(turns) * turns[0][1] <= max(limit, len(turns))
         for flow, share in turns:
             numbers: list[int] = []
-            while flow.here and len(numbers) < share:
-                numbers.append(flow.here.popleft()[0])
+            while flow.delivered and len(numbers) < share:
+                numbers.append(flow.delivered.popleft()[0])
             if not numbers:
                 numbers = backlog.next_ahead(flow, share)
                 backlog.taken_ahead(flow, numbers[-1])
@@ -98,8 +98,8 @@ def test_each_is_taken_once_and_in_the_order_of_its_requester(
             assert numbers[-1] <= last[name]
             taken[name] += numbers
     # What stands before the newest that came from the broker, and did not come, is with somebody else.
-    newest = max((number for number, (_, ours) in enumerate(sent[:given_out], start=1) if ours), default=0)
+    newest = max((number for number, (_, ours) in enumerate(sent[:delivered_up_to], start=1) if ours), default=0)
     assert taken == {
-        name: [one for one in numbers if one > newest or one <= given_out] for name, numbers in expected.items()
+        name: [one for one in numbers if one > newest or one <= delivered_up_to] for name, numbers in expected.items()
     }
     assert backlog.ahead == 0

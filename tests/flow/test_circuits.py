@@ -15,6 +15,7 @@ from orchestrator_agent.dispatch.redis_state import RedisState, RedisTimes
 from orchestrator_agent.dispatch.shared_circuits import ProbeClaims, ProbeTimes, SharedCircuits
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.tuning import DispatchTuning
+from orchestrator_agent.parts import Tuning
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon.discovery import Registry
 from pantheon.process.agent_process import AgentProcess
@@ -237,7 +238,10 @@ async def test_a_mesh_goes_on_while_its_redis_is_killed_and_comes_back(
     settings: MeshSettings, plain: PlainClient, valkey: ValkeyServer
 ) -> None:
     with_redis: Any = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
-    async with orchestrator(with_redis, load_library([]), TUNING), AgentProcess(words_agent(), settings):
+    async with (
+        orchestrator(with_redis, load_library([]), tuning=Tuning(dispatch=TUNING)),
+        AgentProcess(words_agent(), settings),
+    ):
         assert (await plain.ask("uppercase", {"text": "a"}))["status"] == "completed"
         await kill(valkey)
         for text in "bcd":
@@ -254,7 +258,10 @@ async def test_on_a_mesh_a_broken_agent_is_probed_with_a_claim_and_used_again(
     with_redis: Any = settings.model_copy(update={"redis_url": MeshSettings.load(redis_url=valkey.url).redis_url})
     steps = {"a": {"task": "flaky", "with": {"failures": "${input.failures}"}, "retry": {"max_attempts": 1}}}
     with capture_logs() as logs:
-        async with orchestrator(with_redis, load_library([]), tuning), AgentProcess(words_agent(), settings):
+        async with (
+            orchestrator(with_redis, load_library([]), tuning=Tuning(dispatch=tuning)),
+            AgentProcess(words_agent(), settings),
+        ):
             for _ in range(OPEN_AFTER_FAILURES):
                 failed = await plain.ask("execute_dag", {"steps": steps, "input": {"failures": 9}})
                 assert failed["error"]["code"] == "step_failed"

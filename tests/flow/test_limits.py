@@ -17,6 +17,7 @@ from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.dispatch.tuning import DispatchTuning
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.decisions import RouteRequest
+from orchestrator_agent.parts import Tuning
 from orchestrator_agent.service import load_library, orchestrator
 from orchestrator_agent.store.pool import Database
 from orchestrator_agent.store.ready_queue import ReadyQueue
@@ -285,7 +286,7 @@ async def test_a_limited_requester_gets_its_rate_and_delays_nobody(
     counter = Counter(concurrency=10)
     counter.gate.set()
     async with (
-        orchestrator(settings, load_library([]), DispatchTuning(redis=PATIENT)),
+        orchestrator(settings, load_library([]), tuning=Tuning(dispatch=DispatchTuning(redis=PATIENT))),
         AgentProcess(counter.agent, settings),
     ):
         await plain.ask("work", {"who": "first"}, requester="free")

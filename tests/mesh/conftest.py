@@ -12,6 +12,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from orchestrator_agent.parts import DEFAULT_TUNING, Tuning
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Mesh
 from pantheon.bus import PublishRetries
@@ -27,9 +28,15 @@ def seen() -> Seen:
     return Seen()
 
 
+@pytest.fixture
+def tuning() -> Tuning:
+    """Of the orchestrators; a test that is parametrized with `tuning` has its own."""
+    return DEFAULT_TUNING
+
+
 @pytest_asyncio.fixture
-async def orchestrated(settings: MeshSettings) -> AsyncIterator[AgentProcess]:
-    async with orchestrator(settings, load_library([])) as process:
+async def orchestrated(settings: MeshSettings, tuning: Tuning) -> AsyncIterator[AgentProcess]:
+    async with orchestrator(settings, load_library([]), tuning=tuning) as process:
         yield process
 
 

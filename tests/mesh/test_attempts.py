@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
+from orchestrator_agent.parts import Tuning
 from orchestrator_agent.service import load_library, orchestrator
 from pantheon import Agent, Mesh, TaskCancelled, TaskContext, TaskFailed
 from pantheon.client.mesh import result_of
@@ -119,11 +120,11 @@ async def test_of_two_answers_to_one_attempt_the_first_counts_whatever_came_with
     letters.set()
 
 
+@pytest.mark.parametrize("tuning", [Tuning(cancel_again_seconds=())], ids=[""])
 async def test_an_order_to_stop_is_given_again_as_long_as_a_heartbeat_shows_the_attempt(
-    orchestrated: AgentProcess, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+    tuning: Tuning, orchestrated: AgentProcess, plain: PlainClient
 ) -> None:
     """It was given three times within six seconds: an agent that was cut off for longer worked on."""
-    monkeypatch.setattr("orchestrator_agent.runtime.attempt_cancellation.AGAIN_SECONDS", ())
     orders: list[dict[str, Any]] = []
 
     async def hear(message: Msg) -> None:

@@ -12,7 +12,10 @@ import pytest
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from orchestrator_agent.maintenance.adoption import AdoptionTimes
 from orchestrator_agent.maintenance.broker_watch import NEEDED, WATCHED
+from orchestrator_agent.message_loops import HoldTimes
+from orchestrator_agent.parts import Tuning
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from pantheon import Mesh
 from pantheon.bus import Bus, PublishRetries, ensure_streams, stream_mark
@@ -327,12 +330,12 @@ async def test_without_postgres_nothing_is_taken_and_nothing_is_lost(
 
 
 async def test_requests_that_wait_for_postgres_are_given_out_once(
-    broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broker: NatsServer, seen: Seen, plain: PlainClient, tmp_path: Path
 ) -> None:
     """Those behind the batch that is being written as well: given out five times they were dead letters, `poison`."""
     import migrations
 
-    monkeypatch.setattr("orchestrator_agent.message_loops.HOLD_SECONDS", 0.3)
+    tuning = Tuning(holding=HoldTimes(hold_seconds=0.3))
     patience = 4.0
     bus = await Bus.connect(broker.url, name="test")
     async with bus, postgres_server(tmp_path / "postgres") as database:
@@ -350,7 +353,10 @@ async def test_requests_that_wait_for_postgres_are_given_out_once(
             ),
         )
         settings = MeshSettings.load(nats_url=broker.url, database_url=database.url, drain_grace_seconds=1.0)
-        async with orchestrator(settings, load_library([])), AgentProcess(words_agent(seen), settings):
+        async with (
+            orchestrator(settings, load_library([]), tuning=tuning),
+            AgentProcess(words_agent(seen), settings),
+        ):
             await plain.ask("uppercase", {"text": "a"})
             await database.stop()
             ids = []
@@ -409,11 +415,11 @@ async def test_a_stream_that_somebody_deletes_is_made_again(
 
 
 async def test_what_nobody_owns_any_more_is_published_again(
-    settings: MeshSettings, seen: Seen, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
+    settings: MeshSettings, seen: Seen, plain: PlainClient
 ) -> None:
     """A process that was adopted while it was paused went on, dispatched, and died before it was in the list again."""
-    monkeypatch.setattr("orchestrator_agent.maintenance.adoption.STRAYS_SECONDS", 0.1)
-    async with orchestrator(settings, load_library([])) as process:
+    tuning = Tuning(adoption=AdoptionTimes(strays_seconds=0.1))
+    async with orchestrator(settings, load_library([]), tuning=tuning) as process:
         # One message that the broker never takes must not hold that up.
         await process.publisher.send("no.stream.keeps.this", b"")
         await until(lambda: process.publisher.repeating_since, "a repeat")

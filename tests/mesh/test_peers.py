@@ -11,9 +11,9 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-import orchestrator_agent.runtime.root_ownership
 from orchestrator_agent.inbox import Inbox
-from orchestrator_agent.runtime.presence import CROWDED, Presence
+from orchestrator_agent.parts import Tuning
+from orchestrator_agent.runtime.peer_exchange import CROWDED, PeerExchange
 from orchestrator_agent.runtime.response_loop import response_puller
 from orchestrator_agent.runtime.responses import ResponseSettler
 from orchestrator_agent.runtime.root_ownership import TASK, RootOwnership, root_of
@@ -72,7 +72,7 @@ class Member:
         self.puller = Requests(bus, TASKS.name, task_consumer(ORCHESTRATOR), capacity=20, divert=self._divert)
         self.passed: list[Delivery] = []
         self.puller.forwarded = self.passed
-        self.presence = Presence(
+        self.exchange = PeerExchange(
             bus, self.ownership, requests=self.puller, responses=response_puller(bus, self.ownership, Inbox())
         )
         self.diverted: list[Delivery] = []
@@ -96,9 +96,9 @@ async def members(bus: Bus, count: int) -> AsyncIterator[list[Member]]:
     async with AsyncExitStack() as stack:
         made = [Member(bus) for _ in range(count)]
         for one in made:
-            await one.presence.start()
-            stack.push_async_callback(one.presence.stop)
-            stack.callback(one.presence.leave)
+            await one.exchange.start()
+            stack.push_async_callback(one.exchange.stop)
+            stack.callback(one.exchange.leave)
         expected = sorted(str(one.process_id) for one in made)
         for one in made:
             await until(lambda it=one: it.ownership.members == expected, "all members")  # type: ignore[misc]
@@ -134,7 +134,7 @@ async def test_of_each_root_there_is_one_owner_and_all_agree_on_it(bus: Bus) -> 
         owners = [[one.process_id for one in all_three if one.ownership.owns(root)] for root in roots]
         assert all(len(found) == 1 for found in owners)
         assert len({found[0] for found in owners}) == 3
-        all_three[0].presence.leave()
+        all_three[0].exchange.leave()
         for one in all_three[1:]:
             await until(lambda it=one: len(it.ownership.members) == 2, "that one has left")  # type: ignore[misc]
         assert not any(all_three[0].ownership.owns(root) for root in roots)
@@ -144,7 +144,7 @@ async def test_of_each_root_there_is_one_owner_and_all_agree_on_it(bus: Bus) -> 
 async def test_who_is_alone_owns_nothing_and_passes_nothing_on(bus: Bus) -> None:
     # Another one of which nothing is heard may be there all the same: what is asked of the database then is asked.
     async with members(bus, 2) as (one, other):
-        other.presence.leave()
+        other.exchange.leave()
         await until(lambda: not one.ownership.members, "that it is alone")
         async with one.puller:
             await request(bus, root := new_id())
@@ -203,7 +203,7 @@ async def test_a_quiet_one_hands_back_at_once_what_it_is_passed(bus: Bus) -> Non
         await given.settle(10)
         assert len(given.diverted) == 10
         assert not owner.passed
-        owner.presence.resume_accepting()
+        owner.exchange.resume_accepting()
         await request(bus, owned_by(owner))
         await owner.settle(1)
 
@@ -215,9 +215,9 @@ def owned_by_other(member: Member) -> UUID:
 async def test_who_has_left_is_passed_nothing(bus: Bus) -> None:
     async with members(bus, 3) as (given, leaving, other), given.puller:
         root = owned_by(leaving)
-        leaving.presence.leave()
+        leaving.exchange.leave()
         await until(lambda: len(given.ownership.members) == 2, "that it has left")
-        leaving.presence.resume_accepting()
+        leaving.exchange.resume_accepting()
         await request(bus, root)
         await (given if given.ownership.owns(root) else other).settle(1)
         assert not leaving.passed
@@ -227,8 +227,8 @@ async def test_what_was_passed_to_one_that_is_silent_then_is_handed_back(bus: Bu
     """It waited 30 s for its redelivery."""
     async with members(bus, 2) as (given, dead), given.puller:
         # As a killed one: nothing is heard, and nothing said.
-        dead.presence._beat = lambda **_: None  # type: ignore[method-assign]
-        for subscription in dead.presence._subscriptions:
+        dead.exchange._beat = lambda **_: None  # type: ignore[method-assign]
+        for subscription in dead.exchange._subscriptions:
             await subscription.unsubscribe()
         for _ in range(10):
             await request(bus, owned_by(dead))
@@ -281,22 +281,21 @@ def shares(process: AgentProcess, count: int = 2) -> Callable[[], bool]:
 
 
 @pytest_asyncio.fixture
-async def second(settings: MeshSettings, orchestrated: AgentProcess) -> AsyncIterator[AgentProcess]:
-    async with orchestrator(settings, load_library([])) as process:
+async def second(settings: MeshSettings, tuning: Tuning, orchestrated: AgentProcess) -> AsyncIterator[AgentProcess]:
+    async with orchestrator(settings, load_library([]), tuning=tuning) as process:
         await until(lambda: len(registry_of(orchestrated).instances(ORCHESTRATOR)) == 2, "the second one")
         for one in (orchestrated, process):
             await until(shares(one), "both share the work")
         yield process
 
 
-@pytest.fixture
-def nobody_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine a process may say nothing for as long as it takes."""
-    monkeypatch.setattr(orchestrator_agent.runtime.root_ownership, "ALIVE_SECONDS", 10 * PATIENCE_SECONDS)
+# On a busy machine a process may send no beat for as long as it takes.
+NEVER_SILENT = pytest.mark.parametrize("tuning", [Tuning(alive_seconds=10 * PATIENCE_SECONDS)], ids=[""])
 
 
+@NEVER_SILENT
 async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
-    nobody_is_silent: None,
+    tuning: Tuning,
     settings: MeshSettings,
     orchestrated: AgentProcess,
     second: AgentProcess,
@@ -400,8 +399,9 @@ async def test_one_that_is_cut_off_from_the_broker_is_no_owner_until_it_is_back(
         assert all(len(set(plain.responses[one])) == 1 for one in ids)
 
 
+@NEVER_SILENT
 async def test_a_paused_orchestrator_is_no_owner_until_it_is_resumed(
-    nobody_is_silent: None,
+    tuning: Tuning,
     words: AgentProcess,
     orchestrated: AgentProcess,
     second: AgentProcess,

@@ -1,5 +1,5 @@
-"""Presence: tells the other orchestrators that this one is there, notes which of them are, and takes in what they
-forward to it (see `root_ownership`)."""
+"""PeerExchange: beats to the other orchestrators, notes which of them beat, and takes in what they forward to this one
+(see `root_ownership`)."""
 
 import asyncio
 import json
@@ -12,14 +12,14 @@ from pantheon.runtime.background import BackgroundTasks, end
 from protocol import subjects
 
 BEAT_SECONDS = 0.25
-# Others hear that one leaves within milliseconds; busy ones later.
+# Others receive within milliseconds that one leaves; busy ones later.
 LEAVE_SECONDS = 0.3
 # With so many times as much of one kind as it asks for, this process has what it can do, and others keep what they
 # would forward to it. The broker delivers nothing to any of them while too much is not acknowledged.
 CROWDED = 4
 
 
-class Presence:
+class PeerExchange:
     """Beats every quarter of a second; `requests` and `responses` hold what is forwarded as if the broker had delivered
     it to this process."""
 
@@ -42,7 +42,7 @@ class Presence:
         self._beating = asyncio.create_task(self._beat_for_ever(), name="peers")
 
     async def stop(self) -> None:
-        """Leave, if that has not been said before. Naks what comes until the others have heard of it."""
+        """Leave, if it has not left before. Naks what comes until the others have received that."""
         self.leave()
         if self._ownership.has_others and self._left_at is not None:
             await asyncio.sleep(self._left_at + LEAVE_SECONDS - asyncio.get_running_loop().time())
@@ -55,7 +55,7 @@ class Presence:
     # -- whether this one takes part -----------------------------------------------------------------------------------
 
     def stop_accepting(self) -> None:
-        """Take nothing from the others until `resume_accepting`: what they forward before they hear of it is nacked."""
+        """Take nothing from the others until `resume_accepting`: what they forward before they know it is nacked."""
         self._ownership.accepting = False
         self._beat(there=False)
 
