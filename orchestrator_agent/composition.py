@@ -185,8 +185,7 @@ class Composition:
         broker = self.connections.broker
         inbox, sweep = Inbox(), SweepSignal()
         sweep.follow(self.connections.registry.on_change, process.bus.on_reconnect)
-        tuning = self.configuration.tuning
-        process_id = self.connections.lock.process_id
+        process_id, tuning = self.connections.lock.process_id, self.configuration.tuning
         ownership = RootOwnership(process.bus, process_id, alive_seconds=tuning.alive_seconds)
         catalog = WorkflowCatalog(self.configuration.library, stores.workflows)
         runs = RunCache(stores.reader, catalog, process_id=process_id, active=dispatch.active, ownership=ownership)

@@ -174,7 +174,7 @@ class Orchestrator:
 
     async def _start_scheduled(self) -> None:
         self._workflows_changed = False
-        self._next_scheduled = await self._schedules.look()
+        self._next_scheduled = await self._schedules.start_due()
 
     async def _accept_scheduled(self, request: TaskRequest) -> bool:
         new = request.task_id not in self.runs

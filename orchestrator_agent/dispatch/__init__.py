@@ -14,14 +14,14 @@ Postgres as `ready`, where priority, fairness between requesters and rate limits
 - `wait_reasons` explains to people why a row is still ready.
 
 A row that is ready is dispatched at once; or it is queued (it has a `position`); or it is parked (it has a queue and no
-position) while its task or workflow is paused; or no agent serves it, and `expires_at` says when the wait is over.
+position) while its task or workflow is paused; or no agent serves it, and `expires_at` is when the wait is over.
 
 What is always true:
 
 - A queued row is overtaken by no row that would join its queue behind it: while a queue has rows, only rows that were
   taken from it pass.
 - Windows, health and circuits are each process's own, in memory, and soft: what goes astray is corrected by what the
-  broker says of the agent's consumer. Nothing that must be right depends on them: attempts fence.
+  broker holds for the agent. Nothing that must be right depends on them: attempts fence.
 - Without Redis every process has its share of each limit and its own circuits.
 
 The engine calls the router through its Directory, the store calls admission when a batch is written, the reconciler and

@@ -226,7 +226,7 @@ class QueueDispatcher:
         if in_broker is not None:
             self._admission.window.correct(agent, in_broker, before)
 
-    async def look(self) -> None:
+    async def sweep(self) -> None:
         """The sweep's part: what other processes have queued, how many they are, and rows that no agent serves.
 
         Raises StoreError.

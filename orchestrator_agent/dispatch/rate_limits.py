@@ -37,7 +37,7 @@ class TokenTimes:
     # What is older goes back, because others may need it: of an agent that was only weighed against another one, no
     # token is used.
     pocket_kept_seconds: float = 1.0
-    # An empty bucket is asked again after this time at the latest: others give tokens back.
+    # An empty bucket is asked again after this time at the latest: others return tokens.
     ask_again_seconds: float = 2.0
 
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 PREFIX = "pantheon:"
 
 # A bucket's tokens and when they were counted, by Redis's own clock. Returns how many of the requested tokens were
-# taken, and after how many milliseconds there will be one more. A negative request gives tokens back.
+# taken, and after how many milliseconds there will be one more. A negative request returns tokens.
 TAKE_TOKENS = """
 local now = redis.call('TIME')
 now = now[1] * 1000 + now[2] / 1000
@@ -134,7 +134,7 @@ class RedisState:
         return await self._ask(act)
 
     async def keep(self, name: str, owner: str, seconds: float) -> None:
-        """Extend a claim that the owner still has to so many seconds from now; 0 gives it back."""
+        """Extend a claim that the owner still has to so many seconds from now; 0 releases it."""
 
         async def act(redis: Any) -> None:
             await self._keep(keys=[PREFIX + name], args=[owner, int(seconds * 1000)])
@@ -145,7 +145,7 @@ class RedisState:
         """Take up to `count` tokens of a bucket; returns how many were taken, and the seconds until there is one
         more.
 
-        A negative number gives tokens back.
+        A negative number returns tokens.
         """
 
         async def act(redis: Any) -> tuple[int, float]:

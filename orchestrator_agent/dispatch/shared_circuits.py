@@ -94,7 +94,7 @@ class ProbeClaims:
 
 
 class SharedCircuits:
-    """Publishes the news of this process's circuits, and learns, at each `look`, those of the live agents."""
+    """Publishes the news of this process's circuits, and learns, at each `sync`, those of the live agents."""
 
     def __init__(self, shared: RedisState, agent_health: AgentHealth, live: Instances) -> None:
         self._shared = shared
@@ -126,7 +126,7 @@ class SharedCircuits:
                 news.states = {**states, **news.states}
                 return
 
-    async def look(self) -> bool:
+    async def sync(self) -> bool:
         """Share what could not be shared yet, and learn what others found out; whether an agent can be used again."""
         await self._share()
         agents = sorted({record.name for record in self._live.instances()})

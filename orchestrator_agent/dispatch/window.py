@@ -1,7 +1,7 @@
 """Window: how many of an agent's tasks are in the broker, and how many more may be. The rest is queued in Postgres.
 
 Counted in memory, by each process for itself, without I/O: a soft bound. What goes astray (a response that another
-orchestrator read, a decision that lost its race) is corrected by what the broker says of the agent's consumer.
+orchestrator read, a decision that lost its race) is corrected by what the broker holds for the agent.
 """
 
 import time

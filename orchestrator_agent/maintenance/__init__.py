@@ -3,8 +3,9 @@
 The same code recovers at start and all the time after. Every orchestrator runs all of it; where one at a time is
 enough, an advisory lock in Postgres chooses which, for one round (there is no leader).
 
-- `reconciler` sweeps for rows that are due and posts them as events to the message loops; it looks at known moments (a
-  retry, a deadline), when the registry changed, and in a slow jittered sweep.
+- `reconciler` sweeps for rows that are due (`due_rows`) and posts them as events to the message loops: at known moments
+  (a retry, a deadline), when the registry changed, and in a slow jittered sweep. Pauses and workflows that people
+  changed through another orchestrator (`operator_changes`) it learns too.
 - `concurrency_keys` admits roots that share a key, and starts the tasks of schedules.
 - `adoption` keeps this process's lock, publishes what a dead process may not have published, and takes over its rows.
 - `broker_watch` notices that the broker lost messages or a stream, `purges` that an operator purged one; what was lost

@@ -1,7 +1,7 @@
-"""Adoption: this process lives, and says so; what processes that died owe, it publishes and takes over, and what they
-had ordered agents to end, it looks out for. For one that lives and does not reach the broker it publishes too.
+"""Adoption: what processes that died have left unpublished, this one publishes, and takes over their rows; attempts
+that they had cancelled are cancelled again. For a process that lives and does not reach the broker it publishes too.
 
-See ADR 0004. It looks every two seconds or so, in a loop of its own: a long sweep must not hold it up.
+See ADR 0004. It checks every two seconds or so, in a loop of its own: a long sweep must not hold it up.
 """
 
 import asyncio
@@ -26,25 +26,24 @@ from protocol.streams import TASKS
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 2.0
+CHECK_SECONDS = 2.0
 
 
-# Whose rows are said, and after which loss or note.
+# Whose rows are published, and after which loss or note.
 Occasion = tuple[UUID, object]
 
 
 @dataclass(frozen=True)
 class AdoptionTimes:
-    """`strays_seconds`: between looks at all open roots for rows of a process that is in no list. `help_after_seconds`:
-    a broker that is away for every process is not helped by publishing more."""
-
+    # Rows of a process that the database does not know any more: that is a read of all open roots, so not often.
     strays_seconds: float = 30.0
+    # Where the broker is away for all processes, it does not help to publish more: others notice within this time.
     help_after_seconds: float = 10.0
 
 
 @dataclass
-class Said:
-    """What was published for an occasion, and where the publisher stood before."""
+class Published:
+    """The rows that were published for an occasion, and how much the publisher had published before."""
 
     since: int
     keys: set[tuple[Any, ...]] = field(default_factory=set)
@@ -76,49 +75,49 @@ class Adoption:
         self._canceller = canceller
         self._times = times
         self._losses = 0
-        self._said: dict[Occasion, Said] = {}
-        # What was said for processes that live, and do not reach the broker.
+        self._published: dict[Occasion, Published] = {}
+        # What was published for processes that live, and do not reach the broker.
         self._helped: dict[UUID, set[tuple[Any, ...]]] = {}
         self._strays_at = 0.0
-        self._looking = PeriodicTask("adopt", self._look, seconds=LOOK_SECONDS)
+        self._checking = PeriodicTask("adopt", self._check, seconds=CHECK_SECONDS)
         self._unhook: Callable[[], None] | None = None
 
     async def start(self) -> None:
-        self._unhook = self._bus.on_reconnect(self._looking.wake)
-        self._looking.start()
+        self._unhook = self._bus.on_reconnect(self._checking.wake)
+        self._checking.start()
 
     async def stop(self) -> None:
         if self._unhook is not None:
             self._unhook()
             self._unhook = None
-        await self._looking.stop()
+        await self._checking.stop()
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         try:
-            await self.look()
+            await self.check()
         except (StoreError, BusError) as error:
             log.warning("adoption.waiting", error=str(error))
 
     async def broker_lost(self) -> None:
-        """The broker has lost messages: note it for every process, so that whoever lives says everything again, and
-        whoever adopts one that died before it could does. Raises StoreError."""
+        """The broker has lost messages: note it for every process, so that each publishes everything again, or, where
+        it dies before, the process that adopts it does. Raises StoreError."""
         self._losses += 1
-        await self._processes.broker_lost()
-        self._looking.wake()
+        await self._processes.note_loss()
+        self._checking.wake()
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Raises StoreError, BusError."""
         await self._lock.note_unpublished(self._unpublished_since())
         if not self._bus.connected:
-            # What would be said now would only pile up here.
+            # What is published now would only pile up here.
             return
-        # Nor while it does not answer: this raises.
+        # Nor while the broker does not respond: this raises.
         await stream_mark(self._bus, TASKS.name)
-        await self._say_own()
+        await self._publish_own()
         others = await self._processes.others(self._lock.process_id)
-        known = {self._lock.process_id, *(one.process_id for one in others)}
+        known = {self._lock.process_id, *(other.process_id for other in others)}
         # Others adopt as well.
-        self._said = {occasion: said for occasion, said in self._said.items() if occasion[0] in known}
+        self._published = {occasion: rows for occasion, rows in self._published.items() if occasion[0] in known}
         for dead in others:
             await self._adopt(dead)
         loop = asyncio.get_running_loop()
@@ -127,42 +126,43 @@ class Adoption:
             await self._adopt_strays()
 
     def _unpublished_since(self) -> datetime | None:
-        moments = [one for one in (self._publisher.repeating_since, self._outbox.unpublished_since) if one is not None]
-        return min(moments, default=None)
+        moments = (self._publisher.repeating_since, self._outbox.unpublished_since)
+        return min((moment for moment in moments if moment is not None), default=None)
 
-    async def _say_own(self) -> None:
+    async def _publish_own(self) -> None:
         """After a loss: everything that this process has at work, the same attempts."""
-        if not await self._processes.owes_all(self._lock.process_id):
+        if not await self._processes.lost_everything(self._lock.process_id):
             return
         losses = self._losses
         unpublished = await self._processes.unpublished(self._lock.process_id)
         log.info("broker.saying_again", rows=len(unpublished))
-        if await self._say((self._lock.process_id, losses), unpublished) and losses == self._losses:
-            await self._processes.owes_no_more(self._lock.process_id)
+        if await self._publish((self._lock.process_id, losses), unpublished) and losses == self._losses:
+            await self._processes.note_published_again(self._lock.process_id)
 
-    async def _say(self, occasion: Occasion, rows: Iterable[Any]) -> bool:
-        """Publish what these rows owe; whether the broker has acknowledged it. What it does not take just now (an
-        agent's queue is full, say) is repeated by the publisher and said no second time for the same occasion."""
-        said = self._said.setdefault(occasion, Said(self._publisher.published))
-        fresh = {_key(row): row for row in rows if _key(row) not in said.keys}
+    async def _publish(self, occasion: Occasion, rows: Iterable[Any]) -> bool:
+        """Publish these rows' attempts and final responses; whether the broker has acknowledged them. What it does not
+        take just now (because an agent's queue is full, for example) the publisher repeats, so that it is not published
+        a second time for the same occasion."""
+        published = self._published.setdefault(occasion, Published(self._publisher.published))
+        fresh = {_key(row): row for row in rows if _key(row) not in published.keys}
         await self._republisher.republish(fresh.values())
-        said.keys |= fresh.keys()
-        if not await self._republisher.settled(said.since):
+        published.keys |= fresh.keys()
+        if not await self._republisher.settled(published.since):
             return False
-        del self._said[occasion]
+        del self._published[occasion]
         return True
 
     async def _adopt(self, dead: DeadProcess) -> None:
-        """Say what a dead process may not have said, and only then take its rows over: whoever dies in between leaves
-        all of it to the next."""
+        """Publish what a dead process may not have published, and only then take its rows over: an adopter that dies in
+        between leaves all of it to the next one."""
         if not await self._lock.try_other(dead.lock_key):
             await self._help(dead)
             return
         self._helped.pop(dead.process_id, None)
         try:
             rows = await self._processes.unpublished(dead.process_id)
-            unsure = dead.may_owe(rows)
-            if not await self._say((dead.process_id, dead.noted), unsure):
+            unsure = dead.unsure_of(rows)
+            if not await self._publish((dead.process_id, dead.noted), unsure):
                 return
             adopted = await self._processes.take_over(dead, self._lock.process_id)
             if adopted is not None:
@@ -172,25 +172,25 @@ class Adoption:
             await self._lock.leave_other(dead.lock_key)
 
     async def _help(self, other: DeadProcess) -> None:
-        """Say for a process that lives what it cannot say itself: it reaches the database, and not the broker, which
-        this one does. Its rows stay its own; what it says again later, the broker has already."""
+        """Publish for a process that lives what it cannot publish itself: it reaches the database, and not the broker,
+        which this one does. Its rows stay its own; what it publishes again later, the broker has already."""
         since = other.unpublished_since
-        if since is None or other.owes_all or (now() - since).total_seconds() < self._times.help_after_seconds:
+        if since is None or other.lost_everything or (now() - since).total_seconds() < self._times.help_after_seconds:
             self._helped.pop(other.process_id, None)
             return
-        said = self._helped.setdefault(other.process_id, set())
-        rows = other.may_owe(await self._processes.unpublished(other.process_id))
-        fresh = {_key(row): row for row in rows if _key(row) not in said}
+        published = self._helped.setdefault(other.process_id, set())
+        rows = other.unsure_of(await self._processes.unpublished(other.process_id))
+        fresh = {_key(row): row for row in rows if _key(row) not in published}
         if fresh:
             log.info("process.helped", process_id=str(other.process_id), rows=len(fresh))
             await self._republisher.republish(fresh.values())
-            said |= fresh.keys()
+            published |= fresh.keys()
 
     async def _adopt_strays(self) -> None:
         """A process that came back from a long pause works before it has entered itself again. If it dies just then,
-        its rows name a process that is in no list."""
+        its rows name a process that the database does not know."""
         for stray in await self._processes.strays():
             rows = await self._processes.unpublished(stray.process_id)
-            if await self._say((stray.process_id, None), rows):
+            if await self._publish((stray.process_id, None), rows):
                 adopted = await self._processes.take_over(stray, self._lock.process_id)
                 log.info("process.stray_adopted", process_id=str(stray.process_id), rows=adopted, again=len(rows))

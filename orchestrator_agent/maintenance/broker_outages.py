@@ -27,26 +27,26 @@ class BrokerOutages:
     def __init__(self, connected: Callable[[], tuple[bool, int]], clock: Callable[[], datetime] = now) -> None:
         self._connected = connected
         self._clock = clock
-        self._heard: datetime | None = None
+        self._responded_at: datetime | None = None
         self._connection = 0
         self._settled_at = clock() + SETTLING
         self._outages: deque[tuple[datetime, datetime]] = deque(maxlen=REMEMBERED)
 
-    def heard(self) -> None:
+    def broker_responded(self) -> None:
         """The broker has responded."""
         moment, (_, connection) = self._clock(), self._connected()
-        if self._heard is not None and (connection != self._connection or moment - self._heard > SILENCE):
-            self._outages.append((self._heard, moment))
+        if self._responded_at is not None and (connection != self._connection or moment - self._responded_at > SILENCE):
+            self._outages.append((self._responded_at, moment))
             self._settled_at = moment + SETTLING
-        self._heard, self._connection = moment, connection
+        self._responded_at, self._connection = moment, connection
 
     @property
     def settled(self) -> bool:
         """Whether the broker is there, and was long enough for all that could not be published before."""
         moment, (connected, connection) = self._clock(), self._connected()
-        if not connected or connection != self._connection or self._heard is None:
+        if not connected or connection != self._connection or self._responded_at is None:
             return False
-        return moment - self._heard <= SILENCE and moment >= self._settled_at
+        return moment - self._responded_at <= SILENCE and moment >= self._settled_at
 
     def touched(self, since: datetime, until: datetime) -> bool:
         """Whether the broker was away during some of this time."""

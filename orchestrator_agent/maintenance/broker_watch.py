@@ -16,15 +16,15 @@ from protocol.streams import ALL_STREAMS, RESPONSES, TASKS
 log = structlog.get_logger()
 
 WATCH_SECONDS = 2.0
-# What is in these must be said again when the broker has lost it: attempts, answers, large values.
+# What is in these must be published again when the broker has lost it: attempts, responses, large values.
 WATCHED = (TASKS.name, RESPONSES.name, OBJECTS_STREAM)
-# These must only be there: who publishes into one that is gone waits for it.
+# These must only be there: a publisher waits for one that is gone.
 NEEDED = tuple(spec.name for spec in ALL_STREAMS if spec.name not in WATCHED)
 
 
 class BrokerWatch:
     """Compares the streams' creation time and last sequence with what was seen before, and with what this process has
-    had acknowledged. `on_lost` is told of a loss; it must not forget it."""
+    had acknowledged. `on_lost` is called for a loss; it must not forget it."""
 
     def __init__(
         self,
@@ -46,48 +46,48 @@ class BrokerWatch:
         self._outages = outages
         self._marks: dict[str, StreamMark] = {}
         self._lost = False
-        self._looking = PeriodicTask("watch-broker", self._look, seconds=WATCH_SECONDS)
+        self._checking = PeriodicTask("watch-broker", self._check, seconds=WATCH_SECONDS)
         self._unhook: list[Callable[[], None]] = []
 
     async def start(self) -> None:
         self._unhook = [
             self._publisher.on_gone_back(self._gone_back),
             # What is published from now on covers up what a broker that was started again has lost.
-            self._bus.on_reconnect(self._looking.wake),
+            self._bus.on_reconnect(self._checking.wake),
         ]
-        self._looking.start()
+        self._checking.start()
 
     async def stop(self) -> None:
         while self._unhook:
             self._unhook.pop()()
-        await self._looking.stop()
+        await self._checking.stop()
 
     def _gone_back(self, stream: str) -> None:
         if stream in WATCHED:
             self._lost = True
-            self._looking.wake()
+            self._checking.wake()
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         try:
-            await self.look()
+            await self.check()
         except (BusError, StoreError) as error:
             log.debug("watch.waiting", error=str(error))
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Raises BusError, StoreError."""
         marks: dict[str, StreamMark] = {}
         for name in WATCHED:
-            # Before the question: while its answer is on the way, more is acknowledged than the answer knows of.
+            # Before the question: while the response is on the way, more is acknowledged than it includes.
             acknowledged = self._publisher.highest_sequence.get(name, 0)
             mark = await stream_mark(self._bus, name)
-            self._outages.heard()
+            self._outages.broker_responded()
             if mark is None:
                 self._lost = True
                 continue
             marks[name] = mark
             before = self._marks.get(name)
             self._lost = self._lost or (before is not None and mark.lost_since(before))
-            # What this process has seen acknowledged since the last look is known better.
+            # What this process has had acknowledged since the last check is newer.
             self._lost = self._lost or mark.last_sequence < acknowledged
         if self._lost or await self._some_missing():
             await ensure_streams(self._bus, replicas=self._replicas)
@@ -96,7 +96,7 @@ class BrokerWatch:
         if self._lost:
             log.warning("broker.lost_messages", streams=list(WATCHED))
             self._publisher.highest_sequence.clear()
-            # Where they stand before anything is said again: a second loss, while it is being said, is seen as well.
+            # The marks before anything is published again: a second loss, while that goes on, is noticed as well.
             marks = {name: mark for name in WATCHED if (mark := await stream_mark(self._bus, name)) is not None}
             await self._on_lost()
             self._lost = len(marks) < len(WATCHED)

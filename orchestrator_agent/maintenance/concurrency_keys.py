@@ -1,6 +1,6 @@
-"""Turns: roots that share a concurrency key, let in by the database's order, whichever orchestrator asks.
+"""ConcurrencyKeys: roots that share a key, admitted in the database's order, whichever orchestrator asks.
 
-And the clock's own tasks: workflows with a schedule, started once for each time however many orchestrators look.
+And Schedules: workflows that the clock starts, once for each time, however many orchestrators check.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ log = structlog.get_logger()
 
 # Ids of scheduled tasks are derived from this, the workflow's name and the time: two starts of one are one.
 SCHEDULES = UUID("7d1b6f0e-5c0b-8a55-9e53-6d1f6a7c2b10")
-# Why a task is cancelled whose place a newer one takes.
+# Why a task is cancelled that a newer one replaces.
 REPLACED = "a newer task of the same concurrency key took its place"
 UNBOUND = 1_000_000
-# However long nobody was there, `catch_up: all` starts at most as many tasks at once.
+# However long no orchestrator was there, `catch_up: all` starts at most as many tasks at once.
 CATCH_UP_LIMIT = 1000
-# Where the last time of a schedule is looked for first: an hour holds at most 60, a month of every minute 45,000.
+# In which spans the last time of a schedule is searched: an hour holds at most 60, a month of every minute 45,000.
 LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=31))
 
 
 class ConcurrencyKeys:
-    """`ask` has whoever is next of a key let in."""
+    """`ask` has the next roots of a key admitted."""
 
     def __init__(self, store: ConcurrencyStore, library: Library, runs: RunCache, inbox: Inbox) -> None:
         self._store = store
@@ -56,7 +56,7 @@ class ConcurrencyKeys:
         self._again.clear()
         await end(self._asked.values())
 
-    async def look(self) -> None:
+    async def ask_all(self) -> None:
         """Ask for every key that roots wait for. Raises StoreError."""
         for key in await self._store.contended_keys():
             self.ask(key)
@@ -65,7 +65,7 @@ class ConcurrencyKeys:
         if key in self._asked:
             self._again.add(key)
             return
-        task = asyncio.create_task(self._let_in(key), name="turn")
+        task = asyncio.create_task(self._admit(key), name="admit")
         self._asked[key] = task
         task.add_done_callback(lambda _: self._done(key))
 
@@ -75,9 +75,9 @@ class ConcurrencyKeys:
             self._again.discard(key)
             self.ask(key)
 
-    async def _let_in(self, key: str) -> None:
+    async def _admit(self, key: str) -> None:
         if self._runs.shared:
-            # Of a workflow that another orchestrator put in, this one may know neither the name nor the bound.
+            # Of a workflow that another orchestrator published, this one may know neither the name nor the bound.
             await retry_until_available(self._runs.catalog.learn_newest)
         bound, cancel_older = bound_of(self._library.newest(workflow_of(key)))
         admitted, older = await retry_until_available(self._store.admit, key, bound, cancel_older)
@@ -90,12 +90,12 @@ class ConcurrencyKeys:
 def bound_of(plan: Plan | None) -> tuple[int, bool]:
     """How many of a key run at once, and whether newer ones end older ones."""
     concurrency = plan.concurrency if plan is not None else None
-    # A workflow that lost its bound lets everybody in.
+    # A workflow that has no bound any more admits all.
     return (concurrency.max, concurrency.cancel_older) if concurrency is not None else (UNBOUND, False)
 
 
 def workflow_of(key: str) -> str:
-    """The workflow's name in a concurrency key (`intake.concurrency_key`)."""
+    """The workflow's name in a concurrency key."""
     return key.split(":", 1)[0]
 
 
@@ -107,8 +107,8 @@ class FiredTimes(Protocol):
 
 
 class Schedules:
-    """Starts what the clock says; `look` returns when it should be called next. `accept` commits a request, and returns
-    whether it was new."""
+    """Starts workflows by the clock; `start_due` returns when it should be called next. `accept` commits a request, and
+    returns whether it was new."""
 
     def __init__(
         self,
@@ -121,10 +121,10 @@ class Schedules:
         self._store = store
         self._library = library
         self._accept = accept
-        # Until when this process has looked, by workflow, and for which definition of its schedule.
-        self._looked: dict[str, tuple[str, datetime]] = {}
+        # Until when this process has checked, by workflow, and for which definition of its schedule.
+        self._checked: dict[str, tuple[str, datetime]] = {}
 
-    async def look(self) -> datetime | None:
+    async def start_due(self) -> datetime | None:
         """Start every scheduled workflow whose time has come. Raises StoreError."""
         plans = [plan for plan in self._library.plans if plan.schedule is not None]
         if not plans:
@@ -139,18 +139,18 @@ class Schedules:
             if known is not None and known[1] == definition:
                 since = known[0]
             else:
-                # Times before the schedule was there are nobody's to make up for. It was, where another process only
+                # Times before the schedule was there are not made up for. It was there, where another process only
                 # knows a definition that is older or newer, as while orchestrators are replaced one after the other.
-                before, until = self._looked.get(plan.name, ("", moment))
+                before, until = self._checked.get(plan.name, ("", moment))
                 since = until if before == definition else moment
                 await self._store.note_fired(plan.name, since, definition)
             times, following = due_times(plan, since, moment)
             for time in times:
                 await self._start(plan, time)
             if times:
-                # In order, and not by the clock's hands, which go back once a year.
+                # In order, and not by local time, which goes back once a year.
                 await self._store.note_fired(plan.name, times[-1], definition)
-            self._looked[plan.name] = (definition, moment)
+            self._checked[plan.name] = (definition, moment)
             coming.append(following)
         return min(coming)
 
@@ -161,7 +161,7 @@ class Schedules:
 
 
 def scheduled_request(plan: Plan, time: datetime) -> TaskRequest:
-    """What a schedule asks for at a time: whoever asks, the same task."""
+    """The request of a schedule for a time: whichever process makes it, it is the same task."""
     assert plan.schedule is not None
     return TaskRequest(
         task_id=step_task_id(SCHEDULES, f"{plan.name}@{time.isoformat()}", 0, -1),
@@ -182,14 +182,14 @@ def due_times(plan: Plan, since: datetime, moment: datetime) -> tuple[list[datet
     schedule = plan.schedule
     if schedule.catch_up == "all":
         return _between(schedule, since, moment, limit=CATCH_UP_LIMIT)
-    # Only the last one counts: looked for from the end, so that a schedule of every minute that nobody looked after for
-    # a year does not take half a million looks.
+    # Only the last one counts: it is searched from the end, so that a schedule of every minute that was not checked for
+    # a year does not take half a million steps.
     for begin in (*(max(since, moment - span) for span in LOOK_BACK), since):
         times, following = _between(schedule, begin, moment)
         if times or begin == since:
             break
     if schedule.catch_up == "none":
-        # The minute that the clock shows now is not the past.
+        # The current minute is not the past.
         times = [time for time in times[-1:] if (moment - time).total_seconds() < 60]
     return times[-1:], following
 
@@ -204,6 +204,6 @@ def _between(
         following: datetime = next(iterator)
         if following > moment or (limit is not None and len(times) >= limit):
             return times, following
-        # In an hour that is there twice, the clock's hands say the first.
+        # In an hour that is there twice, local time means the first.
         if following.astimezone(UTC) > since:
             times.append(following)

@@ -34,7 +34,7 @@ class Found:
 
 
 class ExpiredAttempts:
-    """What an attempt that expired says of its agent: once for each, and nothing where the broker was down."""
+    """What an expired attempt shows of its agent: noted once for each, and not where the broker was down."""
 
     def __init__(self, agent_health: AgentHealth, window: Window, outages: BrokerOutages) -> None:
         self._agent_health = agent_health

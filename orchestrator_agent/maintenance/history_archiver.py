@@ -1,7 +1,7 @@
-"""History: tasks that have ended and were answered leave the table of those at work, and are dropped by age.
+"""HistoryArchiver: tasks that ended and were responded to leave the table of those at work, and are dropped by age.
 
-Whole trees go, in small batches, into a table partitioned by the month of their answer; a month is dropped when all of
-it is older than tasks are kept. That their ids and idempotency keys are remembered is the history's own indexes.
+Whole trees move, in small batches, into a table partitioned by the month of their response; a month is dropped when all
+of it is older than tasks are kept. The history's own indexes remember their ids and idempotency keys.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from protocol.messages import now
 
 log = structlog.get_logger()
 
-# Roots that are looked at in one go, and rows that are moved in one transaction: some milliseconds of Postgres's time.
-LOOK_ROOTS = 500
+# Roots that are read in one step, and rows that are moved in one transaction: some milliseconds of Postgres's time.
+READ_ROOTS = 500
 MOVE_ROWS = 1000
 # After each batch, Postgres has this many times as long for everything else.
 REST_BUSY, REST_IDLE = 40.0, 4.0
@@ -40,7 +40,7 @@ def is_over(name: str, today: date, retention_days: float) -> bool:
 
 
 class HistoryArchiver:
-    """Moves and drops in the background; `busy` says whether there is work that must not be slowed."""
+    """Moves and drops in the background; `busy` tells whether there is work that must not be slowed."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class HistoryArchiver:
         if self._copied:
             await move.delete(self._copied)
             self._copied = []
-        roots = await move.ended(self._from, self._after, LOOK_ROOTS)
+        roots = await move.ended(self._from, self._after, READ_ROOTS)
         going = {root["task_id"]: root["answered_at"].date() for root in roots if root["may_go"]}
         if not going:
             return await self._go_on(move, roots)
@@ -106,10 +106,10 @@ class HistoryArchiver:
 
     async def _go_on(self, move: HistoryMove, roots: Sequence[Any]) -> bool:
         """None of these roots may go yet: go on behind them."""
-        if len(roots) == LOOK_ROOTS:
+        if len(roots) == READ_ROOTS:
             self._from = (roots[-1]["created_at"], roots[-1]["task_id"])
             return True
-        # All roots have been looked at: from the beginning again, and time to drop what is too old.
+        # All roots have been read: from the beginning again, and time to drop what is too old.
         self._from = _FIRST
         await self._drop_months(move)
         return False

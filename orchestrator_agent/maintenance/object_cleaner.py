@@ -1,7 +1,7 @@
-"""Leftovers: objects of large payloads and results whose task is over, or never came, leave the object store.
+"""ObjectCleaner: removes objects of large payloads and results whose task is over, or never came.
 
-A task's objects stay as long as its rows are in `tasks`, which is `HISTORY_AFTER_SECONDS` beyond its answer: that long
-a requester has to read the result. Who comes later asks for the task's response, and the object is made again.
+A task's objects stay as long as its rows are in `tasks`, which is `HISTORY_AFTER_SECONDS` beyond its response: that
+long a requester has to read the result. A later one queries the task's response, and the object is made again.
 """
 
 import structlog
@@ -14,38 +14,38 @@ from protocol.large import root_of
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 600.0
+CLEAN_SECONDS = 600.0
 
 
 class ObjectCleaner:
-    """Looks now and then, in every orchestrator; to remove what another has removed does nothing."""
+    """Cleans now and then, in every orchestrator; to remove what another has removed does nothing."""
 
     def __init__(self, objects: Objects, sweeps: TaskSweeps) -> None:
         self._objects = objects
         self._sweeps = sweeps
         self._suspected: set[str] = set()
-        self._looking = PeriodicTask("leftovers", self._look, seconds=LOOK_SECONDS, at_start=False)
+        self._cleaning = PeriodicTask("leftovers", self._clean, seconds=CLEAN_SECONDS, at_start=False)
 
     async def start(self) -> None:
-        self._looking.start()
+        self._cleaning.start()
 
     async def stop(self) -> None:
-        await self._looking.stop()
+        await self._cleaning.stop()
 
-    async def _look(self) -> None:
+    async def _clean(self) -> None:
         try:
-            await self.look()
+            await self.clean()
         except (BusError, StoreError) as error:
             log.warning("leftovers.waiting", error=str(error))
 
-    async def look(self) -> list[str]:
-        """Remove what belonged to no task at this look and at the one before; returns the names.
+    async def clean(self) -> list[str]:
+        """Remove what belonged to no task now and the last time; returns the names.
 
-        Twice: a client puts its payload there before its request is sent. Raises BusError, StoreError.
+        Twice: a client stores its payload before it sends its request. Raises BusError, StoreError.
         """
         names = await self._objects.names()
-        wanted = await self._sweeps.at_work({root for name in names if (root := root_of(name)) is not None})
-        suspected = {name for name in names if root_of(name) not in wanted}
+        needed = await self._sweeps.at_work({root for name in names if (root := root_of(name)) is not None})
+        suspected = {name for name in names if root_of(name) not in needed}
         removed = sorted(suspected & self._suspected)
         self._suspected = suspected - set(removed)
         for name in removed:

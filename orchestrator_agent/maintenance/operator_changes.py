@@ -18,7 +18,7 @@ class OperatorChanges:
         unknown. Raises StoreError."""
         workflows, agents = await self._pause_store.names()
         if self._pauses.workflows - workflows or self._pauses.agents - agents:
-            # What was resumed elsewhere may begin now.
+            # What another process resumed may begin now.
             self._sweep.wake()
         self._pauses.workflows, self._pauses.agents = workflows, agents
         await self._catalog.learn_newest()

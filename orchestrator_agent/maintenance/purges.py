@@ -1,4 +1,4 @@
-"""Purges: attempts that somebody purged from the broker are published again.
+"""PurgeWatch: attempts that an operator purged from the broker are published again.
 
 Neither a stream's creation time nor its last sequence shows a purge (`broker_watch`); the broker's own advisory does.
 """
@@ -22,7 +22,7 @@ from protocol.streams import TASKS
 
 log = structlog.get_logger()
 
-AGAIN_SECONDS = 2.0
+RETRY_SECONDS = 2.0
 
 
 class PurgeWatch:
@@ -31,43 +31,43 @@ class PurgeWatch:
         self._process_id = process_id
         self._processes = processes
         self._republisher = republisher
-        self._heard: asyncio.Queue[tuple[Purge, datetime]] = asyncio.Queue()
+        self._received: asyncio.Queue[tuple[Purge, datetime]] = asyncio.Queue()
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._subscription = await on_purge(self._bus, self._hear)
+        self._subscription = await on_purge(self._bus, self._receive)
         self._task = asyncio.create_task(self._run(), name="purges")
 
-    def _hear(self, purge: Purge) -> None:
+    def _receive(self, purge: Purge) -> None:
         if purge.stream in WATCHED:
-            self._heard.put_nowait((purge, now()))
+            self._received.put_nowait((purge, now()))
 
     async def _run(self) -> None:
         while True:
-            purge, heard_at = await self._heard.get()
+            purge, received_at = await self._received.get()
             log.warning("broker.purged", stream=purge.stream, subject=purge.subject)
             while True:
                 try:
-                    await self.make_up_for(purge, heard_at)
+                    await self.republish_purged(purge, received_at)
                     break
                 except (BusError, StoreError) as error:
                     log.debug("purge.waiting", error=str(error))
                 except Exception:
                     log.exception("purge.failed")
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
 
-    async def make_up_for(self, purge: Purge, heard_at: datetime) -> None:
-        """Publish what a purge took out of the queues. Who is at work already on such an attempt gets a twin of it, as
-        after the loss of a whole store; where it is the same instance, it knows it. Raises StoreError."""
+    async def republish_purged(self, purge: Purge, received_at: datetime) -> None:
+        """Publish the attempts that a purge removed. An agent that is at work already on such an attempt gets a twin of
+        it, as after the loss of a whole store; where it is the same instance, it drops the twin. Raises StoreError."""
         lost = [
             row
             for row in await self._processes.unpublished(self._process_id)
             if row["status"] == Status.DISPATCHED
-            and row["dispatched_at"] < heard_at
+            and row["dispatched_at"] < received_at
             and (purge.stream != TASKS.name or purge.subject in (None, subjects.task(row["agent"])))
         ]
-        # The broker has forgotten the messages, and not their ids: they need others.
+        # The broker has dropped the messages, and remembers their ids: they need others.
         await self._republisher.republish(lost, again=purge.id)
 
     async def stop(self) -> None:

@@ -1,6 +1,6 @@
 """Reconciler: what no message will wake: time that has passed, agents that came, what people have changed.
 
-Processes that died and a broker that lost its store are looked after beside it (`adoption`, `broker_watch`).
+Processes that died and a broker that lost its store have parts of their own (`adoption`, `broker_watch`).
 The same code recovers at start and all the time after; it sweeps when a known moment has come, when the registry
 changed, and every two seconds or so.
 """
@@ -70,7 +70,7 @@ class Reconciler:
         try:
             await self._sweep()
         except (StoreError, BusError) as error:
-            # How long a sweep that failed took says nothing of what the next one costs.
+            # How long a failed sweep took shows nothing of what the next one costs.
             log.warning("sweep.waiting", error=str(error))
             await asyncio.sleep(RETRY_SECONDS)
         except Exception:
@@ -85,16 +85,16 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         found = await self._due_rows.post()
-        await self._circuits.look()
+        await self._circuits.sync()
         await self._queue_dispatcher.requeue(found.unparked)
-        await self._queue_dispatcher.look()
+        await self._queue_dispatcher.sweep()
         if found.full:
             self._signal.wake()
         await self._operator_changes.learn()
-        await self._concurrency_keys.look()
+        await self._concurrency_keys.ask_all()
         loop = asyncio.get_running_loop()
         if loop.time() >= self._forget_at:
             self._forget_at = loop.time() + FORGET_SECONDS
             await self._runs.forget_ended()
-        if (coming := await self._schedules.look()) is not None:
+        if (coming := await self._schedules.start_due()) is not None:
             self._signal.wake_at(coming)

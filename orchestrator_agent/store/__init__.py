@@ -3,11 +3,11 @@
 A module for each thing that is kept; each statement is a constant, with what it does and the index that it uses:
 
 - `tasks` writes what transitions decide, a batch in one statement (`batch_statements`); `task_reader` reads what they
-  decide on, `sweeps` what no message tells of, `task_queries` what people ask.
+  decide on, `sweeps` what no message announces, `task_queries` what people ask.
 - `columns` declares what a row of `tasks` is made of, once; `records` maps rows to the engine's values and back, and
   `run_builder` makes a run of all rows of a tree.
 - `ready_queue`, `concurrency`, `workflows` (and schedules), `pauses`, `processes` and `process_lock`, `broker_marks`,
-  `history`, `schema` keep what their names say.
+  `history`, `schema` keep what they are named for.
 - `pool` has the connections and maps errors; `availability` tries again while Postgres is away.
 
 What is always true:
@@ -16,7 +16,8 @@ What is always true:
 - A tree is written at the version it was decided on, which its root's row holds, or not at all. Of two processes that
   move on the same tree one finds its decision refused, reads the tree and decides again.
 - A row changes status along `engine.state.TRANSITIONS`, which the statements mirror, and never once it has ended.
-- A row says which process has to publish it (`dispatched_by`); a root was responded to when its `answered_at` is set.
+- A row names the process that has to publish it (`dispatched_by`); a root's final response was acknowledged when its
+  `answered_at` is set.
 - A tree is in `tasks`, in `tasks_history`, or for a moment in both, never in neither.
 - The updates of a step's row are heap-only on its usual way from insert to end: no index's predicate names a column
   that changes on that way.

@@ -43,7 +43,7 @@ async def retry_write(call: Callable[P, Awaitable[T]], *arguments: P.args, **nam
 async def read_object(objects: Objects, ref: ObjectRef, field: str) -> Any:
     """The value of a large payload or result; while the object store is away, the read is tried again.
 
-    Raises ObjectMissing, TooLarge, and InvalidRequest where the object is not what the reference says.
+    Raises ObjectMissing, TooLarge, and InvalidRequest where the object does not fit the reference.
     """
     while True:
         try:

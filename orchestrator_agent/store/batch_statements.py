@@ -126,8 +126,8 @@ select root_task_id from moved
 
 def not_in_history(accepted: Part) -> str:
     """Leaves out roots that have moved to the history, by their id (tasks_history_tree) or their idempotency key
-    (tasks_history_idempotency). Sub-selects of one row: whatever the statistics say, they are a look into the index for
-    each root."""
+    (tasks_history_idempotency). Sub-selects of one row: whatever the statistics are, each root
+    costs one look-up in the index."""
     key, duplicate = accepted.value("idempotency_key", "u"), accepted.value("duplicate_of", "u")
     tenant, requester = accepted.value("tenant", "u"), accepted.value("requester", "u")
     return f"""

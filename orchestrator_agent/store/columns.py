@@ -205,8 +205,8 @@ MADE_COLUMNS = Columns(_written(MADE))
 CHANGED_COLUMNS = Columns(_written(CHANGED))
 ACCEPTED_COLUMNS = Columns(_written(MADE | ACCEPTED, reply_to=_REPLY_TO))
 # A root's id stands here twice, as root_task_id and task_id. Where a statement asks for one column by both names,
-# Postgres concludes that task_id = root_task_id, which is what the partial indexes on roots say: it would then walk all
-# roots for each batch.
+# Postgres concludes that task_id = root_task_id, which is the predicate of the partial indexes on roots: it would then
+# walk all roots for each batch.
 MOVED_COLUMNS = Columns((*_written(MOVED, reply_to=_REPLY_TO, status=_AT_WORK), _own("known_version", "bigint")))
 # Rows of a batch in which some are queued.
 MADE_QUEUED_COLUMNS = Columns((*MADE_COLUMNS, *QUEUE_COLUMNS))

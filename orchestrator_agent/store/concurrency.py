@@ -18,7 +18,7 @@ where concurrency_key = $1 and concurrency_key is not null
 and status in ('waiting', 'running', 'paused', 'compensating') order by created_at, task_id
 """
 
-# Lets waiting roots run. Whoever has one of them in mind finds its version changed. By the primary key.
+# Has waiting roots run. A process that has one of them in memory finds its version changed. By the primary key.
 ADMIT = """
 update tasks set status = 'running', version = version + 1
 where (root_task_id, task_id) in (select u, u from unnest($1::uuid[]) u) and status = 'waiting'
@@ -36,7 +36,7 @@ class ConcurrencyStore:
         return [record["concurrency_key"] for record in await self._database.fetch(CONTENDED_KEYS)]
 
     async def admit(self, key: str, bound: int, cancel_older: bool) -> tuple[list[UUID], list[UUID]]:
-        """Let waiting roots of a key run, as many as may; returns those, and those that are to be cancelled for them.
+        """Admit waiting roots of a key, as many as may run; returns those, and those that are to be cancelled for them.
 
         One transaction under the key's lock: however many processes ask, no more than `bound` run.
         """

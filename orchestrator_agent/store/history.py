@@ -1,4 +1,4 @@
-"""HistoryStore: trees that ended, in `tasks_history`, partitioned by the month in which they were answered."""
+"""HistoryStore: trees that ended, in `tasks_history`, partitioned by the month of their responses."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,8 +18,8 @@ LOCK, UNLOCK = "select pg_try_advisory_lock($1)", "select pg_advisory_unlock($1)
 # Who reads the history keeps a month from being made or dropped; it is tried again then, rather than let all wait.
 LIMIT_WAIT = "set local lock_timeout = '500ms'"
 
-# Roots by time of acceptance, and whether they were answered long enough ago. By tasks_roots_by_time, from where the
-# last look ended: tasks that stay at work for long are walked over once a round.
+# Roots by time of acceptance, and whether they were responded to long enough ago. By tasks_roots_by_time, from where
+# the last step ended: tasks that stay at work for long are walked over once a round.
 ENDED = """
 select t.task_id, t.created_at, t.answered_at,
        t.answered_at is not null and t.answered_at < now() - make_interval(secs => $3) as may_go
@@ -64,7 +64,8 @@ def month_of(day: date) -> tuple[str, date, date]:
 
 
 def surely_new(task_id: UUID, moment: datetime, history_after_seconds: float) -> bool:
-    """Whether an id is so young that no task of it can be in the history: a version 7 id says when it was made.
+    """Whether an id is so young that no task of it can be in the history: a version 7 id holds the time at which it was
+    made.
 
     Half the time to spare is for requesters whose clocks are ahead.
     """
@@ -75,7 +76,7 @@ def surely_new(task_id: UUID, moment: datetime, history_after_seconds: float) ->
 
 
 class HistoryMove:
-    """One process's turn at moving trees, on one connection."""
+    """The right to move trees, on the connection that has the lock."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -93,7 +94,7 @@ class HistoryMove:
         return {record["root_task_id"]: record["count"] for record in records}
 
     async def copy(self, ended_on: Mapping[UUID, date]) -> None:
-        """Copy the trees of these roots into the months of their answers, which must have been made."""
+        """Copy the trees of these roots into the months of their responses, which must have been made."""
         await self._connection.execute(COPY, list(ended_on), list(ended_on.values()))
 
     async def delete(self, root_task_ids: Sequence[UUID]) -> None:

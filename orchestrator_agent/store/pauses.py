@@ -7,12 +7,12 @@ import asyncpg
 
 from orchestrator_agent.store.pool import Database
 
-# A list of pauses shows whether much is held up; counting further would read more than that tells.
+# A list of pauses shows whether much is held up; counting further would read more than that is worth.
 COUNTED_ROWS = 10_000
 
 # All pauses, the newest first, and of tasks and workflows how many rows are ready. Tasks are found through the open
 # roots (tasks_open), like everything that is at work, and their rows by the primary key, each root by itself (the
-# lateral's limit): whatever the statistics say, the rows of other tasks are not read.
+# lateral's limit): whatever the statistics are, the rows of other tasks are not read.
 LISTED = f"""
 with found as (
     select p.kind, p.name, null as task_type, p.paused_at, p.paused_by, p.requester, null::uuid as root_task_id

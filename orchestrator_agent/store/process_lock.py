@@ -19,14 +19,14 @@ from protocol.errors import StoreError
 
 log = structlog.get_logger()
 
-# A process that is frozen keeps its connections: the kernel answers for it. So the session of its lock ends when
+# A process that is frozen keeps its connections: the kernel keeps them open. So the session of its lock ends when
 # no statement was sent in it for this time, as long as TCP's keepalives take with a host that vanished.
 FROZEN_SECONDS = 25.0
 # So many statements are sent in that time: a loop that is busy for a while has not lost its lock yet.
 KEEPALIVES = 5
 TAKE_AGAIN_SECONDS = 1.0
 
-# The lock of a process: its own, waited for; another's, where it is free; another's given back.
+# The lock of a process: its own, waited for; another's, where it is free; another's, released.
 LOCK = "select pg_advisory_lock($1)"
 TRY_LOCK = "select pg_try_advisory_lock($1)"
 UNLOCK = "select pg_advisory_unlock($1)"
@@ -74,7 +74,7 @@ class ProcessLock:
         return self._connection is not None and not self._connection.is_closed()
 
     async def take(self) -> None:
-        """Take the lock, then enter the process's row: nobody can see the row and find the lock free.
+        """Take the lock, then enter the process's row: no other can see the row and find the lock free.
 
         Raises StoreError.
         """

@@ -14,7 +14,7 @@ EVERYTHING = "'-infinity'::timestamptz"
 
 # All processes but one. By a walk over the table, which has a row for each process.
 OTHERS = f"""
-select process_id, lock_key, unpublished_since::text as noted, unpublished_since = {EVERYTHING} as owes_all,
+select process_id, lock_key, unpublished_since::text as noted, unpublished_since = {EVERYTHING} as lost_everything,
        case when unpublished_since <> {EVERYTHING} then unpublished_since end as since
 from orchestrators where process_id <> $1
 """
@@ -53,7 +53,7 @@ where r.task_id = r.root_task_id and r.answered_at is null
 """
 
 # Forgets a process, unless something else was noted about it meanwhile ($2 is the note as text). The time as text:
-# an exact comparison, which Python's microseconds and -infinity would not give. By the primary key.
+# an exact comparison, which Python's microseconds and its lack of -infinity would not allow. By the primary key.
 FORGET = "delete from orchestrators where process_id = $1 and unpublished_since::text is not distinct from $2"
 IS_THERE = "select 1 from orchestrators where process_id = $1"
 
@@ -74,20 +74,21 @@ SURELY_PUBLISHED = timedelta(seconds=15)
 @dataclass(frozen=True)
 class DeadProcess:
     """A process that may be dead. `unpublished_since`: it had noted that publishing did not work; `noted` is that note
-    as the database has it. `owes_all`: the broker lost what it had published, and it has not published that again."""
+    as the database has it. `lost_everything`: the broker lost what it had published, and it has not published that
+    again."""
 
     process_id: UUID
     lock_key: int
     unpublished_since: datetime | None = None
-    owes_all: bool = False
+    lost_everything: bool = False
     noted: str | None = None
 
-    def may_owe(self, rows: Sequence[Any]) -> list[Any]:
+    def unsure_of(self, rows: Sequence[Any]) -> list[Any]:
         """Which of its rows may never have reached the broker. To publish an attempt again that did is harmless for the
         two minutes that the broker remembers it, but after that an agent that is long at work on it would get a
         twin."""
         last = max((row["dispatched_at"] for row in rows if row["dispatched_at"] is not None), default=None)
-        if self.owes_all or last is None:
+        if self.lost_everything or last is None:
             return list(rows)
         since = last - SURELY_PUBLISHED
         if self.unpublished_since is not None:
@@ -110,10 +111,10 @@ class Processes:
         return [record["process_id"] for record in await self._database.fetch(PROCESS_IDS)]
 
     async def others(self, process_id: UUID) -> list[DeadProcess]:
-        """All processes but this one, alive or not: their locks say which."""
+        """All processes but this one, alive or not: their locks show which."""
         records = await self._database.fetch(OTHERS, process_id)
         return [
-            DeadProcess(row["process_id"], row["lock_key"], row["since"], bool(row["owes_all"]), row["noted"])
+            DeadProcess(row["process_id"], row["lock_key"], row["since"], bool(row["lost_everything"]), row["noted"])
             for row in records
         ]
 
@@ -135,15 +136,15 @@ class Processes:
             done = await connection.execute(TAKE_OVER, dead.process_id, process_id)
             return int(done.rpartition(" ")[2])
 
-    async def broker_lost(self) -> None:
+    async def note_loss(self) -> None:
         """Note for every process, dead ones too, that what it has published is gone."""
         await self._database.execute(LOSE_EVERYTHING)
 
-    async def owes_all(self, process_id: UUID) -> bool:
+    async def lost_everything(self, process_id: UUID) -> bool:
         """Whether the broker has lost what a process published, and it has not published all of it again."""
         records = await self._database.fetch(HAS_LOST_EVERYTHING, process_id)
         return bool(records and records[0]["all_of_it"])
 
-    async def owes_no_more(self, process_id: UUID) -> None:
+    async def note_published_again(self, process_id: UUID) -> None:
         """Note that a process has published everything again after a loss."""
         await self._database.execute(EVERYTHING_PUBLISHED, process_id)

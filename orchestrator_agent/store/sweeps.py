@@ -1,4 +1,4 @@
-"""TaskSweeps: what no message tells of: rows that are due, attempts that were given up, objects without a task."""
+"""TaskSweeps: what no message announces: rows that are due, attempts that were given up, objects without a task."""
 
 from collections.abc import Collection, Sequence
 from uuid import UUID
@@ -66,7 +66,7 @@ where (select t.task_id from tasks t where t.root_task_id = u.a and t.task_id = 
 
 
 class TaskSweeps:
-    """Reads of the loops that look for what was missed; each raises StoreError when Postgres is away."""
+    """Reads of the loops that search for what was missed; each raises StoreError when Postgres is away."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

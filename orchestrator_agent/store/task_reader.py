@@ -20,7 +20,7 @@ UNKNOWN = -1
 TREES = in_each_table(f"select {column_list()} from {{table}} where root_task_id = any($1::uuid[])")
 
 # All rows of those trees that have not ended and are at another version than the known one. Each root is found by the
-# primary key, whatever the statistics say (the lateral's limit); then its tree is read by the same index.
+# primary key, whatever the statistics are (the lateral's limit); then its tree is read by the same index.
 NEWER_TREES = f"""
 select {column_list("t")}
 from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as u(a, b, known),

@@ -118,5 +118,5 @@ async def test_no_time_is_lost_while_orchestrators_with_another_definition_are_t
     for seconds in range(0, 3 * 3600, 30):
         moment = begin + timedelta(seconds=seconds)
         for process in schedules:
-            await process.look()
+            await process.start_due()
     assert started == {"2026-01-01T06:00:00+00:00", "2026-01-01T07:00:00+00:00"}

@@ -65,7 +65,7 @@ class Process:
         """Sweep until it is so."""
 
         async def looked() -> bool:
-            await self.circuits.look()
+            await self.circuits.sync()
             return condition()
 
         await until(looked)
@@ -203,7 +203,7 @@ async def test_without_redis_each_process_has_its_own_circuits_and_says_so_once(
     with capture_logs() as logs:
         async with processes(None) as (one,):
             one.fail()
-            assert await one.circuits.look() is False
+            assert await one.circuits.sync() is False
             assert one.agent_health.circuit("a") == "open"
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["shared.none"]
 
@@ -214,11 +214,11 @@ async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
     tuning = replace(TUNING, redis=replace(PATIENT, retry_seconds=0.05))
     with capture_logs() as logs:
         async with processes(valkey.url, valkey.url, tuning=tuning) as (one, other):
-            await one.circuits.look()
+            await one.circuits.sync()
             await kill(valkey)
             one.fail()
             for _ in range(3):
-                await one.circuits.look()
+                await one.circuits.sync()
                 await asyncio.sleep(0.06)
             assert one.agent_health.circuit("a") == "open"
             assert one.shared.there is False
@@ -226,8 +226,8 @@ async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
 
             # What could not be told is told when it is back.
             async def told() -> bool:
-                await one.circuits.look()
-                await other.circuits.look()
+                await one.circuits.sync()
+                await other.circuits.sync()
                 return not other.agent_health.admits("a")
 
             await until(told, "the open circuit at the other one")

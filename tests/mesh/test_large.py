@@ -319,13 +319,13 @@ async def test_objects_go_when_their_task_has_gone_from_the_table(
 
     await until(responded, "a note of the answer's acknowledgement")
     async with cleaning(settings) as (cleaner, history, objects):
-        assert await cleaner.look() == []
-        assert await cleaner.look() == [foreign]
+        assert await cleaner.clean() == []
+        assert await cleaner.clean() == [foreign]
         assert len(await objects.names()) == 2
         while await history.step():
             pass
-        assert await cleaner.look() == []
-        (gone,) = await cleaner.look()
+        assert await cleaner.clean() == []
+        (gone,) = await cleaner.clean()
         assert not gone.startswith(str(at_work))
         (kept,) = await objects.names()
         assert kept.startswith(str(at_work))

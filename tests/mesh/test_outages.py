@@ -20,7 +20,7 @@ class Mesh:
     def later(self, seconds: float, *, heard: bool = True) -> None:
         self.now += timedelta(seconds=seconds)
         if heard:
-            self.outages.heard()
+            self.outages.broker_responded()
 
 
 def test_the_first_seconds_are_for_earlier_messages() -> None:

@@ -28,17 +28,17 @@ def at(seconds: float, status: str = "dispatched") -> dict[str, Any]:
         # It had noted that publishing did not work, or that it waited for the object store.
         (DeadProcess(new_id(), 0, unpublished_since=NOON + timedelta(seconds=40)), [30, 90, 100]),
         # The broker lost what it had published.
-        (DeadProcess(new_id(), 0, owes_all=True), [0, 30, 90, 100]),
+        (DeadProcess(new_id(), 0, lost_everything=True), [0, 30, 90, 100]),
     ],
     ids=["fresh attempts", "since it could not publish", "everything"],
 )
 def test_what_a_dead_process_may_not_have_published(noted: DeadProcess, unpublished: list[float]) -> None:
-    assert [row["id"] for row in noted.may_owe([at(0), at(30), at(90), at(100)])] == unpublished
+    assert [row["id"] for row in noted.unsure_of([at(0), at(30), at(90), at(100)])] == unpublished
 
 
 def test_a_final_response_that_was_not_noted_may_always_be_unpublished() -> None:
     ended = {"status": "completed", "dispatched_at": None, "id": "root"}
-    assert [row["id"] for row in DeadProcess(new_id(), 0).may_owe([at(0), at(100), ended])] == [100, "root"]
+    assert [row["id"] for row in DeadProcess(new_id(), 0).unsure_of([at(0), at(100), ended])] == [100, "root"]
 
 
 @pytest_asyncio.fixture
@@ -69,11 +69,11 @@ async def test_a_loss_that_is_noted_while_a_process_is_adopted_is_not_forgotten_
     await dead.release()
     await dispatched(database, dead.process_id)
     (found,) = await processes.others(heir)
-    assert not found.owes_all
-    await processes.broker_lost()
+    assert not found.lost_everything
+    await processes.note_loss()
     assert await processes.take_over(found, heir) is None
     (found,) = await processes.others(heir)
-    assert found.owes_all
+    assert found.lost_everything
     assert await processes.take_over(found, heir) == 2
     assert await processes.others(heir) == []
     assert len(await processes.unpublished(heir)) == 1
@@ -85,14 +85,14 @@ async def test_a_loss_holds_for_every_process_until_it_has_published_all_again(
     processes, lock = Processes(database), ProcessLock(database_url, new_id(), "alive")
     await lock.take()
     try:
-        assert not await processes.owes_all(lock.process_id)
-        await processes.broker_lost()
+        assert not await processes.lost_everything(lock.process_id)
+        await processes.note_loss()
         # A note of the broker's absence does not hide it.
         await lock.note_unpublished(NOON)
         await lock.note_unpublished(None)
-        assert await processes.owes_all(lock.process_id)
-        await processes.owes_no_more(lock.process_id)
-        assert not await processes.owes_all(lock.process_id)
+        assert await processes.lost_everything(lock.process_id)
+        await processes.note_published_again(lock.process_id)
+        assert not await processes.lost_everything(lock.process_id)
     finally:
         await lock.release()
 
