@@ -9,7 +9,7 @@ from pantheon.language_model import LanguageModel, Prompt, require_models
 from pantheon.text.words import count_words
 
 from . import offline
-from .answers import article_of, summary_of
+from .model_output import article_of, summary_of
 from .article import Entry
 from .corpus import read_sources
 from .models import Citation, GenerateContent, GeneratedContent, SummarizeContent, SummarizedContent
