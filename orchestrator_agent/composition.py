@@ -140,7 +140,7 @@ class Composition:
         capacity, tuning = Capacity(registry), self.configuration.tuning.dispatch
         window = Window(capacity, waiting=capacity.waiting, active=active, signal=signal, settings=tuning.window)
         limits = RateLimits(
-            self.configuration.flow.rate_limits,
+            self.configuration.flow_control.rate_limits,
             registry,
             connections.redis,
             active=active,
@@ -165,7 +165,7 @@ class Composition:
     def _make_stores(self) -> Stores:
         connections = self.connections
         database, process_id = connections.database, connections.lock.process_id
-        history_after_seconds = self.configuration.flow.history_after_seconds
+        history_after_seconds = self.configuration.flow_control.history_after_seconds
         return Stores(
             tasks=TaskStore(database, process_id, self.dispatch.admission, history_after_seconds),
             reader=TaskReader(database),
@@ -322,7 +322,7 @@ class Composition:
         return Loops(peers, settler, message_loops)
 
     def _make_maintenance(self) -> Maintenance:
-        connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow
+        connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow_control
         process, stores, runtime = connections.process, self.stores, self.runtime
         window = self.dispatch.admission.window
         outages = BrokerOutages(lambda: (process.bus.connected, process.bus.generation))

@@ -109,7 +109,7 @@ class Orchestrator:
             opened.push_async_callback(redis.close)
             lock = ProcessLock(url, new_id(), process.instance_id)
             connections = Connections(process, database, redis, registry, lock)
-            parts = Composition(connections, Configuration(settings, flow, self._library, self._tuning))
+            parts = Composition(connections, Configuration(settings, flow_control, self._library, self._tuning))
             return OrchestratorWorker(parts, opened.pop_all())
 
     async def _make_streams(self, process: AgentProcess) -> None:

@@ -248,7 +248,7 @@ class Router:
             return candidate.barred(Bar.FULL, self.admission.full(agent))
         return candidate
 
-    def place(self, request: RouteRequest) -> Placement | None:
+    def choose(self, request: RouteRequest) -> Placement | None:
         if request.workflow is not None and request.workflow in self.pauses.workflows:
             return None
         if not self.admission.admits(request):

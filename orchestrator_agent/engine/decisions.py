@@ -80,7 +80,7 @@ class WaitReasons:
 class Directory(Protocol):
     """What a transition asks of the world: which agent gets a task now, and which workflows there are."""
 
-    def place(self, request: RouteRequest) -> Placement | None:
+    def choose(self, request: RouteRequest) -> Placement | None:
         """The agent to send a task to, or None while none has a slot for it."""
 
     def served(self, request: RouteRequest) -> bool:

@@ -90,6 +90,7 @@ ALLOWED_NAMES = frozenset(
         "FlowSettings",
         "quiet",  # an option of `pantheon run`
         "PATIENCE_SECONDS",  # how long a test waits (tests/waiting.py)
+        "handed_back",  # a field of the log event `peer.silent`
     }
 )  # fmt: skip
 
@@ -120,6 +121,9 @@ class Hit(NamedTuple):
         return f"{self.path.relative_to(REPOSITORY)}:{self.line}: {self.kind} '{self.text}': {self.instead}"
 
 
+_OURS = frozenset(
+    {"protocol", "pantheon", "orchestrator_agent", "agents", "testkit", "migrations", "tests", "benchmarks", "docker"}
+)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # A phrase may be broken by the end of a line.
 _PROSE = [
@@ -166,10 +170,12 @@ def in_markdown(path: Path) -> Iterator[Hit]:
 def in_python(path: Path) -> Iterator[Hit]:
     for name, banned in in_name(path.stem):
         yield Hit(path, 0, "file", name, banned.instead)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    foreign = set(_foreign_names(tree))
     comments: list[tuple[int, str]] = []
     with path.open("rb") as file:
         for token in tokenize.tokenize(file.readline):
-            if token.type == tokenize.NAME:
+            if token.type == tokenize.NAME and token.string not in foreign:
                 for name, banned in in_name(token.string):
                     yield Hit(path, token.start[0], "name", name, banned.instead)
             elif token.type == tokenize.COMMENT:
@@ -177,7 +183,6 @@ def in_python(path: Path) -> Iterator[Hit]:
     for first, text in _joined(comments):
         for line, found, banned in in_prose(text):
             yield Hit(path, first + line, "comment", found, banned.instead)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             doc = ast.get_docstring(node, clean=False)
@@ -186,6 +191,13 @@ def in_python(path: Path) -> Iterator[Hit]:
                     yield Hit(path, node.body[0].lineno + line, "docstring", found, banned.instead)
     for line in _loop_names(tree):
         yield Hit(path, line, "loop", "one", LOOP_NAME.instead)
+
+
+def _foreign_names(tree: ast.AST) -> Iterator[str]:
+    """What a module imports from others' libraries, such as hypothesis's `given`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").partition(".")[0] not in _OURS:
+            yield from (name.asname or name.name for name in node.names)
 
 
 def _joined(comments: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agents.llm_agent.agent import generate_content
-from agents.llm_agent.answers import article_of, summary_of
+from agents.llm_agent.model_output import article_of, summary_of
 from agents.llm_agent.article import Entry, parse
 from agents.llm_agent.models import GenerateContent, Issue, Previous
 from pantheon import TaskFailure
