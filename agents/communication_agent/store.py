@@ -26,17 +26,23 @@ class UnreadableRecord(Exception):
 def locked(path: Path, timeout_seconds: float) -> Iterator[None]:
     """Holds the lock file `path` against threads and processes; the operating system frees it when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + timeout_seconds
     with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LockTimedOut(f"{path.name} stayed locked for {timeout_seconds:g} s") from None
-                time.sleep(LOCK_POLL_SECONDS)
+        for pause in _lock_tries(file.fileno(), timeout_seconds, path.name):
+            time.sleep(pause)
         yield
+
+
+def _lock_tries(descriptor: int, timeout_seconds: float, name: str) -> Iterator[float]:
+    """The seconds to wait before each further try, until the lock is held. Raises LockTimedOut."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise LockTimedOut(f"{name} stayed locked for {timeout_seconds:g} s") from None
+        yield LOCK_POLL_SECONDS
 
 
 def write_whole(path: Path, content: bytes) -> bool:
@@ -101,17 +107,10 @@ class _Held:
         import asyncio
 
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + self._timeout_seconds
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise LockTimedOut(f"a publication stayed locked for {self._timeout_seconds:g} s") from None
-                    await asyncio.sleep(LOCK_POLL_SECONDS)
+            for pause in _lock_tries(descriptor, self._timeout_seconds, "a publication"):
+                await asyncio.sleep(pause)
         except BaseException:
             os.close(descriptor)
             raise

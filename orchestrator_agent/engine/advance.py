@@ -48,7 +48,7 @@ def advance(
     run: Run, run_events: Sequence[RunEvent], *, directory: Directory, rules: Rules, now: datetime, random: Random
 ) -> Decisions:
     """Apply run events, in order, and everything that follows from them. `random` draws the jitter of retries."""
-    t = Transition(run, directory=directory, rules=rules, now=now, random=random)
+    t = Transition(run, directory, rules, now, random)
     for run_event in run_events:
         _apply(t, run_event)
     return t.builder.decisions
@@ -59,7 +59,7 @@ def start(
 ) -> Decisions:
     """Begin the first steps of a new run whose root scope is in place; `reused` rows ended in an earlier run. A root
     that its concurrency key does not admit yet has those rows, and begins its steps when it is admitted."""
-    t = Transition(run, directory=directory, rules=rules, now=now, random=random)
+    t = Transition(run, directory, rules, now, random)
     scope = run.scopes[run.root_task_id]
     for row in reused:
         _adopt(t, scope, row)

@@ -21,7 +21,7 @@ class Transition:
 
     __slots__ = ("_queue", "_working", "builder", "directory", "now", "random", "rules", "run")
 
-    def __init__(self, run: Run, *, directory: Directory, rules: Rules, now: datetime, random: Random) -> None:
+    def __init__(self, run: Run, directory: Directory, rules: Rules, now: datetime, random: Random) -> None:
         self.run = run
         self.directory = directory
         self.rules = rules

@@ -1,4 +1,4 @@
-"""A world for the engine without any I/O: who serves what, what is in the tables, what is out with the agents."""
+"""A world for the engine without any I/O: its agents, what is in the tables, what is out with the agents."""
 
 import json
 import re
@@ -59,7 +59,9 @@ def picture(run: Run) -> dict[str, Any]:
                 "ended": scope.ended,
                 "rows": {name: row.task_id for name, row in scope.rows.items()},
                 "depth": scope.depth,
-                "pending": [to_come(one) for one in scope.pending] if scope.row.status is Status.COMPENSATING else [],
+                "pending": [to_come(pending) for pending in scope.pending]
+                if scope.row.status is Status.COMPENSATING
+                else [],
                 "compensation": at_work(scope.compensation),
                 "plan": (scope.plan.name, scope.plan.version, tuple(scope.plan.steps)),
             }
@@ -68,14 +70,14 @@ def picture(run: Run) -> dict[str, Any]:
         },
         "fan_outs": {
             task_id: {
-                "items": one.items,
-                "results": one.results,
-                "active": one.active,
-                "ended": one.ended,
-                "next": one.next,
-                "rows": {item: row.task_id for item, row in one.rows.items()},
+                "items": fan_out.items,
+                "results": fan_out.results,
+                "active": fan_out.active,
+                "ended": fan_out.ended,
+                "next": fan_out.next,
+                "rows": {item: row.task_id for item, row in fan_out.rows.items()},
             }
-            for task_id, one in run.fan_outs.items()
+            for task_id, fan_out in run.fan_outs.items()
             if task_id in live
         },
         "signals": [row.task_id for row in run.signals],
@@ -103,7 +105,7 @@ WITH_SCOPE = (Status.RUNNING, Status.PAUSED, Status.COMPENSATING)
 
 @dataclass
 class World:
-    """One mesh: `agents` says who serves a task type; `run` a request, then `happen` until it has ended."""
+    """One mesh: `agents` holds the agent of each task type; `request` a task, then `happen` until it has ended."""
 
     agents: dict[str, str] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
@@ -113,15 +115,15 @@ class World:
     everything_served_by: str | None = "worker"
 
     # The engine's Directory.
-    def place(self, wanted: RouteRequest) -> Placement | None:
-        agent = self.agents.get(wanted.task_type, self.everything_served_by)
-        return Placement(agent) if agent is not None and wanted.pinned_agent in (None, agent) else None
+    def place(self, request: RouteRequest) -> Placement | None:
+        agent = self.agents.get(request.task_type, self.everything_served_by)
+        return Placement(agent) if agent is not None and request.pinned_agent in (None, agent) else None
 
-    def served(self, wanted: RouteRequest) -> bool:
-        return self.place(wanted) is not None
+    def served(self, request: RouteRequest) -> bool:
+        return self.place(request) is not None
 
-    def wait_reasons(self, wanted: RouteRequest) -> WaitReasons:
-        return WaitReasons(wanted.task_type)
+    def wait_reasons(self, request: RouteRequest) -> WaitReasons:
+        return WaitReasons(request.task_type)
 
     def workflow(self, name: str) -> Plan | None:
         return self.library.newest(name)
@@ -210,10 +212,10 @@ class Course:
         run, decisions = self.world.planner.plan(request, headers=None, now=self.world.now, replayed=replayed)
         return Course(self.world, run, decisions)
 
-    # -- what a test asks and says -----------------------------------------------------------------------------------
+    # -- what a test asks and does -----------------------------------------------------------------------------------
 
     def row(self, path: str) -> Row:
-        """The newest row at a place such as `draft/review` or `notes[3]`."""
+        """The newest row at a path such as `draft/review` or `notes[3]`."""
         found = [row for row in self.run.rows.values() if row is not self.run.root and self.run.path(row) == path]
         return max(found, key=lambda row: (not row.ended, row.iteration))
 
@@ -240,10 +242,10 @@ class Course:
             instance_id="i",
         )
 
-    def answered(
+    def responded(
         self, row: Row, result: Any, *, error: ErrorInfo | None = None, usage: Usage | None = None
     ) -> ResponseReceived:
-        """The answer of a row's current attempt, where a path would not tell which row."""
+        """The response to a row's current attempt, where a path would not identify the row."""
         status: Literal["completed", "failed"] = "completed" if error is None else "failed"
         return ResponseReceived(
             row.root_task_id, row.task_id, row.attempt, status, result=result, error=error, usage=usage

@@ -1,4 +1,4 @@
-"""advance: one transition after the other, told in examples. Each is also read back from its rows (see conftest)."""
+"""advance: one transition after the other, in examples. Each is also read back from its rows (see conftest)."""
 
 import json
 from datetime import timedelta
@@ -125,8 +125,8 @@ def test_no_attempt_outlives_the_deadline(world: World) -> None:
 @pytest.mark.parametrize("attempt", [0, 2, 99])
 def test_an_answer_of_another_attempt_changes_nothing(world: World, attempt: int) -> None:
     course = world.dag({"a": task()})
-    for answer in (course.completed("a", {}, attempt=attempt), course.failed("a", attempt=attempt)):
-        assert course.happen(answer).empty
+    for response in (course.completed("a", {}, attempt=attempt), course.failed("a", attempt=attempt)):
+        assert course.happen(response).empty
     assert course.at_work().keys() == {"a"}
 
 
@@ -178,7 +178,7 @@ def test_an_attempt_that_ran_out_while_the_broker_was_away_is_made_again_and_cou
     assert course.happen(lost).empty, "its time is not over"
     course.later(11)
     decisions = course.happen(lost)
-    assert [one.attempt for one in decisions.dispatched.values()] == [2]
+    assert [row.attempt for row in decisions.dispatched.values()] == [2]
     assert [(attempt, reason) for *_, attempt, reason in decisions.stopped] == [(1, "its time is over")]
     assert (row.attempt, row.failures) == (2, 0)
     assert course.happen(course.completed("a", "late", attempt=1)).empty
@@ -203,7 +203,7 @@ def test_a_steps_failure_is_the_tasks_with_the_agents_error_in_its_details(world
         "details": {"code": "no_paper", "message": "fill the tray", "retryable": False, "details": {"tray": 2}},
     }
     assert course.statuses() == {"a": "failed", "b": "cancelled"}
-    # Whoever works on the rest is told to stop.
+    # The attempts of the other steps are stopped.
     other = course.row("b")
     assert [(agent, task_id, attempt) for agent, task_id, attempt, _ in decisions.stopped] == [
         ("worker", other.task_id, 1)
@@ -247,7 +247,7 @@ def test_an_attempt_without_answer_expires_and_is_tried_again(world: World) -> N
     assert course.expire("a").empty, "before its time"
     course.later(5)
     decisions = course.expire("a")
-    assert [one[2] for one in decisions.stopped] == [1]
+    assert [attempt for _, _, attempt, _ in decisions.stopped] == [1]
     assert course.statuses() == {"a": "waiting"}
     course.later(60)
     course.due("a")
@@ -325,14 +325,14 @@ def test_what_is_too_large_says_both_sizes(world: World) -> None:
 
 @pytest.mark.parametrize("size", [10_000, 400_000, 900_000])
 def test_an_agents_error_of_any_size_leaves_an_answer_that_can_be_sent(world: World, size: int) -> None:
-    """The error of a step was in the task's answer twice; beyond the broker's limit, nobody was ever answered."""
+    """The error of a step was in the task's response twice; beyond the broker's limit, it was never sent."""
     course = world.dag({"outer": {"steps": {"a": task()}}})
     row = course.row("outer/a")
     error = ErrorInfo(code="no", message="m" * size, details={"trace": "t" * size})
     course.happen(ResponseReceived(course.run.root_task_id, row.task_id, 1, "failed", error=error))
-    answer = final_response(course.run.root, course.run.facts)
-    assert TaskResponse.model_validate_json(answer).status == "failed"
-    assert len(answer) < world.rules.max_payload_bytes
+    response = final_response(course.run.root, course.run.facts)
+    assert TaskResponse.model_validate_json(response).status == "failed"
+    assert len(response) < world.rules.max_payload_bytes
 
 
 # -- no agent -------------------------------------------------------------------------------------------------------
@@ -525,7 +525,7 @@ def test_a_step_that_pins_an_agent_is_no_workflow(world: World) -> None:
 
 
 def test_a_step_that_pins_the_orchestrator_is_one_of_its_workflows(world: World) -> None:
-    """The orchestrator is an agent too, and its task types are workflows; nobody was found who served it."""
+    """The orchestrator is an agent too, and its task types are workflows; no agent was found that served it."""
     world.add("inner", steps={"i": task()})
     course = world.dag({"a": {"task": "inner", "agent": "orchestrator_agent"}})
     course.restart()
@@ -684,8 +684,8 @@ def test_a_duplicate_ends_as_its_original_does(world: World) -> None:
             assert world.advance(run, run_event).empty
         world.advance(run, OriginalEnded(run.root_task_id, status, result, error))  # type: ignore[arg-type]
         assert (run.root.status.value, run.root.result, run.root.error) == (status, result, error)
-        answer = json.loads(final_response(run.root, run.facts))
-        assert answer["duplicate_of"] == str(original)
+        response = json.loads(final_response(run.root, run.facts))
+        assert response["duplicate_of"] == str(original)
 
 
 def test_only_a_duplicate_ends_as_another_task_does(world: World) -> None:

@@ -37,8 +37,8 @@ def refused(world: World, task_type: str, payload: dict[str, Any] | None = None,
     assert (decisions.made, decisions.changed, decisions.dispatched) == ([], {}, {})
     assert [(entity, name) for entity, name, _ in decisions.events] == [("task", "failed")]
     assert run.root.error is not None
-    answer = TaskResponse.model_validate_json(final_response(run.root, run.facts))
-    assert (answer.status, answer.error) == ("failed", run.root.error)
+    response = TaskResponse.model_validate_json(final_response(run.root, run.facts))
+    assert (response.status, response.error) == ("failed", run.root.error)
     return run.root.error
 
 
@@ -126,10 +126,10 @@ def test_an_unreadable_request_becomes_a_task_that_has_failed(world: World, body
         parse_request(message)
     run, decisions = world.planner.unreadable(salvage_ids(message), raised.value, world.now)
     assert decisions.root_ended
-    answer = TaskResponse.model_validate_json(final_response(run.root, run.facts))
-    assert (answer.task_id, answer.status) == (task_id, "failed")
-    assert answer.error is not None
-    assert answer.error.code == "invalid_request"
+    response = TaskResponse.model_validate_json(final_response(run.root, run.facts))
+    assert (response.task_id, response.status) == (task_id, "failed")
+    assert response.error is not None
+    assert response.error.code == "invalid_request"
     assert run.facts.reply_to == ("_INBOX.me" if b"_INBOX" in body else None)
 
 
@@ -227,16 +227,16 @@ def test_a_replay_waits_for_its_turn_and_then_goes_on_behind_what_it_reuses(worl
     world.add("keyed", steps=STEPS, concurrency={"max": 1})
     old = world.request("keyed")
     assert old.status == "waiting"
-    let_in(old)
+    admit(old)
     for name in ("a", "d", "b", "c"):
         old.happen(old.completed(name, f"old {name}"))
     world.now += timedelta(minutes=1)
     course = Course(world, *replay(world, old, "b"))
     assert course.statuses() == {"a": "completed", "d": "completed", "e": "skipped"}
     assert (course.status, course.run.facts.concurrency_key) == ("waiting", old.run.facts.concurrency_key)
-    let_in(course)
+    admit(course)
     assert course.statuses() == {"a": "completed", "d": "completed", "e": "skipped", "b": "dispatched"}
-    let_in(course)
+    admit(course)
     assert course.statuses()["b"] == "dispatched"
     course.complete("b", "new b")
     course.complete("c", "new c")
@@ -246,15 +246,15 @@ def test_a_replay_waits_for_its_turn_and_then_goes_on_behind_what_it_reuses(worl
 def test_a_replay_of_which_nothing_is_left_to_do_ends_when_its_turn_has_come(world: World) -> None:
     world.add("keyed", steps={"a": {"task": "x"}}, concurrency={"max": 1})
     old = world.request("keyed")
-    let_in(old)
+    admit(old)
     old.happen(old.completed("a", 1))
     world.now += timedelta(minutes=1)
     course = Course(world, *replay(world, old, None, retry=True))
-    let_in(course)
+    admit(course)
     assert (course.status, course.result) == ("completed", {"a": 1})
 
 
-def test_what_a_replay_reuses_is_not_undone_when_it_fails(world: World) -> None:
+def test_what_a_replay_reuses_is_not_compensated_when_it_fails(world: World) -> None:
     """The old task had completed, and stays so: its seat was given back all the same."""
     undo = {"compensate": {"task": "undo", "with": {"of": "${result}"}}}
     steps = {"seat": {"task": "x", **undo}, "mail": {"task": "x", "needs": ["seat"], **undo}}
@@ -269,17 +269,17 @@ def test_what_a_replay_reuses_is_not_undone_when_it_fails(world: World) -> None:
     course.happen(course.completed("mail", "new mail"))
     course.happen(course.failed("pay"))
     assert course.status == "compensating"
-    undone = [row for row in course.run.rows.values() if row.role is Role.COMPENSATION]
-    assert [json.loads(row.payload or b"") for row in undone] == [{"of": "new mail"}]
+    compensated = [row for row in course.run.rows.values() if row.role is Role.COMPENSATION]
+    assert [json.loads(row.payload or b"") for row in compensated] == [{"of": "new mail"}]
     course.restart()
-    (row,) = undone
+    (row,) = compensated
     course.happen(ResponseReceived(row.root_task_id, row.task_id, row.attempt, "completed"))
     assert course.status == "failed"
     assert course.run.root.error is not None
     assert course.run.root.error.code == "step_failed"
 
 
-def let_in(course: Course) -> None:
+def admit(course: Course) -> None:
     """What `ConcurrencyStore.admit` writes, and what is posted then."""
     root = course.table.records[course.run.root_task_id]
     if root["status"] == "waiting":
@@ -374,21 +374,21 @@ def test_an_attempt_belongs_to_its_requesters_trace(world: World) -> None:
     assert headers["tracestate"] == "v=1"
 
 
-def test_the_final_response_is_the_same_bytes_whoever_makes_it(world: World) -> None:
+def test_the_final_response_is_the_same_bytes_however_often_it_is_made(world: World) -> None:
     course = world.dag({"s": {"task": "x"}}, idempotency_key="k")
     course.later(1.234567)
     course.happen(course.completed("s", {"é": [1, 1.0, None, "\0"]}, usage=Usage(input_tokens=3, cost_usd=0.1)))
     mine = final_response(course.run.root, course.run.facts)
     again = course.read_back()
     assert final_response(again.root, again.facts) == mine
-    answer = TaskResponse.model_validate_json(mine)
-    assert answer.result == {"s": {"é": [1, 1.0, None, "\0"]}}
-    assert (answer.task_id, answer.root_task_id) == (course.run.root_task_id, course.run.root_task_id)
-    assert (answer.agent, answer.task_type, answer.attempt) == ("orchestrator_agent", "execute_dag", 1)
-    assert answer.usage == Usage(input_tokens=3, cost_usd=0.1)
-    assert answer.started_at == START
-    assert answer.completed_at == START + timedelta(seconds=1.234567)
-    assert (answer.error, answer.duplicate_of) == (None, None)
+    response = TaskResponse.model_validate_json(mine)
+    assert response.result == {"s": {"é": [1, 1.0, None, "\0"]}}
+    assert (response.task_id, response.root_task_id) == (course.run.root_task_id, course.run.root_task_id)
+    assert (response.agent, response.task_type, response.attempt) == ("orchestrator_agent", "execute_dag", 1)
+    assert response.usage == Usage(input_tokens=3, cost_usd=0.1)
+    assert response.started_at == START
+    assert response.completed_at == START + timedelta(seconds=1.234567)
+    assert (response.error, response.duplicate_of) == (None, None)
 
 
 def test_a_failed_response_is_the_same_bytes_too(world: World) -> None:

@@ -1,7 +1,7 @@
 """Random workflows, agents and orders of arrival, against a model that a page holds.
 
-Whatever the order, the duplicates, the late answers, the pauses and the restarts: the same end as the model's, and
-always an end; and what completed in a workflow that did not, undone, once each, the last one first.
+Whatever the order, the duplicates, the late responses, the pauses and the restarts: the same end as the model's, and
+always an end; and what completed in a workflow that did not, compensated, once each, the last one first.
 """
 
 import json
@@ -34,7 +34,7 @@ from protocol import new_id, step_task_id
 from protocol.messages import ErrorInfo, Usage
 from tests.engine.conftest import START, WITH_SCOPE, Course, World
 
-# More of them where somebody wants to know: HYPOTHESIS_EXAMPLES=5000.
+# More of them on demand: HYPOTHESIS_EXAMPLES=5000.
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "100"))
 MAX_FAILURES = 3  # The settings' attempts are one more.
 UNTIL = "2026-02-01T00:00:00Z"
@@ -58,11 +58,11 @@ class Shape:
     waits: str = ""
     fallback: str = ""
     on_error: str = "fail"
-    # The task that undoes it.
+    # The task that compensates it.
     undo: str = ""
 
     @property
-    def undoable(self) -> bool:
+    def compensable(self) -> bool:
         return bool(self.undo)
 
     def definition(self) -> dict[str, Any]:
@@ -109,17 +109,17 @@ class Shape:
         return {"steps": steps, "output": {"round": "${input.round}"}} if self.repeat else {"steps": steps}
 
 
-def answer(payload: dict[str, Any]) -> dict[str, Any]:
+def response(payload: dict[str, Any]) -> dict[str, Any]:
     """What any agent makes of a payload: a function of it, so that a wrong payload is seen in the end."""
     return {"got": payload, "round": payload.get("round", 0)}
 
 
 class Fails(Exception):
-    """A workflow of the model fails; which of these places is the first to, the order of events decides."""
+    """A workflow of the model fails; which of these steps is the first to, the order of events decides."""
 
-    def __init__(self, places: set[str]) -> None:
-        super().__init__(places)
-        self.places = places
+    def __init__(self, paths: set[str]) -> None:
+        super().__init__(paths)
+        self.paths = paths
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Model:
                 results[shape.name] = self.step(shape, {need: results[need] for need in shape.needs}, prefix)
             except Fails as fails:
                 broken.add(shape.name)
-                failed |= fails.places
+                failed |= fails.paths
         if failed:
             raise Fails(failed)
         return results
@@ -173,7 +173,7 @@ class Model:
             try:
                 results.append(self.task(shape, {"needs": needs, "item": f"item {number}"}, f"{path}[{number}]"))
             except Fails as fails:
-                failed |= fails.places
+                failed |= fails.paths
         if failed:
             raise Fails(failed)
         return results
@@ -184,12 +184,12 @@ class Model:
         except Fails as fails:
             if shape.fallback and not (shape.fallback != "literal" and path in self.worse):
                 instead = {"round": 99, "why": "no"}
-                return instead if shape.fallback == "literal" else answer(instead)
+                return instead if shape.fallback == "literal" else response(instead)
             if shape.on_error == "continue":
                 return None
             if shape.fallback == "workflow":
                 raise Fails({f"{path}/one"}) from None
-            raise Fails({path} if shape.fallback else fails.places) from None
+            raise Fails({path} if shape.fallback else fails.paths) from None
 
     def work(self, shape: Shape, payload: dict[str, Any], path: str) -> Any:
         if shape.sub is not None:
@@ -197,7 +197,7 @@ class Model:
             return {"round": payload["round"]} if shape.repeat else results
         if path in self.failing:
             raise Fails({path})
-        return answer(payload)
+        return response(payload)
 
 
 def shapes(depth: int) -> st.SearchStrategy[list[Shape]]:
@@ -229,14 +229,14 @@ def shapes(depth: int) -> st.SearchStrategy[list[Shape]]:
     return made()
 
 
-def places(steps: list[Shape], prefix: str = "") -> list[str]:
-    """Every place where an agent may be at work."""
+def paths(steps: list[Shape], prefix: str = "") -> list[str]:
+    """Every path at which an agent may be at work."""
     found = []
     for shape in steps:
         path = f"{prefix}{shape.name}"
-        for one in [f"{path}[{n}]" for n in range(shape.items)] if shape.items >= 0 else [path]:
+        for position in [f"{path}[{n}]" for n in range(shape.items)] if shape.items >= 0 else [path]:
             if not shape.waits:
-                found += places(shape.sub, f"{one}/") if shape.sub is not None else [one]
+                found += paths(shape.sub, f"{position}/") if shape.sub is not None else [position]
     return found
 
 
@@ -249,8 +249,8 @@ def all_of(steps: list[Shape]) -> Iterator[Shape]:
 def timeless(value: Any) -> Any:
     """Without the times that sleeps ended at."""
     if isinstance(value, dict):
-        return {name: "some time" if name == "at" else timeless(one) for name, one in value.items()}
-    return [timeless(one) for one in value] if isinstance(value, list) else value
+        return {name: "some time" if name == "at" else timeless(inner) for name, inner in value.items()}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
 
 
 @dataclass
@@ -264,7 +264,7 @@ class Weather:
     delegations: float = 0.08
     absences: float = 0.04
     failing_compensations: float = 0.2
-    # At which transition somebody cancels the task, or its deadline passes.
+    # At which transition the task is cancelled, or its deadline passes.
     cancel_at: int | None = None
     deadline_at: int | None = None
 
@@ -291,7 +291,7 @@ class Storm:
         self.weather = weather or Weather()
         self.usage = usage
         self.check: Callable[[Decisions], None] = lambda decisions: None
-        self.said: list[RunEvent] = []
+        self.applied: list[RunEvent] = []
         self.transitions = 0
 
     @property
@@ -315,15 +315,15 @@ class Storm:
                 self._republish()
             if self.going:
                 self.check(self.course.happen(*batch))
-            self.said += batch
+            self.applied += batch
         for _ in range(5):
             self._republish()
 
     def _republish(self) -> None:
-        """What was said before is not current any more: alone, it must change nothing."""
-        if not self.said:
+        """What was applied before is not current any more: alone, it must change nothing."""
+        if not self.applied:
             return
-        run_event = self.chance.choice(self.said)
+        run_event = self.chance.choice(self.applied)
         run = self.course.run
         if isinstance(run_event, ResponseReceived | Expired):
             row = run.rows.get(run_event.task_id)
@@ -348,7 +348,7 @@ class Storm:
         ]
         movable = [row for row in rows if row.status is not Status.READY or run.at_work]
         if not movable:
-            assert run.root.status is Status.PAUSED, "something is at work, or waits for somebody"
+            assert run.root.status is Status.PAUSED, "something is at work, or waits for an event"
             return ResumeRequested(self.root)
         row = self.chance.choice(movable)
         match row.status:
@@ -417,7 +417,7 @@ class Storm:
             return self._failed(row, retryable=True)
         elif path in (self.model.worse if stands_in else self.model.failing):
             return self._failed(row, retryable=False)
-        result = answer(json.loads(row.payload or b"{}"))
+        result = response(json.loads(row.payload or b"{}"))
         return ResponseReceived(
             self.root, row.task_id, row.attempt, "completed", result=result, instance_id="i", usage=self.usage
         )
@@ -428,7 +428,7 @@ class Storm:
 
 
 def stormy_world(steps: list[Shape]) -> World:
-    """Nobody's absence is long enough to fail a step; what agents give out may be a workflow that can be undone."""
+    """No agent is away for long enough to fail a step; what agents delegate may be a workflow that compensates."""
     world = World(rules=Rules(no_agent_wait_seconds=1e9))
     undo = {"task": "undo", "with": {"was": "${result}"}}
     world.add("child", steps={"one": {"task": "x", "compensate": undo}, "two": {"task": "x", "needs": ["one"]}})
@@ -440,25 +440,25 @@ def stormy_world(steps: list[Shape]) -> World:
     return world
 
 
-# -- what must have been undone -------------------------------------------------------------------------------------
+# -- what must be compensated ---------------------------------------------------------------------------------------
 
 
-def to_be_undone(course: Course, steps: list[Shape], kept: Collection[Any] = ()) -> set[Any]:
+def to_be_compensated(course: Course, steps: list[Shape], kept: Collection[Any] = ()) -> set[Any]:
     """Of the rows at the end: completed steps of workflows that ended badly, the outermost that says how."""
     children: dict[Any, list[Row]] = {}
     for row in course.run.rows.values():
         if row is not course.run.root:
             children.setdefault(row.parent_task_id, []).append(row)
     found: set[Any] = set()
-    given_out = [Shape("one", [], undo="undo"), Shape("two", ["one"])]
+    delegated = [Shape("one", [], undo="undo"), Shape("two", ["one"])]
 
     def newest(row: Row, among: list[Row]) -> bool:
-        instead = [one for one in among if (one.step, one.item) == (row.step, row.item)]
-        return row.role is Role.FALLBACK or not any(one.role is Role.FALLBACK for one in instead)
+        instead = [other for other in among if (other.step, other.item) == (row.step, row.item)]
+        return row.role is Role.FALLBACK or not any(other.role is Role.FALLBACK for other in instead)
 
     def scope(row: Row, shapes_of: list[Shape], bad: bool) -> None:
         by_name = {shape.name: shape for shape in shapes_of}
-        below = [one for one in children.get(row.task_id, ()) if one.role in (Role.STEP, Role.FALLBACK)]
+        below = [child for child in children.get(row.task_id, ()) if child.role in (Role.STEP, Role.FALLBACK)]
         for child in below:
             if child.task_id in kept:
                 # It is the work of an earlier run.
@@ -473,7 +473,7 @@ def to_be_undone(course: Course, steps: list[Shape], kept: Collection[Any] = ())
 
     def step(row: Row, shape: Shape, bad: bool, latest: bool) -> None:
         failed_for_it = row.status is Status.FAILED and shape.on_error == "compensate" and latest
-        own = shape.undoable and ((bad and row.status is Status.COMPLETED) or failed_for_it)
+        own = shape.compensable and ((bad and row.status is Status.COMPLETED) or failed_for_it)
         if own:
             found.add(step_task_id(row.task_id, "compensation", 0, -1))
         if own and not failed_for_it:
@@ -485,36 +485,36 @@ def to_be_undone(course: Course, steps: list[Shape], kept: Collection[Any] = ())
             scope(row, shape.sub, worse)
         for child in children.get(row.task_id, ()):
             if child.role is Role.DELEGATED and not own:
-                scope(child, given_out if child.task_type == "child" else [], bad or child.status is Status.FAILED)
+                scope(child, delegated if child.task_type == "child" else [], bad or child.status is Status.FAILED)
 
     scope(course.run.root, steps, course.status != "completed")
     return found
 
 
-def check_undone(course: Course, steps: list[Shape], kept: Collection[Any] = ()) -> None:
+def check_compensated(course: Course, steps: list[Shape], kept: Collection[Any] = ()) -> None:
     made = {row.task_id: row for row in course.run.rows.values() if row.role is Role.COMPENSATION}
-    assert made.keys() == to_be_undone(course, steps, kept)
+    assert made.keys() == to_be_compensated(course, steps, kept)
     assert all(row.ended for row in made.values())
-    undoes = {step_task_id(row.task_id, "compensation", 0, -1): row for row in course.run.rows.values()}
+    compensates = {step_task_id(row.task_id, "compensation", 0, -1): row for row in course.run.rows.values()}
     last: dict[Any, Any] = {}
     for task_id in course.table.records:
         if task_id not in made:
             continue
-        row, undone = made[task_id], undoes[task_id]
+        row, compensated = made[task_id], compensates[task_id]
         assert row.status in (Status.COMPLETED, Status.FAILED)
-        result = None if undone.result is None else json.loads(undone.result)
+        result = None if compensated.result is None else json.loads(compensated.result)
         assert json.loads(course.table.records[task_id]["payload"]) == {"was": result}
-        # What one workflow undoes, it undoes the last first.
-        assert undone.completed_at is not None
-        assert last.get(row.parent_task_id, undone.completed_at) >= undone.completed_at
-        last[row.parent_task_id] = undone.completed_at
+        # A workflow compensates the last step first.
+        assert compensated.completed_at is not None
+        assert last.get(row.parent_task_id, compensated.completed_at) >= compensated.completed_at
+        last[row.parent_task_id] = compensated.completed_at
 
 
 # -- the properties -------------------------------------------------------------------------------------------------
 
 
 def drawn(data: st.DataObject, steps: list[Shape]) -> tuple[Model, frozenset[str]]:
-    everywhere = places(steps) or ["nowhere"]
+    everywhere = paths(steps) or ["nowhere"]
     flaky = frozenset(data.draw(st.sets(st.sampled_from(everywhere))))
     failing = frozenset(data.draw(st.sets(st.sampled_from(everywhere), max_size=2)))
     worse = frozenset(data.draw(st.sets(st.sampled_from(everywhere), max_size=1)))
@@ -532,7 +532,7 @@ def test_any_order_of_the_same_events_comes_to_the_same_end(steps: list[Shape], 
     try:
         expected, broken = model.run(steps), set()
     except Fails as fails:
-        expected, broken = {}, fails.places
+        expected, broken = {}, fails.paths
     definition = {shape.name: shape.definition() for shape in steps}
     for seed in data.draw(st.lists(st.integers(0, 2**32), min_size=2, max_size=3)):
         course = stormy_world(steps).dag(definition)
@@ -540,18 +540,18 @@ def test_any_order_of_the_same_events_comes_to_the_same_end(steps: list[Shape], 
         if broken:
             assert course.status == "failed"
             assert course.error.code == "step_failed"
-            # With several that would fail, it is told of the first to arrive.
+            # With several that would fail, its error is that of the first to arrive.
             assert course.error.step in broken
         else:
             assert timeless(course.result) == timeless(expected)
         ends = [name for name in course.events() if name in ("task.started", "task.completed", "task.failed")]
         assert len(ends) == 2, "begun once, ended once"
-        check_undone(course, steps)
+        check_compensated(course, steps)
 
 
 @settings(max_examples=EXAMPLES)
 @given(steps=shapes(1), data=st.data(), seed=st.integers(0, 2**32))
-def test_a_task_that_is_cancelled_or_late_ends_so_and_undoes_what_it_did(
+def test_a_task_that_is_cancelled_or_late_ends_so_and_compensates_what_it_did(
     steps: list[Shape], data: st.DataObject, seed: int
 ) -> None:
     model, flaky = drawn(data, steps)
@@ -568,20 +568,20 @@ def test_a_task_that_is_cancelled_or_late_ends_so_and_undoes_what_it_did(
         assert course.error.message == "enough"
     elif course.status == "failed":
         assert course.error.code in ("step_failed", "deadline_exceeded")
-    check_undone(course, steps)
+    check_compensated(course, steps)
 
 
 def standing(course: Course, steps: list[Shape]) -> set[str]:
-    """The steps of an ended run that ended well, and were not undone in any part."""
+    """The steps of an ended run that ended well, and were not compensated in any part."""
     root, rows = course.run.root_task_id, course.run.rows
-    undone: set[str] = set()
+    compensated: set[str] = set()
     for row in rows.values():
         made = rows.get(step_task_id(row.task_id, "compensation", 0, -1))
         if made is None or made.parent_task_id != root:
             continue
         while row.parent_task_id not in (root, None):
             row = rows[row.parent_task_id]
-        undone.add(row.step or "")
+        compensated.add(row.step or "")
     found: set[str] = set()
     for shape in steps:
         own = [row for row in rows.values() if row.parent_task_id == root and row.step == shape.name]
@@ -590,7 +590,9 @@ def standing(course: Course, steps: list[Shape]) -> set[str]:
         if newest is None or newest.status not in (Status.COMPLETED, Status.SKIPPED):
             continue
         result = json.loads(newest.result or b"null")
-        if shape.name not in undone and not (shape.repeat and result is not None and result["round"] < shape.repeat):
+        if shape.name not in compensated and not (
+            shape.repeat and result is not None and result["round"] < shape.repeat
+        ):
             found.add(shape.name)
     return found
 
@@ -608,7 +610,7 @@ def test_what_stands_is_reused_by_retries_and_replays_and_nothing_else(
     for last in (False, False, True):
         weather = Weather(cancel_at=chance.choice([None, chance.randint(1, 12)])) if not last else Weather()
         Storm(course, chance, model, flaky, signals=signals_of(steps), weather=weather).run()
-        check_undone(course, steps, kept)
+        check_compensated(course, steps, kept)
         if last:
             break
         well = standing(course, steps)
@@ -662,13 +664,13 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
     storm.run()
     assert course.status in ("completed", "failed")
     if name == "depth":
-        # What undoes is not kept from it by a budget, nor is what it delegates.
+        # What compensates is not kept from it by a budget, nor is what it delegates.
         bounded = [scope for scope in course.run.scopes.values() if not course.run.compensates(scope.row)]
         assert all(scope.depth <= bound for scope in bounded)
     if course.status == "failed" and course.error.code == "budget_exceeded":
         assert course.error.details is not None
         assert course.error.details["budget"] == name
-    check_undone(course, steps)
+    check_compensated(course, steps)
 
 
 @settings(max_examples=EXAMPLES)
@@ -676,7 +678,7 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
 def test_rows_are_made_once_each_and_as_many_as_the_steps_ask_for(steps: list[Shape], seed: int) -> None:
     course = stormy_world(steps).dag({shape.name: shape.definition() for shape in steps})
     calm = Weather(delegations=0, early_signals=0, wrong_signals=0)
-    Storm(course, random.Random(seed), Model(frozenset()), frozenset(places(steps)), weather=calm).run()
+    Storm(course, random.Random(seed), Model(frozenset()), frozenset(paths(steps)), weather=calm).run()
 
     def count(shapes_of: list[Shape]) -> int:
         total = 0

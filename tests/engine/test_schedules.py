@@ -102,7 +102,7 @@ class Kept:
 
 
 async def test_no_time_is_lost_while_orchestrators_with_another_definition_are_there() -> None:
-    """One that was replaced, and one that replaced it, took each other's looks for changes of the schedule."""
+    """One that was replaced, and one that replaced it, took each other's checks for changes of the schedule."""
     kept, started = Kept(), set()
 
     async def accept(request: TaskRequest) -> bool:
@@ -117,6 +117,6 @@ async def test_no_time_is_lost_while_orchestrators_with_another_definition_are_t
         schedules.append(Schedules(kept, library, accept, clock=lambda: moment))
     for seconds in range(0, 3 * 3600, 30):
         moment = begin + timedelta(seconds=seconds)
-        for each in schedules:
-            await each.start_due()
+        for process in schedules:
+            await process.start_due()
     assert started == {"2026-01-01T06:00:00+00:00", "2026-01-01T07:00:00+00:00"}

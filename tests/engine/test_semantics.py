@@ -1,4 +1,4 @@
-"""The control flow's corners, told in examples: each of these was wrong once, or nearly was."""
+"""The control flow's corners, in examples: each of these was wrong once, or nearly was."""
 
 import re
 from datetime import timedelta
@@ -28,18 +28,18 @@ def task(**more: Any) -> dict[str, Any]:
     return {"task": "x", **more}
 
 
-def undoable(**more: Any) -> dict[str, Any]:
+def compensable(**more: Any) -> dict[str, Any]:
     return task(compensate={"task": "undo", "with": {"was": "${result}"}}, **more)
 
 
-def undoing(course: Course) -> list[Row]:
+def compensations(course: Course) -> list[Row]:
     return [row for row in course.run.rows.values() if row.role is Role.COMPENSATION]
 
 
-def undo_next(course: Course) -> str:
-    """Let the compensation at work end well; the step that it undid."""
-    row = next(row for row in undoing(course) if row.status is Status.DISPATCHED)
-    course.happen(course.answered(row, {}))
+def compensate_next(course: Course) -> str:
+    """Let the compensation at work end well; the step that it compensated."""
+    row = next(row for row in compensations(course) if row.status is Status.DISPATCHED)
+    course.happen(course.responded(row, {}))
     return row.step or ""
 
 
@@ -47,7 +47,7 @@ def signal(course: Course, name: str, giver: str | None = None, **payload: Any) 
     return SignalReceived(course.run.root_task_id, new_id(), name, payload, giver)
 
 
-def told(course: Course, given: Any) -> Any:
+def outcome_of(course: Course, given: Any) -> Any:
     return course.happen(given).outcomes[given.operation]
 
 
@@ -64,7 +64,7 @@ def test_signals_of_one_name_are_taken_in_the_order_they_were_given(world: World
     course = world.dag(steps)
     for number in (1, 2, 3):
         course.later(1)
-        assert told(course, signal(course, "go", n=number))["taken"] is False
+        assert outcome_of(course, signal(course, "go", n=number))["taken"] is False
     if restarted:
         course.restart()
     course.later(9)
@@ -77,19 +77,19 @@ def test_signals_of_one_name_are_taken_in_the_order_they_were_given(world: World
 
 def test_a_signal_goes_to_the_one_of_several_waits_that_may_take_it(world: World) -> None:
     course = world.dag({"a": wait(**{"from": ["anna"]}), "b": wait(**{"from": ["bob"]})})
-    refused = told(course, signal(course, "go", "eve"))
+    refused = outcome_of(course, signal(course, "go", "eve"))
     assert isinstance(refused, ErrorInfo)
     assert refused.code == "forbidden"
-    assert told(course, signal(course, "go", "bob", n=1))["taken"]
+    assert outcome_of(course, signal(course, "go", "bob", n=1))["taken"]
     assert course.statuses()["b"] == "completed"
-    assert told(course, signal(course, "go", "anna", n=2))["taken"]
+    assert outcome_of(course, signal(course, "go", "anna", n=2))["taken"]
     assert course.result == {"a": {"n": 2}, "b": {"n": 1}}
 
 
 def test_the_same_signal_given_twice_is_given_once(world: World) -> None:
     course = world.dag({"a": wait(), "b": {**wait(), "needs": ["a"]}})
     given = signal(course, "go", n=1)
-    assert told(course, given)["taken"]
+    assert outcome_of(course, given)["taken"]
     again = course.happen(given)
     assert again.empty
     assert again.outcomes[given.operation] == {"task_id": str(course.run.root_task_id), "signal": "go", "taken": True}
@@ -97,18 +97,18 @@ def test_the_same_signal_given_twice_is_given_once(world: World) -> None:
 
 
 def test_an_approval_is_what_says_so_and_is_by_who_gave_it(world: World) -> None:
-    """A signal of its name ended the wait without `approved`, and its payload said who had given it."""
+    """A signal of its name ended the wait without `approved`, and its payload named the giver."""
     course = world.dag({"ok": {"wait_for": {"approval": "go"}}})
-    refused = told(course, signal(course, "go", "bob", by="anna"))
+    refused = outcome_of(course, signal(course, "go", "bob", by="anna"))
     assert isinstance(refused, ErrorInfo)
     assert refused.message == "'go' is an approval: payload.approved must be true or false"
-    assert told(course, signal(course, "go", "bob", approved=True, by="anna"))["taken"]
+    assert outcome_of(course, signal(course, "go", "bob", approved=True, by="anna"))["taken"]
     assert (course.result["ok"]["approved"], course.result["ok"]["by"]) == (True, "bob")
 
 
 def test_a_signal_that_came_first_and_is_no_approval_is_left(world: World) -> None:
     course = world.dag({"nap": {"sleep": 9}, "ok": {"wait_for": {"approval": "go"}, "needs": ["nap"]}})
-    told(course, signal(course, "go", "bob"))
+    outcome_of(course, signal(course, "go", "bob"))
     course.later(9)
     course.due("nap")
     assert course.statuses()["ok"] == "waiting"
@@ -133,13 +133,13 @@ def test_nobody_fails_for_want_of_an_agent_while_paused(world: World) -> None:
     assert course.error.code == "no_agent_available"
 
 
-def test_a_paused_task_that_fails_undoes_what_it_did(world: World) -> None:
-    course = world.dag({"a": undoable(), "b": task(needs=["a"])})
+def test_a_paused_task_that_fails_compensates_what_it_did(world: World) -> None:
+    course = world.dag({"a": compensable(), "b": task(needs=["a"])})
     course.complete("a", {"n": 1})
     course.happen(PauseRequested(course.run.root_task_id))
     course.fail("b")
     assert course.status == "compensating"
-    assert undo_next(course) == "a"
+    assert compensate_next(course) == "a"
     assert course.status == "failed"
 
 
@@ -147,14 +147,14 @@ def test_a_paused_task_that_fails_undoes_what_it_did(world: World) -> None:
 
 
 def test_a_second_cancel_changes_nothing_and_says_so(world: World) -> None:
-    course = world.dag({"a": undoable(), "b": task(needs=["a"])})
+    course = world.dag({"a": compensable(), "b": task(needs=["a"])})
     course.complete("a", {"n": 1})
     for changed in (True, False):
         cancel = CancelRequested(course.run.root_task_id, "enough", new_id())
-        assert told(course, cancel)["changed"] is changed
+        assert outcome_of(course, cancel)["changed"] is changed
         assert course.status == "compensating"
     course.restart()
-    undo_next(course)
+    compensate_next(course)
     assert (course.status, course.error.message) == ("cancelled", "enough")
 
 
@@ -175,70 +175,74 @@ def test_the_deadline_decides_how_a_task_ends_whichever_timer_is_noticed_first(w
         assert course.error.code == "deadline_exceeded"
 
 
-# -- undoing --------------------------------------------------------------------------------------------------------
+# -- compensation --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_workflow_that_undoes_is_let_finish_when_the_one_around_it_fails(world: World, restarted: bool) -> None:
-    """What was being undone was cancelled, and taken for done."""
-    sub = {"steps": {"i": undoable(), "j": undoable(needs=["i"]), "k": task(needs=["j"])}}
-    course = world.dag({"first": undoable(), "sub": {**sub, "needs": ["first"]}, "beside": task(needs=["first"])})
+def test_a_workflow_that_compensates_may_finish_when_the_one_around_it_fails(world: World, restarted: bool) -> None:
+    """What was being compensated was cancelled, and taken for done."""
+    sub = {"steps": {"i": compensable(), "j": compensable(needs=["i"]), "k": task(needs=["j"])}}
+    course = world.dag({"first": compensable(), "sub": {**sub, "needs": ["first"]}, "beside": task(needs=["first"])})
     for result, path in enumerate(("first", "sub/i", "sub/j")):
         course.later(1)
         course.complete(path, result)
     course.fail("sub/k")
-    assert [row.step for row in undoing(course)] == ["j"]
+    assert [row.step for row in compensations(course)] == ["j"]
     course.fail("beside", "worse")
     if restarted:
         course.restart()
     assert course.statuses()["sub"] == "compensating"
-    assert [undo_next(course) for _ in range(3)] == ["j", "i", "first"]
+    assert [compensate_next(course) for _ in range(3)] == ["j", "i", "first"]
     assert course.error.step == "beside"
     assert course.statuses()["sub"] == "failed"
     assert course.status == "failed"
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_steps_of_a_workflow_by_name_two_levels_down_are_undone_after_a_restart_too(
+def test_steps_of_a_workflow_by_name_two_levels_down_are_compensated_after_a_restart_too(
     world: World, restarted: bool
 ) -> None:
-    world.add("inner", steps={"i": undoable()})
+    world.add("inner", steps={"i": compensable()})
     world.add("outer", steps={"o": {"task": "inner"}})
     course = world.dag({"a": {"task": "outer"}, "b": task(needs=["a"])})
     course.complete("a/o/i", 1)
     if restarted:
         course.restart()
     course.fail("b")
-    assert undo_next(course) == "i"
+    assert compensate_next(course) == "i"
     assert course.status == "failed"
 
 
-def test_what_completed_inside_a_step_that_did_not_is_undone_itself(world: World) -> None:
-    """The step says how it is undone; it never completed, so that is nothing to undo."""
-    sub = {"steps": {"i": undoable(), "j": task(needs=["i"])}, "compensate": {"task": "undo_all"}}
+def test_what_completed_inside_a_step_that_did_not_is_compensated_itself(world: World) -> None:
+    """The step says how it is compensated; it never completed, so that is nothing to compensate."""
+    sub = {"steps": {"i": compensable(), "j": task(needs=["i"])}, "compensate": {"task": "undo_all"}}
     course = world.dag({"sub": sub, "b": task()})
     course.complete("sub/i", 1)
     course.fail("b")
-    assert [(row.step, row.task_type) for row in undoing(course)] == [("i", "undo")]
+    assert [(row.step, row.task_type) for row in compensations(course)] == [("i", "undo")]
 
 
-def test_an_item_that_fails_is_undone_as_well_where_its_step_wants_it(world: World) -> None:
-    course = world.dag({"a": undoable(for_each=[1, 2, 3], on_error="compensate")})
+def test_an_item_that_fails_is_compensated_as_well_where_its_step_wants_it(world: World) -> None:
+    course = world.dag({"a": compensable(for_each=[1, 2, 3], on_error="compensate")})
     course.complete("a[0]", {"n": 0})
     course.later(1)
     course.fail("a[1]")
-    assert [undo_next(course) for _ in range(2)] == ["a", "a"]
-    assert [row.item for row in undoing(course)] == [1, 0]
+    assert [compensate_next(course) for _ in range(2)] == ["a", "a"]
+    assert [row.item for row in compensations(course)] == [1, 0]
 
 
-def test_a_workflow_that_fails_beside_is_undone_too_where_it_wants_to_be(world: World) -> None:
-    sub = {"steps": {"i": undoable(), "j": task(needs=["i"])}, "on_error": "compensate", "compensate": {"task": "undo"}}
+def test_a_workflow_that_fails_beside_is_compensated_too_where_it_wants_to_be(world: World) -> None:
+    sub = {
+        "steps": {"i": compensable(), "j": task(needs=["i"])},
+        "on_error": "compensate",
+        "compensate": {"task": "undo"},
+    }
     course = world.dag({"sub": sub, "b": task()})
     course.complete("sub/i", 1)
     course.fail("sub/j")
     course.fail("b")
     course.later(1)
-    assert [undo_next(course) for _ in range(2)] == ["i", "sub"]
+    assert [compensate_next(course) for _ in range(2)] == ["i", "sub"]
     assert course.error.step == "b"
 
 
@@ -251,15 +255,15 @@ def test_thousands_of_compensations_may_fail_before_any_agent_is_asked(world: Wo
     course.happen(*(course.completed(f"a[{n}]", "result") for n in range(600)))
     course.fail("b")
     assert course.status == "failed"
-    assert {row.error.code for row in undoing(course) if row.error is not None} == {"too_large"}
+    assert {row.error.code for row in compensations(course) if row.error is not None} == {"too_large"}
 
 
-def test_a_sub_workflow_whose_result_is_too_large_fails_and_is_undone(world: World) -> None:
+def test_a_sub_workflow_whose_result_is_too_large_fails_and_is_compensated(world: World) -> None:
     world.rules = Rules(max_payload_bytes=200)
-    sub = {"steps": {"i": undoable()}, "output": ["${i}", "${i}"], "on_error": "continue"}
+    sub = {"steps": {"i": compensable()}, "output": ["${i}", "${i}"], "on_error": "continue"}
     course = world.dag({"a": sub})
     course.complete("a/i", "x" * 150)
-    assert undo_next(course) == "i"
+    assert compensate_next(course) == "i"
     assert course.result == {"a": None}
 
 
@@ -271,7 +275,7 @@ def test_a_retry_is_within_the_budget_or_not_made(world: World) -> None:
     course = world.request("execute_dag", {"steps": {"a": task()}, "budget": {"tokens": 100}})
     row = course.row("a")
     failed = course.failed("a", retryable=True)
-    course.happen(course.answered(row, None, error=failed.error, usage=Usage(input_tokens=100)))
+    course.happen(course.responded(row, None, error=failed.error, usage=Usage(input_tokens=100)))
     course.later(60)
     assert not course.due("a").dispatched
     assert course.error.code == "budget_exceeded"
@@ -280,53 +284,53 @@ def test_a_retry_is_within_the_budget_or_not_made(world: World) -> None:
 def test_signals_are_no_tasks_of_the_budget(world: World) -> None:
     course = world.request("execute_dag", {"steps": {"w": wait(), "a": task(needs=["w"])}, "budget": {"tasks": 2}})
     for _ in range(5):
-        told(course, signal(course, "other"))
-    told(course, signal(course, "go"))
+        outcome_of(course, signal(course, "other"))
+    outcome_of(course, signal(course, "go"))
     course.complete("a")
     assert course.status == "completed"
 
 
-def test_undoing_is_outside_of_the_budget_with_all_that_is_delegated_for_it(world: World) -> None:
+def test_compensating_is_outside_of_the_budget_with_all_that_is_delegated_for_it(world: World) -> None:
     budget = {"tasks": 1}
-    steps = {"a": undoable(), "b": task(needs=["a"])}
+    steps = {"a": compensable(), "b": task(needs=["a"])}
     course = world.request("execute_dag", {"steps": steps, "budget": budget})
     course.complete("a", 1)
     assert course.status == "compensating"
-    at_work = undoing(course)[0]
-    given_out(course, at_work, "helper")
+    at_work = compensations(course)[0]
+    delegate(course, at_work, "helper")
     assert "a/helper/helper" in course.at_work()
     course.complete("a/helper/helper", 1)
-    undo_next(course)
+    compensate_next(course)
     assert course.error.code == "budget_exceeded"
 
 
-def test_what_undoes_within_a_task_that_goes_on_is_outside_of_its_budget_too(world: World) -> None:
-    """A sub-workflow that failed was undone by an agent that delegated, which ended the whole task."""
-    inner = {"steps": {"a": undoable(), "b": task(needs=["a"])}, "on_error": "continue"}
+def test_what_compensates_within_a_task_that_goes_on_is_outside_of_its_budget_too(world: World) -> None:
+    """A sub-workflow that failed was compensated by an agent that delegated, which ended the whole task."""
+    inner = {"steps": {"a": compensable(), "b": task(needs=["a"])}, "on_error": "continue"}
     course = world.request("execute_dag", {"steps": {"s": inner}, "budget": {"depth": 1, "tasks": 3}})
     course.complete("s/a", 1)
     course.fail("s/b")
-    given_out(course, undoing(course)[0], "helper")
+    delegate(course, compensations(course)[0], "helper")
     course.restart()
     course.complete("s/a/helper/helper", 1)
-    undo_next(course)
+    compensate_next(course)
     assert course.result == {"s": None}
 
 
-def test_what_undoes_has_its_time_although_the_deadline_has_passed(world: World) -> None:
-    """What it delegated expired as it was dispatched, and its agent was told a deadline that had passed."""
-    course = world.dag({"a": undoable(), "b": task(needs=["a"])}, deadline=world.now + timedelta(minutes=1))
+def test_what_compensates_has_its_time_although_the_deadline_has_passed(world: World) -> None:
+    """What it delegated expired as it was dispatched, and its request named a deadline that had passed."""
+    course = world.dag({"a": compensable(), "b": task(needs=["a"])}, deadline=world.now + timedelta(minutes=1))
     course.complete("a", 1)
     assert b'"deadline"' in task_request(course.run, course.row("b"))
     course.later(60)
     course.happen(DeadlinePassed(course.run.root_task_id))
-    given_out(course, undoing(course)[0], "helper")
+    delegate(course, compensations(course)[0], "helper")
     row = course.row("a/helper/helper")
     assert row.expires_at == world.now + timedelta(minutes=5)
-    for one in (row, undoing(course)[0]):
-        assert b'"deadline"' not in task_request(course.run, one)
+    for at_work in (row, compensations(course)[0]):
+        assert b'"deadline"' not in task_request(course.run, at_work)
     course.complete("a/helper/helper", 1)
-    undo_next(course)
+    compensate_next(course)
     assert course.error.code == "deadline_exceeded"
 
 
@@ -335,8 +339,8 @@ def test_what_undoes_has_its_time_although_the_deadline_has_passed(world: World)
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_fallback_may_be_a_workflow_by_its_name(world: World, restarted: bool) -> None:
-    """It looked for an agent that serves it, for which there was none."""
-    world.add("plan_b", steps={"i": undoable(**{"with": "${input}"})}, output="${i}")
+    """It waited for an agent that serves it, for which there was none."""
+    world.add("plan_b", steps={"i": compensable(**{"with": "${input}"})}, output="${i}")
     instead = {"task": "plan_b", "with": {"of": "${item}", "why": "${error.code}"}}
     course = world.dag({"a": task(for_each=[7], fallback=instead), "b": task(needs=["a"])})
     course.fail("a[0]")
@@ -346,16 +350,16 @@ def test_a_fallback_may_be_a_workflow_by_its_name(world: World, restarted: bool)
     course.complete("a[0]/i", "well")
     assert course.payload("b") == {}
     course.fail("b")
-    # What it did is undone as what any workflow did.
-    assert undo_next(course) == "i"
+    # What it did is compensated as what any workflow did.
+    assert compensate_next(course) == "i"
     assert course.status == "failed"
 
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_workflow_may_undo_and_its_failure_is_borne(world: World, restarted: bool) -> None:
-    world.add("clean_up", steps={"one": undoable(**{"with": "${input}"}), "two": task(needs=["one"])})
+    world.add("clean_up", steps={"one": compensable(**{"with": "${input}"}), "two": task(needs=["one"])})
     by_flow = task(compensate={"task": "clean_up", "with": {"was": "${result}"}})
-    course = world.dag({"first": undoable(), "a": {**by_flow, "needs": ["first"]}, "b": task(needs=["a"])})
+    course = world.dag({"first": compensable(), "a": {**by_flow, "needs": ["first"]}, "b": task(needs=["a"])})
     course.complete("first", 0)
     course.complete("a", 1)
     course.fail("b")
@@ -364,11 +368,11 @@ def test_a_workflow_may_undo_and_its_failure_is_borne(world: World, restarted: b
     if restarted:
         course.restart()
     course.fail("a/two")
-    # It undoes what it did itself before it has failed.
-    assert undo_next(course) == "one"
-    assert undo_next(course) == "first"
+    # It compensates what it did itself before it has failed.
+    assert compensate_next(course) == "one"
+    assert compensate_next(course) == "first"
     assert course.error.step == "b"
-    assert {row.step: row.status.value for row in undoing(course)} == {
+    assert {row.step: row.status.value for row in compensations(course)} == {
         "a": "failed",
         "one": "completed",
         "first": "completed",
@@ -378,7 +382,7 @@ def test_a_workflow_may_undo_and_its_failure_is_borne(world: World, restarted: b
 # -- delegation -----------------------------------------------------------------------------------------------------
 
 
-def given_out(course: Course, parent: Row, task_type: str, plan: Plan | None = None, **more: Any) -> UUID:
+def delegate(course: Course, parent: Row, task_type: str, plan: Plan | None = None, **more: Any) -> UUID:
     task_id: UUID = more.pop("task_id", None) or new_id()
     made = plan or course.world.library.single(task_type)
     payload = more.pop("payload", {})
@@ -391,7 +395,7 @@ def test_a_graph_that_an_agent_gives_out_inline_survives_a_restart(world: World)
     course = world.dag({"a": task()})
     graph = {"steps": {"i": task(), "j": task(needs=["i"])}, "output": "${j}", "input": {"n": 1}}
     plan, given = world.library.inline(graph)
-    child = given_out(course, course.row("a"), "execute_dag", plan, payload=given)
+    child = delegate(course, course.row("a"), "execute_dag", plan, payload=given)
     course.restart()
     course.complete("a/execute_dag/i", 1)
     course.restart()
@@ -400,70 +404,70 @@ def test_a_graph_that_an_agent_gives_out_inline_survives_a_restart(world: World)
     assert course.run.rows[child].result == b"2"
 
 
-def test_a_graph_refused_for_its_depth_does_not_break_what_is_undone_after_a_restart(world: World) -> None:
+def test_a_graph_refused_for_its_depth_does_not_break_what_is_compensated_after_a_restart(world: World) -> None:
     """It never began, so its row has no graph; reading it back as a workflow broke the whole task."""
-    steps = {"a": undoable(), "b": {"steps": {"i": task(needs=[])}, "needs": ["a"]}}
+    steps = {"a": compensable(), "b": {"steps": {"i": task(needs=[])}, "needs": ["a"]}}
     course = world.request("execute_dag", {"steps": steps, "budget": {"depth": 1}})
     course.complete("a", 1)
-    plan, given = world.library.inline({"steps": {"j": undoable()}})
-    child = given_out(course, course.row("b/i"), "execute_dag", plan, payload=given)
+    plan, given = world.library.inline({"steps": {"j": compensable()}})
+    child = delegate(course, course.row("b/i"), "execute_dag", plan, payload=given)
     assert course.run.rows[child].status is Status.CANCELLED
     course.restart()
     assert all(scope.depth <= 1 for scope in course.run.scopes.values())
-    assert undo_next(course) == "a"
+    assert compensate_next(course) == "a"
     assert course.error.code == "budget_exceeded"
     assert course.error.details == {"budget": "depth", "limit": 1, "used": 2}
 
 
 @pytest.mark.parametrize("parent", ["compensation", "fallback"])
-def test_what_is_given_out_by_whoever_undoes_or_stands_in_survives_a_restart(world: World, parent: str) -> None:
+def test_what_is_delegated_by_a_compensation_or_a_fallback_survives_a_restart(world: World, parent: str) -> None:
     if parent == "compensation":
-        course = world.dag({"a": undoable(), "b": task(needs=["a"])})
+        course = world.dag({"a": compensable(), "b": task(needs=["a"])})
         course.complete("a", 1)
         course.fail("b")
-        row = undoing(course)[0]
+        row = compensations(course)[0]
     else:
         course = world.dag({"a": {"steps": {"i": task()}, "fallback": {"task": "instead"}}})
         course.fail("a/i")
-        row = next(one for one in course.run.rows.values() if one.role is Role.FALLBACK)
-    child = given_out(course, row, "helper")
+        row = next(found for found in course.run.rows.values() if found.role is Role.FALLBACK)
+    child = delegate(course, row, "helper")
     course.restart()
     decisions = course.complete("a/helper/helper", 7)
-    assert [one.task_id for one in decisions.responses] == [child]
+    assert [ended.task_id for ended in decisions.responses] == [child]
     assert course.run.rows[child].result == b"7"
 
 
-def test_what_an_item_gave_out_before_its_fallback_is_undone_after_a_restart_too(world: World) -> None:
-    plan = world.add("child", steps={"i": undoable()})
+def test_what_an_item_delegated_before_its_fallback_is_compensated_after_a_restart_too(world: World) -> None:
+    plan = world.add("child", steps={"i": compensable()})
     course = world.dag({"a": task(for_each=[1], fallback={"result": 7}), "b": task(needs=["a"])})
-    given_out(course, course.row("a[0]"), "child", plan)
+    delegate(course, course.row("a[0]"), "child", plan)
     course.complete("a[0]/child/i", 1)
     course.fail("a[0]")
     course.restart()
     course.fail("b")
-    assert undo_next(course) == "i"
+    assert compensate_next(course) == "i"
     assert course.status == "failed"
 
 
 def test_a_delegated_task_asked_for_again_is_answered_where_it_is_asked_from(world: World) -> None:
     course = world.dag({"a": task()})
-    child = given_out(course, course.row("a"), "helper", reply_to="_INBOX.old")
-    given_out(course, course.row("a"), "helper", task_id=child, reply_to="_INBOX.new")
+    child = delegate(course, course.row("a"), "helper", reply_to="_INBOX.old")
+    delegate(course, course.row("a"), "helper", task_id=child, reply_to="_INBOX.new")
     course.restart()
     assert course.run.rows[child].reply_to == "_INBOX.new"
     decisions = course.complete("a/helper/helper", 7)
     assert [row.reply_to for row in decisions.responses] == ["_INBOX.new"]
 
 
-def test_what_a_delegated_workflow_did_is_undone_with_the_rest(world: World) -> None:
-    plan = world.add("child", steps={"i": undoable()})
+def test_what_a_delegated_workflow_did_is_compensated_with_the_rest(world: World) -> None:
+    plan = world.add("child", steps={"i": compensable()})
     course = world.dag({"a": task(), "b": task(needs=["a"])})
-    given_out(course, course.row("a"), "child", plan)
+    delegate(course, course.row("a"), "child", plan)
     course.complete("a/child/i", {"n": 1})
     course.complete("a")
     course.restart()
     course.fail("b")
-    assert undo_next(course) == "i"
+    assert compensate_next(course) == "i"
     assert course.status == "failed"
 
 
@@ -484,15 +488,15 @@ def test_the_fallback_of_a_later_iteration_knows_the_one_before(world: World, re
 # -- running again --------------------------------------------------------------------------------------------------
 
 
-def test_a_retry_runs_again_what_was_undone_and_what_came_of_it(world: World) -> None:
-    """It reused the results of steps that had been undone when the old task failed."""
-    steps = {"a": undoable(), "b": task(**{"with": {"n": "${a}"}}), "beside": task(), "c": task(needs=["b"])}
+def test_a_retry_runs_again_what_was_compensated_and_what_came_of_it(world: World) -> None:
+    """It reused the results of steps that had been compensated when the old task failed."""
+    steps = {"a": compensable(), "b": task(**{"with": {"n": "${a}"}}), "beside": task(), "c": task(needs=["b"])}
     course = world.dag(steps)
     course.complete("a", 1)
     course.complete("b", 2)
     course.complete("beside", 3)
     course.fail("c")
-    undo_next(course)
+    compensate_next(course)
     retried = course.again()
     assert retried.statuses() == {"beside": "completed", "a": "dispatched"}
     for path in ("a", "b", "c"):
@@ -500,29 +504,29 @@ def test_a_retry_runs_again_what_was_undone_and_what_came_of_it(world: World) ->
     assert retried.result == {"a": 7, "b": 7, "beside": 3, "c": 7}
 
 
-def test_a_retry_runs_again_what_was_undone_however_deep_it_was_done(world: World) -> None:
-    """Of a fan-out of workflows by name, and of what an agent delegated, the undone work was reused."""
-    plan = world.add("child", steps={"i": undoable()})
+def test_a_retry_runs_again_what_was_compensated_however_deep_it_was_done(world: World) -> None:
+    """Of a fan-out of workflows by name, and of what an agent delegated, the compensated work was reused."""
+    plan = world.add("child", steps={"i": compensable()})
     steps = {"each": {"workflow": "child", "for_each": [1]}, "lead": task(), "beside": task()}
     course = world.dag({**steps, "last": task(needs=["each", "lead", "beside"])})
-    given_out(course, course.row("lead"), "child", plan)
+    delegate(course, course.row("lead"), "child", plan)
     for path in ("each[0]/i", "lead/child/i", "lead", "beside"):
         course.complete(path, 1)
     course.fail("last")
-    assert sorted([undo_next(course), undo_next(course)]) == ["i", "i"]
+    assert sorted([compensate_next(course), compensate_next(course)]) == ["i", "i"]
     again = course.again().statuses()
     assert {name: again[name] for name in steps} == {"each": "running", "lead": "dispatched", "beside": "completed"}
 
 
 def test_what_a_replay_took_over_stands_when_it_is_retried(world: World) -> None:
     """The replay undid its own work, and the older one's ran again with it."""
-    course = world.dag({"a": undoable(), "b": undoable(needs=["a"]), "c": task(needs=["b"])})
+    course = world.dag({"a": compensable(), "b": compensable(needs=["a"]), "c": task(needs=["b"])})
     for path in ("a", "b", "c"):
         course.complete(path)
     course = course.again(from_step="b")
     course.complete("b")
     course.fail("c")
-    assert undo_next(course) == "b"
+    assert compensate_next(course) == "b"
     assert course.again().statuses() == {"a": "completed", "b": "dispatched"}
 
 
@@ -547,11 +551,11 @@ def test_a_replay_from_a_step_runs_again_a_failure_before_it_that_was_borne(worl
     assert course.again(from_step="b").statuses() == {"a": "dispatched"}
 
 
-def test_a_replay_from_a_step_runs_again_what_was_undone_before_it(world: World) -> None:
-    course = world.dag({"a": undoable(), "b": task(needs=["a"])})
+def test_a_replay_from_a_step_runs_again_what_was_compensated_before_it(world: World) -> None:
+    course = world.dag({"a": compensable(), "b": task(needs=["a"])})
     course.complete("a", 1)
     course.fail("b")
-    undo_next(course)
+    compensate_next(course)
     assert course.again(from_step="b").statuses() == {"a": "dispatched"}
 
 

@@ -1,4 +1,4 @@
-"""Turns of a concurrency key: who is let in, who is cancelled, and never more at work than may be."""
+"""Concurrency keys: which roots are admitted, which are cancelled, and never more at work than may be."""
 
 from uuid import UUID
 
@@ -13,7 +13,7 @@ def root(number: int, *, waiting: bool = True, priority: int = 5) -> OpenRoot:
 
 
 def numbers(ids: list[UUID]) -> list[int]:
-    return [one.int for one in ids]
+    return [task_id.int for task_id in ids]
 
 
 def test_the_queue_is_by_priority_then_age() -> None:
@@ -22,11 +22,11 @@ def test_the_queue_is_by_priority_then_age() -> None:
     assert (numbers(admitted), older) == ([3, 2], [])
 
 
-def test_the_newest_takes_the_place_of_an_older_one_when_that_has_ended() -> None:
+def test_the_newest_replaces_an_older_one_when_that_has_ended() -> None:
     roots = [root(1, waiting=False), root(2), root(3)]
     admitted, older = decide_concurrency(roots, bound=1, cancel_older=True)
     assert (admitted, numbers(older)) == ([], [1, 2])
-    # It undid what it had done, and has ended: whoever ends it asks again.
+    # It compensated what it had done, and has ended: its end makes the next decision.
     admitted, older = decide_concurrency([root(3)], bound=1, cancel_older=True)
     assert (numbers(admitted), older) == ([3], [])
 
@@ -36,13 +36,13 @@ def test_the_newest_takes_the_place_of_an_older_one_when_that_has_ended() -> Non
     st.integers(1, 5),
     st.booleans(),
 )
-def test_no_more_than_the_bound_are_let_in_and_no_place_stays_free(
+def test_no_more_than_the_bound_are_admitted_and_no_slot_stays_free(
     given_roots: list[tuple[bool, int]], bound: int, cancel_older: bool
 ) -> None:
     roots = [root(n, waiting=waiting, priority=priority) for n, (waiting, priority) in enumerate(given_roots)]
-    at_work = sum(not one.waiting for one in roots)
+    at_work = sum(not open_root.waiting for open_root in roots)
     admitted, older = decide_concurrency(roots, bound=bound, cancel_older=cancel_older)
     assert not set(admitted) & set(older)
     assert len(admitted) <= max(0, bound - at_work)
-    stay = [one for one in roots if one.waiting and one.task_id not in older]
+    stay = [waits for waits in roots if waits.waiting and waits.task_id not in older]
     assert len(admitted) == min(len(stay), max(0, bound - at_work))

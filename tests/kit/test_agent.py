@@ -142,7 +142,7 @@ def test_annotations_are_the_schemas() -> None:
     handler = Handler("work", typed)
     assert handler.input_schema["required"] == ["text"]
     assert handler.output_schema["type"] == "array"
-    assert handler.description == "Say it."
+    assert handler.description == "Publish it."
     assert Handler("work", typed, description="mine").description == "mine"
 
 

@@ -24,7 +24,7 @@ def work(**more: Any) -> dict[str, Any]:
     return {"task": "work", **more}
 
 
-def undoable(name: str, **more: Any) -> dict[str, Any]:
+def compensable(name: str, **more: Any) -> dict[str, Any]:
     return work(**{"with": {"do": name}}, compensate={"task": "undo", "with": {"undo": name}}, **more)
 
 
@@ -73,23 +73,23 @@ async def test_an_agents_function_may_take_and_give_what_a_handler_may(mesh: Tes
 
 async def test_an_agent_object_serves_all_it_has_with_its_hooks(mesh: TestMesh) -> None:
     agent = Agent("words_agent", metadata={"model": "m"})
-    heard: list[str] = []
+    calls: list[str] = []
 
     @agent.on_startup
     async def began() -> None:
-        heard.append("startup")
+        calls.append("startup")
 
     @agent.on_shutdown
     async def ended() -> None:
-        heard.append("shutdown")
+        calls.append("shutdown")
 
     @agent.before_task
     async def before(ctx: TaskContext) -> None:
-        heard.append(f"before {ctx.task_type}")
+        calls.append(f"before {ctx.task_type}")
 
     @agent.on_error
     async def wrong(ctx: TaskContext, error: Exception) -> None:
-        heard.append(f"error {error}")
+        calls.append(f"error {error}")
 
     @agent.task("shout")
     def shout(task: Text) -> Text:
@@ -105,7 +105,7 @@ async def test_an_agent_object_serves_all_it_has_with_its_hooks(mesh: TestMesh) 
         assert await mesh.run("shout", {"text": "a"}) == {"text": "A"}
         with pytest.raises(TaskFailed, match="no way"):
             await mesh.run("refuse")
-    assert heard == ["startup", "before shout", "before refuse", "error no way", "shutdown"]
+    assert calls == ["startup", "before shout", "before refuse", "error no way", "shutdown"]
 
 
 async def test_an_error_that_no_answer_can_carry_is_what_an_agents_process_makes_of_it(mesh: TestMesh) -> None:
@@ -252,7 +252,7 @@ async def test_failures_are_retried_after_their_wait(mesh: TestMesh) -> None:
     assert await task.result() == {"a": {"n": 1}}
     assert timedelta(seconds=96) <= mesh.now - START <= timedelta(seconds=144)
     assert (task.step("a").attempt, task.step("a").failures) == (3, 2)
-    assert [said.name for said in task.events if said.name == "step.retrying"] == ["step.retrying"] * 2
+    assert [event.name for event in task.events if event.name == "step.retrying"] == ["step.retrying"] * 2
     mesh.assert_called("work", 3)
 
 
@@ -438,7 +438,7 @@ async def test_what_completed_is_undone_when_a_task_is_cancelled(mesh: TestMesh)
     mesh.agent("work", lambda payload: payload)
     mesh.agent("long", takes="1h")
     mesh.agent("undo", lambda payload: payload)
-    steps = {"a": undoable("a"), "b": undoable("b", needs=["a"]), "c": {"task": "long", "needs": ["b"]}}
+    steps = {"a": compensable("a"), "b": compensable("b", needs=["a"]), "c": {"task": "long", "needs": ["b"]}}
     task = mesh.start("execute_dag", {"steps": steps}, timeout_seconds=7200)
     await mesh.skip("10m")
     assert await task.cancel("enough")

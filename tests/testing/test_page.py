@@ -19,13 +19,13 @@ def test_the_pages_tests_pass(tmp_path: Path) -> None:
     (tmp_path / "publish.yaml").write_text(blocks(PAGE, "yaml")[0], encoding="utf-8")
     for number, code in enumerate(tests):
         (tmp_path / f"test_page_{number}.py").write_text(code, encoding="utf-8")
-    wanted = sum(code.count("async def test_") for code in tests)
+    expected = sum(code.count("async def test_") for code in tests)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null"]
     command += ["--rootdir", str(tmp_path), "-o", "asyncio_mode=auto", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout
-    assert f"{wanted} passed" in done.stdout
-    assert wanted >= 8
+    assert f"{expected} passed" in done.stdout
+    assert expected >= 8
 
 
 def test_the_page_names_all_of_the_kit() -> None:
@@ -37,5 +37,5 @@ def test_the_page_names_all_of_the_kit() -> None:
 
 
 def test_the_kit_is_not_loaded_before_it_is_asked_for() -> None:
-    code = "import sys, pantheon.testing; assert not any(one.startswith('orchestrator_agent') for one in sys.modules)"
+    code = "import sys, pantheon.testing; assert not any(name.startswith('orchestrator_agent') for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
