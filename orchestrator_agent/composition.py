@@ -322,7 +322,7 @@ class Composition:
         return Loops(peers, settler, message_loops)
 
     def _make_maintenance(self) -> Maintenance:
-        connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow_control
+        connections, settings, flow_control = self.connections, self.configuration.settings, self.configuration.flow_control
         process, stores, runtime = connections.process, self.stores, self.runtime
         window = self.dispatch.admission.window
         outages = BrokerOutages(lambda: (process.bus.connected, process.bus.generation))
@@ -359,8 +359,8 @@ class Composition:
             adoption=adoption,
             history=HistoryArchiver(
                 stores.history,
-                after_seconds=flow.history_after_seconds,
-                retention_days=flow.retention_days,
+                after_seconds=flow_control.history_after_seconds,
+                retention_days=flow_control.retention_days,
                 busy=lambda: window.responses_per_second > BUSY_RESPONSES_PER_SECOND,
             ),
             object_cleaner=ObjectCleaner(process.objects, stores.sweeps),

@@ -80,7 +80,7 @@ def load_library(folders: list[Path]) -> Library:
 
 
 class Orchestrator:
-    """Makes what an AgentProcess runs in the place of a Worker."""
+    """Makes what an AgentProcess runs instead of a Worker."""
 
     def __init__(self, settings: MeshSettings, library: Library, tuning: Tuning = DEFAULT_TUNING) -> None:
         self._settings = settings
@@ -95,7 +95,7 @@ class Orchestrator:
                 "DATABASE_URL is not set: the orchestrator keeps its state in Postgres (postgresql://user:password@host/db)"
             )
         url = settings.database_url.get_secret_value()
-        flow = FlowSettings.load()
+        flow_control = FlowSettings.load()
         await self._make_streams(process)
         async with contextlib.AsyncExitStack() as opened:
             database = await opened.enter_async_context(Database(url))
@@ -134,7 +134,7 @@ class Orchestrator:
 
 
 class OrchestratorWorker:
-    """The orchestrator in the place of a Worker: its parts, started and drained as one."""
+    """The orchestrator instead of a Worker: its parts, started and drained as one."""
 
     def __init__(self, parts: Composition, opened: contextlib.AsyncExitStack) -> None:
         self.parts = parts
