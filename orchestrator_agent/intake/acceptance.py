@@ -168,7 +168,6 @@ class Acceptance:
 
     async def _replayed(self, request: TaskRequest) -> Replayed:
         """The old task that a `mesh.replay` or `mesh.retry` names. Raises PantheonError."""
-<<<<<<< HEAD
         replay_request = read_replay_request(request)
         records = (await retry_until_available(self._reader.trees, [replay_request.task_id])).get(
             replay_request.task_id, []
@@ -177,14 +176,6 @@ class Acceptance:
         if version is not None:
             await retry_until_available(self._runs.catalog.learn, {version})
         return make_replay(replay_request, records, self._planner.library)
-=======
-        requested = read_replay_request(request)
-        records = (await retry_until_available(self._reader.trees, [requested.task_id])).get(requested.task_id, [])
-        version = root_to_replay(requested.task_id, records)["workflow_version"]
-        if version is not None:
-            await retry_until_available(self._runs.catalog.learn, {version})
-        return make_replay(requested, records, self._planner.library)
->>>>>>> main
 
     def _refused(self, request: TaskRequest, delivery: Delivery, error: ErrorInfo) -> Planned:
         run, decisions = self._planner.refused(request, error, headers=delivery.headers, now=now())

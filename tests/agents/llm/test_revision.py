@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from agents.llm_agent.agent import generate_content
-from agents.llm_agent.model_output import article_of, summary_of
 from agents.llm_agent.article import Entry, parse
+from agents.llm_agent.model_output import article_of, summary_of
 from agents.llm_agent.models import GenerateContent, Issue, Previous
 from pantheon import TaskFailure
 from pantheon.worker.context import LocalTaskContext
