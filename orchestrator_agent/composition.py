@@ -322,7 +322,8 @@ class Composition:
         return Loops(peers, settler, message_loops)
 
     def _make_maintenance(self) -> Maintenance:
-        connections, settings, flow_control = self.connections, self.configuration.settings, self.configuration.flow_control
+        connections, settings = self.connections, self.configuration.settings
+        flow_control = self.configuration.flow_control
         process, stores, runtime = connections.process, self.stores, self.runtime
         window = self.dispatch.admission.window
         outages = BrokerOutages(lambda: (process.bus.connected, process.bus.generation))

@@ -258,7 +258,8 @@ def _ordered_by_value(selection: Selection, groups: list[Group]) -> list[Group]:
 
 
 def _shares(selection: Selection, groups: list[Group], budget: int) -> list[int]:
-    """The budget over the groups by their value, none more than it has sentences for; what one leaves goes to the others."""
+    """The budget over the groups by their value, none more than its sentences fill; what one leaves
+    goes to the others."""
     limits = [float(_available(selection, group)) for group in groups]
     shares = [0.0] * len(groups)
     left = float(budget)

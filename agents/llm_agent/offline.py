@@ -161,7 +161,8 @@ def _weight(line: Line, selection: Selection) -> float:
 
 
 def summarize(sources: Sequence[SourceText], topic: str, max_words: int, style: str) -> Summarized:
-    """The sentences with the most content, in the order of the sources, and key points that the summary does not repeat.
+    """The sentences with the most content, in the order of the sources, and key points that the summary does not
+    repeat.
 
     Raises NothingToWriteFrom when no sentence of the sources can be used.
     """

@@ -30,7 +30,8 @@ log = structlog.get_logger()
 
 # As many rows as one transition's batch holds.
 TAKE_LIMIT = 256
-# A row that was taken and could not be dispatched (the agent that it sticks to is full) comes after the others for this long.
+# A row that was taken and could not be dispatched (the agent that it sticks to is full) comes after the others for
+# this long.
 HOLD_SECONDS = 0.5
 # So many rows at most are held back: beyond, the oldest get another chance.
 HELD_LIMIT = 2000
