@@ -1,4 +1,4 @@
-"""compile_workflow: a definition checked and made into a Plan, once per version."""
+"""compile_workflow: checks a definition and makes a Plan of it, once per version."""
 
 import hashlib
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ from protocol.workflow import (
 )
 
 _ITEM_NAMES = frozenset({"item", "index"})
-# Of a cycle's steps, a message names at most this many.
-MAX_TOLD = 20
+# A message lists at most this many steps of a cycle: cycles may be thousands of steps long.
+MAX_LISTED_STEPS = 20
 CRON_FIELDS = 5
 
 
@@ -55,13 +55,13 @@ def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> 
     if versioned:
         if name == EXECUTE_DAG:
             raise InvalidWorkflow(f"no workflow can be called '{name}': it is how one is sent inline", field="name")
-        # With the name, which a file may leave to its own: two of one content are two workflows.
+        # The name is hashed too: a file may leave it out, and two files of one content are two workflows.
         definition = {**workflow.model_dump(mode="json", by_alias=True, exclude_unset=True), "name": name}
         version = hashlib.sha256(json_bytes(definition)).hexdigest()[:16]
     graph = _compile(workflow.steps, workflow.output, "output" in workflow.model_fields_set, name=name, depth=0)
-    made: dict[str, Any] = {}
+    root_only: dict[str, Any] = {}
     if isinstance(workflow, Workflow):
-        made = {
+        root_only = {
             "description": workflow.description or "",
             "priority": workflow.priority,
             "concurrency": _concurrency(workflow.concurrency),
@@ -78,7 +78,7 @@ def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> 
         compensates=graph.compensates,
         timeout_seconds=workflow.timeout,
         budget=workflow.budget,
-        **made,
+        **root_only,
     )
 
 
@@ -143,11 +143,11 @@ class _StepCompiler:
                 f"step '{name}': '{EXECUTE_DAG}' is sent as a task of its own: put the steps into 'steps'", step=name
             )
         each = self._list(step.for_each) if step.for_each is not None else None
-        # In a fan-out, `item` and `index` are the item at hand, whatever steps are called so.
+        # In a fan-out, `item` and `index` are the current item, also where steps have these names.
         here = _ITEM_NAMES if each is not None else frozenset[str]()
         payload = self._object(step.with_, "with", here)
         when = self._condition(step.when)
-        repeat = RepeatPlan(self._need(self._condition(step.repeat.until)), step.repeat.max) if step.repeat else None
+        repeat = RepeatPlan(self._present(self._condition(step.repeat.until)), step.repeat.max) if step.repeat else None
         sleep = self._template(step.sleep) if step.sleep is not None else None
         if isinstance(sleep, Interpolation):
             raise InvalidWorkflow(
@@ -219,14 +219,14 @@ class _StepCompiler:
         return expression
 
     @staticmethod
-    def _need(expression: Any) -> Any:
+    def _present(expression: Any) -> Any:
         assert expression is not None
         return expression
 
     def _named_needs(self) -> frozenset[str]:
         for need in self.step.needs:
             if need not in self.steps:
-                known = shown_names(one for one in self.steps if one != self.name) or "no other step"
+                known = shown_names(name for name in self.steps if name != self.name) or "no other step"
                 raise InvalidWorkflow(
                     f"step '{self.name}' needs '{shown(need)}', which is not a step; there is {known}",
                     step=self.name,
@@ -263,7 +263,7 @@ class _StepCompiler:
         )
 
     def _fallback(self, fallback: Fallback, here: frozenset[str]) -> FallbackPlan:
-        # What only a failure needs is no need of the step: it is there, or null, when the step has failed.
+        # What only the fallback reads adds no need: it must be in `needs` anyway, so it has ended by then.
         before = self.used
         names = here | {"error"}
         payload = (
@@ -287,7 +287,7 @@ class _StepCompiler:
         )
 
     def _only_known(self, before: frozenset[str], key: str) -> None:
-        """What is used here must be among the step's needs, or the step could be asked before it is known."""
+        """What is used here must be among the step's needs: otherwise its value might not be known yet."""
         extra = self.used - before - self._named_needs() - {"input", self.name}
         self.used = before
         if extra:
@@ -316,18 +316,18 @@ def _schedule(schedule: Schedule | None) -> Schedule | None:
         raise InvalidWorkflow(
             f"schedule.timezone: there is no time zone '{shown(schedule.timezone)}'", field="schedule.timezone"
         ) from None
-    said = f"schedule.cron: '{shown(schedule.cron)}'"
+    subject = f"schedule.cron: '{shown(schedule.cron)}'"
     if (fields := len(schedule.cron.split())) != CRON_FIELDS:
-        # A sixth would be seconds: the library takes it, the mesh's clock does not.
+        # A sixth field would be seconds: the library accepts it, the scheduler does not support it.
         raise InvalidWorkflow(
-            f"{said} is not a cron expression: it has {fields} fields, not {CRON_FIELDS}", field="schedule.cron"
+            f"{subject} is not a cron expression: it has {fields} fields, not {CRON_FIELDS}", field="schedule.cron"
         )
     try:
         next(CronSim(schedule.cron, now()))
     except CronSimError as error:
-        raise InvalidWorkflow(f"{said} is not a cron expression: {error}", field="schedule.cron") from None
+        raise InvalidWorkflow(f"{subject} is not a cron expression: {error}", field="schedule.cron") from None
     except StopIteration:
-        raise InvalidWorkflow(f"{said} is a time that never comes", field="schedule.cron") from None
+        raise InvalidWorkflow(f"{subject} is a time that never comes", field="schedule.cron") from None
     return schedule
 
 
@@ -344,7 +344,7 @@ def _refuse_cycles(graph: _Graph) -> None:
                 free.append(dependant)
     if ordered == len(graph.steps):
         return
-    # Names in the order of the walk; a dict, because cycles may be thousands of steps long.
+    # Names in the order of the walk; a dict for its fast membership test.
     walk: dict[str, None] = {}
     follow = next(name for name, count in missing.items() if count)
     while follow not in walk:
@@ -352,5 +352,5 @@ def _refuse_cycles(graph: _Graph) -> None:
         follow = min(need for need in graph.steps[follow].needs if missing[need])
     names = list(walk)
     cycle = names[names.index(follow) :]
-    told = cycle if len(cycle) <= MAX_TOLD else [*cycle[:MAX_TOLD], "…"]
-    raise InvalidWorkflow(f"the steps need each other in a circle: {' -> '.join([*told, follow])}", step=follow)
+    listed = cycle if len(cycle) <= MAX_LISTED_STEPS else [*cycle[:MAX_LISTED_STEPS], "…"]
+    raise InvalidWorkflow(f"the steps need each other in a circle: {' -> '.join([*listed, follow])}", step=follow)

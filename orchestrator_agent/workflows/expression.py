@@ -59,55 +59,55 @@ def skip_string(text: str, at: int) -> int | None:
         return None
     quote = match["quote"]
     raw = "r" in match["prefix"].lower()
-    place = match.end()
-    while place < len(text):
-        if text[place] == "\\" and not raw:
-            place += 2
-        elif text.startswith(quote, place):
-            return place + len(quote)
+    position = match.end()
+    while position < len(text):
+        if text[position] == "\\" and not raw:
+            position += 2
+        elif text.startswith(quote, position):
+            return position + len(quote)
         else:
-            place += 1
+            position += 1
     return len(text)
 
 
 def _words(text: str) -> Iterator[tuple[int, str]]:
     """Names, and every other character that is not space, comment, string or number; `0` stands for those two."""
-    place = 0
-    while place < len(text):
-        if text.startswith("//", place):
-            end = text.find("\n", place)
-            place = len(text) if end < 0 else end
-        elif (behind := skip_string(text, place)) is not None:
-            yield place, "0"
-            place = behind
-        elif (match := _NAME.match(text, place)) is not None:
-            yield place, match[0]
-            place = match.end()
-        elif (match := _NUMBER.match(text, place)) is not None:
-            yield place, "0"
-            place = match.end()
-        elif text[place] == "`":
+    position = 0
+    while position < len(text):
+        if text.startswith("//", position):
+            end = text.find("\n", position)
+            position = len(text) if end < 0 else end
+        elif (behind := skip_string(text, position)) is not None:
+            yield position, "0"
+            position = behind
+        elif (match := _NAME.match(text, position)) is not None:
+            yield position, match[0]
+            position = match.end()
+        elif (match := _NUMBER.match(text, position)) is not None:
+            yield position, "0"
+            position = match.end()
+        elif text[position] == "`":
             # A field whose name is no identifier: a.`b-c`
-            end = text.find("`", place + 1)
-            yield place, "0"
-            place = len(text) if end < 0 else end + 1
+            end = text.find("`", position + 1)
+            yield position, "0"
+            position = len(text) if end < 0 else end + 1
         else:
-            if not text[place].isspace():
-                yield place, text[place]
-            place += 1
+            if not text[position].isspace():
+                yield position, text[position]
+            position += 1
 
 
 def _variables(text: str) -> list[tuple[int, str]]:
-    """Every name that stands for a variable, with its place: no field, no function, no variable of a macro's own."""
+    """Every name that stands for a variable, with its position: no field, no function, no variable of a macro's own."""
     words = list(_words(text))
     found = []
-    # What the macros around a place have bound, one entry an open bracket.
+    # What the macros around a position have bound, one entry an open bracket.
     bound: list[str] = []
 
     def word(index: int) -> str:
         return words[index][1] if 0 <= index < len(words) else ""
 
-    for index, (place, name) in enumerate(words):
+    for index, (position, name) in enumerate(words):
         if name in ("(", "[", "{"):
             called = word(index - 1) in _BINDING and word(index - 2) in (".", "?") and name == "("
             binds = called and _NAME.fullmatch(word(index + 1)) is not None and word(index + 2) == ","
@@ -119,7 +119,7 @@ def _variables(text: str) -> list[tuple[int, str]]:
             dot = index - 1 if word(index - 1) == "." else index - 2
             of_something = dot > 0 and (word(dot - 1) in (")", "]", "}") or word(dot - 1)[-1:].isalnum())
             if word(dot) != "." or (dot == index - 2 and word(index - 1) != "?") or not of_something:
-                found.append((place, name))
+                found.append((position, name))
     return found
 
 
@@ -179,10 +179,10 @@ class Environment:
         if not hidden:
             return text
         made, last = [], 0
-        for place, name in _variables(text):
+        for position, name in _variables(text):
             if name in hidden:
-                made += [text[last:place], self._shown(name)]
-                last = place + len(name)
+                made += [text[last:position], self._shown(name)]
+                last = position + len(name)
         return "".join(made) + text[last:]
 
 

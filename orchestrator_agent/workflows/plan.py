@@ -21,7 +21,7 @@ class RepeatPlan:
 
 @dataclass(frozen=True)
 class FallbackPlan:
-    """What takes a failed step's place: a task with its payload, or (`task_type` None) the rendered payload itself."""
+    """What replaces a failed step: a task with its payload, or (`task_type` None) the rendered payload itself."""
 
     task_type: str | None
     agent: str | None
@@ -88,12 +88,12 @@ class StepPlan:
 
     @cached_property
     def waits(self) -> bool:
-        """Whether it is no work: it ends when its time has come, or its signal."""
+        """Whether no agent works on it: it ends at its time, or with its signal."""
         return self.wait is not None or self.sleep_seconds is not None or self.until is not None
 
     @cached_property
     def shown_type(self) -> str:
-        """What a row of this step has as its task type."""
+        """The task type in this step's rows."""
         if self.task_type is not None or self.workflow is not None:
             return self.task_type or self.workflow or ""
         if self.wait is not None:
@@ -103,9 +103,9 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """`single` marks a request that is one task for one agent, whose result is passed on as it is.
+    """`single` marks a request that is one task for one agent, whose result is the root's.
 
-    `compensates`: a step of it, or of an inline sub-workflow, can be undone.
+    `compensates`: a step of it, or of an inline sub-workflow, has a compensation.
     """
 
     name: str

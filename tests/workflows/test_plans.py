@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator_agent.workflows.compiler import MAX_TOLD, compile_workflow
+from orchestrator_agent.workflows.compiler import MAX_LISTED_STEPS, compile_workflow
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import INLINE_PLANS, Library
 from orchestrator_agent.workflows.plan import Plan
@@ -155,7 +155,7 @@ def test_a_circle_is_shown(graph: dict[str, Any], words: str) -> None:
 def test_a_circle_of_thousands_is_shown_in_few_words() -> None:
     count = 5000
     graph = {f"s{n}": {"task": "x", "needs": [f"s{(n + 1) % count}"]} for n in range(count)}
-    assert refused({"steps": graph}).message.count("->") == MAX_TOLD + 1
+    assert refused({"steps": graph}).message.count("->") == MAX_LISTED_STEPS + 1
 
 
 def test_a_long_chain_is_no_circle() -> None:
