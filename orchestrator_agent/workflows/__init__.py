@@ -6,7 +6,8 @@ checked once per version:
     files      reads a file; reports every mistake with its line and column
     compiler   checks the graph (names, needs, cycles, schedules) and makes a Plan
     template   JSON values with `${…}` in their strings
-    expression CEL, the language between the braces
+    expression CEL, the language between the braces; evaluated by the package `cel`
+    evaluation where an evaluation that takes long is made: not on the event loop
     plan       the compiled workflow: what the engine, the planner and the router read
     library    the plans that this process knows: the newest of each name, every version in use, inline graphs
 

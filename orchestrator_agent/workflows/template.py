@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator_agent.workflows.expression import Environment, Expression, shown, skip_string
+from orchestrator_agent.workflows.cel.scanner import closing_brace
+from orchestrator_agent.workflows.expression import Environment, Expression, shown
 from protocol.errors import InvalidWorkflow
 from protocol.messages import json_bytes
 
@@ -91,7 +92,7 @@ def split(text: str, *, step: str | None = None) -> list[tuple[bool, str]]:
             literal.append("${")
             position += 3
         elif text.startswith("${", position):
-            end = _closing_brace(text, position + 2)
+            end = closing_brace(text, position + 2)
             if end is None:
                 where = f"step '{step}': " if step else ""
                 quoted = text[position : position + QUOTED_CHARS]
@@ -110,23 +111,6 @@ def split(text: str, *, step: str | None = None) -> list[tuple[bool, str]]:
     if literal:
         pieces.append((False, "".join(literal)))
     return pieces
-
-
-def _closing_brace(text: str, position: int) -> int | None:
-    """Where the expression that starts at `position` ends; braces in its maps and its strings are its own."""
-    depth = 0
-    while position < len(text):
-        if (behind := skip_string(text, position)) is not None:
-            position = behind
-            continue
-        if text[position] == "{":
-            depth += 1
-        elif text[position] == "}":
-            if depth == 0:
-                return position
-            depth -= 1
-        position += 1
-    return None
 
 
 def compile_template(value: Any, environment: Environment, *, step: str | None = None) -> Template:
