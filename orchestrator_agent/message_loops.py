@@ -248,13 +248,17 @@ class MessageLoops:
             if small:
                 await self._accept_whole(small)
 
-    async def _accept_whole(self, deliveries: Sequence[Delivery]) -> None:
+    async def _accept_whole(self, deliveries: Sequence[Delivery], *, apart: bool = False) -> None:
+        ended = deliveries
         try:
-            await self.acceptance.accept(deliveries)
-            await self._fair_intake.accepted(deliveries)
+            if long := await self.acceptance.accept(deliveries, apart=apart):
+                ended = [delivery for delivery in deliveries if delivery not in long]
+                for delivery in long:
+                    self._go_beside(self._accept_whole([delivery], apart=True))
+            await self._fair_intake.accepted(ended)
         finally:
-            self._let_go(deliveries)
-            self._fair_intake.release(deliveries)
+            self._let_go(ended)
+            self._fair_intake.release(ended)
 
     def _go_beside(self, batch: Coroutine[Any, Any, None]) -> None:
         """Work on a message with a large value beside the batches of the others."""
@@ -263,9 +267,14 @@ class MessageLoops:
             async with self._large_places:
                 await batch
 
-        task = asyncio.create_task(self._watched(when_there_is_a_place()), name="large")
+        # One that never had its place has not begun.
+        self._watch_beside(when_there_is_a_place()).add_done_callback(lambda _: batch.close())
+
+    def _watch_beside(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(self._watched(work), name="large")
         self._large.add(task)
         task.add_done_callback(self._large.discard)
+        return task
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
@@ -309,7 +318,8 @@ class MessageLoops:
 
     async def _settle_whole(self, deliveries: Sequence[Delivery], posted: Sequence[Posted]) -> None:
         try:
-            await self._settlement.settle(deliveries, posted)
+            if (rest := await self._settlement.settle(deliveries, posted)) is not None:
+                self._watch_beside(rest)
         finally:
             self._let_go(deliveries)
             self._responses.release(len(deliveries))

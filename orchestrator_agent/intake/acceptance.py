@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from orchestrator_agent.store.availability import read_object, retry_until_avail
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
+from orchestrator_agent.workflows.evaluation import LongEvaluation, apart_from_the_loop, bounded
 from pantheon.bus import Delivery, Objects, Publisher, acknowledge
 from pantheon.bus.dead_letter import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
@@ -67,16 +69,23 @@ class Acceptance:
         self._outbox = outbox
         self._republisher = republisher
         self._post = post
+        # Tasks whose planning takes long, and is being done beside the others.
+        self._long: set[UUID] = set()
         # Set by who puts the orchestrator together: operations, turns of concurrency keys, happenings that are
         # waited for until they are committed (the answer: their outcome, or whether the run knows the task).
         self.on_operation: Callable[[Run], None] = lambda run: None
         self.on_turn: Callable[[str], None] = lambda key: None
         self.perform: Callable[[RunEvent], Awaitable[Any]]
 
-    async def accept(self, deliveries: Sequence[Delivery]) -> None:
+    async def accept(self, deliveries: Sequence[Delivery], *, apart: bool = False) -> Sequence[Delivery]:
+        """Accept what can be accepted at once. Returns what takes long to plan, to be accepted beside the others.
+
+        With `apart`, that is planned too, apart from the event loop.
+        """
         learned = not self._runs.shared
         fresh: dict[UUID, tuple[Run, Decisions, TaskRequest | None, Delivery]] = {}
         again: list[tuple[UUID, str | None]] = []
+        long: list[Delivery] = []
         for delivery in deliveries:
             try:
                 request: TaskRequest | None = parse_request(delivery.data)
@@ -109,13 +118,26 @@ class Acceptance:
                         refusal = ErrorInfo.of(error)
                         run, decisions = self._planner.refused(request, refusal, headers=delivery.headers, now=now())
                     else:
-                        run, decisions = await self._plan(request, delivery)
+                        if request.task_id in self._long and not apart:
+                            # A copy, of a requester who asks again: the first one is being planned.
+                            continue
+                        try:
+                            run, decisions = await self._plan(request, delivery, apart)
+                        except LongEvaluation:
+                            self._long.add(request.task_id)
+                            long.append(delivery)
+                            continue
+                        finally:
+                            if apart:
+                                self._long.discard(request.task_id)
             if run.root_task_id in fresh:
                 continue
             fresh[run.root_task_id] = (run, decisions, request, delivery)
         await self._accept_runs(fresh, again)
         for delivery in deliveries:
-            await acknowledge(delivery)
+            if delivery not in long:
+                await acknowledge(delivery)
+        return long
 
     def _in_database(self, task_type: str) -> bool:
         """Whether the database may say what a task of this type is, or the sub-workflows of an inline one."""
@@ -135,10 +157,17 @@ class Acceptance:
             raise InvalidRequest("payload: must be an object", field="payload")
         return request.model_copy(update={"payload": payload, "payload_ref": None})
 
-    async def _plan(self, request: TaskRequest, delivery: Delivery) -> tuple[Run, Decisions]:
+    async def _plan(self, request: TaskRequest, delivery: Delivery, apart: bool) -> tuple[Run, Decisions]:
+        """Raises LongEvaluation, unless `apart`."""
         try:
             replayed = await self._replayed(request) if request.task_type in AGAIN else None
-            return self._planner.plan(request, headers=delivery.headers, now=now(), replayed=replayed)
+            plan = partial(self._planner.plan, request, headers=delivery.headers, now=now(), replayed=replayed)
+            if apart:
+                return await apart_from_the_loop(plan)
+            with bounded():
+                return plan()
+        except LongEvaluation:
+            raise
         except PantheonError as error:
             wrong = ErrorInfo.of(error)
         except Exception as error:

@@ -4,7 +4,7 @@ A run is in one batch's hands at a time, and batches have it in the order in whi
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 from uuid import UUID
@@ -52,7 +52,10 @@ class Settlement:
         self._begun: dict[object, set[UUID]] = {}
         self._freed = asyncio.Event()
 
-    async def settle(self, deliveries: Sequence[Delivery], posted: Sequence[Posted]) -> None:
+    async def settle(
+        self, deliveries: Sequence[Delivery], posted: Sequence[Posted]
+    ) -> Coroutine[Any, Any, None] | None:
+        """Returns what is left to do where some roots take long to decide: it may go on beside other batches."""
         arrived: dict[UUID, list[Arrived]] = {}
         unread: list[tuple[Delivery, InvalidRequest]] = []
         for delivery in deliveries:
@@ -76,25 +79,71 @@ class Settlement:
         mine = object()
         self._begun[mine] = left = set(roots)
         handed_back: set[int] = set()
+        long: list[UUID] = []
         try:
             for group in self._groups(roots):
-                while not self._next(mine, group):
-                    self._freed.clear()
-                    await self._freed.wait()
-                handed_back |= await self._settle_roots(group, arrived, asked)
-                left.difference_update(group)
+                await self._wait_for(mine, group)
+                handed_back |= await self._settle_roots(group, arrived, asked, long)
+                left.difference_update(set(group).difference(long))
+                self._freed.set()
+        except BaseException:
+            self._end(mine)
+            raise
+        if not long:
+            self._end(mine)
+        later = {id(one.delivery) for root in long for one in arrived.get(root, ())}
+        await self._finish([delivery for delivery in deliveries if id(delivery) not in later], unread, handed_back)
+        if not long:
+            return None
+        return self._settle_long(
+            mine, long, arrived, asked, [delivery for delivery in deliveries if id(delivery) in later], unread
+        )
+
+    async def _settle_long(
+        self,
+        mine: object,
+        long: Sequence[UUID],
+        arrived: Mapping[UUID, list[Arrived]],
+        asked: Mapping[UUID, list[Posted]],
+        deliveries: Sequence[Delivery],
+        unread: Sequence[tuple[Delivery, InvalidRequest]],
+    ) -> None:
+        handed_back: set[int] = set()
+        try:
+            for root in long:
+                await self._wait_for(mine, [root])
+                handed_back |= await self._settle_roots([root], arrived, asked, None)
+                self._begun[mine].discard(root)
                 self._freed.set()
         finally:
-            del self._begun[mine]
-            self._freed.set()
+            self._end(mine)
+        await self._finish(deliveries, unread, handed_back)
+
+    async def _wait_for(self, batch: object, roots: Sequence[UUID]) -> None:
+        while not self._next(batch, roots):
+            self._freed.clear()
+            await self._freed.wait()
+
+    def _end(self, batch: object) -> None:
+        del self._begun[batch]
+        self._freed.set()
+
+    async def _finish(
+        self,
+        deliveries: Sequence[Delivery],
+        unread: Sequence[tuple[Delivery, InvalidRequest]],
+        handed_back: set[int],
+    ) -> None:
+        """Acknowledge what is committed, and keep what could not be read."""
+        ended = {id(delivery) for delivery in deliveries} - handed_back
         for delivery, error in unread:
-            if id(delivery) not in handed_back:
+            if id(delivery) in ended:
                 known = salvage_ids(delivery.data)
                 await publish_dead_letter(
                     self._publisher, ORCHESTRATOR, delivery, "not a TaskResponse", str(error), known.get("task_id")
                 )
         for delivery in deliveries:
-            if id(delivery) not in handed_back:
+            if id(delivery) in ended:
                 await acknowledge(delivery)
 
     def _groups(self, roots: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
@@ -113,13 +162,21 @@ class Settlement:
         return all(self._begun[one].isdisjoint(roots) for one in earlier)
 
     async def _settle_roots(
-        self, roots: Sequence[UUID], arrived: Mapping[UUID, list[Arrived]], asked: Mapping[UUID, list[Posted]]
+        self,
+        roots: Sequence[UUID],
+        arrived: Mapping[UUID, list[Arrived]],
+        asked: Mapping[UUID, list[Posted]],
+        long: list[UUID] | None,
     ) -> set[int]:
-        """Decide and write what happened to some roots; returns the identities of deliveries that were handed back."""
+        """Decide and write what happened to some roots; returns the identities of deliveries that were handed back.
+
+        Roots that are left undecided because they take long are added to `long`; without it, none is.
+        """
         outcomes: dict[UUID, Any] = {}
         handed_back: set[int] = set()
         happened = {root: self._run_events(root, arrived, asked) for root in roots}
-        first = True
+        # Those that take long have been judged with the batch that they were in first.
+        first = long is not None
         while happened:
             for root in await self._held_by_other([one for one in happened if one not in asked], arrived):
                 del happened[root]
@@ -132,8 +189,10 @@ class Settlement:
                     for one in arrived.get(root, ()):
                         if one.response is not None:
                             self._agent_health.judge(one.response)
-            happened = await self._transitions.apply(happened, outcomes)
+            happened = await self._transitions.apply(happened, outcomes, long=long)
         for root in roots:
+            if long and root in long:
+                continue
             for run_event, done in asked.get(root, ()):
                 if done is not None and not done.done():
                     key = _asked_for(run_event)

@@ -1,6 +1,7 @@
 """Transitions: what happened to runs is decided, written in one transaction, and made known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available, retry_write
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
+from orchestrator_agent.workflows.evaluation import LongEvaluation, apart_from_the_loop, bounded
 from protocol.errors import ErrorCode
 from protocol.messages import ErrorInfo, now
 
@@ -49,11 +51,15 @@ class Transitions:
         self._acceptance = acceptance
 
     async def apply(
-        self, happened: dict[UUID, list[RunEvent]], outcomes: dict[UUID, Any]
+        self, happened: dict[UUID, list[RunEvent]], outcomes: dict[UUID, Any], *, long: list[UUID] | None = None
     ) -> dict[UUID, list[RunEvent]]:
-        """Decide and write; returns what must be decided again because another process was faster."""
+        """Decide and write; returns what must be decided again because another process was faster.
+
+        Roots whose expressions would keep the event loop are added to `long` and left undecided; without `long`, they
+        are decided apart from the loop, and the whole batch waits for them.
+        """
         runs, broken = await retry_until_available(self._runs.load, list(happened))
-        moment = now()
+        decide = partial(advance, directory=self._router, rules=self._rules, now=now())
         batch: list[tuple[Run, Decisions]] = []
         unmoved: list[Run] = []
         for root_task_id, run in runs.items():
@@ -61,7 +67,15 @@ class Transitions:
             if root_task_id in broken and not run.root.ended:
                 run_events = [Broken(root_task_id, ErrorInfo.of(broken[root_task_id]))]
             try:
-                decisions = advance(run, run_events, directory=self._router, rules=self._rules, now=moment)
+                with bounded():
+                    decisions = decide(run, run_events)
+            except LongEvaluation:
+                # What was decided so far is thrown away with the run.
+                self._runs.drop(root_task_id)
+                if long is not None:
+                    long.append(root_task_id)
+                    continue
+                run, decisions = await self._decide_apart(root_task_id, run_events, decide)
             except Exception as error:
                 decisions = await self._give_up(run, error)
                 run = self._runs.cached(root_task_id) or run
@@ -110,6 +124,17 @@ class Transitions:
         if ended:
             await self._acceptance.end_duplicates(await retry_until_available(self._reader.duplicates_waiting, ended))
         return lost
+
+    async def _decide_apart(
+        self, root_task_id: UUID, run_events: Sequence[RunEvent], decide: Callable[[Run, Sequence[RunEvent]], Decisions]
+    ) -> tuple[Run, Decisions]:
+        runs, _ = await retry_until_available(self._runs.load, [root_task_id])
+        run = runs[root_task_id]
+        try:
+            return run, await apart_from_the_loop(partial(decide, run, run_events))
+        except Exception as error:
+            decisions = await self._give_up(run, error)
+            return self._runs.cached(root_task_id) or run, decisions
 
     async def _behind(self, runs: Sequence[Run]) -> list[UUID]:
         """Of runs that nothing happened to: those which another process has moved on, so that it may have."""
