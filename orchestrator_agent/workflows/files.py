@@ -1,4 +1,4 @@
-"""Workflow files: YAML read into the model, every mistake reported with its line and column."""
+"""Workflow files: read into the model and compiled, every mistake reported with its line and column."""
 
 import re
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from orchestrator_agent.workflows.compiler import compile_workflow
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.plan import Plan
+from orchestrator_agent.workflows.source import KeyPath, Source
 from orchestrator_agent.workflows.template import QUOTED_CHARS, split
 from protocol.errors import InvalidRequest, InvalidWorkflow
 from protocol.messages import Message
@@ -33,66 +33,32 @@ BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without dates: a workflow's values are JSON's, and `2026-01-31` is a string there."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-# Keys and indices from the top of a file to a value in it.
-KeyPath = tuple[str | int, ...]
-Marks = dict[KeyPath, tuple[int, int]]
-
-
 def _keys_of(model: type[Message]) -> frozenset[str]:
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 def read_workflow(text: str, *, source: str, default_name: str | None = None) -> Plan:
     """Compile a workflow file's text. Raises InvalidWorkflow whose message begins `source:line:column:`."""
-    marks: Marks = {}
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is None:
-            raise InvalidWorkflow(f"{source}:1:1: the file is empty", line=1, column=1)
-        _collect(node, (), marks, source)
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        problem = error.problem or error.context or "not YAML"
-        raise InvalidWorkflow(f"{source}:{line}:{column}: {problem}", line=line, column=column) from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InvalidWorkflow(f"{source}:1:1: not YAML: {reason}", line=1, column=1) from None
-    except RecursionError:
-        raise InvalidWorkflow(f"{source}:1:1: nested too deep, or an alias holds itself", line=1, column=1) from None
-
-    def fail(path: KeyPath, message: str, step: str | None = None) -> InvalidWorkflow:
-        line, column = _nearest(marks, path)
-        return InvalidWorkflow(f"{source}:{line}:{column}: {message}", step=step, line=line, column=column)
-
+    read = Source(text, source)
+    value = read.value
     if not isinstance(value, dict):
-        raise fail((), "a workflow file holds an object with 'steps'")
+        raise read.mistake((), "a workflow file holds an object with 'steps'")
     for path, message in _unknown_keys(value):
-        raise fail(path, message)
+        raise read.mistake(path, message)
     try:
         workflow = Workflow.model_validate(value)
     except ValidationError as error:
         path, message = _mistake(value, error)
-        raise fail(path, f"{'.'.join(str(part) for part in path)}: {message}") from None
+        raise read.mistake(path, f"{'.'.join(str(part) for part in path)}: {message}") from None
     name = workflow.name or default_name
     if name is None:
-        raise fail((), "the workflow has no 'name'")
+        raise read.mistake((), "the workflow has no 'name'")
     try:
         plan = compile_workflow(workflow, name=name, versioned=True)
         _refuse_unfit_schedule(plan)
         return plan
     except InvalidWorkflow as error:
-        raise fail(_path_of(value, error), error.message, error.step) from None
+        raise read.mistake(_path_of(value, error), error.message, error.step) from None
 
 
 _QUOTED = re.compile(r"'(\w+)'")
@@ -245,35 +211,6 @@ def _check_keys(
             close = get_close_matches(str(key), allowed, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else f"; there is {', '.join(sorted(allowed))}"
             yield (*path, key), f"{what} has no '{key}'{hint}"
-
-
-def _collect(node: yaml.Node, path: KeyPath, marks: Marks, source: str) -> None:
-    marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
-    if isinstance(node, yaml.MappingNode):
-        seen: set[Any] = set()
-        for key_node, value_node in node.value:
-            key = key_node.value
-            line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise InvalidWorkflow(f"{source}:{line}:{column}: a key must be a name", line=line, column=column)
-            if key_node.tag != "tag:yaml.org,2002:str":
-                # 7, yes and null are values of other types than the text that is written there.
-                key = yaml.load(key, Loader=_Loader)  # noqa: S506 - a SafeLoader
-            if key in seen:
-                # YAML would silently keep the last one: a step would be gone.
-                raise InvalidWorkflow(f"{source}:{line}:{column}: '{key}' stands here twice", line=line, column=column)
-            seen.add(key)
-            marks[(*path, key)] = (line, column)
-            _collect(value_node, (*path, key), marks, source)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _collect(item, (*path, index), marks, source)
-
-
-def _nearest(marks: Marks, path: KeyPath) -> tuple[int, int]:
-    while path and path not in marks:
-        path = path[:-1]
-    return marks.get(path, (1, 1))
 
 
 def load_file(path: Path) -> Plan:
