@@ -187,7 +187,9 @@ class Planner:
 
     def _choose(self, request: TaskRequest) -> tuple[Plan, dict[str, Any]]:
         if request.task_type == EXECUTE_DAG:
-            return self.library.inline(request.payload)
+            plan, given = self.library.inline(request.payload)
+            self.library.refuse_agent_keys(plan)
+            return plan, given
         if request.task_type.startswith(MESH_PREFIX):
             known = ", ".join(OPERATIONS)
             error = InvalidRequest(
@@ -195,8 +197,9 @@ class Planner:
             )
             error.code = ErrorCode.UNKNOWN_TASK_TYPE
             raise error
-        plan = self.library.newest(request.task_type)
-        return plan or self.library.single(request.task_type), request.payload
+        plan = self.library.newest(request.task_type) or self.library.single(request.task_type)
+        self.library.refuse_agent_keys(plan)
+        return plan, request.payload
 
 
 def refuse_to_run_again(root: Mapping[str, Any]) -> None:

@@ -209,7 +209,7 @@ class Operations:
                 "payload.definition: must be a workflow, as an object or as the text of a file",
                 field="payload.definition",
             )
-        plan = read_workflow(text, source="definition")
+        plan = read_workflow(text, source="definition", workflows=self._library.names)
         if self._library.from_file(plan.name):
             raise InvalidWorkflow(f"'{plan.name}' comes from a file of the orchestrator's: change it there")
         assert plan.version is not None

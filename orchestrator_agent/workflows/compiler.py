@@ -1,7 +1,8 @@
 """compile_workflow: checks a definition and makes a Plan of it, once per version."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -11,6 +12,7 @@ from cronsim import CronSim, CronSimError
 from orchestrator_agent.workflows.expression import Environment, shown, shown_names
 from orchestrator_agent.workflows.payload_schema import PayloadSchema
 from orchestrator_agent.workflows.plan import (
+    AgentOnly,
     CompensationPlan,
     ConcurrencyPlan,
     FallbackPlan,
@@ -28,7 +30,7 @@ from orchestrator_agent.workflows.template import (
 )
 from protocol.errors import InvalidWorkflow
 from protocol.messages import json_bytes, now
-from protocol.names import EXECUTE_DAG
+from protocol.names import EXECUTE_DAG, ORCHESTRATOR
 from protocol.workflow import (
     MAX_DEPTH,
     Compensation,
@@ -42,10 +44,14 @@ from protocol.workflow import (
     Workflow,
 )
 
+# Of a step's keys, those that say how an agent's task is given out: a sub-workflow's steps have their own.
+_AGENT_KEYS = ("requires", "sticky", "timeout", "retry")
 _ITEM_NAMES = frozenset({"item", "index"})
 # A message lists at most this many steps of a cycle: cycles may be thousands of steps long.
 MAX_LISTED_STEPS = 20
-CRON_FIELDS = 5
+# The fields of a cron expression, each with its largest value: a longer step would only ever be taken from the start.
+CRON_FIELDS = {"minute": 59, "hour": 23, "day of the month": 31, "month": 12, "day of the week": 7}
+_CRON_STEP = re.compile(r"/(\d+)")
 
 
 def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> Plan:
@@ -76,10 +82,23 @@ def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> 
         version=version,
         definition=definition,
         compensates=graph.compensates,
+        agent_only=tuple(graph.agent_only()),
         timeout_seconds=workflow.timeout,
         budget=workflow.budget,
         **root_only,
     )
+
+
+def refuse_agent_keys(plan: Plan, workflows: Collection[str]) -> None:
+    """Raises InvalidWorkflow where a step of a plan has keys that do nothing, as its task is one of these workflows."""
+    for step, task_type, keys in plan.agent_only:
+        if task_type in workflows:
+            raise InvalidWorkflow(
+                f"step '{step}': {' and '.join(map(repr, keys))} would do nothing, as '{task_type}' is a workflow: its "
+                "own steps have them",
+                step=step,
+                field=keys[0],
+            )
 
 
 def single_step(task_type: str) -> Plan:
@@ -101,6 +120,17 @@ class _Graph:
             step.compensate is not None or (step.sub is not None and step.sub.compensates)
             for step in self.steps.values()
         )
+
+    def agent_only(self) -> Iterator[AgentOnly]:
+        """The keys of steps, inline sub-workflows' too, that do nothing where the task is a workflow's name."""
+        for name, step in self.steps.items():
+            if step.sub is not None:
+                yield from step.sub.agent_only
+            if step.task_type is not None and step.agent in (None, ORCHESTRATOR) and step.agent_keys:
+                yield AgentOnly(name, step.task_type, step.agent_keys)
+            compensate = step.compensate
+            if compensate is not None and compensate.agent in (None, ORCHESTRATOR) and compensate.agent_keys:
+                yield AgentOnly(name, compensate.task_type, compensate.agent_keys)
 
 
 def _compile(steps: Mapping[str, Step], output: Any, has_output: bool, *, name: str, depth: int) -> _Graph:
@@ -178,6 +208,7 @@ class _StepCompiler:
             repeat=repeat,
             retry=step.retry or Retry(),
             timeout_seconds=step.timeout,
+            agent_keys=tuple(key for key in _AGENT_KEYS if getattr(step, key) is not None),
             fallback=self._fallback(step.fallback, here) if step.fallback is not None else None,
             on_error=step.on_error,
             compensate=self._compensation(step.compensate, here) if step.compensate is not None else None,
@@ -247,6 +278,7 @@ class _StepCompiler:
             dependants=graph.dependants,
             output=graph.output,
             compensates=graph.compensates,
+            agent_only=tuple(graph.agent_only()),
         )
 
     def _wait(self, wait: WaitFor) -> WaitPlan:
@@ -284,6 +316,7 @@ class _StepCompiler:
             payload=payload,
             retry=compensation.retry or Retry(),
             timeout_seconds=compensation.timeout,
+            agent_keys=tuple(f"compensate.{key}" for key in ("retry", "timeout") if getattr(compensation, key)),
         )
 
     def _only_known(self, before: frozenset[str], key: str) -> None:
@@ -317,11 +350,20 @@ def _schedule(schedule: Schedule | None) -> Schedule | None:
             f"schedule.timezone: there is no time zone '{shown(schedule.timezone)}'", field="schedule.timezone"
         ) from None
     subject = f"schedule.cron: '{shown(schedule.cron)}'"
-    if (fields := len(schedule.cron.split())) != CRON_FIELDS:
+    fields = schedule.cron.split()
+    if len(fields) != len(CRON_FIELDS):
         # A sixth field would be seconds: the library accepts it, the scheduler does not support it.
         raise InvalidWorkflow(
-            f"{subject} is not a cron expression: it has {fields} fields, not {CRON_FIELDS}", field="schedule.cron"
+            f"{subject} is not a cron expression: it has {len(fields)} fields, not {len(CRON_FIELDS)}",
+            field="schedule.cron",
         )
+    for text, (name, largest) in zip(fields, CRON_FIELDS.items(), strict=True):
+        for step in _CRON_STEP.findall(text):
+            if len(step) > 3 or int(step) > largest:
+                raise InvalidWorkflow(
+                    f"{subject} is not a cron expression: /{shown(step)} is beyond the {name}, which ends at {largest}",
+                    field="schedule.cron",
+                )
     try:
         next(CronSim(schedule.cron, now()))
     except CronSimError as error:

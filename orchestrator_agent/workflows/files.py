@@ -1,14 +1,14 @@
 """Workflow files: read into the model and compiled, every mistake reported with its line and column."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator_agent.workflows.compiler import compile_workflow
+from orchestrator_agent.workflows.compiler import compile_workflow, refuse_agent_keys
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.plan import Plan
 from orchestrator_agent.workflows.source import KeyPath, Source
@@ -37,8 +37,11 @@ def _keys_of(model: type[Message]) -> frozenset[str]:
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
-def read_workflow(text: str, *, source: str, default_name: str | None = None) -> Plan:
-    """Compile a workflow file's text. Raises InvalidWorkflow whose message begins `source:line:column:`."""
+def read_workflow(text: str, *, source: str, default_name: str | None = None, workflows: Collection[str] = ()) -> Plan:
+    """Compile a workflow file's text. Raises InvalidWorkflow whose message begins `source:line:column:`.
+
+    `workflows` are the names that are known to be workflows'.
+    """
     read = Source(text, source)
     value = read.value
     if not isinstance(value, dict):
@@ -56,6 +59,7 @@ def read_workflow(text: str, *, source: str, default_name: str | None = None) ->
     try:
         plan = compile_workflow(workflow, name=name, versioned=True)
         _refuse_unfit_schedule(plan)
+        refuse_agent_keys(plan, workflows)
         return plan
     except InvalidWorkflow as error:
         raise read.mistake(_path_of(value, error), error.message, error.step) from None
@@ -213,13 +217,13 @@ def _check_keys(
             yield (*path, key), f"{what} has no '{key}'{hint}"
 
 
-def load_file(path: Path) -> Plan:
+def load_file(path: Path, *, workflows: Collection[str] = ()) -> Plan:
     """Raises InvalidWorkflow, also where the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidWorkflow(f"{path}: cannot be read: {error}") from None
-    return read_workflow(text, source=str(path), default_name=path.stem)
+    return read_workflow(text, source=str(path), default_name=path.stem, workflows=workflows)
 
 
 def load_folder(folder: Path) -> list[Plan]:
@@ -232,4 +236,8 @@ def load_folder(folder: Path) -> list[Plan]:
         if plan.name in plans:
             raise InvalidWorkflow(f"{path}: the workflow '{plan.name}' is also in {plans[plan.name][1].name}")
         plans[plan.name] = (plan, path)
+    for plan, path in plans.values():
+        if any(task_type in plans for _, task_type, _ in plan.agent_only):
+            # Once more, for the position of the mistake.
+            load_file(path, workflows=plans)
     return [plan for plan, _ in plans.values()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator_agent.workflows.compiler import compile_workflow, single_step
+from orchestrator_agent.workflows.compiler import compile_workflow, refuse_agent_keys, single_step
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow
 from protocol.messages import invalid_request, json_bytes
@@ -29,6 +29,13 @@ class Library:
         for plan in plans:
             self.add(plan)
         self._files = frozenset(self._by_name)
+        for plan in self._by_name.values():
+            self.refuse_agent_keys(plan)
+
+    def refuse_agent_keys(self, plan: Plan) -> None:
+        """Raises InvalidWorkflow where keys of a step do nothing because its task is a workflow that is known now."""
+        if plan.agent_only:
+            refuse_agent_keys(plan, self._by_name)
 
     def add(self, plan: Plan) -> None:
         """Make a plan the newest of its name."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from orchestrator_agent.workflows.expression import Expression
 from orchestrator_agent.workflows.payload_schema import PayloadSchema
@@ -35,6 +35,7 @@ class CompensationPlan:
     payload: Template
     retry: Retry
     timeout_seconds: float | None
+    agent_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,21 @@ class ConcurrencyPlan:
     cancel_older: bool
 
 
+class AgentOnly(NamedTuple):
+    """Keys of a step that do nothing if its task type is a workflow's name: whether it is, is known when it runs."""
+
+    step: str
+    task_type: str
+    keys: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """One step. It is what one of these says: `task_type` (a task type or a workflow's name), `workflow`, `sub` (an
-    inline sub-workflow), `wait`, `sleep_seconds`, `until`."""
+    inline sub-workflow), `wait`, `sleep_seconds`, `until`.
+
+    `agent_keys` are those keys of it that say how a task is given to an agent.
+    """
 
     name: str
     needs: frozenset[str] = frozenset()
@@ -82,6 +94,7 @@ class StepPlan:
     repeat: RepeatPlan | None = None
     retry: Retry = field(default_factory=Retry)
     timeout_seconds: float | None = None
+    agent_keys: tuple[str, ...] = ()
     fallback: FallbackPlan | None = None
     on_error: OnError = "fail"
     compensate: CompensationPlan | None = None
@@ -116,6 +129,7 @@ class Plan:
     definition: Mapping[str, Any] | None = None
     single: bool = False
     compensates: bool = False
+    agent_only: tuple[AgentOnly, ...] = ()
     description: str = ""
     timeout_seconds: float | None = None
     priority: int | None = None

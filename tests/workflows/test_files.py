@@ -122,6 +122,8 @@ MISTAKES = [
     ("a circle", "steps:\n  z: {task: x}\n  a:\n    task: x\n    needs: [a]\n", 3, 3, "a -> a"),
     ("a hole without end", "steps:\n  a:\n    task: x\n    with:\n      t: ${input\n", 5, 7, "no closing brace"),
     ("a cron that is none", "steps: {a: {task: x}}\nschedule:\n  cron: '61 * * * *'\n", 3, 3, "not a cron"),
+    ("a cron step beyond its field", "steps: {a: {task: x}}\nschedule:\n  cron: '*/61 * * * *'\n", 3, 3, "ends at 59"),
+    ("of a range", "steps: {a: {task: x}}\nschedule:\n  cron: '1 2-9/24 * * *'\n", 3, 3, "ends at 23"),
     ("no time zone", "steps: {a: {task: x}}\nschedule: {cron: '1 1 * * *', timezone: Mars}\n", 2, 31, "no time zone"),
     ("an input that is no schema", "steps: {a: {task: x}}\ninput:\n  type: [7]\n", 2, 1, "not a JSON Schema"),
     ("a key of nothing", "steps: {a: {task: x}}\nconcurrency:\n  max: 1\n  group_by: a.b\n", 4, 3, "no 'a' here"),
@@ -366,6 +368,30 @@ def test_a_folder_is_all_its_workflow_files(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"steps": {"a": {"task": "x"}}}')
     (tmp_path / "notes.txt").write_text("not a workflow")
     assert [plan.name for plan in load_folder(tmp_path)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "line", "column"),
+    [
+        ("    retry: {max_attempts: 2}\n", 4, 5),
+        ("    timeout: 5s\n", 4, 5),
+        ("    requires: {tags: [eu]}\n", 4, 5),
+        ("    sticky: input.x\n", 4, 5),
+        ("    compensate:\n      task: other\n      retry: {max_attempts: 2}\n", 6, 7),
+    ],
+)
+def test_a_key_that_does_nothing_on_a_workflow_is_a_mistake_with_its_place(
+    tmp_path: Path, keys: str, line: int, column: int
+) -> None:
+    """`retry`, `timeout`, `requires` and `sticky` were read, and then ignored."""
+    (tmp_path / "other.yaml").write_text("steps: {a: {task: x}}")
+    (tmp_path / "w.yaml").write_text(f"steps:\n  a:\n    task: other\n{keys}")
+    with pytest.raises(InvalidWorkflow, match="would do nothing, as 'other' is a workflow") as raised:
+        load_folder(tmp_path)
+    assert (raised.value.line, raised.value.column) == (line, column)
+    assert load_file(tmp_path / "w.yaml").agent_only
+    with pytest.raises(InvalidWorkflow, match="would do nothing"):
+        Library([load_file(tmp_path / "w.yaml"), load_file(tmp_path / "other.yaml")])
 
 
 def test_a_name_twice_in_a_folder_names_both_files(tmp_path: Path) -> None:

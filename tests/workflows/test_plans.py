@@ -405,6 +405,32 @@ def test_int_and_double_are_two_graphs() -> None:
     assert one is not other
 
 
+@pytest.mark.parametrize(
+    ("step", "refused"),
+    [
+        ({"task": "w", "retry": {"max_attempts": 2}}, True),
+        ({"task": "w", "retry": {"max_attempts": 2}, "agent": "orchestrator_agent"}, True),
+        ({"steps": {"i": {"task": "w", "timeout": 5}}}, True),
+        ({"task": "x", "retry": {"max_attempts": 2}}, False),
+        ({"task": "w", "retry": {"max_attempts": 2}, "agent": "words_agent"}, False),
+        ({"task": "w", "retry": None}, False),
+        ({"task": "w", "compensate": {"task": "x", "timeout": 5}}, False),
+    ],
+)
+def test_keys_of_agents_tasks_are_refused_as_soon_as_their_task_is_known_to_be_a_workflow(
+    step: dict[str, Any], refused: bool
+) -> None:
+    library = Library()
+    plan, _ = library.inline(steps(s=step))
+    library.refuse_agent_keys(plan)
+    library.add(versioned("w", "x"))
+    if refused:
+        with pytest.raises(InvalidWorkflow, match="'w' is a workflow"):
+            library.refuse_agent_keys(plan)
+    else:
+        library.refuse_agent_keys(plan)
+
+
 def test_a_single_task_is_a_plan_of_one_step() -> None:
     library = Library()
     plan = library.single("translate")
