@@ -254,3 +254,87 @@ def test_an_evaluation_changes_none_of_its_variables() -> None:
     before = json.dumps(given_input)
     value("(input.l + input.l).map(e, {'n': e.n}).filter(e, e.n > 1) + [input.o]", input=given_input)
     assert json.dumps(given_input) == before
+
+
+# -- functions of our own ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[].sum()", 0),
+        ("input.costs.sum()", 3.5),
+        ("[1.0, 2.0].sum()", 3.0),
+        ("input.each.map(e, e.n).avg()", 2.0),
+        ("['b', 'a'].min() + ['b', 'a'].max()", "ab"),
+        ("[timestamp(5), timestamp(3)].min()", "1970-01-01T00:00:03Z"),
+        ("input.each.sort_by(e, e.n).map(e, e.t)", ["a", "c", "b"]),
+        ("input.each.sort_by(e, e.t)[0].n", 1),
+        # Equals stay in the order in which they came.
+        ("input.each.sort_by(e, e.k).map(e, e.t)", ["b", "a", "c"]),
+        ("input.each.sort_by(e, -e.n).sort_by(e, e.k).map(e, e.n)", [3, 1, 2]),
+        ("[[3, 1], [2]].sort_by(l, l.sort_by(x, x)[0]).flatten()", [3, 1, 2]),
+        ("input.each.group_by(e, e.k).map(k, k)", ["x", "y"]),
+        ("input.each.group_by(e, e.k)['x'].size()", 2),
+        ("input.each.group_by(e, e.n > 1)", None),
+        ("[1, 2, 3].group_by(x, x % 2)", {"1": [1, 3], "0": [2]}),
+        ("[].group_by(x, x)", {}),
+        ("[].sort_by(x, x)", []),
+        ("[1, [2, [3, [4]]]].flatten(0)", [1, [2, [3, [4]]]]),
+        ("[1, [2, [3, [4]]]].flatten(9)", [1, 2, 3, 4]),
+        ("input.mixed.unique()", [1, True, "1", None, [1], {"a": 1}]),
+        ("to_json({'b': [1, 2.5, null], 't': timestamp(0)})", '{"b":[1,2.5,null],"t":"1970-01-01T00:00:00Z"}'),
+        ("parse_json(to_json(input.each)) == input.each", True),
+        ("parse_json('1e3')", 1000.0),
+    ],
+)
+def test_functions_of_our_own(text: str, expected: Any) -> None:
+    each = [{"n": 3, "t": "b", "k": "x"}, {"n": 1, "t": "a", "k": "x"}, {"n": 2, "t": "c", "k": "y"}]
+    mixed = [1, True, 1.0, "1", None, [1], [1.0], {"a": 1}, {"a": 1.0}, None, 1]
+    made = value(text, input={"each": each, "costs": [1, 2.5], "mixed": mixed})
+    if expected is None:
+        expected = {"true": [each[0], each[2]], "false": [each[1]]}
+    assert made == expected
+    assert type(made) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("input.l.sum()", "sum is of numbers"),
+        ("[].avg()", "avg of an empty list"),
+        ("[].min()", "min of an empty list"),
+        ("input.l.max()", "several types"),
+        ("input.l.sort_by(e, e)", "several types"),
+        ("[null].sort_by(e, e)", "null has no order"),
+        ("[[1]].group_by(e, e)", "a key is a string"),
+        ("[1].flatten(-1)", "a depth is"),
+        ("[9223372036854775807, 1].sum()", "overflow"),
+        ("[0.0 / 0.0, 1.0].sort_by(e, e)", "NaN has no order"),
+        ("input.s.sum()", "of a list"),
+        ("parse_json('{')", "not JSON"),
+        ("parse_json('NaN')", "no NaN"),
+        ("parse_json('1e999')", "too large"),
+        ("to_json(optional.of(1))", "orValue"),
+        ("input.l.sort_by(e, e.gone)", "no field 'gone'"),
+    ],
+)
+def test_functions_of_our_own_say_what_is_wrong(text: str, words: str) -> None:
+    assert words in failure(text, input={"l": [1, "a"], "s": "x"})
+
+
+def test_macros_of_our_own_hide_a_step_of_their_variables_name() -> None:
+    expression = Environment({"input", "a", "b"}).compile("input.l.sort_by(a, a.n + b.n).group_by(b, b.n)", step=None)
+    assert expression.uses == {"input", "b"}
+
+
+def test_a_mistake_in_a_macro_of_our_own_is_told_where_it_is() -> None:
+    assert "at character 20: undeclared reference to 'foo'" in mistake("input.l.sort_by(e, foo)")
+    assert "undeclared reference to 'sort_by'" in mistake("input.l.sort_by(1)")
+
+
+def test_long_lists_are_sorted_and_written_in_pieces() -> None:
+    numbers = [(n * 7919) % MANY for n in range(MANY)]
+    given_input = {"l": [{"n": n} for n in numbers]}
+    assert value("input.l.sort_by(e, e.n).map(e, e.n)", input=given_input) == sorted(numbers)
+    assert json.loads(value("to_json(input.l)", input=given_input)) == given_input["l"]

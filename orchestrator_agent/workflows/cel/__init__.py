@@ -4,7 +4,8 @@
     syntax     the syntax tree, read from the library's serialized form
     evaluator  the tree made into Python functions, once per expression
     operators  arithmetic, comparison, equality, indexing: what the language itself does
-    functions  the standard functions, the strings, math and optional extensions, and this project's own
+    functions  the standard functions, the strings, math and optional extensions
+    additions  this project's own functions
     times      timestamps, durations, their parts and their texts
     formatting `format` and the texts of values
     values     the types that JSON lacks, errors, and the way from a value to JSON

@@ -6,8 +6,9 @@ workflows: a variable is renamed to one of a pool before the text is parsed, and
 
 import re
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from cel_expr_python import cel
@@ -29,6 +30,10 @@ _MIXED_HINT = "; int and double do not mix: write double(…) around the integer
 _NUL = "\0"
 
 
+# This project's own macros, each with the function that takes the pairs of element and key.
+_MACROS = {"sort_by": "sort_pairs__", "group_by": "group_pairs__"}
+
+
 class DoesNotCompile(Exception):
     """The expression is none; the text says where and why."""
 
@@ -38,7 +43,36 @@ def _environment(pool: int) -> Any:
     return cel.NewEnv(
         variables={f"{_POOL_NAME}{number}": cel.Type.DYN for number in range(pool)},
         extensions=[ext_strings.ExtStrings(), ext_math.ExtMath(), ext_optional.ExtOptional()],
+        functions=_additions(),
     )
+
+
+def _additions() -> list[Any]:
+    """What the checker needs to know of this project's own functions (`additions`)."""
+    anything, some_list = cel.Type.DYN, cel.Type.List(cel.Type.DYN)
+    members: dict[str, tuple[Any, list[Any]]] = {
+        "sum": (anything, []),
+        "avg": (cel.Type.DOUBLE, []),
+        "min": (anything, []),
+        "max": (anything, []),
+        "unique": (some_list, []),
+        "sort_pairs__": (some_list, []),
+        "group_pairs__": (cel.Type.Map(anything, some_list), []),
+    }
+    declared = [
+        cel.FunctionDecl(name, [cel.Overload(f"list_{name}", result, [some_list, *more], is_member=True)])
+        for name, (result, more) in members.items()
+    ]
+    depths = [
+        cel.Overload("list_flatten", some_list, [some_list], is_member=True),
+        cel.Overload("list_flatten_int", some_list, [some_list, cel.Type.INT], is_member=True),
+    ]
+    return [
+        *declared,
+        cel.FunctionDecl("flatten", depths),
+        cel.FunctionDecl("to_json", [cel.Overload("to_json", cel.Type.STRING, [anything])]),
+        cel.FunctionDecl("parse_json", [cel.Overload("parse_json", anything, [cel.Type.STRING])]),
+    ]
 
 
 class CheckedText:
@@ -61,7 +95,7 @@ def check(text: str, names: Collection[str]) -> CheckedText:
     optional_macros = sum(word in _OPTIONAL_MACROS for _, word in words)
     if optional_macros > _MAX_OPTIONAL_MACROS:
         raise DoesNotCompile(f"it has {optional_macros} of optMap and optFlatMap; {_MAX_OPTIONAL_MACROS} are allowed")
-    renamed = _Renamed(text, [word for word in variables_of(words) if word[1] in names])
+    renamed = _Renamed(text, words, names)
     pool = max(_POOL_SIZE, 1 << (len(renamed.names) - 1).bit_length()) if renamed.names else _POOL_SIZE
     return CheckedText(_syntax(renamed, _environment(pool)), renamed.names)
 
@@ -83,21 +117,27 @@ def _syntax(renamed: "_Renamed", environment: Any) -> Node:
 
 
 class _Renamed:
-    """A text whose variables have names of the pool."""
+    """A text whose variables have names of the pool, and whose macros are those that the parser knows."""
 
-    def __init__(self, text: str, variables: list[Word]) -> None:
+    def __init__(self, text: str, words: Sequence[Word], names: Collection[str]) -> None:
         self._original = text
         numbers: dict[str, int] = {}
+        edits = [
+            (position, name, f"{_POOL_NAME}{numbers.setdefault(name, len(numbers))}")
+            for position, name in variables_of(words)
+            if name in names
+        ]
+        if any(word in _MACROS for _, word in words):
+            edits = sorted([*edits, *_macro_edits(words)], key=itemgetter(0))
         parts: list[str] = []
-        # Where each replaced name ends, in the text that was made, and by how much it is longer than the original.
+        # Where each edit ends, in the text that was made, and by how much that is longer there than the original.
         self._ends: list[int] = []
         self._longer: list[int] = []
         last = length = 0
-        for position, name in variables:
-            pooled = f"{_POOL_NAME}{numbers.setdefault(name, len(numbers))}"
-            parts += [text[last:position], pooled]
-            length += position - last + len(pooled)
-            last = position + len(name)
+        for position, old, new in edits:
+            parts += [text[last:position], new]
+            length += position - last + len(new)
+            last = position + len(old)
             self._ends.append(length)
             self._longer.append(length - last)
         self.names = tuple(numbers)
@@ -125,6 +165,24 @@ class _Renamed:
         if "\n" not in self._original:
             return f"at character {position + 1}: "
         return f"at line {row + 1}, character {position - (self._original.rfind(chr(10), 0, position) + 1) + 1}: "
+
+
+def _macro_edits(words: Sequence[Word]) -> Iterator[tuple[int, str, str]]:
+    """`l.sort_by(x, key)` is `l.map(x, [x, key]).sort_pairs__()`: the parser takes no macros but its own."""
+    # Of each open bracket: what stands behind the one that closes it.
+    open_brackets: list[str] = []
+    for index, (position, word) in enumerate(words):
+        if word in ("(", "[", "{"):
+            before = words[index - 1][1] if index else ""
+            name, comma = (words[index + more][1] if index + more < len(words) else "" for more in (1, 2))
+            if word == "(" and before in _MACROS and index > 1 and words[index - 2][1] == "." and comma == ",":
+                yield words[index - 1][0], before, "map"
+                yield words[index + 2][0], ",", f", [{name}, "
+                open_brackets.append(f"]).{_MACROS[before]}()")
+            else:
+                open_brackets.append("")
+        elif word in (")", "]", "}") and open_brackets and (behind := open_brackets.pop()):
+            yield position, word, behind
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ from math import inf
 from typing import Any
 
 from orchestrator_agent.workflows.cel import operators
+from orchestrator_agent.workflows.cel.additions import ADDITIONS
 from orchestrator_agent.workflows.cel.checker import CheckedText, matches
 from orchestrator_agent.workflows.cel.functions import STANDARD
 from orchestrator_agent.workflows.cel.meter import ALLOWED, FIRST, UNITS, Frame, build, next_slice, spend
@@ -52,15 +53,18 @@ _BINARY: Mapping[str, Callable[..., Any]] = {
     "_[_]": operators.index,
     "_[?_]": operators.optional_index,
 }
-FUNCTIONS: Mapping[str, Callable[..., Any]] = {**STANDARD, "matches": matches}
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {**STANDARD, **ADDITIONS, "matches": matches}
 # Of these, the value is JSON, whatever the arguments: a boolean, a string, an int within 64 bits, lists of those.
 _JSON = frozenset(
     "_==_ _!=_ _<_ _<=_ _>_ _>=_ @in !_ _&&_ _||_ int string bool size contains startsWith endsWith charAt indexOf "
     "lastIndexOf substring trim lowerAscii upperAscii reverse strings.quote replace split join format hasValue matches "
-    "math.isInf math.isNaN math.isFinite".split()
+    "math.isInf math.isNaN math.isFinite to_json parse_json".split()
 )
 # Of these, the value may hold parts of the arguments.
-_SHARING = frozenset("_+_ _[_] _[?_] _?._ dyn optional.of optional.ofNonZeroValue value or orValue first last".split())
+_SHARING = frozenset(
+    "_+_ _[_] _[?_] _?._ dyn optional.of optional.ofNonZeroValue value or orValue first last "
+    "sort_pairs__ group_pairs__ flatten unique".split()
+)
 _TYPES = frozenset(
     "bool int uint double string bytes list map type null_type optional_type google.protobuf.Timestamp "
     "google.protobuf.Duration".split()
@@ -246,7 +250,7 @@ class _Compiler:
             raise Unsupported(f"undeclared reference to '{name}'")
         run = _applied(function, runs)
         if name in _SHARING:
-            passes_json = name in ("_[_]", "dyn")
+            passes_json = name in ("_[_]", "dyn", "sort_pairs__", "flatten", "unique")
             return _shared(run, arguments, passes_json, units)
         return Code(run, name in _JSON, units=units)
 

@@ -4,7 +4,7 @@ Templates find where an expression ends by it; the checker finds the names that 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # A string literal of CEL: optional prefixes r and b, then triple or single quotes of either kind.
 _STRING = re.compile(r"""(?P<prefix>[rRbB]{0,2})(?P<quote>\"{3}|'{3}|"|')""")
@@ -92,7 +92,7 @@ def _is_name(word: str) -> bool:
     return word[:1].isalpha() or word[:1] == "_"
 
 
-def variables_of(words: list[Word]) -> list[Word]:
+def variables_of(words: Sequence[Word]) -> list[Word]:
     """The words that stand for variables: no fields, no functions, no variables that a macro binds."""
     found = []
     # What the macros around a word have bound, one entry an open bracket.
