@@ -28,7 +28,7 @@ from orchestrator_agent.store.availability import read_object, retry_until_avail
 from orchestrator_agent.store.reads import Reader
 from orchestrator_agent.store.rows import row_of
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
-from orchestrator_agent.workflows.evaluation import LongEvaluation, apart_from_the_loop, bounded
+from orchestrator_agent.workflows.evaluation import LongEvaluation, apart_from_the_loop, bounded, evaluated
 from pantheon.bus import Delivery, Objects, Publisher, acknowledge
 from pantheon.bus.dead_letter import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
@@ -271,7 +271,7 @@ class Acceptance:
 
     async def accept_own(self, request: TaskRequest) -> bool:
         """Accept a task that the orchestrator itself wants (a schedule's); whether it was new. It needs no broker."""
-        run, decisions = self._planner.plan(request, headers=None, now=now())
+        run, decisions = await evaluated(partial(self._planner.plan, request, headers=None, now=now()))
         try:
             new = await retry_until_available(self._store.accept, [(run, decisions)])
         except PoisonedBatch as error:

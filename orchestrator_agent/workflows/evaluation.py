@@ -8,6 +8,7 @@ does in its asyncio). Outside of both, in the test kit and in the command line, 
 """
 
 import asyncio
+import gc
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,7 +19,7 @@ from greenlet import greenlet
 
 from orchestrator_agent.workflows.cel.meter import LongEvaluation, LoopMeter, Meter, ThreadMeter
 
-__all__ = ["Evaluable", "LongEvaluation", "apart", "apart_from_the_loop", "bounded"]
+__all__ = ["Evaluable", "LongEvaluation", "apart", "apart_from_the_loop", "bounded", "evaluated"]
 T = TypeVar("T")
 
 _LOOP = LoopMeter()
@@ -61,9 +62,30 @@ def apart(expression: Evaluable, variables: Mapping[str, Any]) -> Any:
     return _decision.wait_for(expression, variables)
 
 
+async def evaluated(decide: Callable[[], T]) -> T:
+    """Call `decide` on the loop, or apart from it if that takes long: it may be called twice."""
+    try:
+        with bounded():
+            return decide()
+    except LongEvaluation:
+        return await apart_from_the_loop(decide)
+
+
 async def apart_from_the_loop(decide: Callable[[], T]) -> T:
     """Call `decide` in such a way that its long evaluations do not keep the loop. What it raises is raised."""
     return await _Decision(decide).run()
+
+
+def _evaluate(expression: Evaluable, in_thread: Meter, variables: Mapping[str, Any]) -> Any:
+    """Nothing that an expression makes is cyclic, and it may make millions of objects: the collector would go over all
+    of them, again and again, and nobody else would run meanwhile."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return expression.evaluate_by(in_thread, variables)
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Decision(Generic[T]):
@@ -77,7 +99,7 @@ class _Decision(Generic[T]):
             expression, variables = step
             in_thread = ThreadMeter()
             try:
-                value = await loop.run_in_executor(_threads, expression.evaluate_by, in_thread, variables)
+                value = await loop.run_in_executor(_threads, _evaluate, expression, in_thread, variables)
             except asyncio.CancelledError:
                 in_thread.cancelled = True
                 raise

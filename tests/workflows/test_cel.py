@@ -166,6 +166,13 @@ def test_what_cannot_be_evaluated_is_refused_when_it_is_loaded(text: str, words:
     assert words in mistake(text)
 
 
+@pytest.mark.parametrize("word", ["pantheon__v0", "pantheon__v9", "sort_pairs__", "group_pairs__"])
+@pytest.mark.parametrize("text", ["{}.x + input.n", "[1].map({}, {} + input.n)", "input.{}()"])
+def test_names_of_the_checkers_own_are_nobodys(word: str, text: str) -> None:
+    """An expression that named one of the pool would have read another variable, or hidden one from itself."""
+    assert f"undeclared reference to '{word}'" in mistake(text.replace("{}", word))
+
+
 # -- any size --------------------------------------------------------------------------------------------------------
 
 MANY = 50_000

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from orchestrator_agent.workflows import evaluation
 from orchestrator_agent.workflows.cel.meter import SLICE_UNITS, LongEvaluation, LoopMeter
-from orchestrator_agent.workflows.evaluation import apart_from_the_loop, bounded
-from orchestrator_agent.workflows.expression import Environment
+from orchestrator_agent.workflows.evaluation import apart_from_the_loop, bounded, evaluated
+from orchestrator_agent.workflows.expression import Environment, Expression
 from protocol.errors import ExpressionError
 
 LONG = Environment({"input"}).compile("input.l.map(e, e + 1)", step=None)
@@ -105,6 +106,20 @@ async def test_what_fails_apart_from_the_loop_fails_in_the_decision() -> None:
 
     with pytest.raises(ZeroDivisionError):
         await apart_from_the_loop(wrong)
+
+
+async def test_a_decision_is_made_apart_from_the_loop_only_where_it_takes_long() -> None:
+    times = 0
+
+    def decide(expression: Expression) -> Any:
+        nonlocal times
+        times += 1
+        return expression.evaluate(VARIABLES)
+
+    assert await evaluated(partial(decide, SHORT)) == 1
+    assert times == 1
+    assert len(await evaluated(partial(decide, LONG))) == 300_000
+    assert times == 3
 
 
 async def test_a_decision_that_is_cancelled_ends_its_evaluation() -> None:

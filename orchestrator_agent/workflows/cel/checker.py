@@ -18,9 +18,9 @@ from orchestrator_agent.workflows.cel.scanner import Word, variables_of, words_o
 from orchestrator_agent.workflows.cel.syntax import Node, read_syntax
 from orchestrator_agent.workflows.cel.values import CelError, no_overload
 
-_POOL_NAME = "step__"
+_POOL_NAME = "pantheon__v"
 _POOL_SIZE = 64
-_POOLED = re.compile(r"\bstep__(\d+)\b")
+_POOLED = re.compile(rf"\b{_POOL_NAME}(\d+)\b")
 # The parser repeats what stands before them for each of these: so many in a row, and it takes seconds.
 _MAX_OPTIONAL_MACROS = 8
 _OPTIONAL_MACROS = ("optMap", "optFlatMap")
@@ -76,7 +76,7 @@ def _additions() -> list[Any]:
 
 
 class CheckedText:
-    """An expression's syntax, and the variables of it: `names[number]` is called `step__number` in the tree."""
+    """An expression's syntax, and the variables of it: in the tree they have names of the pool, in this order."""
 
     def __init__(self, syntax: Node, names: tuple[str, ...]) -> None:
         self.syntax = syntax
@@ -92,6 +92,9 @@ class CheckedText:
 def check(text: str, names: Collection[str]) -> CheckedText:
     """Parse and check an expression over variables of these names. Raises DoesNotCompile."""
     words = words_of(text)
+    for _, word in words:
+        if _POOLED.fullmatch(word) or word in _MACROS.values():
+            raise DoesNotCompile(f"undeclared reference to '{word}'")
     optional_macros = sum(word in _OPTIONAL_MACROS for _, word in words)
     if optional_macros > _MAX_OPTIONAL_MACROS:
         raise DoesNotCompile(f"it has {optional_macros} of optMap and optFlatMap; {_MAX_OPTIONAL_MACROS} are allowed")

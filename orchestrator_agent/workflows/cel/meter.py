@@ -41,9 +41,9 @@ class Meter:
 
 
 class LoopMeter(Meter):
-    """Bounds what evaluations take of an event loop together between two of its turns: some 10 ms."""
+    """Bounds what evaluations take of an event loop together between two of its turns: some milliseconds."""
 
-    TURN_UNITS = 100_000
+    TURN_UNITS = 50_000
 
     def __init__(self) -> None:
         self._left = self.TURN_UNITS
