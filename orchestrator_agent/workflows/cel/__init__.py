@@ -3,8 +3,9 @@
     checker    the seam to cel-expr-python: text in, checked syntax tree or the library's complaint out; RE2's `matches`
     syntax     the syntax tree, read from the library's serialized form
     evaluator  the tree made into Python functions, once per expression
+    control    conditions, logic, and the loops of macros
     operators  arithmetic, comparison, equality, indexing: what the language itself does
-    functions  the standard functions, the strings, math and optional extensions
+    functions  the standard functions, and the strings and optional extensions; conversions and mathematics beside it
     additions  this project's own functions
     times      timestamps, durations, their parts and their texts
     formatting `format` and the texts of values

@@ -8,9 +8,19 @@ from typing import Any
 from orchestrator_agent.workflows.cel import operators
 from orchestrator_agent.workflows.cel.additions import ADDITIONS
 from orchestrator_agent.workflows.cel.checker import CheckedText, matches
+from orchestrator_agent.workflows.cel.control import (
+    LOGICAL,
+    Run,
+    conditional,
+    exists_one,
+    filtered,
+    mapped,
+    otherwise,
+    quantifier,
+)
 from orchestrator_agent.workflows.cel.functions import STANDARD
-from orchestrator_agent.workflows.cel.meter import ALLOWED, FIRST, UNITS, Frame, build, next_slice, spend
-from orchestrator_agent.workflows.cel.operators import elements_of, has_field, optional_select, select
+from orchestrator_agent.workflows.cel.meter import FIRST, Frame, build
+from orchestrator_agent.workflows.cel.operators import has_field, optional_select, select
 from orchestrator_agent.workflows.cel.scanner import NAMESPACES
 from orchestrator_agent.workflows.cel.syntax import (
     Call,
@@ -30,11 +40,8 @@ from orchestrator_agent.workflows.cel.values import (
     Optional,
     UInt,
     map_key,
-    no_overload,
     shown_type,
 )
-
-Run = Callable[[Frame], Any]
 
 _UNARY: Mapping[str, Callable[..., Any]] = {"-_": operators.negate}
 _BINARY: Mapping[str, Callable[..., Any]] = {
@@ -233,16 +240,16 @@ class _Compiler:
         if name == "_?_:_" and len(runs) == 3:
             chosen = arguments[1:]
             return Code(
-                _conditional(*runs),
+                conditional(*runs),
                 all(argument.json for argument in chosen),
                 chosen[0].slots | chosen[1].slots,
                 max(argument.copies for argument in chosen),
                 units,
             )
         if name in ("or", "orValue") and len(runs) == 2:
-            return _shared(_otherwise(name, *runs), arguments, name == "orValue", units)
-        if name in _LOGICAL and len(runs) == _LOGICAL[name][1]:
-            return Code(_LOGICAL[name][0](*runs), True, units=units)
+            return _shared(otherwise(name, *runs), arguments, name == "orValue", units)
+        if name in LOGICAL and len(runs) == LOGICAL[name][1]:
+            return Code(LOGICAL[name][0](*runs), True, units=units)
         function = _BINARY.get(name) if len(runs) == 2 else _UNARY.get(name) if len(runs) == 1 else None
         if function is None and name not in _BINARY and name not in _UNARY:
             function = FUNCTIONS.get(name)
@@ -354,15 +361,15 @@ class _Compiler:
         free = self._depth == 0
         if kind in ("all", "exists"):
             assert tested is not None
-            return Code(_quantifier(kind, items.run, slot, tested.run, cost, free), True, units=1 + items.units)
+            return Code(quantifier(kind, items.run, slot, tested.run, cost, free), True, units=1 + items.units)
         if kind == "exists_one":
             assert tested is not None
-            return Code(_exists_one(items.run, slot, tested.run, cost, free), True, units=1 + items.units)
+            return Code(exists_one(items.run, slot, tested.run, cost, free), True, units=1 + items.units)
         if made is None:
             assert tested is not None
-            run = _filter(items.run, slot, tested.run, cost, free)
+            run = filtered(items.run, slot, tested.run, cost, free)
             return Code(run, items.json, items.slots, items.copies, 1 + items.units)
-        run = _map(items.run, slot, tested.run if tested else None, made.run, cost, free)
+        run = mapped(items.run, slot, tested.run if tested else None, made.run, cost, free)
         # Of each element, a value has as many copies as the body makes; of anything else, one with each element.
         copies = made.copies if made.slots <= items.slots and items.copies <= 1 and self._only(value, node) else inf
         return Code(run, made.json, made.slots, copies if made.copies else 0, 1 + items.units)
@@ -436,181 +443,6 @@ def _applied(function: Callable[..., Any], runs: Sequence[Run]) -> Run:
         left, right = runs
         return lambda f: function(f, left(f), right(f))
     return lambda f: function(f, *[run(f) for run in runs])
-
-
-# -- logic ------------------------------------------------------------------------------------------------------------
-
-
-def _conditional(condition: Run, yes: Run, no: Run) -> Run:
-    def run(f: Frame) -> Any:
-        chosen = condition(f)
-        if chosen is True:
-            return yes(f)
-        if chosen is False:
-            return no(f)
-        raise no_overload("'? :'", chosen)
-
-    return run
-
-
-def _logical(decisive: bool, what: str) -> Callable[[Run, Run], Run]:
-    """`&&` (decided by false) or `||` (by true): either side decides, also where the other one is an error."""
-
-    def make(left: Run, right: Run) -> Run:
-        def run(f: Frame) -> Any:
-            try:
-                value = left(f)
-            except CelError as error:
-                if right(f) is decisive:
-                    return decisive
-                raise error
-            if value is decisive:
-                return decisive
-            other = right(f)
-            if other is decisive:
-                return decisive
-            if type(value) is bool and type(other) is bool:
-                return not decisive
-            raise no_overload(what, value, other)
-
-        return run
-
-    return make
-
-
-def _negated(operand: Run) -> Run:
-    def run(f: Frame) -> Any:
-        value = operand(f)
-        if type(value) is bool:
-            return not value
-        raise no_overload("'!'", value)
-
-    return run
-
-
-_LOGICAL: Mapping[str, tuple[Callable[..., Run], int]] = {
-    "_&&_": (_logical(False, "'&&'"), 2),
-    "_||_": (_logical(True, "'||'"), 2),
-    "!_": (_negated, 1),
-}
-
-
-def _otherwise(name: str, operand: Run, other: Run) -> Run:
-    """`or` and `orValue`, which evaluate their argument only where it is needed."""
-
-    def run(f: Frame) -> Any:
-        value = operand(f)
-        if type(value) is not Optional:
-            raise no_overload(name, value)
-        if value.present:
-            return value if name == "or" else value.value
-        instead = other(f)
-        if name == "or" and type(instead) is not Optional:
-            raise no_overload(name, value, instead)
-        return instead
-
-    return run
-
-
-# -- loops ------------------------------------------------------------------------------------------------------------
-
-# Elements of a `map` that are counted together: at most some hundred units each, they are a slice or two.
-_CHUNK = 512
-
-
-def _allow(f: Frame, items: Sequence[Any], cost: int, free: bool) -> None:
-    """Before a loop: what is linear in a value's size may take what it needs."""
-    if free:
-        f[ALLOWED] += len(items) * cost
-
-
-def _quantifier(kind: str, items_of: Run, slot: int, test: Run, cost: int, free: bool) -> Run:
-    """`all` and `exists`: one element decides, also where others are errors."""
-    decisive = kind == "exists"
-
-    def run(f: Frame) -> Any:
-        items = elements_of(items_of(f))
-        _allow(f, items, cost, free)
-        failed: CelError | None = None
-        for item in items:
-            f[UNITS] -= cost
-            if f[UNITS] < 0:
-                next_slice(f)
-            f[slot] = item
-            try:
-                value = test(f)
-            except CelError as error:
-                failed = failed or error
-                continue
-            if value is decisive:
-                return decisive
-            if type(value) is not bool:
-                failed = failed or no_overload(f"the condition of {kind}", value)
-        if failed is not None:
-            raise failed
-        return not decisive
-
-    return run
-
-
-def _holds(value: Any, what: str) -> bool:
-    if type(value) is bool:
-        return value
-    raise no_overload(f"the condition of {what}", value)
-
-
-def _exists_one(items_of: Run, slot: int, test: Run, cost: int, free: bool) -> Run:
-    def run(f: Frame) -> Any:
-        items = elements_of(items_of(f))
-        _allow(f, items, cost, free)
-        count = 0
-        for item in items:
-            f[UNITS] -= cost
-            if f[UNITS] < 0:
-                next_slice(f)
-            f[slot] = item
-            if _holds(test(f), "exists_one"):
-                count += 1
-        return count == 1
-
-    return run
-
-
-def _filter(items_of: Run, slot: int, test: Run, cost: int, free: bool) -> Run:
-    def run(f: Frame) -> Any:
-        items = elements_of(items_of(f))
-        _allow(f, items, cost, free)
-        made = []
-        for item in items:
-            f[UNITS] -= cost
-            if f[UNITS] < 0:
-                next_slice(f)
-            f[slot] = item
-            if _holds(test(f), "filter"):
-                made.append(item)
-        build(f, 2 * len(made))
-        return made
-
-    return run
-
-
-def _map(items_of: Run, slot: int, test: Run | None, value_of: Run, cost: int, free: bool) -> Run:
-    def run(f: Frame) -> Any:
-        items = elements_of(items_of(f))
-        _allow(f, items, cost, free)
-        made: list[Any] = []
-        append = made.append
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK] if len(items) > _CHUNK else items
-            spend(f, len(chunk) * cost)
-            build(f, 2 * len(chunk))
-            for item in chunk:
-                f[slot] = item
-                if test is None or _holds(test(f), "map"):
-                    append(value_of(f))
-        return made
-
-    return run
 
 
 def _macro_of(node: Comprehension) -> tuple[str, Node | None, Node | None] | None:
