@@ -115,12 +115,12 @@ class World:
     everything_served_by: str | None = "worker"
 
     # The engine's Directory.
-    def place(self, request: RouteRequest) -> Placement | None:
+    def choose(self, request: RouteRequest) -> Placement | None:
         agent = self.agents.get(request.task_type, self.everything_served_by)
         return Placement(agent) if agent is not None and request.pinned_agent in (None, agent) else None
 
     def served(self, request: RouteRequest) -> bool:
-        return self.place(request) is not None
+        return self.choose(request) is not None
 
     def wait_reasons(self, request: RouteRequest) -> WaitReasons:
         return WaitReasons(request.task_type)

@@ -61,23 +61,23 @@ def agent_of(placement: Placement | None) -> str | None:
 
 def test_a_task_goes_to_the_agent_that_serves_it() -> None:
     made = router(instance("one", "x"), instance("two", "y"))
-    assert agent_of(made.place(RouteRequest("x"))) == "one"
-    assert agent_of(made.place(RouteRequest("y"))) == "two"
-    assert made.place(RouteRequest("z")) is None
+    assert agent_of(made.choose(RouteRequest("x"))) == "one"
+    assert agent_of(made.choose(RouteRequest("y"))) == "two"
+    assert made.choose(RouteRequest("z")) is None
     assert not made.served(RouteRequest("z"))
     assert made.workflow("x") is None
 
 
 def test_a_pinned_agent_serves_it_or_nobody() -> None:
     made = router(instance("one", "x"), instance("two", "y"))
-    assert agent_of(made.place(RouteRequest("x", "one"))) == "one"
-    assert made.place(RouteRequest("x", "two")) is None
-    assert made.place(RouteRequest("x", "nobody")) is None
+    assert agent_of(made.choose(RouteRequest("x", "one"))) == "one"
+    assert made.choose(RouteRequest("x", "two")) is None
+    assert made.choose(RouteRequest("x", "nobody")) is None
 
 
 def test_the_orchestrator_is_no_agent_to_send_steps_to() -> None:
     made = router(instance("orchestrator_agent", "x"))
-    assert made.place(RouteRequest("x")) is None
+    assert made.choose(RouteRequest("x")) is None
     assert not made.served(RouteRequest("x", "orchestrator_agent"))
 
 
@@ -89,7 +89,7 @@ def test_idle_alternatives_share_in_proportion_to_their_places() -> None:
         instance("big", "y", concurrency=900, number=2),
         instance("small", "x", concurrency=10),
     )
-    drawn = Counter(agent_of(made.place(RouteRequest("x"))) for _ in range(2000))
+    drawn = Counter(agent_of(made.choose(RouteRequest("x"))) for _ in range(2000))
     assert set(drawn) == {"big", "small"}
     assert 120 < drawn["small"] < 290
 
@@ -98,7 +98,7 @@ def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why()
     agent_health = AgentHealth()
     made = router(instance("a", "x", concurrency=10), instance("b", "x", concurrency=10), agent_health=agent_health)
     made.admission = Loads(a=5)
-    placement = made.place(RouteRequest("x"))
+    placement = made.choose(RouteRequest("x"))
     assert agent_of(placement) == "b"
     assert placement is not None
     assert placement.routing is not None
@@ -109,7 +109,7 @@ def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why()
     for _ in range(5):
         agent_health.responded("a", "x", 10.0, failed=False)
         agent_health.responded("b", "x", 900.0, failed=False)
-    assert agent_of(made.place(RouteRequest("x"))) == "a"
+    assert agent_of(made.choose(RouteRequest("x"))) == "a"
     agent_health.responded("a", "x", None, failed=True)
     agent_health.responded("a", "x", None, failed=True)
     agent_health.responded("b", "x", 1.0, failed=False)
@@ -127,15 +127,15 @@ def test_an_agent_that_was_slow_once_is_tried_again_after_a_while() -> None:
     agent_health.responded("b", "x", 20.0, failed=False)
     clock.now += FORGET_HALF_SECONDS
     assert agent_health.response_ms("a", "x") == 30_000.0
-    assert {agent_of(made.place(RouteRequest("x"))) for _ in range(30)} == {"b"}
+    assert {agent_of(made.choose(RouteRequest("x"))) for _ in range(30)} == {"b"}
     clock.now += 5 * FORGET_HALF_SECONDS
-    assert agent_of(made.place(quick._replace(pinned_agent="a"))) == "a"
+    assert agent_of(made.choose(quick._replace(pinned_agent="a"))) == "a"
     clock.now += 10 * FORGET_HALF_SECONDS
-    assert {agent_of(made.place(RouteRequest("x"))) for _ in range(100)} == {"a", "b"}
+    assert {agent_of(made.choose(RouteRequest("x"))) for _ in range(100)} == {"a", "b"}
     # What it says then counts for what it is.
     agent_health.responded("a", "x", 50.0, failed=False)
     assert agent_health.response_ms("a", "x") == pytest.approx(50.0, rel=0.1)
-    assert made.place(quick) is not None
+    assert made.choose(quick) is not None
 
 
 def test_only_what_an_agent_completed_says_how_fast_it_is_and_an_attempt_that_was_stopped_says_nothing() -> None:
@@ -163,20 +163,20 @@ def test_only_what_an_agent_completed_says_how_fast_it_is_and_an_attempt_that_wa
 
 def test_a_retry_prefers_another_agent_but_not_at_any_price() -> None:
     made = router(instance("a", "x"), instance("b", "x"))
-    assert {agent_of(made.place(RouteRequest("x", avoid="a"))) for _ in range(30)} == {"b"}
+    assert {agent_of(made.choose(RouteRequest("x", avoid="a"))) for _ in range(30)} == {"b"}
     alone = router(instance("a", "x"))
-    assert agent_of(alone.place(RouteRequest("x", avoid="a"))) == "a"
+    assert agent_of(alone.choose(RouteRequest("x", avoid="a"))) == "a"
 
 
 def test_sticky_tasks_go_to_the_same_agent_while_it_is_there() -> None:
     records = [instance(name, "x") for name in ("a", "b", "c", "d")]
     made = router(*records)
-    first = {key: agent_of(made.place(RouteRequest("x", sticky=key))) for key in map(str, range(40))}
-    assert {agent_of(made.place(RouteRequest("x", sticky="7"))) for _ in range(20)} == {first["7"]}
+    first = {key: agent_of(made.choose(RouteRequest("x", sticky=key))) for key in map(str, range(40))}
+    assert {agent_of(made.choose(RouteRequest("x", sticky="7"))) for _ in range(20)} == {first["7"]}
     assert len(set(first.values())) == 4
     gone = first["7"]
     fewer = router(*(one for one in records if one.name != gone))
-    moved = {key for key in first if agent_of(fewer.place(RouteRequest("x", sticky=key))) != first[key]}
+    moved = {key for key in first if agent_of(fewer.choose(RouteRequest("x", sticky=key))) != first[key]}
     assert moved == {key for key, agent in first.items() if agent == gone}
 
 
@@ -187,16 +187,16 @@ def test_what_a_step_requires_is_met_or_it_waits() -> None:
         instance("b", "x", model="large"),
         agent_health=agent_health,
     )
-    assert agent_of(made.place(RouteRequest("x", requires=Requires(model="large")))) == "b"
-    assert agent_of(made.place(RouteRequest("x", requires=Requires(tags=("eu",))))) == "a"
-    assert made.place(RouteRequest("x", requires=Requires(tags=("us",)))) is None
+    assert agent_of(made.choose(RouteRequest("x", requires=Requires(model="large")))) == "b"
+    assert agent_of(made.choose(RouteRequest("x", requires=Requires(tags=("eu",))))) == "a"
+    assert made.choose(RouteRequest("x", requires=Requires(tags=("us",)))) is None
     assert not made.served(RouteRequest("x", requires=Requires(tags=("us",))))
     agent_health.responded("a", "x", 500.0, failed=False)
     agent_health.responded("b", "x", 20.0, failed=False)
-    assert agent_of(made.place(RouteRequest("x", requires=Requires(max_response_ms=100)))) == "b"
+    assert agent_of(made.choose(RouteRequest("x", requires=Requires(max_response_ms=100)))) == "b"
     for _ in range(3):
         agent_health.responded("b", "x", None, failed=True)
-    assert agent_of(made.place(RouteRequest("x", requires=Requires(min_reliability=0.9)))) == "a"
+    assert agent_of(made.choose(RouteRequest("x", requires=Requires(min_reliability=0.9)))) == "a"
 
 
 def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values() -> None:
@@ -217,7 +217,7 @@ def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values()
         agent_health.responded("other_agent", "x", None, failed=True)
     clock.now += 2.5
     wanted = RouteRequest("x", requires=Requires(model="b"))
-    assert made.place(wanted) is None
+    assert made.choose(wanted) is None
     assert str(made.wait_reasons(wanted)) == (
         "4 instances of 3 agents serve 'x'; llm_agent: its model is 'a', 'b' is required; "
         "other_agent: its circuit is open for 8 s more; third_agent: it is paused"
@@ -269,12 +269,12 @@ def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
     for _ in range(OPEN_AFTER_FAILURES):
         agent_health.responded("a", "x", None, failed=True)
     assert agent_health.circuit("a") == "open"
-    assert made.place(RouteRequest("x")) is None
+    assert made.choose(RouteRequest("x")) is None
     assert made.served(RouteRequest("x"))
     clock.now += OPEN_SECONDS
     assert agent_health.circuit("a") == "half_open"
-    assert agent_of(made.place(RouteRequest("x"))) == "a"
-    assert made.place(RouteRequest("x")) is None
+    assert agent_of(made.choose(RouteRequest("x"))) == "a"
+    assert made.choose(RouteRequest("x")) is None
     agent_health.responded("a", "x", None, failed=True)
     assert agent_health.circuit("a") == "open"
     clock.now += OPEN_SECONDS
@@ -285,15 +285,15 @@ def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
 def test_what_is_paused_gets_nothing_and_is_waited_for() -> None:
     made = router(instance("a", "x"), instance("b", "y"))
     made.pauses.add("agent", "a")
-    assert made.place(RouteRequest("x")) is None
+    assert made.choose(RouteRequest("x")) is None
     assert made.served(RouteRequest("x"))
-    assert agent_of(made.place(RouteRequest("y"))) == "b"
+    assert agent_of(made.choose(RouteRequest("y"))) == "b"
     made.pauses.remove("agent", "a")
-    assert agent_of(made.place(RouteRequest("x"))) == "a"
+    assert agent_of(made.choose(RouteRequest("x"))) == "a"
     made.pauses.add("workflow", "flow")
-    assert made.place(RouteRequest("x", workflow="flow")) is None
+    assert made.choose(RouteRequest("x", workflow="flow")) is None
     assert made.served(RouteRequest("x", workflow="flow"))
-    assert agent_of(made.place(RouteRequest("x", workflow="other"))) == "a"
+    assert agent_of(made.choose(RouteRequest("x", workflow="other"))) == "a"
     assert Pauses() == Pauses(frozenset(), frozenset())
 
 

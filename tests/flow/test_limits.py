@@ -161,8 +161,8 @@ async def test_a_limit_that_is_reached_is_a_wait_reason() -> None:
     gate = Admission(Window(Capacity(registry)), ReadyQueue(Database("postgresql://nowhere/nothing")), made)
     router = Router(registry, Library(), AgentHealth(), admission=gate)
     for task_type in "ab":
-        assert router.place(RouteRequest(task_type, requester="alice")) is not None
-        assert router.place(RouteRequest("a", requester="bob")) is None
+        assert router.choose(RouteRequest(task_type, requester="alice")) is not None
+        assert router.choose(RouteRequest("a", requester="bob")) is None
     assert router.wait_reasons(RouteRequest("a", requester="bob")).agents == {"a": "its rate limit is reached"}
     assert router.wait_reasons(RouteRequest("b", requester="bob")).task is None
     assert (

@@ -593,6 +593,20 @@ async def test_workflows_come_from_files_text_and_objects(mesh: TestMesh, tmp_pa
         mesh.workflow("name: x\nsteps: {a: {tusk: work}}")
 
 
+async def test_a_key_that_would_do_nothing_on_a_workflow_is_refused_when_that_is_known(mesh: TestMesh) -> None:
+    """It was ignored: `retry` of a step whose task turned out to be a workflow retried nothing."""
+    mesh.agent("work", 1)
+    retried = {"steps": {"a": {"task": "later", "retry": {"max_attempts": 2}}}}
+    mesh.workflow(retried, name="outer")
+    mesh.workflow({"steps": {"a": work()}}, name="later")
+    with pytest.raises(TaskFailed, match="'retry' would do nothing, as 'later' is a workflow") as failed:
+        await mesh.run("outer")
+    assert failed.value.code == "invalid_workflow"
+    with pytest.raises(TaskFailed, match="would do nothing"):
+        await mesh.run("execute_dag", retried)
+    assert not mesh.calls()
+
+
 async def test_assertions_say_what_is(mesh: TestMesh) -> None:
     mesh.agent("work", 1)
     task = mesh.start("execute_dag", {"steps": {"a": work(), "go": {"wait_for": {"signal": "go"}}}})

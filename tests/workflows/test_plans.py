@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator_agent.workflows.compiler import MAX_TOLD, compile_workflow
+from orchestrator_agent.workflows.compiler import MAX_LISTED_STEPS, compile_workflow
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import INLINE_PLANS, Library
 from orchestrator_agent.workflows.plan import Plan
@@ -155,7 +155,7 @@ def test_a_circle_is_shown(graph: dict[str, Any], words: str) -> None:
 def test_a_circle_of_thousands_is_shown_in_few_words() -> None:
     count = 5000
     graph = {f"s{n}": {"task": "x", "needs": [f"s{(n + 1) % count}"]} for n in range(count)}
-    assert refused({"steps": graph}).message.count("->") == MAX_TOLD + 1
+    assert refused({"steps": graph}).message.count("->") == MAX_LISTED_STEPS + 1
 
 
 def test_a_long_chain_is_no_circle() -> None:
@@ -403,6 +403,32 @@ def test_int_and_double_are_two_graphs() -> None:
     one, _ = library.inline(steps(s={"task": "x", "with": {"n": 1}}))
     other, _ = library.inline(steps(s={"task": "x", "with": {"n": 1.0}}))
     assert one is not other
+
+
+@pytest.mark.parametrize(
+    ("step", "refused"),
+    [
+        ({"task": "w", "retry": {"max_attempts": 2}}, True),
+        ({"task": "w", "retry": {"max_attempts": 2}, "agent": "orchestrator_agent"}, True),
+        ({"steps": {"i": {"task": "w", "timeout": 5}}}, True),
+        ({"task": "x", "retry": {"max_attempts": 2}}, False),
+        ({"task": "w", "retry": {"max_attempts": 2}, "agent": "words_agent"}, False),
+        ({"task": "w", "retry": None}, False),
+        ({"task": "w", "compensate": {"task": "x", "timeout": 5}}, False),
+    ],
+)
+def test_keys_of_agents_tasks_are_refused_as_soon_as_their_task_is_known_to_be_a_workflow(
+    step: dict[str, Any], refused: bool
+) -> None:
+    library = Library()
+    plan, _ = library.inline(steps(s=step))
+    library.refuse_agent_keys(plan)
+    library.add(versioned("w", "x"))
+    if refused:
+        with pytest.raises(InvalidWorkflow, match="'w' is a workflow"):
+            library.refuse_agent_keys(plan)
+    else:
+        library.refuse_agent_keys(plan)
 
 
 def test_a_single_task_is_a_plan_of_one_step() -> None:

@@ -58,6 +58,13 @@ def rendered(template: Any) -> Any:
         ("${r'\\d}'}", "\\d}"),
         ("${'''}'}'''}", "}'}"),
         ("${input.l.map(v, {'v': v})}", [{"v": 1}, {"v": "é"}]),
+        # CEL has comments, and what is in them ends no expression and opens no string.
+        ("${input.n + 1 // plain\n}", 3),
+        ("${input.n + 1 // that's all\n}", 3),
+        ("${input.n + 1 // the } ends\n}", 3),
+        ("${input.n // { \n + 1}", 3),
+        ('<${input.n // "\n}> <${input.text}>', "<2> <hello>"),
+        ("${'// no comment'}", "// no comment"),
         ("a ${{'k': 1}} b", 'a {"k":1} b'),
         # Structures.
         ({"a": "${input.n}", "b": ["${input.text}", 7, None]}, {"a": 2, "b": ["hello", 7, None]}),
@@ -94,7 +101,16 @@ def test_a_template_uses_what_its_expressions_read(template: Any, uses: set[str]
 
 
 @pytest.mark.parametrize(
-    "template", ["${", "a ${input.text", "${'}", "${{'a': 1}", '${"', "x ${input.l.map(v, {'v': v)"]
+    "template",
+    [
+        "${input.n // a comment to the end }",
+        "${",
+        "a ${input.text",
+        "${'}",
+        "${{'a': 1}",
+        '${"',
+        "x ${input.l.map(v, {'v': v)",
+    ],
 )
 def test_a_hole_without_end_is_a_mistake_of_the_step(template: str) -> None:
     with pytest.raises(InvalidWorkflow, match=r"step 'draft': .*no closing brace") as raised:

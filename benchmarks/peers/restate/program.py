@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import aiohttp  # type: ignore[import-not-found]
 import restate  # type: ignore[import-not-found]
 from granian.constants import HTTPModes, Interfaces  # type: ignore[import-not-found]
 from granian.server import Server  # type: ignore[import-not-found]
@@ -36,7 +36,7 @@ steps = restate.Service("Steps")
 chains = restate.Service("Chains")
 
 
-@steps.handler()
+@steps.handler()  # type: ignore[untyped-decorator]
 async def echo(ctx: restate.Context, value: dict[str, Any]) -> dict[str, Any]:
     return value
 
@@ -45,14 +45,14 @@ async def echo_here(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-@chains.handler()
+@chains.handler()  # type: ignore[untyped-decorator]
 async def calls(ctx: restate.Context, value: dict[str, Any]) -> dict[str, Any]:
     for _ in range(STEPS):
         value = await ctx.service_call(echo, arg=value)
     return value
 
 
-@chains.handler()
+@chains.handler()  # type: ignore[untyped-decorator]
 async def runs(ctx: restate.Context, value: dict[str, Any]) -> dict[str, Any]:
     for _ in range(STEPS):
         value = await ctx.run_typed("echo", echo_here, value=value)
