@@ -21,11 +21,11 @@ from orchestrator_agent.intake.planner import Planner
 from orchestrator_agent.intake.repeated_requests import Repeated, RepeatedRequests
 from orchestrator_agent.intake.replay import RUN_AGAIN, Replayed, make_replay, read_replay_request, root_to_replay
 from orchestrator_agent.runtime.broker import Broker
+from orchestrator_agent.runtime.evaluations import LongEvaluation, apart_from_the_loop, bounded, evaluated
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import read_object, retry_until_available, retry_write
 from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
-from orchestrator_agent.workflows.evaluation import LongEvaluation, apart_from_the_loop, bounded, evaluated
 from pantheon.bus import Delivery, acknowledge
 from pantheon.bus.dead_letter import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError

@@ -14,12 +14,12 @@ from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.events import Broken, Delegated, RunEvent
 from orchestrator_agent.engine.state import Run
 from orchestrator_agent.runtime.duplicates import Duplicates
+from orchestrator_agent.runtime.evaluations import LongEvaluation, apart_from_the_loop, bounded
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import retry_until_available, retry_write
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
-from orchestrator_agent.workflows.evaluation import LongEvaluation, apart_from_the_loop, bounded
 from protocol.errors import ErrorCode
 from protocol.messages import ErrorInfo, now
 

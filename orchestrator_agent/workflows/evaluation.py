@@ -1,126 +1,35 @@
-"""Long evaluations: what an expression may take of the event loop, and where it is evaluated when it needs more.
+"""How evaluations are metered now, and whether one that takes long may be waited for.
 
-The engine is synchronous and evaluates expressions in the midst of its transitions. Within `bounded()`, an evaluation
-that would keep the loop raises LongEvaluation, all the way out of the engine; whoever called it then drops what was
-decided so far and decides again with `apart_from_the_loop`. There, long evaluations happen in a thread, which gives way
-to the loop all the time, while the engine stands still as in an `await` (it runs in a greenlet, as SQLAlchemy's ORM
-does in its asyncio). Outside of both, in the test kit and in the command line, evaluations take what they need.
+The engine is synchronous and evaluates expressions in the midst of its transitions. In an orchestrator, an evaluation
+that would keep the event loop raises LongEvaluation, all the way out of the engine, or is made in a thread while the
+decision stands still (`orchestrator_agent.runtime.evaluations`, which sets both variables here). In the test kit and in
+the command line, evaluations take what they need.
 """
 
-import asyncio
-import gc
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from greenlet import greenlet
-
-from orchestrator_agent.workflows.cel.meter import LongEvaluation, LoopMeter, Meter, ThreadMeter
-
-__all__ = ["Evaluable", "LongEvaluation", "apart", "apart_from_the_loop", "bounded", "evaluated"]
-T = TypeVar("T")
-
-_LOOP = LoopMeter()
-# By which evaluations are metered now, and the decision whose evaluations may leave the loop, if one is at work.
-meter: Meter = Meter()
-_decision: "_Decision[Any] | None" = None
-# One after the other: a second thread would only compete with the first, and with the loop, for the interpreter.
-_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="expression")
+from orchestrator_agent.workflows.cel.meter import LongEvaluation, Meter
 
 
 class Evaluable(Protocol):
     def evaluate_by(self, meter: Meter, variables: Mapping[str, Any]) -> Any: ...
 
 
-class _Bounded:
-    def __enter__(self) -> None:
-        global meter
-        meter = _LOOP
+class Decision(Protocol):
+    """One that can stand still."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        global meter
-        meter = _UNBOUNDED
+    def wait_for(self, expression: Evaluable, variables: Mapping[str, Any]) -> Any: ...
 
 
-_UNBOUNDED = meter
-_BOUNDED = _Bounded()
-
-
-def bounded() -> _Bounded:
-    """A context in which an evaluation that would keep the event loop raises LongEvaluation. Holds no `await`."""
-    return _BOUNDED
+UNBOUNDED = Meter()
+# By which evaluations are metered now, and the decision whose evaluations may leave the loop, if one is at work.
+meter: Meter = UNBOUNDED
+decision: Decision | None = None
 
 
 def apart(expression: Evaluable, variables: Mapping[str, Any]) -> Any:
     """Evaluate in the thread, where a decision can wait for it. Raises LongEvaluation where none can."""
-    if _decision is None:
+    if decision is None:
         raise LongEvaluation
-    return _decision.wait_for(expression, variables)
-
-
-async def evaluated(decide: Callable[[], T]) -> T:
-    """Call `decide` on the loop, or apart from it if that takes long: it may be called twice."""
-    try:
-        with bounded():
-            return decide()
-    except LongEvaluation:
-        return await apart_from_the_loop(decide)
-
-
-async def apart_from_the_loop(decide: Callable[[], T]) -> T:
-    """Call `decide` in such a way that its long evaluations do not keep the loop. What it raises is raised."""
-    return await _Decision(decide).run()
-
-
-def _evaluate(expression: Evaluable, in_thread: Meter, variables: Mapping[str, Any]) -> Any:
-    """Nothing that an expression makes is cyclic, and it may make millions of objects: the collector would go over all
-    of them, again and again, and nobody else would run meanwhile."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return expression.evaluate_by(in_thread, variables)
-    finally:
-        if collects:
-            gc.enable()
-
-
-class _Decision(Generic[T]):
-    def __init__(self, decide: Callable[[], T]) -> None:
-        self._greenlet = greenlet(decide)
-
-    async def run(self) -> T:
-        loop = asyncio.get_running_loop()
-        step: Any = self._resume(self._greenlet.switch)
-        while not self._greenlet.dead:
-            expression, variables = step
-            in_thread = ThreadMeter()
-            try:
-                value = await loop.run_in_executor(_threads, _evaluate, expression, in_thread, variables)
-            except asyncio.CancelledError:
-                in_thread.cancelled = True
-                raise
-            except Exception as error:
-                step = self._resume(partial(self._greenlet.throw, error))
-            else:
-                step = self._resume(partial(self._greenlet.switch, value))
-        result: T = step
-        return result
-
-    def _resume(self, switch: Callable[[], Any]) -> Any:
-        global _decision
-        _decision = self
-        try:
-            with bounded():
-                return switch()
-        finally:
-            _decision = None
-
-    def wait_for(self, expression: Evaluable, variables: Mapping[str, Any]) -> Any:
-        """Called within the greenlet: hand the evaluation to `run`, and stand still until it is made."""
-        parent = self._greenlet.parent
-        assert parent is not None
-        return parent.switch((expression, variables))
+    return decision.wait_for(expression, variables)

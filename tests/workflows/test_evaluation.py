@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator_agent.runtime import evaluations
+from orchestrator_agent.runtime.evaluations import LoopMeter, apart_from_the_loop, bounded, evaluated
 from orchestrator_agent.workflows import evaluation
-from orchestrator_agent.workflows.cel.meter import SLICE_UNITS, LongEvaluation, LoopMeter
-from orchestrator_agent.workflows.evaluation import apart_from_the_loop, bounded, evaluated
+from orchestrator_agent.workflows.cel.meter import SLICE_UNITS, LongEvaluation
 from orchestrator_agent.workflows.expression import Environment, Expression
 from protocol.errors import ExpressionError
 
@@ -21,9 +22,9 @@ VARIABLES: dict[str, Any] = {"input": {"l": list(range(300_000)), "s": "x"}}
 
 @pytest.fixture(autouse=True)
 def _a_rested_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(evaluation, "_LOOP", LoopMeter())
+    monkeypatch.setattr(evaluations, "_LOOP", LoopMeter())
     yield
-    assert evaluation.meter is evaluation._UNBOUNDED
+    assert evaluation.meter is evaluation.UNBOUNDED
 
 
 async def test_an_evaluation_on_the_loop_that_takes_too_long_is_given_up() -> None:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp  # type: ignore[import-not-found]
+import aiohttp
 import restate  # type: ignore[import-not-found]
 from granian.constants import HTTPModes, Interfaces  # type: ignore[import-not-found]
 from granian.server import Server  # type: ignore[import-not-found]

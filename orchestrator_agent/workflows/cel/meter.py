@@ -5,7 +5,6 @@ end of each slice its meter decides whether it goes on. Each evaluation has a fr
 counters and holds its variables behind them, so that counting is one subtraction.
 """
 
-import asyncio
 import time
 from typing import Any
 
@@ -38,39 +37,6 @@ class Meter:
 
     def settle(self, units: int) -> None:
         """An evaluation has ended; it had used so many units of its last slice."""
-
-
-class LoopMeter(Meter):
-    """Bounds what evaluations take of an event loop together between two of its turns: some milliseconds."""
-
-    TURN_UNITS = 50_000
-
-    def __init__(self) -> None:
-        self._left = self.TURN_UNITS
-        self._renewing = False
-
-    def pause(self) -> None:
-        self._renew_soon()
-        if self._left < SLICE_UNITS:
-            raise LongEvaluation
-        self._left -= SLICE_UNITS
-
-    def settle(self, units: int) -> None:
-        self._renew_soon()
-        self._left -= units
-        if self._left < 0:
-            # Many short evaluations in a row are as long as one: the next one asks before it goes over anything.
-            self.first_slice = 0
-
-    def _renew_soon(self) -> None:
-        if not self._renewing:
-            self._renewing = True
-            asyncio.get_running_loop().call_soon(self._renew)
-
-    def _renew(self) -> None:
-        self._renewing = False
-        self._left = self.TURN_UNITS
-        self.first_slice = SLICE_UNITS
 
 
 class ThreadMeter(Meter):

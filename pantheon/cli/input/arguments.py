@@ -118,7 +118,10 @@ def read_data(path: str, where: str, *, stdin: Callable[[], str] = read_stdin) -
     if Path(path).suffix not in YAML_SUFFIXES:
         return _json(text, f"'{where}': {path}")
     try:
-        return yaml.load(text, Loader=JsonLoader)  # noqa: S506
+        value = yaml.load(text, Loader=JsonLoader)  # noqa: S506
+        # An alias may stand within what it names.
+        json.dumps(value)
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         position = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
