@@ -167,9 +167,9 @@ class Planner:
 
     def _choose(self, request: TaskRequest) -> tuple[Plan, dict[str, Any]]:
         if request.task_type == EXECUTE_DAG:
-            plan, given = self.library.inline(request.payload)
+            plan, payload = self.library.inline(request.payload)
             self.library.refuse_agent_keys(plan)
-            return plan, given
+            return plan, payload
         if request.task_type.startswith(MESH_PREFIX):
             known = ", ".join(OPERATIONS)
             error = InvalidRequest(

@@ -1,8 +1,8 @@
 """Long evaluations: what expressions may take of the event loop, and where they are evaluated when they need more.
 
-Within `bounded()`, an evaluation that would keep the loop raises LongEvaluation, all the way out of the engine; its caller
-then drops what was decided so far and decides again with `apart_from_the_loop`. There, long evaluations
-happen in a thread, which gives way to the loop all the time, while the engine stands still as in an `await` (it runs in
+Within `bounded()`, an evaluation that would keep the loop raises LongEvaluation, all the way out of the engine; the
+caller then drops what was decided so far and decides again with `apart_from_the_loop`. There, long evaluations happen
+in a thread, which gives way to the loop all the time, while the engine stands still as in an `await` (it runs in
 a greenlet, as SQLAlchemy's ORM does in its asyncio).
 """
 
@@ -28,12 +28,12 @@ _threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="expression")
 
 
 class LoopMeter(Meter):
-    """Bounds what evaluations take of an event loop together between two of its turns: some milliseconds."""
+    """Bounds what evaluations take of an event loop together in one of its iterations: some milliseconds."""
 
-    TURN_UNITS = 50_000
+    ITERATION_UNITS = 50_000
 
     def __init__(self) -> None:
-        self._left = self.TURN_UNITS
+        self._left = self.ITERATION_UNITS
         self._renewing = False
 
     def pause(self) -> None:
@@ -52,20 +52,22 @@ class LoopMeter(Meter):
     def _renew_soon(self) -> None:
         if not self._renewing:
             self._renewing = True
-            asyncio.get_running_loop().call_soon(self._renew)
+            asyncio.get_running_loop().call_soon(self.renew)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """An iteration has ended."""
         self._renewing = False
-        self._left = self.TURN_UNITS
+        self._left = self.ITERATION_UNITS
         self.first_slice = SLICE_UNITS
 
 
-_LOOP = LoopMeter()
+# Of this process: it has one event loop.
+LOOP_METER = LoopMeter()
 
 
 class _Bounded:
     def __enter__(self) -> None:
-        evaluation.meter = _LOOP
+        evaluation.meter = LOOP_METER
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -97,7 +99,7 @@ async def apart_from_the_loop(decide: Callable[[], T]) -> T:
 
 def _evaluate(expression: Evaluable, in_thread: Meter, variables: Mapping[str, Any]) -> Any:
     """Nothing that an expression makes is cyclic, and it may make millions of objects: the collector would go over all
-    of them, again and again, and nobody else would run meanwhile."""
+    of them, again and again, and nothing else would run meanwhile."""
     collects = gc.isenabled()
     gc.disable()
     try:

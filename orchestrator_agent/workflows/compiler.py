@@ -44,7 +44,7 @@ from protocol.workflow import (
     Workflow,
 )
 
-# Of a step's keys, those that say how an agent's task is given out: a sub-workflow's steps have their own.
+# Of a step's keys, those that define how an agent's task is delegated: a sub-workflow's steps have their own.
 _AGENT_KEYS = ("requires", "sticky", "timeout", "retry")
 _ITEM_NAMES = frozenset({"item", "index"})
 # A message lists at most this many steps of a cycle: cycles may be thousands of steps long.

@@ -111,7 +111,7 @@ def _path_of(value: dict[str, Any], error: InvalidWorkflow) -> KeyPath:
     if error.field:
         field = tuple(error.field.split("."))
         return next(((*step, *field) for step in steps if _has(value, (*step, *field))), field)
-    # In the step that is named, before the same text elsewhere.
+    # In the step that is named, before the same text in another one.
     for around in (*steps, ()):
         for path, text in _strings(_at(value, around), around):
             if any(f"'{shown(quoted)}'" in error.message for quoted in _expressions(path, text)):

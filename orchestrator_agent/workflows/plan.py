@@ -73,7 +73,7 @@ class StepPlan:
     """One step. It is what one of these says: `task_type` (a task type or a workflow's name), `workflow`, `sub` (an
     inline sub-workflow), `wait`, `sleep_seconds`, `until`.
 
-    `agent_keys` are those keys of it that say how a task is given to an agent.
+    `agent_keys` are those keys of it that define how a task is delegated to an agent.
     """
 
     name: str

@@ -162,7 +162,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_json(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """What Python's readers take for JSON, and nobody can store or send."""
+    """What Python's readers take for JSON, and no database or message can hold."""
     if isinstance(value, str):
         if _SURROGATE.search(value) is not None:
             yield path, "the text holds half a surrogate pair, which is no character"

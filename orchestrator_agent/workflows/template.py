@@ -1,4 +1,4 @@
-"""Templates: JSON values whose strings may hold `${…}` (PROTOCOL.md, execute_dag)."""
+"""Templates: JSON values whose strings may hold `${…}` (docs/workflows.md)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

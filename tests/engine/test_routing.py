@@ -19,13 +19,13 @@ class Registry:
         self.records = records
 
     def serving(self, task_type: str) -> list[str]:
-        return sorted({one.name for one in self.records if task_type in one.task_types})
+        return sorted({each.name for each in self.records if task_type in each.task_types})
 
     def instances(self, agent: str | None = None) -> list[InstanceRecord]:
-        return [one for one in self.records if agent in (None, one.name)]
+        return [each for each in self.records if agent in (None, each.name)]
 
     def task_types(self) -> frozenset[str]:
-        return frozenset(name for one in self.records for name in one.task_types)
+        return frozenset(name for each in self.records for name in each.task_types)
 
 
 def instance(name: str, *task_types: str, concurrency: int = 1, number: int = 0, **metadata: str) -> InstanceRecord:
@@ -104,7 +104,7 @@ def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why()
     assert placement.routing is not None
     why = json.loads(placement.routing)
     assert why["chosen"] == "b"
-    assert {one["agent"]: one["outstanding"] for one in why["candidates"]} == {"a": 5, "b": 0}
+    assert {each["agent"]: each["outstanding"] for each in why["candidates"]} == {"a": 5, "b": 0}
     made.admission = Loads()
     for _ in range(5):
         agent_health.responded("a", "x", 10.0, failed=False)
@@ -117,8 +117,8 @@ def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why()
 
 
 def test_an_agent_that_was_slow_once_is_tried_again_after_a_while() -> None:
-    """Its response time was never forgotten: after one slow answer (a model that was loaded) nobody asked it any more,
-    and with `max_response_ms` its tasks ended `no_agent_available` for good."""
+    """Its response time was never forgotten: after one slow response (a model that was loaded) nobody asked it any
+    more, and with `max_response_ms` its tasks ended `no_agent_available` for good."""
     clock = Clock()
     agent_health = AgentHealth(clock)
     made = router(instance("a", "x"), instance("b", "x"), agent_health=agent_health)
@@ -144,19 +144,19 @@ def test_only_what_an_agent_completed_says_how_fast_it_is_and_an_attempt_that_wa
     times = {"started_at": "2026-01-01T00:00:00Z", "completed_at": "2026-01-01T00:00:00.002Z"}
     ids = {"task_id": new_id(), "root_task_id": new_id(), "task_type": "x", "agent": "a", "attempt": 1}
 
-    def answer(status: str, **more: object) -> TaskResponse:
+    def response(status: str, **more: object) -> TaskResponse:
         return TaskResponse.model_validate({**ids, **times, "status": status, **more})
 
     error = {"code": "no_way", "message": "no"}
-    agent_health.judge(answer("failed", error=error))
+    agent_health.judge(response("failed", error=error))
     assert agent_health.response_ms("a", "x") is None
     for _ in range(OPEN_AFTER_FAILURES):
-        agent_health.judge(answer("failed", error={**error, "retryable": True}))
+        agent_health.judge(response("failed", error={**error, "retryable": True}))
     rate = agent_health.failure_rate("a")
-    agent_health.judge(answer("cancelled", error={"code": "cancelled", "message": "stopped"}))
+    agent_health.judge(response("cancelled", error={"code": "cancelled", "message": "stopped"}))
     assert agent_health.circuit("a") == "open"
     assert agent_health.failure_rate("a") == pytest.approx(rate, rel=0.01)
-    agent_health.judge(answer("completed", result={}))
+    agent_health.judge(response("completed", result={}))
     assert agent_health.circuit("a") == "closed"
     assert agent_health.response_ms("a", "x") == pytest.approx(2.0)
 
@@ -175,7 +175,7 @@ def test_sticky_tasks_go_to_the_same_agent_while_it_is_there() -> None:
     assert {agent_of(made.choose(RouteRequest("x", sticky="7"))) for _ in range(20)} == {first["7"]}
     assert len(set(first.values())) == 4
     gone = first["7"]
-    fewer = router(*(one for one in records if one.name != gone))
+    fewer = router(*(each for each in records if each.name != gone))
     moved = {key for key in first if agent_of(fewer.choose(RouteRequest("x", sticky=key))) != first[key]}
     assert moved == {key for key, agent in first.items() if agent == gone}
 
@@ -216,13 +216,13 @@ def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values()
     for _ in range(OPEN_AFTER_FAILURES):
         agent_health.responded("other_agent", "x", None, failed=True)
     clock.now += 2.5
-    wanted = RouteRequest("x", requires=Requires(model="b"))
-    assert made.choose(wanted) is None
-    assert str(made.wait_reasons(wanted)) == (
+    required = RouteRequest("x", requires=Requires(model="b"))
+    assert made.choose(required) is None
+    assert str(made.wait_reasons(required)) == (
         "4 instances of 3 agents serve 'x'; llm_agent: its model is 'a', 'b' is required; "
         "other_agent: its circuit is open for 8 s more; third_agent: it is paused"
     )
-    assert made.wait_reasons(wanted).shown() == {
+    assert made.wait_reasons(required).shown() == {
         "task_type": "x",
         "instances": 4,
         "agents": {
@@ -233,7 +233,7 @@ def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values()
     }
     clock.now += OPEN_SECONDS
     agent_health.assigned("other_agent")
-    assert made.wait_reasons(wanted).agents["other_agent"] == "its circuit is half open, and one task tries it"
+    assert made.wait_reasons(required).agents["other_agent"] == "its circuit is half open, and one task tries it"
     assert str(made.wait_reasons(RouteRequest("x", "gone_agent"))) == (
         "no instance of 'gone_agent' is there; 4 instances of 3 agents serve 'x'; "
         "llm_agent: the step names 'gone_agent'; other_agent: the step names 'gone_agent'; "

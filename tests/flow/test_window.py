@@ -81,16 +81,16 @@ def test_an_agent_is_as_loaded_as_the_broker_counts() -> None:
     made, admission = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4), active=active)
     for _ in range(8):
         made.choose(RouteRequest("x", "a"))
-    loads = {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))}
+    loads = {each.agent: each.outstanding for each in made.candidates(RouteRequest("x"))}
     assert loads == {"a": 8, "b": 0}
     for _ in range(8):
         admission.window.sent("a")
     admission.window.correct("a", 0, admission.window.before("a"))
-    assert [one.outstanding for one in made.candidates(RouteRequest("x"))] == [0, 0]
+    assert [each.outstanding for each in made.candidates(RouteRequest("x"))] == [0, 0]
     # Two orchestrators: what this one does not see is shared evenly.
     active.learn(processes(2))
     admission.window.correct("a", 6, admission.window.before("a"))
-    assert {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))} == {"a": 6, "b": 0}
+    assert {each.agent: each.outstanding for each in made.candidates(RouteRequest("x"))} == {"a": 6, "b": 0}
 
 
 def test_tasks_that_wait_for_tasks_which_they_delegated_take_no_slot_from_these() -> None:
@@ -193,9 +193,9 @@ def test_a_full_agent_is_waited_for_and_another_one_taken() -> None:
     admission.window.responded("a")
     assert (made.room("x", None), made.room("x", "b"), made.agents("x", None)) == (1, 0, ("a",))
     two, _ = router(instance("a", "x"), instance("b", "x"))
-    placed = [two.choose(RouteRequest("x")) for _ in range(5)]
-    assert sorted(one.agent for one in placed if one is not None) == ["a", "a", "b", "b"]
-    assert {one.excluded for one in two.candidates(RouteRequest("x"))} == {"all its places are taken"}
+    assigned = [two.choose(RouteRequest("x")) for _ in range(5)]
+    assert sorted(each.agent for each in assigned if each is not None) == ["a", "a", "b", "b"]
+    assert {each.excluded for each in two.candidates(RouteRequest("x"))} == {"all its places are taken"}
 
 
 def test_an_agent_that_does_not_fit_is_not_waited_for_because_it_is_full() -> None:

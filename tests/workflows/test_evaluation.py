@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_agent.runtime import evaluations
-from orchestrator_agent.runtime.evaluations import LoopMeter, apart_from_the_loop, bounded, evaluated
+from orchestrator_agent.runtime.evaluations import LOOP_METER, apart_from_the_loop, bounded, evaluated
 from orchestrator_agent.workflows import evaluation
 from orchestrator_agent.workflows.cel.meter import SLICE_UNITS, LongEvaluation
 from orchestrator_agent.workflows.expression import Environment, Expression
@@ -21,8 +20,8 @@ VARIABLES: dict[str, Any] = {"input": {"l": list(range(300_000)), "s": "x"}}
 
 
 @pytest.fixture(autouse=True)
-def _a_rested_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(evaluations, "_LOOP", LoopMeter())
+def _a_rested_loop() -> Iterator[None]:
+    LOOP_METER.renew()
     yield
     assert evaluation.meter is evaluation.UNBOUNDED
 
@@ -56,13 +55,13 @@ def test_where_nobody_else_waits_an_evaluation_takes_what_it_needs() -> None:
 
 
 async def test_apart_from_the_loop_others_go_on_meanwhile() -> None:
-    turns = 0
+    shares = 0
     done = asyncio.Event()
 
     async def other() -> None:
-        nonlocal turns
+        nonlocal shares
         while not done.is_set():
-            turns += 1
+            shares += 1
             await asyncio.sleep(0)
 
     beside = asyncio.create_task(other())
@@ -70,10 +69,10 @@ async def test_apart_from_the_loop_others_go_on_meanwhile() -> None:
 
     def decide() -> int:
         order.append(SHORT.evaluate(VARIABLES))
-        before = turns
+        before = shares
         order.append(len(LONG.evaluate(VARIABLES)))
         # The decision stood still in the midst, and the others did not.
-        assert turns > before
+        assert shares > before
         order.append(SHORT.evaluate(VARIABLES))
         return 7
 

@@ -184,7 +184,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "column", "words"), [one[1:] for one in MISTAKES], ids=[one[0] for one in MISTAKES]
+    ("text", "line", "column", "words"), [each[1:] for each in MISTAKES], ids=[each[0] for each in MISTAKES]
 )
 def test_a_mistake_is_told_with_its_place(text: str, line: int, column: int, words: str) -> None:
     error = mistake(text)
@@ -206,7 +206,7 @@ def test_a_mistake_within_a_sub_workflow_is_told_at_the_step_inside() -> None:
 # -- values: those of JSON ---------------------------------------------------------------------------------------------
 
 
-def given(text: str, source: str = "w.yaml") -> Any:
+def values(text: str, source: str = "w.yaml") -> Any:
     """The payload of the only step."""
     return read_workflow(text, source=source, default_name="w").steps["a"].payload.render({})
 
@@ -216,13 +216,13 @@ def given(text: str, source: str = "w.yaml") -> Any:
 def test_a_number_of_json_is_that_number(number: float, source: str) -> None:
     """Read as YAML 1.1, `1e-5` was a text, and what the workflow's agents were given was wrong."""
     text = json.dumps({"steps": {"a": {"task": "x", "with": {"n": number}}}})
-    read_number = given(text, source)["n"]
+    read_number = values(text, source)["n"]
     assert read_number == number
     assert type(read_number) is type(number)
 
 
 def test_json_writes_an_exponent_in_several_ways() -> None:
-    assert given('{"steps":{"a":{"task":"t","with":{"x":1.5e3,"y":1E5,"z":-2e-7}}}}', "w.json") == {
+    assert values('{"steps":{"a":{"task":"t","with":{"x":1.5e3,"y":1E5,"z":-2e-7}}}}', "w.json") == {
         "x": 1500.0,
         "y": 100_000.0,
         "z": -2e-7,
@@ -234,7 +234,7 @@ def test_a_character_that_json_escapes_in_two_halves_is_one_character(source: st
     """It became two halves, which no database stores; such a file kept the orchestrator from starting."""
     text = json.dumps({"steps": {"a": {"task": "x", "with": {"t": "hi \U0001f600"}}}})
     assert "\\ud83d" in text
-    assert given(text, source) == {"t": "hi \U0001f600"}
+    assert values(text, source) == {"t": "hi \U0001f600"}
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_character_that_json_escapes_in_two_halves_is_one_character(source: st
     ],
 )
 def test_a_scalar_of_yaml_is_a_value_of_json_or_the_text_that_stands_there(scalar: str, value: Any) -> None:
-    made = given(f"steps:\n  a:\n    task: x\n    with:\n      v: {scalar}\n")["v"]
+    made = values(f"steps:\n  a:\n    task: x\n    with:\n      v: {scalar}\n")["v"]
     assert made == value
     assert type(made) is type(value)
 

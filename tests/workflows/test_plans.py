@@ -43,8 +43,8 @@ CONTRACT = {
 
 
 def test_the_example_of_the_contract_compiles() -> None:
-    plan, given_input = Library().inline(CONTRACT)
-    assert given_input == {"text": "hello"}
+    plan, with_input = Library().inline(CONTRACT)
+    assert with_input == {"text": "hello"}
     assert plan.steps["shout"].needs == frozenset()
     assert plan.steps["twice"].needs == {"shout"}
     assert plan.dependants == {"shout": ("twice",), "twice": ()}
@@ -389,10 +389,10 @@ def test_a_version_that_nobody_knows_is_an_error() -> None:
 
 def test_an_inline_graph_is_compiled_once_whatever_its_input() -> None:
     library = Library()
-    first, given_input = library.inline({**CONTRACT, "input": {"text": "a"}})
+    first, with_input = library.inline({**CONTRACT, "input": {"text": "a"}})
     second, other_input = library.inline({**CONTRACT, "input": {"text": "b"}})
     assert first is second
-    assert (given_input, other_input) == ({"text": "a"}, {"text": "b"})
+    assert (with_input, other_input) == ({"text": "a"}, {"text": "b"})
     for number in range(INLINE_PLANS):
         library.inline(steps(s={"task": "x", "with": {"n": number}}))
     assert library.inline(CONTRACT)[0] is not first

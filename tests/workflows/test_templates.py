@@ -149,9 +149,8 @@ def test_any_text_is_split_into_pieces_or_refused(text: str) -> None:
         assert error.step == "s"  # noqa: PT017
         return
     # Put together again, with what stands for a dollar, it is the text.
-    assert (
-        "".join(f"${{{one}}}" if is_expression else one.replace("${", "$${") for is_expression, one in pieces) == text
-    )
+    shown = (f"${{{each}}}" if is_expression else each.replace("${", "$${") for is_expression, each in pieces)
+    assert "".join(shown) == text
 
 
 @given(st.text())
@@ -169,10 +168,10 @@ _JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(_JSON)
-def test_a_value_comes_through_one_expression_alone_as_it_is(given_value: Any) -> None:
+def test_a_value_comes_through_one_expression_alone_as_it_is(value: Any) -> None:
     template = compile_template("${input.v}", ENVIRONMENT)
-    made = template.render({"input": {"v": given_value}})
-    assert made == given_value
-    through_the_evaluator = compile_template("${[input.v][0]}", ENVIRONMENT).render({"input": {"v": given_value}})
-    assert through_the_evaluator == given_value
-    assert repr(through_the_evaluator) == repr(given_value) or isinstance(given_value, dict | list)
+    made = template.render({"input": {"v": value}})
+    assert made == value
+    through_the_evaluator = compile_template("${[input.v][0]}", ENVIRONMENT).render({"input": {"v": value}})
+    assert through_the_evaluator == value
+    assert repr(through_the_evaluator) == repr(value) or isinstance(value, dict | list)

@@ -3,7 +3,7 @@ environment, in whose folder npm has put the server.
 
 The server is one node with the settings that it has by default, and its telemetry off; handlers are served by granian
 over HTTP/2 from two processes, as their documentation advises for more than a try; workflows are begun through the
-server's HTTP ingress, which answers when one has ended.
+server's HTTP ingress, which responds when one has ended.
 
     python program.py server                the server, in this process
     python program.py service               the handlers, for the server to call
@@ -92,7 +92,7 @@ def run_service() -> None:
 
 
 async def register(session: aiohttp.ClientSession) -> None:
-    """Tell the server of the handlers, as soon as both are there."""
+    """Register the handlers with the server, as soon as both are there."""
     deployment = {"uri": f"http://127.0.0.1:{SERVICE}", "use_http_11": False}
     end = time.monotonic() + READY_SECONDS
     while True:
@@ -116,9 +116,9 @@ async def drive(workflow: str) -> None:
         async def run_one(number: int) -> None:
             payload = {**PAYLOAD, "n": number}
             async with session.post(url, json=payload) as response:
-                answer = await response.json()
-            if response.status != 200 or answer != payload:
-                raise RuntimeError(f"{response.status}: {answer}")
+                result = await response.json()
+            if response.status != 200 or result != payload:
+                raise RuntimeError(f"{response.status}: {result}")
 
         async def respond(order: Order) -> Order:
             if order["what"] == "load":

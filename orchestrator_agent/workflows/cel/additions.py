@@ -195,7 +195,7 @@ def json_text(f: Frame, value: Any) -> str:
     value = to_json(f, value)
     if type(value) is not list or len(value) <= _SORT_CHUNK:
         return json_bytes(value).decode()
-    # In pieces, so that nobody waits for the whole.
+    # In pieces, so that the event loop does not wait for the whole.
     pieces = []
     for at in range(0, len(value), _SORT_CHUNK):
         spend(f, _SORT_CHUNK)

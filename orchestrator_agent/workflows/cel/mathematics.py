@@ -24,13 +24,13 @@ Function = Callable[..., Any]
 
 def _numbers(what: str, values: tuple[Any, ...]) -> list[Any]:
     """The arguments, or the elements of the list that is the only one."""
-    given = list(values[0]) if len(values) == 1 and type(values[0]) is list else list(values)
-    if not given:
+    numbers = list(values[0]) if len(values) == 1 and type(values[0]) is list else list(values)
+    if not numbers:
         raise CelError(f"{what} of an empty list")
-    for value in given:
+    for value in numbers:
         if not is_number(value):
             raise CelError(f"{what} is of numbers, not of {shown_type(value)}")
-    return [as_uint(value) for value in given]
+    return [as_uint(value) for value in numbers]
 
 
 def greatest(f: Frame, *values: Any) -> Any:

@@ -1,6 +1,6 @@
 """The syntax tree of an expression, read from what the library serializes.
 
-That is a protocol buffer, `cel.expr.CheckedExpr` or `cel.expr.ParsedExpr` in a `google.protobuf.Any`
+That is a protocol buffer, a CheckedExpr or ParsedExpr of package cel.expr in an Any of google.protobuf
 (github.com/google/cel-spec, proto/cel/expr/syntax.proto and checked.proto). The wire format is read here: no package of
 Python's carries these messages.
 """

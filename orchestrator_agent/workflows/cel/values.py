@@ -41,7 +41,7 @@ class CelType:
 
 @dataclass(frozen=True, slots=True)
 class Optional:
-    """CEL's optional value. `present` tells an optional null from none."""
+    """CEL's optional value. `present`: an optional null is there, none is not."""
 
     present: bool
     value: Any = None
