@@ -151,6 +151,8 @@ class Composition:
         admission = Admission(window, ReadyQueue(connections.database), limits, signal)
         probes = ProbeClaims(connections.redis, signal, tuning.probes)
         agent_health = AgentHealth(probes=probes, open_seconds=tuning.circuit_open_seconds)
+        router = Router(registry, self.configuration.library, agent_health, Pauses(), admission)
+        signal.add_listener(router.slot_freed)
         return Dispatch(
             signal=signal,
             active=active,
@@ -159,7 +161,7 @@ class Composition:
             probes=probes,
             agent_health=agent_health,
             circuits=SharedCircuits(connections.redis, agent_health, registry),
-            router=Router(registry, self.configuration.library, agent_health, Pauses(), admission),
+            router=router,
         )
 
     def _make_stores(self) -> Stores:

@@ -49,10 +49,11 @@ def test_no_callback_is_assigned_after_construction() -> None:
     found = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            targets = node.targets if isinstance(node, ast.Assign) else []
+            if not isinstance(node, ast.Assign):
+                continue
             found += [
                 f"{path.relative_to(REPOSITORY)}:{node.lineno}: {ast.unparse(target)}"
-                for target in targets
+                for target in node.targets
                 if isinstance(target, ast.Attribute)
                 and target.attr.startswith("on_")
                 and not (isinstance(target.value, ast.Name) and target.value.id == "self")

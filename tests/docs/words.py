@@ -255,10 +255,10 @@ def hits_in(package: str) -> list[Hit]:
     return found
 
 
-def main(packages: Sequence[str]) -> None:
+def main(selected: Sequence[str]) -> None:
     """Without arguments: a table of all packages. With some: each hit in them."""
-    if packages:
-        for package in packages:
+    if selected:
+        for package in selected:
             sys.stdout.writelines(f"{hit}\n" for hit in hits_in(package))
         return
     sys.stdout.write(f"{'package':34}{'names':>7}{'loops':>7}{'prose':>7}\n")

@@ -2,13 +2,26 @@
 
 import json
 from collections import Counter
+from random import Random
 
 import pytest
 
 from orchestrator_agent.dispatch.agent_health import FORGET_HALF_SECONDS, OPEN_AFTER_FAILURES, OPEN_SECONDS, AgentHealth
-from orchestrator_agent.dispatch.router import AdmitAll, Bar, Candidate, Pauses, Router, choose
+from orchestrator_agent.dispatch.router import (
+    NOTE_BYTES,
+    NOTED_OTHERS,
+    SHOWN_AGENTS,
+    AdmitAll,
+    Bar,
+    Candidate,
+    Pauses,
+    Router,
+    choose,
+)
+from orchestrator_agent.dispatch.shortlist import SHUT_SECONDS, Shortlist
 from orchestrator_agent.engine.decisions import Placement, RouteRequest
 from orchestrator_agent.workflows.library import Library
+from pantheon.discovery.registry import Registry as LiveRegistry
 from protocol import InstanceRecord, new_id
 from protocol.messages import TaskResponse
 from protocol.workflow import Requires
@@ -311,5 +324,138 @@ def test_a_choice_among_equals_is_a_point_on_a_line(draw: float, agent: str) -> 
 
 def test_there_is_no_choice_among_none() -> None:
     assert choose([], avoid=None, sticky=None, draw=0.5) is None
-    broken = Candidate("a", 1, 0, None, 0.0).barred(Bar.BROKEN, "its circuit is open for 3 s more")
+    broken = Candidate("a", 1, 0, None, 0.0).barred_by(Bar.BROKEN, "its circuit is open for 3 s more")
     assert choose([broken], avoid=None, sticky=None, draw=0.5) is None
+
+
+# -- very many agents --------------------------------------------------------------------------------------------------
+
+
+class Rooms(Loads):
+    """Agents of one slot each."""
+
+    def room(self, agent: str) -> int:
+        return 1 - self.at_work(agent)
+
+    def full(self, agent: str) -> str:
+        return "it is full"
+
+    def assigned(self, request: RouteRequest, agent: str) -> None:
+        self.counts[agent] = 1
+
+
+def many(number: int, admission: AdmitAll) -> Router:
+    """A router of a real registry with so many agents of one type."""
+    registry = LiveRegistry()
+    registry.apply([instance(f"agent_{index:04d}", "x") for index in range(number)])
+    return Router(registry, Library(), AgentHealth(), admission=admission)
+
+
+def test_of_very_many_agents_each_free_one_is_found_and_then_none() -> None:
+    made = many(1000, Rooms())
+    agents = [agent_of(made.choose(RouteRequest("x"))) for _ in range(1000)]
+    assert len(set(agents)) == 1000
+    assert None not in agents
+    assert made.choose(RouteRequest("x")) is None
+    assert made.room("x", None) == 0
+
+
+def test_of_very_many_agents_one_whose_slot_is_freed_is_found_at_once() -> None:
+    rooms = Rooms()
+    made = many(1000, rooms)
+    while made.choose(RouteRequest("x")) is not None:
+        pass
+    del rooms.counts["agent_0500"]
+    made.slot_freed("agent_0500")
+    assert made.room("x", None) == 1
+    assert agent_of(made.choose(RouteRequest("x"))) == "agent_0500"
+
+
+def test_a_shut_agent_is_drawn_again_after_a_while() -> None:
+    clock, barred = Clock(), {"a", "b"}
+    shortlist = Shortlist[Candidate](["a", "b", "c"], Random(1), clock)
+
+    def judge(agent: str) -> Candidate:
+        candidate = Candidate(agent, 1, 0, None, 0.0)
+        return candidate.barred_by(Bar.FULL, "full") if agent in barred else candidate
+
+    assert [each.agent for each in shortlist.draw(judge)] == ["c"]
+    barred.clear()
+    assert [each.agent for each in shortlist.draw(judge)] == ["c"]
+    clock.now += SHUT_SECONDS
+    assert sorted(each.agent for each in shortlist.draw(judge)) == ["a", "b", "c"]
+
+
+def test_of_very_many_agents_the_load_is_spread_evenly() -> None:
+    loads = Loads()
+
+    class Counted(AdmitAll):
+        def at_work(self, agent: str) -> int:
+            return loads.at_work(agent)
+
+        def assigned(self, request: RouteRequest, agent: str) -> None:
+            loads.counts[agent] = loads.at_work(agent) + 1
+
+    made = many(200, Counted())
+    for _ in range(2000):
+        made.choose(RouteRequest("x"))
+    assert sum(loads.counts.values()) == 2000
+    assert max(loads.counts.values()) <= 13
+    assert min(loads.counts.values()) >= 7
+
+
+@pytest.mark.parametrize("number", [3, 200])
+def test_the_note_has_the_best_few_others_and_how_many_serve_the_type(number: int) -> None:
+    made = many(number, Loads())
+    placement = made.choose(RouteRequest("x", avoid="agent_0001"))
+    assert placement is not None
+    assert placement.routing is not None
+    assert len(placement.routing) <= NOTE_BYTES
+    note = json.loads(placement.routing)
+    assert note["candidates"][0]["agent"] == note["chosen"] == placement.agent
+    assert len(note["candidates"]) == min(number, 1 + NOTED_OTHERS)
+    assert note.get("serving") == (number if number > 1 + NOTED_OTHERS else None)
+
+
+def test_a_note_of_long_names_and_texts_is_kept_short() -> None:
+    records = [instance("a" * 62 + str(index), "x", concurrency=1000) for index in range(9)]
+    placement = router(*records).choose(RouteRequest("x", avoid="a" * 62 + "1", sticky="s" * 512))
+    assert placement is not None
+    assert placement.routing is not None
+    assert len(placement.routing) <= NOTE_BYTES
+    assert json.loads(placement.routing)["chosen"] == placement.agent
+
+
+def test_of_very_many_agents_a_text_leads_to_the_same_one_until_it_is_gone() -> None:
+    made = many(1000, Loads())
+    first = {agent_of(made.choose(RouteRequest("x", sticky="customer-7"))) for _ in range(20)}
+    assert len(first) == 1
+    registry = made.registry
+    assert isinstance(registry, LiveRegistry)
+    registry.apply(removals=[(str(first.copy().pop()), "i0")])
+    second = {agent_of(made.choose(RouteRequest("x", sticky="customer-7"))) for _ in range(20)}
+    assert len(second) == 1
+    assert second != first
+
+
+def test_of_very_many_agents_the_few_that_fit_are_found() -> None:
+    made = many(1000, Rooms())
+    registry = made.registry
+    assert isinstance(registry, LiveRegistry)
+    registry.apply([instance("with_model", "x", model="large")])
+    needs = RouteRequest("x", requires=Requires(model="large"))
+    assert made.served(needs)
+    assert agent_of(made.choose(needs)) == "with_model"
+    assert made.choose(needs) is None
+    assert not made.served(RouteRequest("x", requires=Requires(model="small")))
+
+
+def test_why_a_task_waits_for_very_many_agents_is_said_of_a_few() -> None:
+    made = many(1000, Rooms())
+    while made.choose(RouteRequest("x")) is not None:
+        pass
+    reasons = made.wait_reasons(RouteRequest("x"))
+    assert len(reasons.agents) == SHOWN_AGENTS
+    assert "of 1000 agents" in str(reasons)
+    assert str(reasons).endswith("and 995 more")
+    assert reasons.shown()["more"] == 980

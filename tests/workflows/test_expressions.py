@@ -346,13 +346,13 @@ _JSON = st.recursive(
 
 
 @given(_JSON, _PATHS)
-def test_a_path_walks_to_where_the_evaluator_goes(value: Any, path: list[str]) -> None:
+def test_a_path_walks_to_where_the_evaluator_goes(sample: Any, path: list[str]) -> None:
     """Paths have a shortcut around the evaluator; it must not be told apart from it."""
     text = ".".join(["input", *path])
 
     def outcome(source: str) -> tuple[str, Any]:
         try:
-            return "value", value(source, input=value)
+            return "value", value(source, input=sample)
         except ExpressionError:
             return "error", None
 

@@ -9,8 +9,8 @@ States of a part: starting, ready, died (waiting for its restart), stopping, sto
 started again at once, one that keeps dying ever more slowly.
 
 Invariants: no child outlives the supervisor, whatever kills it; a stop asks by a signal, waits its grace, and then
-kills the whole process group; a process id is only signalled while its start time proves that it is still the same process;
-a child's output goes to its log, never to the supervisor's streams.
+kills the whole process group; a process id is only signalled while its start time proves that it is still the same
+process; a child's output goes to its log, never to the supervisor's streams.
 
 Called by `pantheon.stack.up` and the servers of `pantheon.stack.servers`. It knows nothing of NATS or Postgres.
 """

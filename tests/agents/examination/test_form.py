@@ -28,7 +28,7 @@ def test_good_form_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("markdown", "expected"),
+    ("markdown", "fault"),
     [
         ("", ("high", 1, "there is no text")),
         ("```\ncode\n```", ("high", 1, "there is no text")),
