@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.figures import Spread, pair_ratios, percentile
+from benchmarks.rig import spent
 from benchmarks.rounds import Bench
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.capacity import Capacity
@@ -24,6 +25,7 @@ GOALS = {200: 0.8, 1000: 0.7}
 CHOICE_MICROSECONDS = 50.0
 CHOSEN_AMONG = (1, 6, 200, 1000, 10_000)
 CHOICES = 5000
+LEAST_SHOWN_MS = 0.005
 
 
 async def names(bench: Bench, counts: Sequence[int], log: Callable[[str], None]) -> dict[str, Any]:
@@ -37,20 +39,30 @@ async def names(bench: Bench, counts: Sequence[int], log: Callable[[str], None])
             converses=True,
         )
     speeds: dict[int, list[float]] = {count: [] for count in counts}
+    used: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
     for number in range(bench.amounts.rounds + 1):
         for count in counts:
-            order = {"what": "fan_out", "task_type": _type_of(count), "items": ITEMS, "workflows": FAN_OUTS}
-            reply = await bench.generator.ask(**order)
+            before = bench.rig.usage()
+            reply = await bench.generator.ask(
+                what="fan_out", task_type=_type_of(count), items=ITEMS, workflows=FAN_OUTS
+            )
             # The first round warms up.
             if number:
-                speeds[count].append(ITEMS * FAN_OUTS / reply["seconds"])
+                steps = ITEMS * FAN_OUTS
+                speeds[count].append(steps / reply["seconds"])
+                used[count].append({name: s * 1e3 / steps for name, s in spent(before, bench.rig.usage()).items()})
     made: dict[str, Any] = {}
     for count in counts:
         ratio = median(pair_ratios(speeds[count], speeds[counts[0]]))
         goal = GOALS.get(count)
-        made[str(count)] = {"steps_per_s": vars(Spread.of(speeds[count])), "ratio": ratio, "goal": goal}
+        cpu = {name: round(median(each.get(name, 0.0) for each in used[count]), 4) for name in used[count][0]}
+        cpu = {name: milliseconds for name, milliseconds in cpu.items() if milliseconds >= LEAST_SHOWN_MS}
+        steps_per_s = vars(Spread.of(speeds[count]))
+        made[str(count)] = {"steps_per_s": steps_per_s, "ratio": ratio, "goal": goal, "cpu_ms_per_step": cpu}
         verdict = "" if goal is None else f" ({'met' if ratio >= goal else 'MISSED'}: at least {goal:g})"
-        log(f"{count:,} names: {median(speeds[count]):,.0f} steps/s, {ratio:.2f} of {counts[0]:,} name's{verdict}")
+        log(
+            f"{count:,} names: {median(speeds[count]):,.0f} steps/s, {ratio:.2f} of {counts[0]:,} name's{verdict}; ms a step: {cpu}"
+        )
     return made
 
 
