@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import islice
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
-from orchestrator_agent.dispatch.shortlist import SAMPLE, Shortlist
+from orchestrator_agent.dispatch.shortlist import ALL, Shortlist
 from orchestrator_agent.engine.decisions import Placement, RouteRequest, WaitReasons
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -34,9 +34,10 @@ FAILURE_WEIGHT = 2.0
 AVOID_PENALTY = 10.0
 # Scores this near to the best are equals: without chance among them, every orchestrator would choose the same one.
 NEAR = 0.05
-# A note of why an agent was chosen has so many others, and at most so many bytes; a wait's reasons name so many agents.
-NOTED_OTHERS = 4
+# A note of why an agent was chosen has so many others, at most so many bytes, and so much of a sticky text; a wait's reasons name so many agents.
+NOTED_OTHERS = 3
 NOTE_BYTES = 1024
+NOTED_CHARS = 200
 SHOWN_AGENTS = 20
 # Texts of sticky tasks whose agents are remembered, and how many agents for each: the first that can take tasks counts.
 STICKY_TEXTS = 4096
@@ -137,19 +138,14 @@ class Candidate:
         penalty = AVOID_PENALTY if self.agent == avoid else 0.0
         return load + slow + FAILURE_WEIGHT * self.failure_rate + penalty
 
-    def shown(self, avoid: str | None) -> dict[str, Any]:
-        values: dict[str, Any] = {
-            "agent": self.agent,
-            "score": round(self.score(avoid), 3),
-            "outstanding": self.outstanding,
-            "capacity": self.capacity,
-            "failure_rate": round(self.failure_rate, 3),
-        }
-        if self.response_ms is not None:
-            values["response_ms"] = round(self.response_ms, 1)
-        if self.excluded is not None:
-            values["excluded"] = self.excluded
-        return values
+    def shown(self, score: float) -> str:
+        """JSON, put together by hand, as it is made at each decision: the name of an agent needs no escapes."""
+        slow = "" if self.response_ms is None else f',"response_ms":{self.response_ms:.1f}'
+        why = "" if self.excluded is None else f',"excluded":{json_bytes(self.excluded).decode()}'
+        return (
+            f'{{"agent":"{self.agent}","score":{score:.3f},"outstanding":{self.outstanding},'
+            f'"capacity":{self.capacity},"failure_rate":{self.failure_rate:.3f}{slow}{why}}}'
+        )
 
 
 def choose(candidates: Sequence[Candidate], *, avoid: str | None, sticky: str | None, draw: float) -> Candidate | None:
@@ -180,24 +176,24 @@ def _weight(sticky: str, agent: str) -> bytes:
 
 def _note(request: RouteRequest, chosen: Candidate, candidates: Sequence[Candidate], serving: int) -> bytes:
     """Why an agent was chosen: the others that were weighed, best first, as far as `NOTE_BYTES`, and of how many."""
-    others = sorted(
-        (candidate for candidate in candidates if candidate is not chosen),
-        key=lambda candidate: (candidate.barred, candidate.score(request.avoid)),
-    )
-    shown = [candidate.shown(request.avoid) for candidate in (chosen, *others[:NOTED_OTHERS])]
-    note: dict[str, Any] = {"chosen": chosen.agent, "candidates": shown}
-    if serving > len(shown):
-        note["serving"] = serving
-    if request.avoid is not None:
-        note["avoided"] = request.avoid
+    avoid = request.avoid
+    others = [(candidate.barred, candidate.score(avoid), candidate) for candidate in candidates]
+    others.sort(key=_rank)
+    shown = [chosen.shown(chosen.score(avoid))]
+    shown += [candidate.shown(score) for _, score, candidate in others if candidate is not chosen][:NOTED_OTHERS]
+    end = "" if avoid is None else f',"avoided":"{avoid}"'
     if request.sticky is not None:
-        note["sticky"] = request.sticky
-    made = json_bytes(note)
-    while len(made) > NOTE_BYTES and shown:
+        end += f',"sticky":{json_bytes(request.sticky[:NOTED_CHARS]).decode()}'
+    while True:
+        number = f',"serving":{serving}' if serving > len(shown) else ""
+        note = f'{{"chosen":"{chosen.agent}","candidates":[{",".join(shown)}]{number}{end}}}'.encode()
+        if len(note) <= NOTE_BYTES or not shown:
+            return note
         shown.pop()
-        note["serving"] = serving
-        made = json_bytes(note)
-    return made
+
+
+def _rank(candidate: tuple[bool, float, Candidate]) -> tuple[bool, float]:
+    return candidate[:2]
 
 
 def _among(names: Sequence[str], name: str) -> bool:
@@ -309,7 +305,7 @@ class Router:
     def _scored(self, request: RouteRequest) -> tuple[list[Candidate], int]:
         """The candidates that a decision weighs, and of how many."""
         agents = self.agents(request.task_type, request.pinned_agent)
-        if len(agents) <= SAMPLE:
+        if len(agents) <= ALL:
             return [self._candidate(request, agent) for agent in agents], len(agents)
         if request.sticky is not None:
             ranked = self._ranked(request.task_type, request.sticky, agents)
@@ -429,7 +425,7 @@ class Router:
     def room(self, task_type: str, pinned_agent: str | None) -> int:
         """How many tasks of a type may be dispatched now; of very many agents, as far as `ROOM_LIMIT`."""
         agents = self.agents(task_type, pinned_agent)
-        if len(agents) <= SAMPLE:
+        if len(agents) <= ALL:
             return sum(map(self._room_of, agents))
         return self._shortlist(RouteRequest(task_type), agents).room(self._room_of, ROOM_LIMIT)
 

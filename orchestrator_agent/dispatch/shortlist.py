@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Generic, Protocol, TypeVar
 
-# So many are scored; where there are no more, it is all of them.
-SAMPLE = 6
+# So many are scored; where few more serve the type, it is all of them.
+SAMPLE = 4
+ALL = 6
 # An agent that was found barred is not drawn for this time, unless a slot of it is freed before.
 SHUT_SECONDS = 0.25
 
