@@ -60,9 +60,8 @@ async def names(bench: Bench, counts: Sequence[int], log: Callable[[str], None])
         steps_per_s = vars(Spread.of(speeds[count]))
         made[str(count)] = {"steps_per_s": steps_per_s, "ratio": ratio, "goal": goal, "cpu_ms_per_step": cpu}
         verdict = "" if goal is None else f" ({'met' if ratio >= goal else 'MISSED'}: at least {goal:g})"
-        log(
-            f"{count:,} names: {median(speeds[count]):,.0f} steps/s, {ratio:.2f} of {counts[0]:,} name's{verdict}; ms a step: {cpu}"
-        )
+        speed = f"{count:,} names: {median(speeds[count]):,.0f} steps/s, {ratio:.2f} of {counts[0]:,} name's{verdict}"
+        log(f"{speed}; ms a step: {cpu}")
     return made
 
 

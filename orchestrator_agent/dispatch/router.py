@@ -34,7 +34,8 @@ FAILURE_WEIGHT = 2.0
 AVOID_PENALTY = 10.0
 # Scores this near to the best are equals: without chance among them, every orchestrator would choose the same one.
 NEAR = 0.05
-# A note of why an agent was chosen has so many others, at most so many bytes, and so much of a sticky text; a wait's reasons name so many agents.
+# A note of why an agent was chosen has so many others, at most so many bytes, and so much of a sticky text; a wait's
+# reasons name so many agents.
 NOTED_OTHERS = 3
 NOTE_BYTES = 1024
 NOTED_CHARS = 200
