@@ -25,6 +25,7 @@ GROWN = {
     "waiting": "waiting tasks",
     "backlog": "requests at once",
     "instances": "registered instances",
+    "names": "most names for one task type",
     "orchestrators": "most orchestrators",
 }
 

@@ -788,6 +788,21 @@ async def test_a_stream_that_differs_is_brought_to_the_contract(bus: Bus) -> Non
     assert (await bus.js.stream_info("AGENT_RESPONSES")).config.max_age == 24 * 3600
 
 
+async def test_more_than_a_thousand_agents_have_a_consumer(bus: Bus) -> None:
+    """The broker refused the thousand and first: since nats-server 2.15 that is the most, unless a stream says more. A
+    mesh that was made without is brought to it."""
+    await bus.js.delete_stream("AGENT_TASKS")
+    await bus.js.add_stream(StreamConfig(name="AGENT_TASKS", subjects=["agent.*.task"], retention="workqueue"))
+    await ensure_streams(bus)
+    for number in range(1001):
+        spec = task_consumer(f"agent_{number}")
+        await bus.js.add_consumer(
+            "AGENT_TASKS",
+            ConsumerConfig(durable_name=spec.durable_name, filter_subject=spec.filter_subject, ack_policy="explicit"),
+        )
+    assert (await bus.js.stream_info("AGENT_TASKS")).state.consumer_count == 1001
+
+
 async def test_more_replicas_than_servers_is_an_error_that_names_them(broker: NatsServer) -> None:
     async with await Bus.connect(broker.url, name="test", wait_seconds=PATIENCE_SECONDS) as bus:
         with pytest.raises(BusError, match="3 servers for its 3 replicas"):
