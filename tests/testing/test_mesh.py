@@ -298,6 +298,18 @@ async def test_any_other_exception_is_an_internal_error_that_is_retried(mesh: Te
     mesh.assert_called("work", 2 + 4)
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), BaseExceptionGroup("two", [SystemExit(1)])])
+async def test_what_is_no_exception_is_an_internal_error_too(mesh: TestMesh, error: BaseException) -> None:
+    """The attempt had no response, and the test waited for ever."""
+    mesh.agent("work", error)
+    with pytest.raises(TaskFailed) as failed:
+        await mesh.dag({"a": work(retry={"max_attempts": 1})})
+    details = failed.value.details
+    assert (details["code"], details["retryable"]) == ("internal_error", True)
+    assert type(error).__name__ in details["message"]
+    mesh.assert_called("work", 1)
+
+
 async def test_sleeps_and_waits_take_no_real_time(mesh: TestMesh) -> None:
     steps = {
         "nap": {"sleep": "2d"},
