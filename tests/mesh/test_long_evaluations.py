@@ -64,7 +64,14 @@ async def test_a_list_of_any_length_is_gone_over_wherever_an_expression_may_stan
 async def test_an_expression_without_end_fails_alone(words: AgentProcess, mesh: Mesh, in_thread: list[None]) -> None:
     forever = {
         "input": {"l": list(range(4000))},
-        "steps": {"a": {"task": "echo", "with": {"n": "${size(input.l.map(x, input.l.exists(y, x + y < 0)))}"}}},
+        "steps": {
+            "a": {"task": "echo", "with": {"n": 1}},
+            "b": {
+                "task": "echo",
+                "needs": ["a"],
+                "with": {"n": "${size(input.l.map(x, input.l.exists(y, x + y < 0)))}"},
+            },
+        },
     }
     task_id = await mesh.submit("execute_dag", forever)
     others = await asyncio.gather(*(mesh.run("uppercase", {"text": str(n)}) for n in range(20)))

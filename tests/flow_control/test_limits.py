@@ -28,7 +28,7 @@ from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from protocol import InstanceRecord, new_id
 from protocol.errors import SettingsError
-from tests.flow.test_fair_mesh import WAITING, Counter, send, until_rows
+from tests.flow_control.test_fair_mesh import WAITING, Counter, send, until_rows
 from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS, until
 

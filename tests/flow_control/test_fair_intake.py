@@ -21,7 +21,7 @@ from protocol import TaskRequest, new_id
 from protocol.messages import json_bytes
 from protocol.names import ORCHESTRATOR
 from protocol.streams import TASKS, task_consumer
-from tests.flow.test_fair_mesh import Counter
+from tests.flow_control.test_fair_mesh import Counter
 from tests.mesh.agents import rows
 from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS, until
