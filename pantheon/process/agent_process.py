@@ -254,7 +254,7 @@ class AgentProcess:
         log.info("agent.stopped", agent=self.agent.name, instance_id=self.instance_id)
 
     async def _call_shutdown_hooks(self) -> None:
-        """Whatever one raises, the rest of the end follows; a cancellation is raised again where it is the process's."""
+        """Whatever one raises, the rest of the end follows; a cancellation of the process itself is raised again."""
         task = asyncio.current_task()
         cancellations = task.cancelling() if task is not None else 0
         try:
