@@ -73,8 +73,8 @@ async def stored_batch(
         headers = message.headers or {}
         if ended.done():
             return
-        # The server adds subject and sequence to every stored message, and to none of its own. A status is nothing to go
-        # by: the sender of a stored message may have added a header of that name.
+        # The server adds subject and sequence to every stored message, and to none of its own. A status shows nothing:
+        # the sender of a stored message may have added a header of that name.
         if "Nats-Subject" not in headers or "Nats-Sequence" not in headers:
             status = headers.get("Status", "")
             left = headers.get("Nats-Num-Pending", "")
