@@ -80,7 +80,7 @@ def load_library(folders: list[Path]) -> Library:
 
 
 class Orchestrator:
-    """Makes what an AgentProcess runs in the place of a Worker."""
+    """Makes what an AgentProcess runs instead of a Worker."""
 
     def __init__(self, settings: MeshSettings, library: Library, tuning: Tuning = DEFAULT_TUNING) -> None:
         self._settings = settings
@@ -134,7 +134,7 @@ class Orchestrator:
 
 
 class OrchestratorWorker:
-    """The orchestrator in the place of a Worker: its parts, started and drained as one."""
+    """The orchestrator instead of a Worker: its parts, started and drained as one."""
 
     def __init__(self, parts: Composition, opened: contextlib.AsyncExitStack) -> None:
         self.parts = parts

@@ -168,12 +168,12 @@ class Acceptance:
 
     async def _replayed(self, request: TaskRequest) -> Replayed:
         """The old task that a `mesh.replay` or `mesh.retry` names. Raises PantheonError."""
-        wanted = read_replay_request(request)
-        records = (await retry_until_available(self._reader.trees, [wanted.task_id])).get(wanted.task_id, [])
-        version = root_to_replay(wanted.task_id, records)["workflow_version"]
+        requested = read_replay_request(request)
+        records = (await retry_until_available(self._reader.trees, [requested.task_id])).get(requested.task_id, [])
+        version = root_to_replay(requested.task_id, records)["workflow_version"]
         if version is not None:
             await retry_until_available(self._runs.catalog.learn, {version})
-        return make_replay(wanted, records, self._planner.library)
+        return make_replay(requested, records, self._planner.library)
 
     def _refused(self, request: TaskRequest, delivery: Delivery, error: ErrorInfo) -> Planned:
         run, decisions = self._planner.refused(request, error, headers=delivery.headers, now=now())

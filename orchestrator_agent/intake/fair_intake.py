@@ -89,6 +89,11 @@ class FairIntake:
         # Numbers of what was taken out of the broker's order, and whether it is committed.
         self._taken: dict[int, bool] = {}
 
+    @property
+    def backlog(self) -> Backlog | None:
+        """Pending requests, while there are so many that they are read ahead; else None."""
+        return self._backlog
+
     async def take(self, limit: int) -> list[Delivery]:
         """The next requests, about `limit`, waiting for the first. Empty once stopped and used up."""
         while True:

@@ -27,12 +27,12 @@ def test_a_key_is_what_a_requester_of_a_tenant_sent_with_one_priority() -> None:
     assert len({fairness_key(one) for one in kinds}) == len(kinds)
 
 
-def test_what_cannot_be_read_is_nobodys_in_particular() -> None:
+def test_what_cannot_be_read_has_a_key_of_no_requester() -> None:
     for unread in (b"", b"[]", b"null", b"{", b"\xff", body(["a"]), body("a", priority={})):
         assert fairness_key(unread) == 0
 
 
-def test_who_sent_one_has_a_turn_beside_who_sent_thousands() -> None:
+def test_a_requester_of_one_has_a_round_beside_a_requester_of_thousands() -> None:
     backlog = Backlog(0, 10_000)
     for sequence in range(1, 101):
         backlog.arrived(delivery(sequence, body("a"), 10_000 - sequence))
@@ -45,7 +45,7 @@ def test_who_sent_one_has_a_turn_beside_who_sent_thousands() -> None:
     assert backlog.pending == 9900
 
 
-def test_what_the_broker_gave_out_is_not_ahead_any_more() -> None:
+def test_what_the_broker_delivered_is_not_ahead_any_more() -> None:
     backlog = Backlog(0, 100)
     for sequence in range(1, 11):
         backlog.found(sequence, body("ab"[sequence % 2]))

@@ -64,14 +64,14 @@ class Process:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Sweep until it is so."""
 
-        async def looked() -> bool:
+        async def synced() -> bool:
             await self.circuits.sync()
             return condition()
 
-        await until(looked)
+        await until(synced)
 
     def half_open(self) -> None:
-        """Only this process's clock goes on: Redis would say that the circuit is open as yet, if it were asked."""
+        """Only this process's clock goes on: in Redis the circuit is open as yet."""
         self.clock.now += OPEN_SECONDS
         assert self.agent_health.circuit("a") == "half_open"
 
@@ -129,7 +129,7 @@ async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit
             (chosen,) = [process for process in made if process.agent_health.admits("a")]
             chosen.agent_health.assigned("a")
             assert not any(process.agent_health.admits("a") for process in made)
-            # Whoever reads the answer tells the others.
+            # The process that reads the response informs the others.
             reader = next(process for process in made if process is not chosen)
             reader.agent_health.responded("a", "x", 5.0, failed=False)
             for process in made:
@@ -160,22 +160,22 @@ async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_no
         assert not other.agent_health.admits("a")
 
 
-async def test_a_claim_belongs_to_who_has_it(valkey: ValkeyServer) -> None:
+async def test_a_claim_belongs_to_its_owner(valkey: ValkeyServer) -> None:
     async with processes(valkey.url, valkey.url) as (one, other):
         claimed = await asyncio.gather(*(one.shared.claim("n", str(owner), 60) for owner in range(20)))
         assert sorted(map(bool, claimed)) == [False] * 19 + [True]
         owner = str(claimed.index(True))
-        await other.shared.keep("n", "somebody", 0)
-        assert await other.shared.claim("n", "somebody", 60) is False
+        await other.shared.keep("n", "another", 0)
+        assert await other.shared.claim("n", "another", 60) is False
         await one.shared.keep("n", owner, 30)
         noted = await one.shared.noted(["n"])
         assert noted is not None
         assert noted["n"][0] == owner
         assert noted["n"][1] <= 30
         await one.shared.keep("n", owner, 0)
-        assert await other.shared.claim("n", "somebody", 60) is True
+        assert await other.shared.claim("n", "another", 60) is True
         await kill(valkey)
-        assert await other.shared.claim("n", "somebody", 60) is None
+        assert await other.shared.claim("n", "another", 60) is None
 
 
 async def test_while_redis_is_away_each_process_probes_for_itself(valkey: ValkeyServer) -> None:
@@ -189,7 +189,7 @@ async def test_while_redis_is_away_each_process_probes_for_itself(valkey: Valkey
             assert not process.agent_health.admits("a")
 
 
-async def test_a_probe_of_which_nothing_is_heard_is_followed_by_another() -> None:
+async def test_a_probe_without_a_response_is_followed_by_another() -> None:
     async with processes(None) as (one,):
         one.fail()
         one.clock.now += OPEN_SECONDS
@@ -199,7 +199,7 @@ async def test_a_probe_of_which_nothing_is_heard_is_followed_by_another() -> Non
         assert one.agent_health.admits("a")
 
 
-async def test_without_redis_each_process_has_its_own_circuits_and_says_so_once() -> None:
+async def test_without_redis_each_process_has_its_own_circuits_and_warns_once() -> None:
     with capture_logs() as logs:
         async with processes(None) as (one,):
             one.fail()
@@ -208,7 +208,7 @@ async def test_without_redis_each_process_has_its_own_circuits_and_says_so_once(
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["shared.none"]
 
 
-async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
+async def test_a_redis_that_goes_and_comes_back_loses_no_news(
     valkey: ValkeyServer,
 ) -> None:
     tuning = replace(TUNING, redis=replace(PATIENT, retry_seconds=0.05))
@@ -224,13 +224,13 @@ async def test_a_store_that_goes_and_comes_back_is_missed_by_nobody(
             assert one.shared.there is False
             await valkey.start()
 
-            # What could not be told is told when it is back.
-            async def told() -> bool:
+            # What could not be shared is shared when it is back.
+            async def shared() -> bool:
                 await one.circuits.sync()
                 await other.circuits.sync()
                 return not other.agent_health.admits("a")
 
-            await until(told, "the open circuit at the other one")
+            await until(shared, "the open circuit at the other one")
     assert [entry["event"] for entry in logs if entry["event"] == "shared.back"]
 
 

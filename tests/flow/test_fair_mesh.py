@@ -85,7 +85,7 @@ async def test_a_higher_priority_goes_first(settings: MeshSettings, plain: Plain
     assert counter.given[2:7] == ["high"] * 5
 
 
-async def test_what_waits_for_a_busy_agent_waits_as_long_as_it_takes_and_fails_when_it_is_gone(
+async def test_a_row_is_queued_for_a_busy_agent_as_long_as_it_takes_and_fails_when_it_is_gone(
     settings: MeshSettings, plain: PlainClient
 ) -> None:
     counter = Counter(concurrency=1)
@@ -102,7 +102,7 @@ async def test_what_waits_for_a_busy_agent_waits_as_long_as_it_takes_and_fails_w
         assert set(codes) <= {"unknown_task_type", "no_agent_available"}
 
 
-async def test_rows_of_a_paused_task_and_of_a_paused_workflow_wait_and_go_on(
+async def test_rows_of_a_paused_task_and_of_a_paused_workflow_are_parked_and_go_on(
     settings: MeshSettings, plain: PlainClient
 ) -> None:
     counter = Counter(concurrency=1)

@@ -71,7 +71,7 @@ async def settle(made: HistoryArchiver) -> int:
     return steps
 
 
-async def test_whole_trees_move_in_batches_and_what_is_young_or_not_answered_stays(database: Database) -> None:
+async def test_whole_trees_move_in_batches_and_what_is_young_or_has_no_response_stays(database: Database) -> None:
     await fill(database, 700, steps=3, age=timedelta(hours=2))
     young = await fill(database, 3, age=timedelta(minutes=10))
     unpublished = await fill(database, 2, age=timedelta(hours=3), answered=False)
@@ -158,7 +158,7 @@ def test_only_an_id_that_says_so_itself_is_surely_new() -> None:
     assert not surely_new(uuid4(), moment, HOUR)
 
 
-async def test_what_moved_is_shown_answered_again_and_never_run_again(
+async def test_what_moved_is_shown_responded_to_again_and_never_run_again(
     settings: MeshSettings, plain: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HISTORY_AFTER_SECONDS", "0.2")
@@ -207,7 +207,7 @@ async def ask(plain: PlainClient, what: str, **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("analysed", [False, True])
-async def test_to_look_into_the_history_at_acceptance_reads_an_index_alone(database: Database, analysed: bool) -> None:
+async def test_the_check_of_the_history_at_acceptance_reads_an_index_alone(database: Database, analysed: bool) -> None:
     await fill(database, 20_000, age=timedelta(hours=2))
     await fill(database, 20_000, age=timedelta(days=31))
     await settle(history(database))

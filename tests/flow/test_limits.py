@@ -80,7 +80,7 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
         read_rate(text)
 
 
-def test_the_settings_say_what_is_wrong_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_name_what_is_wrong_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RATE_LIMITS", '{"agents": {"llm_agent": "2/s"}, "requesters": {"*": "5/m burst 3"}}')
     settings = FlowSettings.load()
     assert settings.rate_limits["agents"] == {"llm_agent": RateLimit(2, 2)}
@@ -115,7 +115,7 @@ async def test_a_process_alone_has_the_rate_and_one_of_three_a_third() -> None:
     assert made.of_agent("a") == 2
 
 
-async def test_who_waits_for_a_token_is_told_when_there_is_one() -> None:
+async def test_the_dispatcher_is_woken_when_there_is_a_token() -> None:
     clock = Clock()
     signal = DispatchSignal()
     made = limits(RedisState(None), clock, signal=signal, agents={"a": "20/s burst 1"})
@@ -153,7 +153,7 @@ async def test_an_agent_brings_its_own_limit_unless_the_settings_have_one() -> N
     assert not RateLimits({}, Registry(), RedisState(None)).active
 
 
-async def test_a_limit_that_is_reached_is_told_as_what_a_task_waits_for() -> None:
+async def test_a_limit_that_is_reached_is_a_wait_reason() -> None:
     registry = Registry()
     registry.apply([InstanceRecord(name=name, instance_id="i", task_types=(name,), max_concurrency=9) for name in "ab"])
     rates = {"agents": {"a": read_rate("1/h")}, "requesters": {"alice": read_rate("1/h burst 2")}}
@@ -223,7 +223,7 @@ async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer) -> None:
         await shared.close()
 
 
-async def test_a_store_that_goes_and_comes_back_gives_no_second_burst(
+async def test_a_redis_that_goes_and_comes_back_gives_no_second_burst(
     valkey: ValkeyServer,
 ) -> None:
     """Each process had a whole burst of its own when Redis went away, and Redis's bucket was full when it came back."""
@@ -308,7 +308,7 @@ async def test_a_limited_agent_gets_its_rate_however_many_send(
     counter = Counter(concurrency=1)
     async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
         ids = [*await send(plain, "a", 20), *await send(plain, "b", 20)]
-        # All but what fills the window stand in the line before the first is done.
+        # All but what fills the window is queued before the first is done.
         await until_rows(settings, 38, WAITING)
         began = time.monotonic()
         counter.gate.set()

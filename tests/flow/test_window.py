@@ -1,4 +1,4 @@
-"""The window: a count in memory, put right by what the broker says."""
+"""The window: a count in memory, corrected by what the broker holds."""
 
 from uuid import UUID
 
@@ -52,7 +52,7 @@ def router(*records: InstanceRecord, active: ActiveProcesses | None = None) -> t
     return Router(registry, Library(), AgentHealth(), admission=admission), admission
 
 
-def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
+def test_twice_the_capacity_fits_and_a_response_frees_a_slot() -> None:
     signal = DispatchSignal()
     made = window(5, signal=signal)
     for _ in range(10):
@@ -62,7 +62,7 @@ def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
     assert made.busy() == ["a"]
     made.responded("a")
     assert (made.room("a"), signal.is_set) == (1, False)
-    # Only who waits for a slot of this agent is woken.
+    # Only queued rows that wait for a slot of this agent wake the dispatcher.
     signal.awaited = frozenset({"a"})
     made.responded("b")
     assert not signal.is_set
@@ -73,9 +73,10 @@ def test_twice_the_capacity_fits_and_an_answer_gives_a_place_back() -> None:
     assert (made.room("a"), made.busy()) == (10, [])
 
 
-def test_an_agent_is_as_loaded_as_the_broker_says() -> None:
-    """What routing took for an agent's load was counted apart, and kept every attempt of which no answer came (its task
-    was cancelled, and the agent dead) or whose answer another orchestrator read: the agent looked busy for ever."""
+def test_an_agent_is_as_loaded_as_the_broker_counts() -> None:
+    """What routing took for an agent's load was counted apart, and kept every attempt to which no response came (its
+    task was cancelled, and the agent dead) or whose response another orchestrator read: the agent seemed busy for
+    ever."""
     active = ActiveProcesses()
     made, admission = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4), active=active)
     for _ in range(8):
@@ -86,13 +87,13 @@ def test_an_agent_is_as_loaded_as_the_broker_says() -> None:
         admission.window.sent("a")
     admission.window.correct("a", 0, admission.window.before("a"))
     assert [one.outstanding for one in made.candidates(RouteRequest("x"))] == [0, 0]
-    # Two orchestrators: of what this one does not see, it is told its share.
+    # Two orchestrators: what this one does not see is shared evenly.
     active.learn(processes(2))
     admission.window.correct("a", 6, admission.window.before("a"))
     assert {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))} == {"a": 6, "b": 0}
 
 
-def test_tasks_that_wait_for_others_which_they_gave_out_take_no_place_from_these() -> None:
+def test_tasks_that_wait_for_tasks_which_they_delegated_take_no_slot_from_these() -> None:
     made, admission = router(
         instance("a", "x", concurrency=2, waiting="3"), instance("a", "x", concurrency=1, number=1, waiting="many")
     )
@@ -102,7 +103,7 @@ def test_tasks_that_wait_for_others_which_they_gave_out_take_no_place_from_these
     assert admission.at_work("a") == 9
 
 
-def test_orchestrators_share_a_window_and_each_has_a_place_at_least() -> None:
+def test_orchestrators_share_a_window_and_each_has_a_slot_at_least() -> None:
     active = ActiveProcesses()
     made = window(5, active=active)
     active.learn(processes(3))
@@ -111,7 +112,7 @@ def test_orchestrators_share_a_window_and_each_has_a_place_at_least() -> None:
     assert made.size("a") == 1
 
 
-def test_an_agent_that_answers_fast_has_more_on_its_way_and_loses_it_when_it_slows_down() -> None:
+def test_an_agent_that_responds_fast_has_more_on_its_way_and_loses_it_when_it_slows_down() -> None:
     clock, settings = Clock(), WindowSettings()
     made = Window(lambda agent: 5, clock, settings=settings)
     for _ in range(40):
@@ -125,7 +126,7 @@ def test_an_agent_that_answers_fast_has_more_on_its_way_and_loses_it_when_it_slo
     assert made.size("a") == 10
 
 
-def test_the_broker_puts_a_wrong_count_right() -> None:
+def test_the_broker_corrects_a_wrong_count() -> None:
     made = window(5)
     for _ in range(10):
         made.take("a")
@@ -214,7 +215,7 @@ def test_a_sticky_task_waits_for_its_agent_while_that_is_full() -> None:
     assert made.place(RouteRequest("x")) is not None
 
 
-def test_nobody_overtakes_who_waits() -> None:
+def test_no_task_overtakes_queued_rows() -> None:
     made, admission = router(instance("a", "x", "y"))
     admission.queues.add("x")
     called = new_id()

@@ -1,4 +1,4 @@
-"""Requests that wait to be accepted, on a real broker: in their order, and in turns of their requesters."""
+"""Pending requests on a real broker: accepted in their order, or in fair rounds of their requesters."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -38,7 +38,7 @@ async def bus(broker: NatsServer) -> AsyncIterator[Bus]:
 
 
 class Taking:
-    """Takes requests as the conductor does, and notes whose they are; `accepted` are ids of known tasks."""
+    """Takes requests as the orchestrator does, and notes whose they are; `accepted` are ids of known tasks."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
@@ -75,13 +75,13 @@ class Taking:
     async def left(self) -> int:
         return int((await self.bus.js.stream_info(TASKS.name)).state.messages)
 
-    async def looked(self) -> None:
-        """Take until it is noticed that many wait, and wait until all of them have been seen."""
+    async def read_ahead(self) -> None:
+        """Take until it is noticed that many are pending, and wait until all of them have been seen."""
         last = await self.last()
-        while self.fair_intake._backlog is None:
-            # What the broker gave out while the rest was being sent does not say how many there are.
+        while self.fair_intake.backlog is None:
+            # What the broker delivered while the rest was being sent does not show how many there are.
             await self.batch()
-        backlog = self.fair_intake._backlog
+        backlog = self.fair_intake.backlog
         await until(lambda: backlog.seen >= last, "all of it was seen")
 
     async def batch(self) -> list[TaskRequest]:
@@ -116,35 +116,35 @@ async def test_few_are_accepted_as_they_came(taking: Taking) -> None:
     sent = [*await taking.send("a", MANY - 2), *await taking.send("b", 1)]
     await taking.all_of(MANY - 1)
     assert taking.accepted == sent
-    assert taking.fair_intake._backlog is None
+    assert taking.fair_intake.backlog is None
 
 
 async def test_one_is_not_behind_the_thousand_of_another_and_each_is_accepted_once(taking: Taking) -> None:
     many = await taking.send("a", 1000)
     one = await taking.send("b", 1)
     few = await taking.send("c", 30)
-    await taking.looked()
+    await taking.read_ahead()
     requests = await taking.batch()
-    assert one[0] in [request.task_id for request in requests], "its turn is the first"
+    assert one[0] in [request.task_id for request in requests], "its round is the first"
     while not set(few) <= set(taking.accepted):
         await taking.batch()
-    assert taking.of.count("a") < 200, "they took turns"
+    assert taking.of.count("a") < 200, "they took rounds"
     await taking.all_of(1031)
     assert sorted(taking.accepted) == sorted([*many, *one, *few])
     for sent, requester in ((many, "a"), (few, "c")):
         of = [task_id for task_id, who in zip(taking.accepted, taking.of, strict=True) if who == requester]
         assert of == sent, "each in the order of its requester"
-    await until(lambda: _empty(taking), "nothing is given out again")
+    await until(lambda: _empty(taking), "nothing is delivered again")
 
 
 async def _empty(taking: Taking) -> bool:
     return await taking.left() == 0
 
 
-async def test_a_priority_of_its_own_is_a_turn_of_its_own(taking: Taking) -> None:
+async def test_a_priority_of_its_own_is_a_round_of_its_own(taking: Taking) -> None:
     await taking.send("a", 500)
     urgent = await taking.send("a", 1, priority=9)
-    await taking.looked()
+    await taking.read_ahead()
     assert urgent[0] in [request.task_id for request in await taking.batch()]
 
 
@@ -153,7 +153,7 @@ async def test_an_operation_waits_for_the_task_that_it_is_about_but_not_for_othe
     late = await taking.send("operator", 1, task_type="mesh.cancel", payload={"task_id": str(many[300])})
     known = await taking.send("other", 1, task_type="mesh.cancel", payload={"task_id": str(many[0])})
     nothing = await taking.send("third", 1, task_type="mesh.pause", payload={"workflow": "w"})
-    await taking.looked()
+    await taking.read_ahead()
     requests = [request.task_id for request in await taking.batch()]
     assert known[0] in requests
     assert nothing[0] in requests
@@ -161,7 +161,7 @@ async def test_an_operation_waits_for_the_task_that_it_is_about_but_not_for_othe
     assert taking.accepted.index(late[0]) > taking.accepted.index(many[300])
 
 
-async def test_an_operation_on_a_task_that_nobody_sent_has_its_turn_in_the_order_of_arrival(taking: Taking) -> None:
+async def test_an_operation_on_a_task_that_was_never_sent_keeps_the_order_of_arrival(taking: Taking) -> None:
     await taking.send("a", 300)
     wrong = await taking.send("operator", 1, task_type="mesh.cancel", payload={"task_id": str(new_id())})
     behind = await taking.send("operator", 1)
@@ -171,32 +171,32 @@ async def test_an_operation_on_a_task_that_nobody_sent_has_its_turn_in_the_order
     assert taking.accepted.index(behind[0]) > taking.accepted.index(wrong[0])
 
 
-async def test_who_pauses_gives_back_what_it_has_and_takes_all_of_it_later(taking: Taking) -> None:
+async def test_a_process_that_pauses_naks_what_it_has_and_takes_all_of_it_later(taking: Taking) -> None:
     sent = [*await taking.send("a", 400), *await taking.send("b", 5)]
-    await taking.looked()
+    await taking.read_ahead()
     await taking.batch()
     taking.fair_intake.pause()
-    await until(lambda: _given_back(taking), "what was given out is back")
+    await until(lambda: _nacked(taking), "what was delivered is back")
     taking.fair_intake.resume()
     await taking.all_of(405)
     assert sorted(taking.accepted) == sorted(sent)
 
 
-async def _given_back(taking: Taking) -> bool:
+async def _nacked(taking: Taking) -> bool:
     info = await taking.bus.js.consumer_info(TASKS.name, ORCHESTRATOR)
     return taking.puller.held == 0 and (info.num_pending or 0) + (info.num_ack_pending or 0) == await taking.left()
 
 
-async def test_of_several_one_looks_ahead_and_each_request_is_accepted_once(taking: Taking, bus: Bus) -> None:
+async def test_of_several_one_reads_ahead_and_each_request_is_accepted_once(taking: Taking, bus: Bus) -> None:
     other = Taking(bus)
     # Another one is the first of them.
     other.active.learn([new_id()])
     await other.puller.start()
     sent = [*await taking.send("a", 600), *await taking.send("b", 20)]
-    await taking.looked()
+    await taking.read_ahead()
     while not len(taking.accepted) + len(other.accepted) >= 620:
         for one in (taking, other):
-            if one.fair_intake.untaken or one.fair_intake._backlog is not None:
+            if one.fair_intake.untaken or one.fair_intake.backlog is not None:
                 await one.batch()
         await until(
             lambda: (
@@ -210,10 +210,10 @@ async def test_of_several_one_looks_ahead_and_each_request_is_accepted_once(taki
 
 
 async def test_what_was_read_and_not_accepted_comes_from_the_broker_later(taking: Taking, bus: Bus) -> None:
-    """The process dies with requests that it has read out of turn: they are still in the stream."""
+    """The process dies with requests that it has read ahead: they are still in the stream."""
     await taking.send("a", 300)
     one = await taking.send("b", 1)
-    await taking.looked()
+    await taking.read_ahead()
     lost = await taking.fair_intake.take(LIMIT)
     assert one[0] in [TaskRequest.model_validate_json(delivery.data).task_id for delivery in lost]
     for delivery in [*lost, *await taking.fair_intake.stop()]:
@@ -226,7 +226,7 @@ async def test_what_was_read_and_not_accepted_comes_from_the_broker_later(taking
     await other.fair_intake.stop()
 
 
-async def test_a_server_that_reads_no_batches_gives_them_in_their_order(
+async def test_a_server_that_reads_no_batches_delivers_them_in_their_order(
     taking: Taking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: Any, **__: Any) -> Any:
@@ -239,7 +239,7 @@ async def test_a_server_that_reads_no_batches_gives_them_in_their_order(
 
 
 @pytest.mark.parametrize("orchestrators", [1, 2])
-async def test_a_mesh_accepts_and_answers_each_of_a_backlog_once(
+async def test_a_mesh_accepts_and_responds_to_each_of_a_backlog_once(
     settings: MeshSettings, plain: PlainClient, orchestrators: int
 ) -> None:
     counter = Counter(concurrency=100)
