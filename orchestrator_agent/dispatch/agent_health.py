@@ -112,17 +112,17 @@ class AgentHealth:
         self._clock = clock
         self._probes = probes
         self.news = CircuitNews()
-        self._agent_health: dict[str, HealthOfAgent] = {}
+        self._agents: dict[str, HealthOfAgent] = {}
 
     def of(self, agent: str) -> HealthOfAgent:
-        health = self._agent_health.get(agent)
+        health = self._agents.get(agent)
         if health is None:
-            health = self._agent_health[agent] = HealthOfAgent(Circuit(self._open_seconds))
+            health = self._agents[agent] = HealthOfAgent(Circuit(self._open_seconds))
         return health
 
     def assigned(self, agent: str) -> None:
         """A task was assigned to the agent; where its circuit is half open, it is the only one."""
-        health = self._agent_health.get(agent)
+        health = self._agents.get(agent)
         if health is None or health.circuit.opened_at is None:
             return
         if health.circuit.state(self._clock()) == "half_open":
@@ -171,7 +171,7 @@ class AgentHealth:
         return self._faded(self.of(agent), self._clock())
 
     def admits(self, agent: str) -> bool:
-        health = self._agent_health.get(agent)
+        health = self._agents.get(agent)
         if health is None or health.circuit.opened_at is None:
             return True
         if not health.circuit.admits(self._clock()):
