@@ -25,6 +25,7 @@ GROWN = {
     "waiting": "waiting tasks",
     "backlog": "requests at once",
     "instances": "registered instances",
+    "names": "most names for one task type",
     "orchestrators": "most orchestrators",
 }
 
@@ -34,7 +35,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = (BARE, *SHAPES, *peers.PEERS, *growth.GROWTH)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, smaller growth")
-    parser.add_argument("--peers", action="store_true", help="also Celery, DBOS, taskiq and procrastinate")
+    parser.add_argument("--peers", action="store_true", help="also Celery, DBOS, taskiq, procrastinate and Restate")
     parser.add_argument("--growth", action="store_true", help="also with a full database, many waiting, many instances")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--rounds", type=int, help="rounds of each subject")
@@ -106,7 +107,8 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
         more["growth"] = await growth.measure(
             grown, amounts, sizes_of(arguments), arguments.soak, log, keep=arguments.keep
         )
-    report.show(console, series)
+    left_out = {name: peer["error"] for name, peer in more.get("peers", {}).items() if peer["error"] is not None}
+    report.show(console, series, left_out)
     made = report.as_json(series, more)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,14 @@ import nats
 import psutil
 from nats.aio.client import Client
 
+from benchmarks import many_agents
 from benchmarks.figures import Series, pair_ratios
 from benchmarks.rig import ORCHESTRATOR, BenchError, Rig, rig, spent
 from benchmarks.rounds import Amounts, Bench
 from benchmarks.shapes import CHAIN_STEPS, SHAPES
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, InstanceRecord
 
-GROWTH = ("finished", "waiting", "backlog", "instances", "orchestrators")
+GROWTH = ("finished", "waiting", "backlog", "instances", "names", "choosing", "orchestrators")
 INSTANCES_WATCH_SECONDS = 30.0
 SOAK_SAMPLE_SECONDS = 5.0
 SOAK_AT_ONCE = 500
@@ -31,11 +32,12 @@ class Sizes:
     waiting: int
     backlog: int
     instances: int
+    names: int
     orchestrators: int
 
 
-FULL_SIZES = Sizes(finished=1_000_000, waiting=100_000, backlog=100_000, instances=1000, orchestrators=3)
-QUICK_SIZES = Sizes(finished=50_000, waiting=10_000, backlog=20_000, instances=200, orchestrators=2)
+FULL_SIZES = Sizes(finished=1_000_000, waiting=100_000, backlog=100_000, instances=10_000, names=1000, orchestrators=3)
+QUICK_SIZES = Sizes(finished=50_000, waiting=10_000, backlog=20_000, instances=1000, names=200, orchestrators=2)
 # As rows of a finished 5-step chain are: the columns, the sizes, an hour's worth of creation times behind one another.
 FINISHED = """
 with roots as (
@@ -101,6 +103,12 @@ async def measure(
     if "instances" in selected:
         async with _mesh(amounts, log, keep=keep) as bench:
             made["instances"] = await _instances(bench, sizes.instances, log)
+    if "names" in selected:
+        async with _mesh(amounts, log, keep=keep) as bench:
+            counts = sorted({1, min(200, sizes.names), sizes.names})
+            made["names"] = await many_agents.names(bench, counts, log)
+    if "choosing" in selected:
+        made["choosing"] = await asyncio.to_thread(many_agents.choosing, log)
     if "orchestrators" in selected:
         made["orchestrators"] = await _orchestrators(amounts, sizes.orchestrators, log, keep=keep)
     if soak:
@@ -208,8 +216,10 @@ async def _instances(bench: Bench, instances: int, log: Callable[[str], None]) -
 
 async def _simulate(connection: Client, instances: int) -> None:
     """Puts and heartbeats of so many instances, spread over each interval."""
+    # Ten instances of each name.
+    names = max(1, instances // 10)
     records = [
-        InstanceRecord(name=f"agent_{number % 50}", instance_id=f"simulated-{number}", task_types=("simulated",))
+        InstanceRecord(name=f"agent_{number % names}", instance_id=f"simulated-{number}", task_types=("simulated",))
         for number in range(instances)
     ]
     bodies = [(f"$KV.{KV_BUCKET}.{record.key}", record.model_dump_json().encode()) for record in records]

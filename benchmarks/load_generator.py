@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from benchmarks.conversation import Order, converse
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPES, fan_out
 
 SUBJECT = "agent.orchestrator_agent.task"
 RESPONSES = "agent.orchestrator_agent.response"
@@ -159,6 +159,9 @@ async def run(url: str) -> None:
     async def respond(order: Order) -> Order:
         if order["what"] == "leave":
             return await generator.leave(body_of(order["task_type"], {"k": 1}), order["tasks"])
+        if order["what"] == "fan_out":
+            shape = fan_out(order["items"], order["task_type"])
+            return await generator.load(body_of("execute_dag", shape.payload), order["workflows"])
         body = body_of("execute_dag", SHAPES[order["shape"]]().payload)
         if order["what"] == "load":
             return await generator.load(body, order["workflows"])

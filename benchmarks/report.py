@@ -21,6 +21,8 @@ GOALS: Mapping[str, tuple[str, float]] = {
     "celery": ("steps_per_s", 8.0),
     "taskiq": ("steps_per_s", 6.0),
     "dbos": ("steps_per_s", 25.0),
+    "restate_calls": ("steps_per_s", 8.0),
+    "restate_runs": ("steps_per_s", 2.5),
 }
 IDLE_GOAL = 0.75
 # A workflow of so many steps takes so much longer than the others that it gets a panel of its own.
@@ -90,8 +92,8 @@ def against_peers(series: Mapping[str, Series]) -> dict[str, dict[str, Spread]]:
     return made
 
 
-def show(console: Console, series: Mapping[str, Series]) -> None:
-    """The tables: subjects, processor time, goals."""
+def show(console: Console, series: Mapping[str, Series], left_out: Mapping[str, str] | None = None) -> None:
+    """The tables: subjects, processor time, goals. `left_out`: why peers were not measured, by their names."""
     if not series:
         return
     yardstick = series.get(BARE)
@@ -108,6 +110,8 @@ def show(console: Console, series: Mapping[str, Series]) -> None:
             _cell(made.get("p50_ms", {}).get("ratio_to_bare"), ".2f"),
             _cell(made.get("p99_ms"), ".1f"),
         )
+    for name, reason in (left_out or {}).items():
+        table.add_row(f"{PEERS[name].title}: {reason}")
     console.print(table)
     if compared := against_peers(series):
         ratios = Table(title="Our 5-step chain by theirs, pair by pair, medians (lowest to highest)")

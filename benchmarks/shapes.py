@@ -31,9 +31,9 @@ def chain(length: int = CHAIN_STEPS) -> Shape:
     return Shape("chain", f"{length}-step chain", length, {"input": PAYLOAD, "steps": steps})
 
 
-def fan_out(items: int = FAN_OUT_ITEMS) -> Shape:
+def fan_out(items: int = FAN_OUT_ITEMS, task_type: str = "echo") -> Shape:
     """One step over a list, all items at once."""
-    each = {"task": "echo", "for_each": list(range(items)), "concurrency": items, "with": {"k": "${item}"}}
+    each = {"task": task_type, "for_each": list(range(items)), "concurrency": items, "with": {"k": "${item}"}}
     return Shape("fan_out", f"fan-out of {items}", items, {"input": {}, "steps": {"each": each}, "output": {}})
 
 

@@ -6,7 +6,7 @@ It runs as an agent of the mesh, `orchestrator_agent`, in any number of processe
   `parts` groups; nothing else makes them.
 - `message_loops` takes what the broker delivers: requests go to `intake`, which makes them rows; responses go to
   `runtime`, which decides on each task's tree, writes, and publishes.
-- `inbox` holds the run events that come from elsewhere: timers, operators, the ready queue, agents that delegate.
+- `inbox` holds the run events that come from no message: timers, operators, the ready queue, agents that delegate.
 - `operations` does what people ask for (cancel, pause, queries); `maintenance` does what no message wakes.
 - `dispatch` chooses an agent for each attempt, and when; `store` is all of the SQL; `engine` decides, as a function of
   values; `workflows` reads definitions.

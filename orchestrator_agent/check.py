@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ def check(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """A row for each file: `file` with `name` and `steps`, or with `error` (`message`, `line`, `column`, `step`)."""
     rows: list[dict[str, Any]] = []
     names: dict[tuple[Path, str], Path] = {}
-    for path in _files(paths):
+    files = list(_files(paths))
+    workflows = _names(files)
+    for path in files:
         try:
-            plan = load_file(path)
+            plan = load_file(path, workflows=workflows)
             # A folder's files are loaded together: two of one name would stop the orchestrator.
             first = names.setdefault((path.parent, plan.name), path)
             if first != path:
@@ -27,6 +30,15 @@ def check(paths: Sequence[Path]) -> list[dict[str, Any]]:
         else:
             rows.append({"file": str(path), "name": plan.name, "steps": list(plan.steps)})
     return rows
+
+
+def _names(paths: Sequence[Path]) -> frozenset[str]:
+    """The workflows that these files define, as far as they can be read."""
+    names: set[str] = set()
+    for path in paths:
+        with suppress(InvalidWorkflow):
+            names.add(load_file(path).name)
+    return frozenset(names)
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

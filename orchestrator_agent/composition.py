@@ -140,7 +140,7 @@ class Composition:
         capacity, tuning = Capacity(registry), self.configuration.tuning.dispatch
         window = Window(capacity, waiting=capacity.waiting, active=active, signal=signal, settings=tuning.window)
         limits = RateLimits(
-            self.configuration.flow.rate_limits,
+            self.configuration.flow_control.rate_limits,
             registry,
             connections.redis,
             active=active,
@@ -151,6 +151,8 @@ class Composition:
         admission = Admission(window, ReadyQueue(connections.database), limits, signal)
         probes = ProbeClaims(connections.redis, signal, tuning.probes)
         agent_health = AgentHealth(probes=probes, open_seconds=tuning.circuit_open_seconds)
+        router = Router(registry, self.configuration.library, agent_health, Pauses(), admission)
+        signal.add_listener(router.slot_freed)
         return Dispatch(
             signal=signal,
             active=active,
@@ -159,13 +161,13 @@ class Composition:
             probes=probes,
             agent_health=agent_health,
             circuits=SharedCircuits(connections.redis, agent_health, registry),
-            router=Router(registry, self.configuration.library, agent_health, Pauses(), admission),
+            router=router,
         )
 
     def _make_stores(self) -> Stores:
         connections = self.connections
         database, process_id = connections.database, connections.lock.process_id
-        history_after_seconds = self.configuration.flow.history_after_seconds
+        history_after_seconds = self.configuration.flow_control.history_after_seconds
         return Stores(
             tasks=TaskStore(database, process_id, self.dispatch.admission, history_after_seconds),
             reader=TaskReader(database),
@@ -322,7 +324,8 @@ class Composition:
         return Loops(peers, settler, message_loops)
 
     def _make_maintenance(self) -> Maintenance:
-        connections, settings, flow = self.connections, self.configuration.settings, self.configuration.flow
+        connections, settings = self.connections, self.configuration.settings
+        flow_control = self.configuration.flow_control
         process, stores, runtime = connections.process, self.stores, self.runtime
         window = self.dispatch.admission.window
         outages = BrokerOutages(lambda: (process.bus.connected, process.bus.generation))
@@ -359,8 +362,8 @@ class Composition:
             adoption=adoption,
             history=HistoryArchiver(
                 stores.history,
-                after_seconds=flow.history_after_seconds,
-                retention_days=flow.retention_days,
+                after_seconds=flow_control.history_after_seconds,
+                retention_days=flow_control.retention_days,
                 busy=lambda: window.responses_per_second > BUSY_RESPONSES_PER_SECOND,
             ),
             object_cleaner=ObjectCleaner(process.objects, stores.sweeps),

@@ -61,7 +61,7 @@ class MessageLoops:
         self._grace_seconds = DRAIN_SECONDS
         self._paused = False
         self._stuck = False
-        # Delivered, not taken, and here already when they were looked at before.
+        # Delivered, not taken, and here already at the check before.
         self._untaken: set[int] = set()
         self._holding = PeriodicTask("hold", self._hold, seconds=times.hold_seconds, jitter=0, at_start=False)
 

@@ -91,7 +91,7 @@ DEFAULT_TUNING = Tuning()
 @dataclass(frozen=True)
 class Configuration:
     settings: MeshSettings
-    flow: FlowSettings
+    flow_control: FlowSettings
     library: Library
     tuning: Tuning
 

@@ -95,7 +95,7 @@ class Orchestrator:
                 "DATABASE_URL is not set: the orchestrator keeps its state in Postgres (postgresql://user:password@host/db)"
             )
         url = settings.database_url.get_secret_value()
-        flow = FlowSettings.load()
+        flow_control = FlowSettings.load()
         await self._make_streams(process)
         async with contextlib.AsyncExitStack() as opened:
             database = await opened.enter_async_context(Database(url))
@@ -109,7 +109,7 @@ class Orchestrator:
             opened.push_async_callback(redis.close)
             lock = ProcessLock(url, new_id(), process.instance_id)
             connections = Connections(process, database, redis, registry, lock)
-            parts = Composition(connections, Configuration(settings, flow, self._library, self._tuning))
+            parts = Composition(connections, Configuration(settings, flow_control, self._library, self._tuning))
             return OrchestratorWorker(parts, opened.pop_all())
 
     async def _make_streams(self, process: AgentProcess) -> None:

@@ -95,7 +95,7 @@ class LanguageModel:
         on_usage: OnUsage,
         deadline: datetime | None = None,
     ) -> str:
-        """Ask for text, and pass on its pieces as they come. Raises TaskFailure.
+        """Ask for text, and forward its pieces as they come. Raises TaskFailure.
 
         `on_usage` counts every request that was made, whether the run succeeds, fails or is cancelled.
         """

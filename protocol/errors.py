@@ -46,6 +46,8 @@ class ErrorCode(StrEnum):
     INTERNAL_ERROR = "internal_error"
     # Set by the orchestrator for a message that is not a TaskResponse.
     INVALID_RESPONSE = "invalid_response"
+    # Set by the kit: what a handler returned does not fit its annotation, or is no value of JSON.
+    INVALID_RESULT = "invalid_result"
 
 
 class PantheonError(Exception):
@@ -58,6 +60,12 @@ class PantheonError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details or {}
+
+
+class InvalidResult(PantheonError):
+    """What a handler returned does not fit its annotation, or is no value of JSON."""
+
+    code = ErrorCode.INVALID_RESULT
 
 
 class InvalidRequest(PantheonError):

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from protocol.errors import InvalidRequest
+from protocol.errors import InvalidRequest, InvalidResult
 from protocol.names import TASK_TYPE
 from protocol.subjects import is_reply_subject
 
@@ -102,6 +102,17 @@ def _cut(text: str) -> str:
 
 def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
     """The first mistake of a failed validation, in one line; all of them in details."""
+    text, mistakes = _mistakes(error, prefix)
+    return InvalidRequest(text, field=str(mistakes[0]["field"]), details={"mistakes": mistakes[:20]})
+
+
+def invalid_result(error: ValidationError) -> InvalidResult:
+    """The same for what a handler returned."""
+    text, mistakes = _mistakes(error, "result")
+    return InvalidResult(text, details={"mistakes": mistakes[:20]})
+
+
+def _mistakes(error: ValidationError, prefix: str) -> tuple[str, list[dict[str, str]]]:
     mistakes = []
     for mistake in error.errors(include_url=False, include_input=False, include_context=False):
         path = ".".join(str(part) for part in (*([prefix] if prefix else []), *mistake["loc"]))
@@ -110,7 +121,7 @@ def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
     first = mistakes[0]
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     text = f"{first['field']}: {first['message']}{more}" if first["field"] else f"{first['message']}{more}"
-    return InvalidRequest(text, field=str(first["field"]), details={"mistakes": mistakes[:20]})
+    return text, mistakes
 
 
 def salvage_ids(body: bytes) -> Mapping[str, Any]:

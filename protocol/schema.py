@@ -62,6 +62,7 @@ ERROR_CODES: dict[ErrorCode, str] = {
     ErrorCode.DUPLICATE: "Another task with the same key takes its place.",
     ErrorCode.INTERNAL_ERROR: "A handler raised something that is not a TaskFailure, or the orchestrator met a bug.",
     ErrorCode.INVALID_RESPONSE: "What an agent sent was not a TaskResponse.",
+    ErrorCode.INVALID_RESULT: "What a handler returned does not fit its annotation, or is no value of JSON.",
 }
 
 _TEXT: Document = {"type": "string"}

@@ -12,6 +12,8 @@ DUPLICATE_WINDOW_SECONDS = 120
 RESPONSES_MAX_AGE_SECONDS = 24 * 3600
 EVENTS_MAX_AGE_SECONDS = 24 * 3600
 TASKS_MAX_PER_SUBJECT = 1_000_000
+# One for each name of an agent. A stream that sets no maximum has one all the same since nats-server 2.15: 1,000.
+TASKS_MAX_CONSUMERS = 100_000
 DEAD_LETTERS_MAX_BYTES = 1024**3
 
 
@@ -25,6 +27,7 @@ class StreamSpec:
     max_msgs_per_subject: int = -1
     max_age_seconds: float = 0
     max_bytes: int = -1
+    max_consumers: int = -1
     allow_msg_ttl: bool = False
     duplicate_window_seconds: float = DUPLICATE_WINDOW_SECONDS
 
@@ -36,6 +39,7 @@ TASKS = StreamSpec(
     discard="new",
     discard_new_per_subject=True,
     max_msgs_per_subject=TASKS_MAX_PER_SUBJECT,
+    max_consumers=TASKS_MAX_CONSUMERS,
     allow_msg_ttl=True,
 )
 RESPONSES = StreamSpec(

@@ -1,7 +1,6 @@
 """Agents: functions that serve task types in a test's mesh, as a registry shows them, and the attempts they work on."""
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,15 +219,17 @@ class Agents:
             if agent is not None:
                 await agent.call_hooks("before_task", context)
             result = await service.handler.call(payload, context)
-        except asyncio.CancelledError:
-            if attempt.timed_out is None:
+        except BaseException as raised:
+            interrupted = isinstance(raised, asyncio.CancelledError)
+            if isinstance(raised, GeneratorExit) or (interrupted and attempt.stopped):
                 raise
-            message = f"'{request.task_type}' did not end within {attempt.timed_out:g} s"
-            status, error = "failed", ErrorInfo(code=ErrorCode.TIMEOUT, message=message, retryable=True)
-        except Exception as raised:
-            error = error_of(raised)
-            status = "cancelled" if error.code == ErrorCode.CANCELLED else "failed"
-            await _call_hooks(agent, "error", context, raised)
+            if interrupted and attempt.timed_out is not None:
+                message = f"'{request.task_type}' did not end within {attempt.timed_out:g} s"
+                status, error = "failed", ErrorInfo(code=ErrorCode.TIMEOUT, message=message, retryable=True)
+            else:
+                error = error_of(raised)
+                status = "cancelled" if error.code == ErrorCode.CANCELLED else "failed"
+                await _call_hooks(agent, "error", context, raised)
         response = TaskResponse(
             task_id=request.task_id,
             root_task_id=context.root_task_id,
@@ -291,9 +292,17 @@ class Agents:
 
 async def _call_hooks(agent: Agent | None, moment: str, *arguments: Any) -> None:
     """Call hooks that cannot change the outcome."""
-    with contextlib.suppress(Exception):
+    try:
         if agent is not None:
             await agent.call_hooks(moment, *arguments)
+    except GeneratorExit:
+        raise
+    except asyncio.CancelledError:
+        # One that the hook made itself is like any other error in it.
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+    except BaseException:
+        return
 
 
 class LoadOnly(AdmitAll):

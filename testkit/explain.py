@@ -61,7 +61,7 @@ def _wait(plan: StepPlan, row: Row) -> str:
 
 
 def _no_agent(router: Router, request: RouteRequest) -> str:
-    if not router.candidates(request):
+    if not router.agents(request.task_type, request.pinned_agent):
         pinned = f" of agent '{request.pinned_agent}'" if request.pinned_agent else ""
         served = ", ".join(sorted(router.servable())) or "nobody"
         return f"none serves '{request.task_type}'{pinned}; there is {served}"

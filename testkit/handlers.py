@@ -12,13 +12,13 @@ from pantheon.worker.handler import Handler
 from testkit.clock import await_mesh
 
 
-class _NoAnswer:
+class _NeverResponds:
     def __repr__(self) -> str:
         return "NO_ANSWER"
 
 
 # The outcome of an agent that works on a task for ever, or died on it: its attempt ends by its timeout.
-NO_ANSWER = _NoAnswer()
+NO_ANSWER = _NeverResponds()
 
 
 def handler_of(task_type: str, outcome: Any) -> Handler:

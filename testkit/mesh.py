@@ -30,7 +30,7 @@ from testkit.tracked_run import TrackedRun
 # A task that waits this long in the mesh's time for an agent, while nothing else happens, waits for ever.
 STUCK_AFTER = timedelta(hours=1)
 # Rounds of the event loop in which nothing happens before nothing will: a future's callbacks, then what awaited it.
-QUIET_ROUNDS = 4
+IDLE_ROUNDS = 4
 
 
 class TestMesh:
@@ -59,7 +59,7 @@ class TestMesh:
         self.library = self._orchestrator.library
         self.router = self._orchestrator.router
         self._agents = self._orchestrator.agents
-        self._patience_seconds = patience_seconds
+        self._stuck_seconds = patience_seconds
         self._driving = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -215,8 +215,8 @@ class TestMesh:
                 timers = any(row.status is not Status.READY for row, _ in tracked.due_moments())
                 own = timers or tracked.root.status is Status.WAITING
                 working = any(row.status is Status.DISPATCHED for row in tracked.run.active())
-                patience = timedelta(0) if not tracked.ready_rows() and not own and not working else STUCK_AFTER
-                stuck = not own and not working and self.clock.now - progressed >= patience
+                grace = timedelta(0) if not tracked.ready_rows() and not own and not working else STUCK_AFTER
+                stuck = not own and not working and self.clock.now - progressed >= grace
                 if moment is None or stuck or moment > end:
                     why = "will never end" if moment is None or stuck else f"has not ended within {within}"
                     raise Stuck(f"{Task(self, tracked)!r} {why}:\n{self.explain(tracked)}")
@@ -230,18 +230,18 @@ class TestMesh:
         await self._settle()
 
     async def _settle(self) -> None:
-        quiet = 0
-        while quiet < QUIET_ROUNDS:
+        idle = 0
+        while idle < IDLE_ROUNDS:
             if self._agents.crashed:
                 raise self._agents.crashed.pop(0)
             if await self._orchestrator.step():
-                quiet = 0
+                idle = 0
                 continue
             if busy := self._agents.busy():
                 await self._wait_for(busy)
-                quiet = 0
+                idle = 0
                 continue
-            quiet += 1
+            idle += 1
             await asyncio.sleep(0)
 
     async def _wait_for(self, busy: list[Attempt]) -> None:
@@ -250,12 +250,12 @@ class TestMesh:
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._agents.changed.wait())
         works = [attempt.work for attempt in busy if attempt.work is not None]
         done, _ = await asyncio.wait(
-            [changed, *works], timeout=self._patience_seconds, return_when=asyncio.FIRST_COMPLETED
+            [changed, *works], timeout=self._stuck_seconds, return_when=asyncio.FIRST_COMPLETED
         )
         changed.cancel()
         if not done:
             raise Stuck(
-                f"the agent of {busy[0]} has done nothing for {self._patience_seconds:g} s of real time: let it "
+                f"the agent of {busy[0]} has done nothing for {self._stuck_seconds:g} s of real time: let it "
                 "answer, or wait in the mesh's time (`takes=`, `await mesh.sleep(...)`, NO_ANSWER)"
             )
 

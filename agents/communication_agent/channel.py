@@ -40,7 +40,7 @@ class Post:
 
     title: str
     markdown: str
-    given_html: str
+    own_html: str
     summary: str
     slug: str
     has_own_slug: bool
@@ -55,7 +55,7 @@ class Post:
         return cls(
             title=_line(task.title),
             markdown=task.markdown,
-            given_html=task.html,
+            own_html=task.html,
             summary=_line(task.summary),
             slug=slug_of(task.slug or task.title),
             has_own_slug=bool(task.slug),
@@ -68,7 +68,7 @@ class Post:
     @cached_property
     def html(self) -> str:
         """The article's body as clean HTML, without its title."""
-        return body_html(self.markdown, self.given_html, self.title)
+        return body_html(self.markdown, self.own_html, self.title)
 
     @cached_property
     def digest(self) -> str:

@@ -7,5 +7,5 @@ and remote pictures do not survive, aliases and circular footnotes are refused.
     agent, export                   the task; the formats of a request made side by side
     conversion, typesetting         the two programs
     document, metadata, filename    the parsed document made safe, its metadata, the names of files
-    writers, word_reference         a function for each format, and the look of a DOCX
+    writers, word_reference         a function for each format, and the styles of a DOCX
 """

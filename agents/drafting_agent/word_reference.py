@@ -1,4 +1,4 @@
-"""Makes the reference document from which pandoc takes the look of a DOCX: styles, page size and a numbered footer."""
+"""Makes the reference document from which pandoc takes the styles of a DOCX: fonts, page size and a numbered footer."""
 
 import io
 import re

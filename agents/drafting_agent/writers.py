@@ -67,7 +67,7 @@ class Job:
 
 
 async def html(job: Job) -> bytes:
-    """A complete page: its style inside, nothing loaded from elsewhere, math as MathML."""
+    """A complete page: its style inside, nothing loaded from a server, math as MathML."""
     about = job.metadata
     byline = " \u00b7 ".join(part for part in (about.author, about.shown_date) if part)
     tree = job.tree(

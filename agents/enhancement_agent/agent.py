@@ -61,7 +61,7 @@ async def enhance(task: EnhanceContent, ctx: TaskContext) -> EnhancedContent:
         model = settings.model if not note else None
         changes = changed_lines(task.markdown, text)
     await ctx.progress(60, "applying rules of spelling and style")
-    corrected = await asyncio.to_thread(correct, text, style_wanted=task.style, language=language)
+    corrected = await asyncio.to_thread(correct, text, requested_style=task.style, language=language)
     await ctx.progress(90, "measuring readability again")
     after = await asyncio.to_thread(readability, corrected.markdown, language)
     if language == UNKNOWN:

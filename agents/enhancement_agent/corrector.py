@@ -20,7 +20,7 @@ class Corrected:
     changes: list[Change]
 
 
-def correct(markdown: str, *, style_wanted: str = "", language: str = "en") -> Corrected:
+def correct(markdown: str, *, requested_style: str = "", language: str = "en") -> Corrected:
     """The document with spelling, style and whitespace corrected; everything but prose stays byte for byte.
 
     English gets all rules, other languages only the whitespace ones. No newline is added or removed, so line numbers
@@ -31,7 +31,7 @@ def correct(markdown: str, *, style_wanted: str = "", language: str = "en") -> C
     refused: set[tuple[str, str]] = set()
     for _ in range(MAX_PASSES):
         found = blocks(text)
-        per_block = _edits(found, text, style_wanted.lower(), language.lower().split("-")[0])
+        per_block = _edits(found, text, requested_style.lower(), language.lower().split("-")[0])
         edited, made = _apply(text, found, per_block, refused)
         if not made:
             return Corrected(text, changes)
@@ -40,7 +40,7 @@ def correct(markdown: str, *, style_wanted: str = "", language: str = "en") -> C
     return Corrected(markdown, [])
 
 
-def _edits(found: list[Block], text: str, style_wanted: str, language: str) -> list[list[Edit]]:
+def _edits(found: list[Block], text: str, requested_style: str, language: str) -> list[list[Edit]]:
     per_block: list[list[Edit]] = [list(style.whitespace(block)) if block.kind != "heading" else [] for block in found]
     if language != "en":
         return [[edit for edit in edits if edit.kind == "whitespace"] for edits in per_block]
@@ -56,7 +56,7 @@ def _edits(found: list[Block], text: str, style_wanted: str, language: str) -> l
         per_block[index] += style.wordy_phrases(block)
         per_block[index] += marks[index]
         per_block[index] += style.capitals(block)
-        if "formal" in style_wanted and "informal" not in style_wanted:
+        if "formal" in requested_style and "informal" not in requested_style:
             per_block[index] += style.formal_forms(block)
         if block.kind == "paragraph":
             per_block[index] += style.long_sentences(block)

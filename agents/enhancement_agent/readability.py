@@ -21,7 +21,7 @@ _MARK = re.compile(r"\[\^?[\w-]+\]|<[^<>]+>|https?://\S+|[*_~`#]+")
 _VOWEL_GROUP = re.compile(r"[aeiouy]+")
 _SILENT_ENDING = re.compile(
     r"[^aeiouyl]e$|[aeiouy]le$"  # hope, whole, but not table
-    r"|[^aeiouydtrl]ed$|[aeiouy][rl]ed$|lled$|rred$"  # walked, shared, called, but not wanted, hundred, settled
+    r"|[^aeiouydtrl]ed$|[aeiouy][rl]ed$|lled$|rred$"  # walked, shared, called, but not needed, hundred, settled
     r"|[^aeiouycgsxzlh]es$|[aeiouy]les$|[^cs]hes$"  # makes, files, but not boxes, churches, tables
     r"|[^aeiouy]e(?:less|ly|ments?|ful|fully)$"  # careless, lovely, statement
 )

@@ -10,5 +10,5 @@ the same issues always give the same verdict.
     link_check, model_review, prompts        what asks others
     document, language                       an article parsed, English cut into sentences and terms
 
-It imports the kit alone: an article reaches it as Markdown, whoever wrote it.
+It imports the kit alone: an article reaches it as Markdown, by whatever agent it was written.
 """

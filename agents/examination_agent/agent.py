@@ -39,7 +39,7 @@ def reviewer() -> Reviewer:
 
 @agent.task("review_content", timeout_seconds=_TASK_TIMEOUT_SECONDS)
 async def review_content(task: ReviewContent, ctx: TaskContext) -> ReviewedContent:
-    """Approve an article, return it for revision with issues that name place and mistake, or reject it."""
+    """Approve an article, return it for revision with issues that name passage and mistake, or reject it."""
     own = settings()
     notes: list[str] = []
     await ctx.progress(5, "reading the article")

@@ -109,7 +109,7 @@ class Evidence:
         total = max(1, len(self.passages))
         self.capital_nouns = has_capital_nouns(" ".join(self.texts))
         self.rarity = {term: math.log(1 + total / count) for term, count in counts.items()}
-        # A word no source has is as telling as the rarest, not more: paraphrases bring new words.
+        # A word no source has weighs as much as the rarest, not more: paraphrases bring new words.
         self.unknown_rarity = max(self.rarity.values(), default=1.0)
 
     def support(self, sentence: str) -> tuple[float, int | None]:
@@ -129,7 +129,7 @@ class Evidence:
     def opposed(self, sentence: str) -> tuple[str, str] | None:
         """A word of the sentence, and its opposite in the passage that says the same otherwise; None where all agree.
 
-        Only where no passage that comes as near has the word itself: sources may tell of a rise and of a fall.
+        Only where no passage that comes as near has the word itself: sources may report a rise and a fall.
         """
         own = set(terms(sentence))
         for term in sorted(own & OPPOSITES.keys()):

@@ -67,7 +67,7 @@ _GERMAN_SHARE = 0.1
 
 
 def has_capital_nouns(text: str) -> bool:
-    """Whether it is German, where every noun has a capital, so that capitals tell no names."""
+    """Whether it is German, where every noun has a capital, so that capitals mark no names."""
     found = re.findall(r"[^\W\d_]+", text.casefold())
     return sum(word in _GERMAN for word in found) > _GERMAN_SHARE * max(1, len(found))
 
@@ -110,7 +110,7 @@ def terms(text: str) -> list[str]:
     found = []
     for word in _WORD.findall(plain(text)):
         if _UNDIVIDED.search(word):
-            # No space tells where its words end; pairs of characters find the same matter well enough.
+            # No space marks where its words end; pairs of characters find the same matter well enough.
             found += [word[at : at + 2] for at in range(max(1, len(word) - 1))]
             continue
         lower = word.casefold().replace("\u2019", "'").removesuffix("'s")

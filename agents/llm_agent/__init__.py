@@ -5,7 +5,7 @@ Without one it writes offline: it selects sentences of the sources, orders them 
 returns names how it was made (`offline`, `model`) and what a reader should know (`note`).
 
     agent                                  the tasks
-    prompts, answers                       the path with a model
+    prompts, model_output                  the path with a model
     corpus, ranking, selection             sources as sections and sentences, their weight, which are taken
     offline, composition, form, revision   an article made of them, and changed as a review asks
     article, markdown, sentences, vocabulary, preferences

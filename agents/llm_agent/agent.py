@@ -9,9 +9,9 @@ from pantheon.language_model import LanguageModel, Prompt, require_models
 from pantheon.text.words import count_words
 
 from . import offline
-from .answers import article_of, summary_of
 from .article import Entry
 from .corpus import read_sources
+from .model_output import article_of, summary_of
 from .models import Citation, GenerateContent, GeneratedContent, SummarizeContent, SummarizedContent
 from .preferences import read_preferences
 from .prompts import SUMMARIZER, summarizer_prompt, writer_instructions, writer_prompt

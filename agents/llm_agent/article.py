@@ -116,7 +116,7 @@ def render_sources(entries: Sequence[Entry], cited: Iterable[int]) -> str:
     chosen = [entry for entry in sorted(entries, key=lambda entry: entry.number) if entry.number in numbers]
     if not chosen:
         return ""
-    # A Markdown list counts on by itself: with a gap, numbers must be written out to stay what the marks say.
+    # A Markdown list counts on by itself: with a gap, numbers must be written out to match the marks.
     counted = [entry.number for entry in chosen] == list(range(1, len(chosen) + 1))
     lines = []
     for entry in chosen:

@@ -171,7 +171,7 @@ def _gaps_closed(
 
 
 def _may_close(selection: Selection, sentence: Sentence) -> bool:
-    # A sentence of two words says something where it stood, though not elsewhere.
+    # A sentence of two words means something where it stood, though not in another position.
     fits = selection.may_take(sentence) or is_usable(sentence.text, min_words=2)
     return fits and sentence.index not in selection.banned and sentence.index not in selection.taken
 
@@ -258,7 +258,8 @@ def _ordered_by_value(selection: Selection, groups: list[Group]) -> list[Group]:
 
 
 def _shares(selection: Selection, groups: list[Group], budget: int) -> list[int]:
-    """The budget over the groups by their value, none more than it has to say; what one leaves goes to the others."""
+    """The budget over the groups by their value, none more than its sentences fill; what one leaves
+    goes to the others."""
     limits = [float(_available(selection, group)) for group in groups]
     shares = [0.0] * len(groups)
     left = float(budget)
@@ -283,7 +284,7 @@ def name_groups(groups: list[Group], corpus: Corpus, ranking: Ranking, title: st
         first = group.sections[0]
         gathered = len(group.sections) > 1 and len({section.source for section in group.sections}) == 1
         # No heading of one small section heads them all.
-        candidates = [s.heading for s in group.sections if _says_something(s.heading) and not gathered]
+        candidates = [s.heading for s in group.sections if _is_specific(s.heading) and not gathered]
         candidates += [corpus.titles[section.source - 1] for section in group.sections if _is_short(corpus, section)]
         candidates.append(keyword_heading(ranking, group.sentences))
         free = [candidate for candidate in candidates if candidate and candidate.casefold() not in used]
@@ -291,7 +292,7 @@ def name_groups(groups: list[Group], corpus: Corpus, ranking: Ranking, title: st
         used.add(group.heading.casefold())
 
 
-def _says_something(heading: str) -> bool:
+def _is_specific(heading: str) -> bool:
     return bool(heading) and not _GENERIC_HEADING.match(heading) and not OPENING.match(heading)
 
 

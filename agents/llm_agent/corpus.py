@@ -48,7 +48,7 @@ _LEANING = re.compile(
     r"after (?:this|that)|because of (?:this|that|it)|to do (?:so|this|that))\b",
     re.IGNORECASE,
 )
-# Counted things that were counted out in the sentence before: "answers all four".
+# Counted things that were counted out in the sentence before: "meets all four".
 _COUNTED = re.compile(
     r"(?<=\w )all (?:two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|forty|fifty|hundred)\b|"
     r"\b(?:the other|of the|these|the) (?:two|three|four|five|six)\b(?! \w+s\b)",

@@ -66,7 +66,7 @@ def blocks_of(markdown: str, *, keep_marks: bool = False) -> list[Block]:
                 blocks.append(Block("other", "", _line(token)))
             case "code_block":
                 # A paragraph of plain text with its first line indented reads as code in Markdown.
-                prose = looks_like_prose(token.content)
+                prose = reads_as_prose(token.content)
                 text = " ".join(token.content.split()) if prose else ""
                 blocks.append(Block("paragraph" if prose else "other", text, _line(token)))
             case _:
@@ -74,7 +74,7 @@ def blocks_of(markdown: str, *, keep_marks: bool = False) -> list[Block]:
     return blocks
 
 
-def looks_like_prose(text: str) -> bool:
+def reads_as_prose(text: str) -> bool:
     letters = sum(character.isalpha() or character in " ,.'\n" for character in text)
     return len(text.split()) >= _PROSE_MIN_WORDS and letters >= 0.93 * len(text) and text.rstrip().endswith((".", "?"))
 

@@ -107,7 +107,7 @@ def as_bullets(article: Article) -> None:
 
 
 def disagreements(selection: Selection) -> list[tuple[Sentence, Sentence]]:
-    """Pairs of sentences of two sources that say the same with other figures, of which the article has one at least.
+    """Pairs of sentences of two sources that state the same with other figures, of which the article has one at least.
 
     No rule can decide which is right: the note names both for the reader.
     """
@@ -161,7 +161,8 @@ def _weight(line: Line, selection: Selection) -> float:
 
 
 def summarize(sources: Sequence[SourceText], topic: str, max_words: int, style: str) -> Summarized:
-    """The sentences that say most, in the order of the sources, and key points that the summary does not repeat.
+    """The sentences with the most content, in the order of the sources, and key points that the summary does not
+    repeat.
 
     Raises NothingToWriteFrom when no sentence of the sources can be used.
     """

@@ -1,4 +1,4 @@
-"""A finished article changed as its review asks: sentences mended or dropped, parts put in order, length kept."""
+"""A finished article changed as its review asks: sentences mended or dropped, parts reordered, length kept."""
 
 import re
 from collections.abc import Sequence
@@ -162,7 +162,7 @@ def _deal_with_line(revision: Revision, kind: str, paragraph: Paragraph, positio
 
 
 def _replaced_by_source(revision: Revision, paragraph: Paragraph, position: int) -> bool:
-    """Say it as the source does, where the source speaks of the same and says it otherwise."""
+    """Use the wording of the source, where the source speaks of the same in other words."""
     line, selection = paragraph.lines[position], revision.selection
     if line.origin is not None and folded(selection.corpus.sentences[line.origin].text) == folded(line.text):
         return False  # these are the source's words already, and the review objects to them
@@ -244,7 +244,7 @@ def _unlink(revision: Revision, finding: Finding) -> None:
 
 
 def _mend_citations(revision: Revision) -> None:
-    """No mark without an entry. Entries that nobody cites fall away when the list is written."""
+    """No mark without an entry. Entries without a citation fall away when the list is written."""
     known = {entry.number for entry in revision.entries}
     for part in revision.article.parts:
         for paragraph in part.paragraphs:

@@ -15,14 +15,20 @@ INSTALL_SECONDS = 600
 
 async def python_of(peer: Peer, folder: Path = FOLDER) -> Path:
     """The Python of a peer's environment, with exactly the pinned versions installed. Raises BenchError."""
-    environment = folder / peer.name
+    environment = folder / peer.folder
     python, note = environment / "bin" / "python", environment / MADE_FROM
-    required = "\n".join(peer.requirements) + "\n"
+    required = "\n".join((*peer.requirements, *peer.packages)) + "\n"
+    if peer.packages and shutil.which("npm") is None:
+        raise BenchError(f"{peer.title} is installed by npm, which is not on PATH")
     if python.exists() and note.exists() and note.read_text() == required:
         return python
     await asyncio.to_thread(_clear, environment)
     await _run(peer, sys.executable, "-m", "venv", str(environment))
     await _run(peer, str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements)
+    if peer.packages:
+        # Without their scripts: one of them would send data about this machine.
+        quiet = ("--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--silent")
+        await _run(peer, "npm", "install", "--prefix", str(environment), *quiet, *peer.packages)
     note.write_text(required)
     return python
 

@@ -11,11 +11,14 @@ from benchmarks.peers.peer import PEERS, Peer
 from benchmarks.rig import REPOSITORY, BenchError, Process, Rig, spent
 from benchmarks.rounds import Amounts
 from benchmarks.shapes import CHAIN_STEPS
+from pantheon.stack.servers.ports import pick_free
 
 SERVERS = ("nats", "postgres", "valkey")
 # A load round of fewer is too short for a rate.
 LEAST_LOAD_WORKFLOWS = 4
 IDLE_DIVISOR = 2
+# So many free ports are named to a peer.
+PORTS = 4
 WARM_UP_DIVISOR = 4
 
 
@@ -83,7 +86,8 @@ class Contest:
             used = spent(before, self._rig.usage())
             idle = await drivers[0].ask(what="idle", workflows=max(3, self._amounts.idle_workflows // IDLE_DIVISOR))
         finally:
-            await asyncio.gather(*(self._rig.stop(process) for process in started))
+            for process in reversed(started):
+                await self._rig.stop(process)
         # Both or neither: rounds of a series stay paired with those of the others.
         series = self._series.setdefault(peer.name, Series.empty(peer.name, peer.title, CHAIN_STEPS))
         theirs = {name: value for name, value in used.items() if name in SERVERS or name.startswith(peer.name)}
@@ -98,6 +102,16 @@ class Contest:
             "REDIS_URL": f"{self._rig.valkey.url.removesuffix('/0')}/{self._round % 16}",
             "PYTHONPATH": f"{peer.program.parent}:{REPOSITORY}",
         }
+        ports: list[int] = []
+        for _ in range(PORTS):
+            ports.append(pick_free(ports))
+        environment["BENCH_PORTS"] = ",".join(map(str, ports))
+        environment["BENCH_FOLDER"] = str(self._rig.folder / f"{peer.name}_{self._round}")
+        for arguments in peer.servers:
+            server = await self._rig.spawn(
+                f"{peer.name}_{arguments[0]}", str(peer.program), *arguments, program=python, environment=environment
+            )
+            started.append(server)
         drivers = []
         # Drivers first: they make the schema that workers need.
         for number, arguments in enumerate(peer.drivers, start=1):

@@ -16,16 +16,25 @@ class Peer:
     requirements: tuple[str, ...]
     # One process each; they are up when they take the first workflow.
     workers: tuple[tuple[str, ...], ...]
+    # Packages of npm, beside its Python's, in `node_modules` of its environment.
+    packages: tuple[str, ...] = ()
+    # Servers of its own, started before everything else, with free ports (BENCH_PORTS) and a folder (BENCH_FOLDER).
+    servers: tuple[tuple[str, ...], ...] = ()
     # Load is divided among them, one at a time is measured at the first.
     drivers: tuple[tuple[str, ...], ...] = ((),)
     # Of our load's workflows it gets one in so many: a round then takes as long as ours or a little more.
     load_divisor: int = 5
-    # Where its program is, in a folder of its name.
+    # Where its program is, in a folder of its name, or of the engine's where it is measured in several ways.
     programs: Path = PROGRAMS
+    engine: str = ""
+
+    @property
+    def folder(self) -> str:
+        return self.engine or self.name
 
     @property
     def program(self) -> Path:
-        return self.programs / self.name / "program.py"
+        return self.programs / self.folder / "program.py"
 
 
 _CELERY_WORKER = (
@@ -34,6 +43,22 @@ _CELERY_WORKER = (
 )
 _TASKIQ_WORKER = ("-m", "taskiq", "worker", "program:broker", "--workers", "2", "--log-level", "WARNING")
 _PROCRASTINATE_WORKER = ("-m", "procrastinate", "--app", "program.app", "worker", "--concurrency", "10")
+
+
+def _restate(name: str, title: str, workflow: str) -> Peer:
+    """In one process for each core, as the others; the server has its own."""
+    return Peer(
+        name,
+        title,
+        ("restate-sdk==1.2.0", "granian==2.8.9", "uvloop==0.23.0", "aiohttp==3.14.3"),
+        workers=(),
+        packages=("@restatedev/restate-server@1.7.12",),
+        servers=(("server",), ("service",)),
+        drivers=(("drive", workflow),),
+        load_divisor=10,
+        engine="restate",
+    )
+
 
 PEERS: Mapping[str, Peer] = {
     peer.name: peer
@@ -66,5 +91,7 @@ PEERS: Mapping[str, Peer] = {
             (_PROCRASTINATE_WORKER, _PROCRASTINATE_WORKER),
             load_divisor=10,
         ),
+        _restate("restate_calls", "Restate, five calls", "calls"),
+        _restate("restate_runs", "Restate, five ctx.run", "runs"),
     )
 }

@@ -64,7 +64,8 @@ class ResponseTime:
 
     def remembered(self, now: float) -> float:
         """How much of it still counts, 0 to 1."""
-        return float(0.5 ** (max(0.0, now - self.at - FORGET_HALF_SECONDS) / FORGET_HALF_SECONDS))
+        unconfirmed = now - self.at - FORGET_HALF_SECONDS
+        return 1.0 if unconfirmed <= 0.0 else float(0.5 ** (unconfirmed / FORGET_HALF_SECONDS))
 
     def learn(self, milliseconds: float, now: float) -> None:
         kept = (1 - WEIGHT) * self.remembered(now)
@@ -161,6 +162,8 @@ class AgentHealth:
 
     @staticmethod
     def _faded(health: HealthOfAgent, now: float) -> float:
+        if health.failure_rate == 0.0:
+            return 0.0
         return float(health.failure_rate * 0.5 ** ((now - health.judged_at) / FORGET_HALF_SECONDS))
 
     def response_ms(self, agent: str, task_type: str) -> float | None:

@@ -30,7 +30,8 @@ log = structlog.get_logger()
 
 # As many rows as one transition's batch holds.
 TAKE_LIMIT = 256
-# A row that was taken and could not be dispatched (the agent that it sticks to is full) lets others go first this long.
+# A row that was taken and could not be dispatched (the agent that it sticks to is full) comes after the others for
+# this long.
 HOLD_SECONDS = 0.5
 # So many rows at most are held back: beyond, the oldest get another chance.
 HELD_LIMIT = 2000
@@ -43,13 +44,16 @@ CHECK_MAX_SECONDS = 2.0
 # count its window as full. Then only the broker knows.
 CHECK_SHARED_SECONDS = 0.1
 UNSERVED_LIMIT = 1000
+# The broker is asked about so many agents at once, and about so many in a sweep: of very many, these in rotation.
+CHECKS_AT_ONCE = 64
+CORRECTED_PER_SWEEP = 64
 
 
 class Routes(Protocol):
     """What is asked of the router."""
 
     def room(self, task_type: str, pinned_agent: str | None) -> int: ...
-    def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]: ...
+    def agents(self, task_type: str, pinned_agent: str | None) -> Sequence[str]: ...
 
 
 class CachedRuns(Protocol):
@@ -88,6 +92,8 @@ class QueueDispatcher:
         self._takes: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._held: dict[UUID, float] = {}
+        # How far the sweeps have come in their rotation.
+        self._corrected = 0
 
     async def start(self) -> None:
         self._loop_task = asyncio.create_task(self._run(), name="dispatch-queued")
@@ -103,7 +109,7 @@ class QueueDispatcher:
             groups: dict[tuple[str, ...], list[Queue]] = {}
             for name in self._admission.queues:
                 queue = Queue.of(name)
-                groups.setdefault(self._routes.agents(queue.task_type, queue.agent), []).append(queue)
+                groups.setdefault(tuple(self._routes.agents(queue.task_type, queue.agent)), []).append(queue)
             self._signal.awaited = frozenset(agent for agents in groups for agent in agents)
             for agents, queues in groups.items():
                 # A task of its own for each group: one whose rows are slow to dispatch does not hold up the others.
@@ -126,6 +132,9 @@ class QueueDispatcher:
             room = self._routes.room(queues[0].task_type, queues[0].agent)
             if room <= 0:
                 for agent in agents:
+                    if len(self._checks) >= CHECKS_AT_ONCE:
+                        # The sweep corrects the others.
+                        break
                     # Else it is paused or its circuit is open: the end of that wakes the dispatcher, or the next sweep.
                     if self._admission.window.room(agent) <= 0:
                         self._check(agent)
@@ -240,7 +249,10 @@ class QueueDispatcher:
         if unserved:
             for root_task_id, task_id in await admission.ready_queue.unserved(unserved, UNSERVED_LIMIT):
                 self._inbox.post(Due(root_task_id, task_id))
-        for agent in admission.window.busy():
+        busy = admission.window.busy()
+        first = self._corrected % len(busy) if len(busy) > CORRECTED_PER_SWEEP else 0
+        self._corrected = first + CORRECTED_PER_SWEEP
+        for agent in [*busy[first:], *busy[:first]][:CORRECTED_PER_SWEEP]:
             await self.correct(agent)
         self.wake()
 

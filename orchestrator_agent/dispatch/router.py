@@ -1,17 +1,24 @@
 """Router: which agent gets a task: scored by load, response time and failures, within what the step requires.
 
 Scores are a function of what is known now; nothing here does I/O. Lower is better:
-`load + response_time / RESPONSE_SCALE + FAILURE_WEIGHT * failure_rate`, then chance among near equals.
+`load + response_time / RESPONSE_SCALE + FAILURE_WEIGHT * failure_rate`, then chance among near equals. Where many
+agents serve a type, some of those that have slots are scored (`shortlist`), so that a decision costs the same whatever
+their number.
 """
 
+import bisect
 import hashlib
+import heapq
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from itertools import islice
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
+from orchestrator_agent.dispatch.shortlist import ALL, Shortlist
 from orchestrator_agent.engine.decisions import Placement, RouteRequest, WaitReasons
 from orchestrator_agent.workflows.library import Library
 from orchestrator_agent.workflows.plan import Plan
@@ -27,6 +34,19 @@ FAILURE_WEIGHT = 2.0
 AVOID_PENALTY = 10.0
 # Scores this near to the best are equals: without chance among them, every orchestrator would choose the same one.
 NEAR = 0.05
+# A note of why an agent was chosen has so many others, at most so many bytes, and so much of a sticky text; a wait's
+# reasons name so many agents.
+NOTED_OTHERS = 3
+NOTE_BYTES = 1024
+NOTED_CHARS = 200
+SHOWN_AGENTS = 20
+# Texts of sticky tasks whose agents are remembered, and how many agents for each: the first that can take tasks counts.
+STICKY_TEXTS = 4096
+STICKY_AGENTS = 8
+# Shortlists that are kept: one for each task type and requirements.
+SHORTLISTS = 256
+# Of room, more than a batch of rows is not needed.
+ROOM_LIMIT = 256
 
 
 class LiveInstances(Protocol):
@@ -94,7 +114,7 @@ class Bar(Enum):
     FULL = auto()  # its slots are taken, or its rate limit is reached
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Candidate:
     """An agent that serves a task type, as a decision sees it. `excluded` is why it cannot be chosen."""
 
@@ -106,7 +126,11 @@ class Candidate:
     bar: Bar | None = None
     excluded: str | None = None
 
-    def barred(self, bar: Bar, reason: str) -> "Candidate":
+    @property
+    def barred(self) -> bool:
+        return self.bar is not None
+
+    def barred_by(self, bar: Bar, reason: str) -> "Candidate":
         return replace(self, bar=bar, excluded=reason)
 
     def score(self, avoid: str | None) -> float:
@@ -115,19 +139,14 @@ class Candidate:
         penalty = AVOID_PENALTY if self.agent == avoid else 0.0
         return load + slow + FAILURE_WEIGHT * self.failure_rate + penalty
 
-    def shown(self, avoid: str | None) -> dict[str, Any]:
-        values: dict[str, Any] = {
-            "agent": self.agent,
-            "score": round(self.score(avoid), 3),
-            "outstanding": self.outstanding,
-            "capacity": self.capacity,
-            "failure_rate": round(self.failure_rate, 3),
-        }
-        if self.response_ms is not None:
-            values["response_ms"] = round(self.response_ms, 1)
-        if self.excluded is not None:
-            values["excluded"] = self.excluded
-        return values
+    def shown(self, score: float) -> str:
+        """JSON, put together by hand, as it is made at each decision: the name of an agent needs no escapes."""
+        slow = "" if self.response_ms is None else f',"response_ms":{self.response_ms:.1f}'
+        why = "" if self.excluded is None else f',"excluded":{json_bytes(self.excluded).decode()}'
+        return (
+            f'{{"agent":"{self.agent}","score":{score:.3f},"outstanding":{self.outstanding},'
+            f'"capacity":{self.capacity},"failure_rate":{self.failure_rate:.3f}{slow}{why}}}'
+        )
 
 
 def choose(candidates: Sequence[Candidate], *, avoid: str | None, sticky: str | None, draw: float) -> Candidate | None:
@@ -154,6 +173,34 @@ def choose(candidates: Sequence[Candidate], *, avoid: str | None, sticky: str | 
 
 def _weight(sticky: str, agent: str) -> bytes:
     return hashlib.blake2b(f"{sticky}\0{agent}".encode(), digest_size=8).digest()
+
+
+def _note(request: RouteRequest, chosen: Candidate, candidates: Sequence[Candidate], serving: int) -> bytes:
+    """Why an agent was chosen: the others that were weighed, best first, as far as `NOTE_BYTES`, and of how many."""
+    avoid = request.avoid
+    others = [(candidate.barred, candidate.score(avoid), candidate) for candidate in candidates]
+    others.sort(key=_rank)
+    shown = [chosen.shown(chosen.score(avoid))]
+    shown += [candidate.shown(score) for _, score, candidate in others if candidate is not chosen][:NOTED_OTHERS]
+    end = "" if avoid is None else f',"avoided":"{avoid}"'
+    if request.sticky is not None:
+        end += f',"sticky":{json_bytes(request.sticky[:NOTED_CHARS]).decode()}'
+    while True:
+        number = f',"serving":{serving}' if serving > len(shown) else ""
+        note = f'{{"chosen":"{chosen.agent}","candidates":[{",".join(shown)}]{number}{end}}}'.encode()
+        if len(note) <= NOTE_BYTES or not shown:
+            return note
+        shown.pop()
+
+
+def _rank(candidate: tuple[bool, float, Candidate]) -> tuple[bool, float]:
+    return candidate[:2]
+
+
+def _among(names: Sequence[str], name: str) -> bool:
+    """Whether a name is one of the sorted `names`."""
+    at = bisect.bisect_left(names, name)
+    return at < len(names) and names[at] == name
 
 
 def unfit(requires: Requires, records: Collection[InstanceRecord], candidate: Candidate) -> str | None:
@@ -217,38 +264,104 @@ class Router:
     admission: AdmissionPolicy = field(default_factory=AdmitAll)
     random: Random = field(default_factory=Random)
 
-    def candidates(self, request: RouteRequest) -> list[Candidate]:
-        found = []
+    def __post_init__(self) -> None:
+        # Those of each agent, as the registry lists them now, and what they are by task type.
+        self._instances: dict[
+            str, tuple[Sequence[InstanceRecord], dict[str, tuple[int, Sequence[InstanceRecord]]]]
+        ] = {}
+        self._shortlists: OrderedDict[tuple[str, str | None], Shortlist[Candidate]] = OrderedDict()
+        self._sticky: OrderedDict[tuple[str, str], tuple[Sequence[str], list[str]]] = OrderedDict()
+
+    def candidates(self, request: RouteRequest) -> Iterator[Candidate]:
+        """Every agent that serves the task's type, one after the other."""
         for agent in self.agents(request.task_type, request.pinned_agent):
-            records = [record for record in self.registry.instances(agent) if request.task_type in record.task_types]
+            yield self._candidate(request, agent)
+
+    def _candidate(self, request: RouteRequest, agent: str) -> Candidate:
+        task_type = request.task_type
+        capacity, ready = self._ready(agent, task_type)
+        candidate = Candidate(
+            agent,
+            capacity,
+            self.admission.at_work(agent),
+            self.experience.response_ms(agent, task_type),
+            self.experience.failure_rate(agent),
+        )
+        return self._judged(request, candidate, ready)
+
+    def _ready(self, agent: str, task_type: str) -> tuple[int, Sequence[InstanceRecord]]:
+        """The instances of an agent that take tasks of a type, and how many tasks they work on at once; draining ones
+        where there are no others."""
+        listed = self.registry.instances(agent)
+        known = self._instances.get(agent)
+        if known is None or known[0] is not listed:
+            known = self._instances[agent] = listed, {}
+        found = known[1].get(task_type)
+        if found is None:
+            records = [record for record in listed if task_type in record.task_types]
             ready = [record for record in records if record.status == "ready"] or records
-            candidate = Candidate(
-                agent=agent,
-                capacity=sum(record.max_concurrency for record in ready),
-                outstanding=self.admission.at_work(agent),
-                response_ms=self.experience.response_ms(agent, request.task_type),
-                failure_rate=self.experience.failure_rate(agent),
-            )
-            found.append(self._judged(request, candidate, ready))
+            found = known[1][task_type] = sum(record.max_concurrency for record in ready), ready
         return found
+
+    def _scored(self, request: RouteRequest) -> tuple[list[Candidate], int]:
+        """The candidates that a decision weighs, and of how many."""
+        agents = self.agents(request.task_type, request.pinned_agent)
+        if len(agents) <= ALL:
+            return [self._candidate(request, agent) for agent in agents], len(agents)
+        if request.sticky is not None:
+            ranked = self._ranked(request.task_type, request.sticky, agents)
+            found = [self._candidate(request, agent) for agent in ranked]
+            if any(candidate.bar in (None, Bar.FULL) for candidate in found):
+                return found, len(agents)
+            return [self._candidate(request, agent) for agent in agents], len(agents)
+        return self._shortlist(request, agents).draw(lambda agent: self._candidate(request, agent)), len(agents)
+
+    def _ranked(self, task_type: str, sticky: str, agents: Sequence[str]) -> list[str]:
+        """The agents that a sticky text leads to, the first choice first."""
+        key = (task_type, sticky)
+        known = self._sticky.get(key)
+        if known is not None and known[0] is agents:
+            self._sticky.move_to_end(key)
+            return known[1]
+        ranked = heapq.nlargest(STICKY_AGENTS, agents, key=lambda agent: _weight(sticky, agent))
+        self._sticky[key] = agents, ranked
+        if len(self._sticky) > STICKY_TEXTS:
+            self._sticky.popitem(last=False)
+        return ranked
+
+    def _shortlist(self, request: RouteRequest, agents: Sequence[str]) -> Shortlist[Candidate]:
+        key = (request.task_type, None if request.requires is None else request.requires.model_dump_json())
+        known = self._shortlists.get(key)
+        if known is not None and known.names is agents:
+            self._shortlists.move_to_end(key)
+            return known
+        made = self._shortlists[key] = Shortlist(agents, self.random)
+        if len(self._shortlists) > SHORTLISTS:
+            self._shortlists.popitem(last=False)
+        return made
+
+    def slot_freed(self, agent: str) -> None:
+        """A slot of an agent is free again."""
+        for shortlist in self._shortlists.values():
+            shortlist.slot_freed(agent)
 
     def _judged(self, request: RouteRequest, candidate: Candidate, records: Collection[InstanceRecord]) -> Candidate:
         agent = candidate.agent
         # First what will not change: no task should wait for the end of a pause that would not help it.
         if request.requires is not None and (reason := unfit(request.requires, records, candidate)) is not None:
-            return candidate.barred(Bar.UNFIT, reason)
+            return candidate.barred_by(Bar.UNFIT, reason)
         if agent in self.pauses.agents:
-            return candidate.barred(Bar.PAUSED, "it is paused")
+            return candidate.barred_by(Bar.PAUSED, "it is paused")
         if not self.experience.admits(agent):
             if self.experience.circuit(agent) == "open":
                 seconds = math.ceil(self.experience.open_for(agent))
-                return candidate.barred(Bar.BROKEN, f"its circuit is open for {seconds} s more")
-            return candidate.barred(Bar.BROKEN, "its circuit is half open, and one task tries it")
+                return candidate.barred_by(Bar.BROKEN, f"its circuit is open for {seconds} s more")
+            return candidate.barred_by(Bar.BROKEN, "its circuit is half open, and one task tries it")
         if self.admission.room(agent) <= 0:
-            return candidate.barred(Bar.FULL, self.admission.full(agent))
+            return candidate.barred_by(Bar.FULL, self.admission.full(agent))
         return candidate
 
-    def place(self, request: RouteRequest) -> Placement | None:
+    def choose(self, request: RouteRequest) -> Placement | None:
         if request.workflow is not None and request.workflow in self.pauses.workflows:
             return None
         if not self.admission.admits(request):
@@ -262,17 +375,13 @@ class Router:
                 return None
             self._assign(request, agent)
             return Placement(agent)
-        candidates = self.candidates(request)
+        candidates, serving = self._scored(request)
         chosen = choose(candidates, avoid=request.avoid, sticky=request.sticky, draw=self.random.random())
         if chosen is None:
             return None
         self._assign(request, chosen.agent)
-        reasons = {"chosen": chosen.agent, "candidates": [candidate.shown(request.avoid) for candidate in candidates]}
-        if request.avoid is not None:
-            reasons["avoided"] = request.avoid
-        if request.sticky is not None:
-            reasons["sticky"] = request.sticky
-        return Placement(chosen.agent, json_bytes(reasons) if len(candidates) > 1 or request.requires else None)
+        noted = serving > 1 or request.requires is not None
+        return Placement(chosen.agent, _note(request, chosen, candidates, serving) if noted else None)
 
     def _assign(self, request: RouteRequest, agent: str) -> None:
         self.admission.assigned(request, agent)
@@ -281,6 +390,8 @@ class Router:
     def served(self, request: RouteRequest) -> bool:
         if request.workflow is not None and request.workflow in self.pauses.workflows:
             return True
+        if request.requires is None:
+            return bool(self.agents(request.task_type, request.pinned_agent))
         # Busy, paused and broken agents will take tasks again; those that do not fit will not.
         return any(candidate.bar is not Bar.UNFIT for candidate in self.candidates(request))
 
@@ -291,11 +402,14 @@ class Router:
         instances = sum(request.task_type in record.task_types for record in records)
         # Free, and not chosen: other rows are before this one in its queue, or its text leads to another agent.
         free = "it has a place for who is next in line" if request.sticky is None else "the task keeps to another one"
-        reasons = {candidate.agent: candidate.excluded or free for candidate in self.candidates(request)}
+        shown = islice(self.candidates(request), SHOWN_AGENTS)
+        reasons = {candidate.agent: candidate.excluded or free for candidate in shown}
         if request.pinned_agent is not None:
             named = f"the step names '{request.pinned_agent}'"
-            reasons |= {agent: named for agent in serving if agent != request.pinned_agent}
-        return WaitReasons(request.task_type, self._holds_up(request, serving), instances, reasons)
+            others = (agent for agent in serving if agent != request.pinned_agent)
+            reasons |= dict.fromkeys(islice(others, SHOWN_AGENTS - len(reasons)), named)
+        more = len(serving) - len(reasons)
+        return WaitReasons(request.task_type, self._holds_up(request, serving), instances, reasons, more)
 
     def _holds_up(self, request: RouteRequest, serving: Collection[str]) -> str | None:
         """What keeps a task from every agent."""
@@ -310,21 +424,26 @@ class Router:
         return f"'{pinned}' does not serve it" if there else f"no instance of '{pinned}' is there"
 
     def room(self, task_type: str, pinned_agent: str | None) -> int:
-        """How many tasks of a type may be dispatched now."""
-        room = 0
-        for agent in self.agents(task_type, pinned_agent):
-            if agent not in self.pauses.agents and self.experience.admits(agent):
-                slots = max(0, self.admission.room(agent))
-                room += min(1, slots) if self.experience.circuit(agent) == "half_open" else slots
-        return room
+        """How many tasks of a type may be dispatched now; of very many agents, as far as `ROOM_LIMIT`."""
+        agents = self.agents(task_type, pinned_agent)
+        if len(agents) <= ALL:
+            return sum(map(self._room_of, agents))
+        return self._shortlist(RouteRequest(task_type), agents).room(self._room_of, ROOM_LIMIT)
 
-    def agents(self, task_type: str, pinned_agent: str | None) -> tuple[str, ...]:
-        """The agents that serve a task type now."""
-        return tuple(
-            agent
-            for agent in self.registry.serving(task_type)
-            if agent != ORCHESTRATOR and pinned_agent in (None, agent)
-        )
+    def _room_of(self, agent: str) -> int:
+        if agent in self.pauses.agents or not self.experience.admits(agent):
+            return 0
+        slots = max(0, self.admission.room(agent))
+        return min(1, slots) if self.experience.circuit(agent) == "half_open" else slots
+
+    def agents(self, task_type: str, pinned_agent: str | None) -> Sequence[str]:
+        """The agents that serve a task type now; the same tuple as long as they are the same."""
+        serving = self.registry.serving(task_type)
+        if pinned_agent is not None:
+            return (pinned_agent,) if _among(serving, pinned_agent) and pinned_agent != ORCHESTRATOR else ()
+        if _among(serving, ORCHESTRATOR):
+            return tuple(agent for agent in serving if agent != ORCHESTRATOR)
+        return serving
 
     def servable(self) -> frozenset[str]:
         """The task types of rows that may be dispatched now."""

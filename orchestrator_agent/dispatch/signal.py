@@ -1,6 +1,7 @@
 """DispatchSignal: wakes the queue dispatcher, because a queued row may get a slot now."""
 
 import asyncio
+from collections.abc import Callable
 
 
 class DispatchSignal:
@@ -10,8 +11,15 @@ class DispatchSignal:
         self._event = asyncio.Event()
         # Agents whose slots queued rows may take: a free slot of any other one wakes nothing.
         self.awaited: frozenset[str] = frozenset()
+        self._listeners: list[Callable[[str], None]] = []
+
+    def add_listener(self, slot_freed: Callable[[str], None]) -> None:
+        """Have `slot_freed` called with an agent's name when a slot of it is free."""
+        self._listeners.append(slot_freed)
 
     def slot_freed(self, agent: str) -> None:
+        for listener in self._listeners:
+            listener(agent)
         if agent in self.awaited:
             self._event.set()
 

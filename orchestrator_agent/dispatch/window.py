@@ -150,7 +150,9 @@ class Window:
         free = size * processes - in_broker
         # Rounded up: a last slot that no process takes would be worse than one too many.
         share = -(-free // processes)
-        slots.taken = max(0, size - share + unsent + slots.taken - taken)
+        counted, slots.taken = slots.taken, max(0, size - share + unsent + slots.taken - taken)
+        if slots.taken < counted:
+            self._signal.slot_freed(agent)
 
     @property
     def responses_per_second(self) -> float:

@@ -32,7 +32,7 @@ def assign(t: Transition, row: Row) -> None:
     if not run.at_work:
         return
     request = route_request_of(run, row)
-    placement = t.directory.place(request)
+    placement = t.directory.choose(request)
     if placement is None:
         _wait(t, row, request)
         return

@@ -22,9 +22,9 @@ def compensation_id(row: Row) -> UUID:
 
 
 def pending_compensations(run: Run, scope: Scope, *, include_made: bool = False) -> list[PendingCompensation]:
-    """What a failed workflow has to compensate, the next one last: completed steps that say how, and failed ones with
-    `on_error: compensate`, those of its sub-workflows and items included. `include_made`: also those whose compensation
-    has a row."""
+    """What a failed workflow has to compensate, the next one last: completed steps that define a compensation, and
+    failed ones with `on_error: compensate`, those of its sub-workflows and items included. `include_made`: also those
+    whose compensation has a row."""
     if not any(inner.plan.compensates for inner in run.scopes.values()):
         return []
     children: dict[UUID, list[Row]] = {}

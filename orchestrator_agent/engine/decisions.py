@@ -44,12 +44,13 @@ class Placement(NamedTuple):
 @dataclass(frozen=True)
 class WaitReasons:
     """Why a task has no agent: what holds up the task whatever agent it might go to, how many instances serve its type,
-    and what speaks against each of their agents."""
+    and what speaks against each of their agents; against `more` agents, no reason is given."""
 
     task_type: str
     task: str | None = None
     instances: int = 0
     agents: Mapping[str, str] = field(default_factory=dict)
+    more: int = 0
 
     def __str__(self) -> str:
         """One sentence, of a bounded length."""
@@ -58,11 +59,12 @@ class WaitReasons:
             parts.append(f"nobody serves '{self.task_type}'")
         elif self.agents:
             instances = f"{self.instances} instance{'' if self.instances == 1 else 's'}"
-            agents = f"{len(self.agents)} agent{'' if len(self.agents) == 1 else 's'}"
+            serving = len(self.agents) + self.more
+            agents = f"{serving} agent{'' if serving == 1 else 's'}"
             serve = "serves" if self.instances == 1 else "serve"
             parts.append(f"{instances} of {agents} {serve} '{self.task_type}'")
         parts += [f"{agent}: {reason}" for agent, reason in islice(self.agents.items(), SENTENCE_AGENTS)]
-        if (more := len(self.agents) - SENTENCE_AGENTS) > 0:
+        if (more := len(self.agents) - SENTENCE_AGENTS + self.more) > 0:
             parts.append(f"and {more} more")
         return "; ".join(parts)
 
@@ -72,7 +74,7 @@ class WaitReasons:
         if self.task is not None:
             values["task"] = self.task
         values["agents"] = dict(islice(self.agents.items(), DETAILS_AGENTS))
-        if (more := len(self.agents) - DETAILS_AGENTS) > 0:
+        if (more := len(self.agents) - DETAILS_AGENTS + self.more) > 0:
             values["more"] = more
         return values
 
@@ -80,7 +82,7 @@ class WaitReasons:
 class Directory(Protocol):
     """What a transition asks of the world: which agent gets a task now, and which workflows there are."""
 
-    def place(self, request: RouteRequest) -> Placement | None:
+    def choose(self, request: RouteRequest) -> Placement | None:
         """The agent to send a task to, or None while none has a slot for it."""
 
     def served(self, request: RouteRequest) -> bool:

@@ -25,8 +25,8 @@ def receive_signal(t: Transition, signal: SignalReceived) -> None:
         and plan.wait.name == signal.name
     ]
     refusals = [(row, plan, _refusal(plan.wait, signal)) for row, plan in steps if plan.wait is not None]
-    takers = [(row, plan) for row, plan, refusal in refusals if refusal is None]
-    if refusals and not takers:
+    waiters = [(row, plan) for row, plan, refusal in refusals if refusal is None]
+    if refusals and not waiters:
         # Several may wait for one name; it is refused when it is right for none of them.
         t.builder.report(signal.operation, next(refusal for *_, refusal in refusals if refusal))
         return
@@ -44,7 +44,7 @@ def receive_signal(t: Transition, signal: SignalReceived) -> None:
     t.builder.make(kept)
     t.run.signals = in_order([*t.run.signals, kept])
     t.builder.task_event("signalled", signal=signal.name, by=signal.giver)
-    first = min(takers, key=lambda taker: (taker[0].created_at or t.now, taker[0].task_id), default=None)
+    first = min(waiters, key=lambda waiter: (waiter[0].created_at or t.now, waiter[0].task_id), default=None)
     _report(t, signal, taken=first is not None and take_signal(t, *first, kept))
 
 

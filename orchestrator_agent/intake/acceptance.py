@@ -6,6 +6,7 @@ has failed, so that its requester gets one response, whatever it sends again.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from orchestrator_agent.intake.planner import Planner
 from orchestrator_agent.intake.repeated_requests import Repeated, RepeatedRequests
 from orchestrator_agent.intake.replay import RUN_AGAIN, Replayed, make_replay, read_replay_request, root_to_replay
 from orchestrator_agent.runtime.broker import Broker
+from orchestrator_agent.runtime.evaluations import LongEvaluation, apart_from_the_loop, bounded, evaluated
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import read_object, retry_until_available, retry_write
 from orchestrator_agent.store.task_reader import TaskReader
@@ -43,13 +45,17 @@ class Planned(NamedTuple):
 
 
 class _Batch:
-    """Requests that were delivered together. `learned`: what other processes published has been read for them."""
+    """Requests that were delivered together. `learned`: what other processes published has been read for them.
+    `apart`: they are planned apart from the event loop."""
 
-    def __init__(self, *, learned: bool) -> None:
+    def __init__(self, *, learned: bool, apart: bool) -> None:
         self.planned: dict[UUID, Planned] = {}
         # Sent again before the first one was committed.
         self.repeated: list[Repeated] = []
         self.learned = learned
+        self.apart = apart
+        # What takes long to plan.
+        self.long: list[Delivery] = []
 
 
 class Acceptance:
@@ -76,20 +82,29 @@ class Acceptance:
         self._delegations = delegations
         self._new_roots = new_roots
         self._repeated = repeated
+        # Tasks whose planning takes long, and goes on beside the others.
+        self._long: set[UUID] = set()
 
-    async def accept(self, deliveries: Sequence[Delivery]) -> None:
-        batch = _Batch(learned=not self._runs.shared)
+    async def accept(self, deliveries: Sequence[Delivery], *, apart: bool = False) -> Sequence[Delivery]:
+        """Accept what can be accepted at once. Returns what takes long to plan, to be accepted beside the others.
+
+        With `apart`, that is planned too, apart from the event loop.
+        """
+        batch = _Batch(learned=not self._runs.shared, apart=apart)
         for delivery in deliveries:
             planned = await self._prepare(batch, delivery)
             if planned is not None:
                 batch.planned.setdefault(planned.run.root_task_id, planned)
         await self._commit(batch.planned, batch.repeated)
+        left = {id(delivery) for delivery in batch.long}
         for delivery in deliveries:
-            await acknowledge(delivery)
+            if id(delivery) not in left:
+                await acknowledge(delivery)
+        return batch.long
 
     async def accept_own(self, request: TaskRequest) -> bool:
         """Accept a task that the orchestrator itself starts (a schedule's); whether it was new. It needs no broker."""
-        run, decisions = self._planner.plan(request, headers=None, now=now())
+        run, decisions = await evaluated(partial(self._planner.plan, request, headers=None, now=now()))
         try:
             new = await retry_until_available(self._store.accept, [(run, decisions)])
         except PoisonedBatch as error:
@@ -127,7 +142,18 @@ class Acceptance:
                     return None
             except InvalidRequest as error:
                 return self._refused(request, delivery, ErrorInfo.of(error))
-        return await self._plan(request, delivery)
+        if request.task_id in self._long and not batch.apart:
+            # A copy, of a requester who sends again: the first one is being planned.
+            return None
+        try:
+            return await self._plan(request, delivery, apart=batch.apart)
+        except LongEvaluation:
+            self._long.add(request.task_id)
+            batch.long.append(delivery)
+            return None
+        finally:
+            if batch.apart:
+                self._long.discard(request.task_id)
 
     async def _unreadable(self, delivery: Delivery, error: InvalidRequest) -> Planned | None:
         """A message that is no TaskRequest: a failed task where it has an id, else a dead letter."""
@@ -154,10 +180,18 @@ class Acceptance:
         """Whether the database may define what a task of this type is, or the sub-workflows of an inline one."""
         return not task_type.startswith(MESH_PREFIX) and not self._planner.library.from_file(task_type)
 
-    async def _plan(self, request: TaskRequest, delivery: Delivery) -> Planned:
+    async def _plan(self, request: TaskRequest, delivery: Delivery, *, apart: bool) -> Planned:
+        """Raises LongEvaluation, unless `apart`."""
         try:
             replayed = await self._replayed(request) if request.task_type in RUN_AGAIN else None
-            run, decisions = self._planner.plan(request, headers=delivery.headers, now=now(), replayed=replayed)
+            plan = partial(self._planner.plan, request, headers=delivery.headers, now=now(), replayed=replayed)
+            if apart:
+                run, decisions = await apart_from_the_loop(plan)
+            else:
+                with bounded():
+                    run, decisions = plan()
+        except LongEvaluation:
+            raise
         except PantheonError as error:
             return self._refused(request, delivery, ErrorInfo.of(error))
         except Exception as error:
@@ -168,12 +202,14 @@ class Acceptance:
 
     async def _replayed(self, request: TaskRequest) -> Replayed:
         """The old task that a `mesh.replay` or `mesh.retry` names. Raises PantheonError."""
-        requested = read_replay_request(request)
-        records = (await retry_until_available(self._reader.trees, [requested.task_id])).get(requested.task_id, [])
-        version = root_to_replay(requested.task_id, records)["workflow_version"]
+        replay_request = read_replay_request(request)
+        records = (await retry_until_available(self._reader.trees, [replay_request.task_id])).get(
+            replay_request.task_id, []
+        )
+        version = root_to_replay(replay_request.task_id, records)["workflow_version"]
         if version is not None:
             await retry_until_available(self._runs.catalog.learn, {version})
-        return make_replay(requested, records, self._planner.library)
+        return make_replay(replay_request, records, self._planner.library)
 
     def _refused(self, request: TaskRequest, delivery: Delivery, error: ErrorInfo) -> Planned:
         run, decisions = self._planner.refused(request, error, headers=delivery.headers, now=now())

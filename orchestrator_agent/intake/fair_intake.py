@@ -40,19 +40,19 @@ log = structlog.get_logger()
 # So many are accepted in about a second: up to there, the order of arrival is fair enough, and costs nothing.
 MANY = 5_000
 # It reads ahead in steps of so much, beside everything else that this process does.
-LOOK_COUNT = 1_000
-LOOK_BYTES = 4 * 1024 * 1024
+READ_AHEAD_COUNT = 1_000
+READ_AHEAD_BYTES = 4 * 1024 * 1024
 # Of one key in one round; and of how many keys at once.
 READ_BYTES = 4 * 1024 * 1024
 READS_AT_ONCE = 16
 # With several orchestrators, what is this near to what the broker delivers may be delivered to another one before it is
 # committed here, which would then respond to it as to a repeated request.
 MARGIN = 2_048
-LOOK_AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 # While so many are unread, reading ahead goes before accepting: the keys should be known soon.
 MANY_UNSEEN = 10_000
 ACCEPT_MEANWHILE = 64
-LOOK_WAIT_SECONDS = 0.1
+READ_WAIT_SECONDS = 0.1
 # What was accepted out of order can still be on its way from the broker.
 REMEMBERED = 50_000
 
@@ -194,13 +194,13 @@ class FairIntake:
                 self._requests.release()
             else:
                 # At work, with a large value: it is delivered again when that is over, or was lost.
-                await nak(delivery, after_seconds=LOOK_AGAIN_SECONDS)
+                await nak(delivery, after_seconds=RETRY_SECONDS)
                 self._requests.release()
 
     async def _read_first(self) -> None:
         self._has_read.clear()
         try:
-            async with asyncio.timeout(LOOK_WAIT_SECONDS):
+            async with asyncio.timeout(READ_WAIT_SECONDS):
                 await self._has_read.wait()
         except TimeoutError:
             # The broker is slow, or what it had not delivered is gone.
@@ -289,7 +289,12 @@ class FairIntake:
             self._read_more.clear()
             try:
                 stored, behind = await stored_batch(
-                    self._bus, TASKS.name, SUBJECT, start=backlog.seen + 1, count=LOOK_COUNT, max_bytes=LOOK_BYTES
+                    self._bus,
+                    TASKS.name,
+                    SUBJECT,
+                    start=backlog.seen + 1,
+                    count=READ_AHEAD_COUNT,
+                    max_bytes=READ_AHEAD_BYTES,
                 )
             except NoBatches as error:
                 log.warning("backlog.in_order", error=str(error))
@@ -297,7 +302,7 @@ class FairIntake:
                 return
             except BusError as error:
                 log.debug("backlog.unseen", error=str(error))
-                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             for message in stored:
                 backlog.found(message.sequence, message.data)

@@ -167,7 +167,9 @@ class Planner:
 
     def _choose(self, request: TaskRequest) -> tuple[Plan, dict[str, Any]]:
         if request.task_type == EXECUTE_DAG:
-            return self.library.inline(request.payload)
+            plan, payload = self.library.inline(request.payload)
+            self.library.refuse_agent_keys(plan)
+            return plan, payload
         if request.task_type.startswith(MESH_PREFIX):
             known = ", ".join(OPERATIONS)
             error = InvalidRequest(
@@ -175,8 +177,9 @@ class Planner:
             )
             error.code = ErrorCode.UNKNOWN_TASK_TYPE
             raise error
-        plan = self.library.newest(request.task_type)
-        return plan or self.library.single(request.task_type), request.payload
+        plan = self.library.newest(request.task_type) or self.library.single(request.task_type)
+        self.library.refuse_agent_keys(plan)
+        return plan, request.payload
 
 
 def concurrency_key(plan: Plan, workflow_input: dict[str, Any], tenant: str) -> str:

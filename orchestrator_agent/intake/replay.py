@@ -96,16 +96,16 @@ def root_to_replay(task_id: UUID, records: Sequence[Mapping[str, Any]]) -> Mappi
     raise InvalidRequest(f"payload.task_id: task {task_id} {reason}", field="payload.task_id")
 
 
-def make_replay(requested: ReplayRequest, records: Sequence[Mapping[str, Any]], library: Library) -> Replayed:
+def make_replay(replay_request: ReplayRequest, records: Sequence[Mapping[str, Any]], library: Library) -> Replayed:
     """What the new run is planned from. `records` are all rows of the old tree; the library has the version that it ran
     on.
 
     Raises InvalidRequest, InvalidWorkflow.
     """
-    task_id = requested.task_id
+    task_id = replay_request.task_id
     root = root_to_replay(task_id, records)
     plan = plan_of(root, library)
-    if requested.retry and root["status"] not in (Status.FAILED, Status.CANCELLED):
+    if replay_request.retry and root["status"] not in (Status.FAILED, Status.CANCELLED):
         raise InvalidRequest(
             f"payload.task_id: task {task_id} is {root['status']}: only a failed or cancelled one can be retried",
             field="payload.task_id",
@@ -116,10 +116,10 @@ def make_replay(requested: ReplayRequest, records: Sequence[Mapping[str, Any]], 
         root=row_of(root),
         rows=[row_of(record) for record in records],
         plan=plan,
-        payload=_forked(payload, requested.input, root["task_type"]),
+        payload=_forked(payload, replay_request.input, root["task_type"]),
         old_input=old_input,
-        from_step=requested.from_step,
-        keep_completed=requested.retry,
+        from_step=replay_request.from_step,
+        keep_completed=replay_request.retry,
     )
 
 

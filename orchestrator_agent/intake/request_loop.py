@@ -67,10 +67,15 @@ class RequestLoop:
             if small:
                 await self._accept(small)
 
-    async def _accept(self, deliveries: Sequence[Delivery]) -> None:
+    async def _accept(self, deliveries: Sequence[Delivery], *, apart: bool = False) -> None:
+        ended = deliveries
         try:
-            await self._acceptance.accept(deliveries)
-            await self._fair_intake.accepted(deliveries)
+            if long := await self._acceptance.accept(deliveries, apart=apart):
+                left = {id(delivery) for delivery in long}
+                ended = [delivery for delivery in deliveries if id(delivery) not in left]
+                for delivery in long:
+                    self._large.work_on(self._accept([delivery], apart=True))
+            await self._fair_intake.accepted(ended)
         finally:
-            self._held.release(deliveries)
-            self._fair_intake.release(deliveries)
+            self._held.release(ended)
+            self._fair_intake.release(ended)

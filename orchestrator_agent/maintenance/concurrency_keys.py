@@ -35,7 +35,7 @@ UNBOUND = 1_000_000
 # However long no orchestrator was there, `catch_up: all` starts at most as many tasks at once.
 CATCH_UP_LIMIT = 1000
 # In which spans the last time of a schedule is searched: an hour holds at most 60, a month of every minute 45,000.
-LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=31))
+SEARCHED_SPANS = (timedelta(hours=1), timedelta(days=1), timedelta(days=31))
 
 
 class ConcurrencyKeys:
@@ -184,7 +184,7 @@ def due_times(plan: Plan, since: datetime, moment: datetime) -> tuple[list[datet
         return _between(schedule, since, moment, limit=CATCH_UP_LIMIT)
     # Only the last one counts: it is searched from the end, so that a schedule of every minute that was not checked for
     # a year does not take half a million steps.
-    for begin in (*(max(since, moment - span) for span in LOOK_BACK), since):
+    for begin in (*(max(since, moment - span) for span in SEARCHED_SPANS), since):
         times, following = _between(schedule, begin, moment)
         if times or begin == since:
             break

@@ -40,7 +40,7 @@ def is_over(name: str, today: date, retention_days: float) -> bool:
 
 
 class HistoryArchiver:
-    """Moves and drops in the background; `busy` tells whether there is work that must not be slowed."""
+    """Moves and drops in the background; `busy` is whether there is work that must not be slowed."""
 
     def __init__(
         self,

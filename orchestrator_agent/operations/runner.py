@@ -214,7 +214,7 @@ class OperationRunner:
                 "payload.definition: must be a workflow, as an object or as the text of a file",
                 field="payload.definition",
             )
-        plan = read_workflow(text, source="definition")
+        plan = read_workflow(text, source="definition", workflows=self._catalog.library.names)
         if self._catalog.library.from_file(plan.name):
             raise InvalidWorkflow(f"'{plan.name}' comes from a file of the orchestrator's: change it there")
         await retry_until_available(self._catalog.publish, plan)

@@ -1,4 +1,5 @@
-"""Large messages: each that names an object is a batch of its own, so that no other one waits for its value."""
+"""Large messages: each that names an object is a batch of its own, so that no other one waits for its value; and what
+takes long to decide goes on beside the others in the same way."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -31,7 +32,16 @@ class LargeMessages:
         return list(self._tasks)
 
     def work_on(self, batch: Coroutine[Any, Any, None]) -> None:
-        self._tasks.spawn(or_exit(self._in_slot(batch), "large message"), "large")
+        """A few at a time."""
+        # One that never had its slot has not begun.
+        self._spawn(self._in_slot(batch)).add_done_callback(lambda _: batch.close())
+
+    def go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work that has begun, or that waits for nothing."""
+        self._spawn(work).add_done_callback(lambda _: work.close())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        return self._tasks.spawn(or_exit(work, "large message"), "large")
 
     async def _in_slot(self, batch: Coroutine[Any, Any, None]) -> None:
         async with self._slots:

@@ -4,7 +4,7 @@ The rows are the outbox: `dispatched_by` says what a process that died may not h
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -33,9 +33,15 @@ log = structlog.get_logger()
 NOTE_EVERY_SECONDS = 0.05
 # Between two tries to put a large value into an object store that refuses it.
 PUT_AGAIN_SECONDS = 1.0
+# Of a decision that dispatches more attempts, those to the same agent are published one after the other.
+GROUPED_ATTEMPTS = 8
 
 # Records that a root ended: its task type, how many seconds it took, its error.
 RecordEnded = Callable[[str, float, str | None], None]
+
+
+def _agent_of(row: Row) -> str:
+    return row.agent or ""
 
 
 class Outbox:
@@ -85,7 +91,12 @@ class Outbox:
             await self.respond(run)
         for row in decisions.responses:
             await self._respond_to_agent(run, row)
-        for row in decisions.dispatched.values():
+        dispatched: Collection[Row] = decisions.dispatched.values()
+        if len(dispatched) > GROUPED_ATTEMPTS:
+            # An agent's one after the other: the broker wakes its consumer once for several, which is most of what a
+            # message to one of very many agents costs it.
+            dispatched = sorted(dispatched, key=_agent_of)
+        for row in dispatched:
             self._window.sent(row.agent or "")
             await self.dispatch(run, row, decisions.at)
         for agent, task_id, attempt, reason in decisions.stopped:

@@ -92,7 +92,7 @@ class PeerExchange:
         if not there:
             self._ownership.left(process_id)
             return
-        new = self._ownership.heard_from(process_id, crowded, asyncio.get_running_loop().time())
+        new = self._ownership.received_from(process_id, crowded, asyncio.get_running_loop().time())
         if new and self._ownership.accepting:
             # So that it need not wait for the next beat.
             self._beat(there=True)
@@ -106,7 +106,7 @@ class PeerExchange:
             await asyncio.sleep(BEAT_SECONDS)
             now = loop.time()
             if now - before > 2 * BEAT_SECONDS:
-                self._ownership.heard_from_all(now)
+                self._ownership.received_from_all(now)
             if unsure := self._ownership.drop_silent(now):
                 self._naking.spawn(_nak_all(unsure), "nak-forwarded")
 

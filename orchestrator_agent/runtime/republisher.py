@@ -1,4 +1,4 @@
-"""Republisher: publishes again what rows say is unpublished: attempts to agents, and final responses.
+"""Republisher: publishes again what is unpublished by the rows: attempts to agents, and final responses.
 
 The same message ids and the same bytes: what the broker has already, it drops.
 """

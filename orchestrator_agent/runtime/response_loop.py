@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from orchestrator_agent.inbox import Entry, Inbox
 from orchestrator_agent.runtime.held_deliveries import HeldDeliveries
 from orchestrator_agent.runtime.large_messages import RESULT_REF, LargeMessages, set_apart
-from orchestrator_agent.runtime.responses import ResponseSettler
+from orchestrator_agent.runtime.responses import Remainder, ResponseSettler
 from orchestrator_agent.runtime.root_ownership import RootOwnership
 from pantheon.bus import Bus, Delivery, Puller
 from pantheon.runtime.background import end, or_exit
@@ -123,8 +123,21 @@ class ResponseLoop:
         self._in_flight.discard(batch)
 
     async def _settle(self, deliveries: Sequence[Delivery], entries: Sequence[Entry]) -> None:
+        rest: Remainder | None = None
         try:
-            await self._settler.settle(deliveries, entries)
+            rest = await self._settler.settle(deliveries, entries)
         finally:
-            self._held.release(deliveries)
-            self._responses.release(len(deliveries))
+            left = {id(delivery) for delivery in rest.deliveries} if rest is not None else ()
+            self._release([delivery for delivery in deliveries if id(delivery) not in left] if left else deliveries)
+        if rest is not None:
+            self._large.go_on(self._settle_rest(rest))
+
+    async def _settle_rest(self, rest: Remainder) -> None:
+        try:
+            await rest.work
+        finally:
+            self._release(rest.deliveries)
+
+    def _release(self, deliveries: Sequence[Delivery]) -> None:
+        self._held.release(deliveries)
+        self._responses.release(len(deliveries))

@@ -4,9 +4,9 @@ A run is in one batch's hands at a time, and batches have it in the order in whi
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from orchestrator_agent.dispatch.agent_health import AgentHealth
@@ -44,6 +44,14 @@ class _Batch(NamedTuple):
         ]
 
 
+class Remainder(NamedTuple):
+    """What is left of a batch: `deliveries`, not yet acknowledged, for roots that take long to decide. `work` settles
+    them; it may go on beside other batches."""
+
+    deliveries: Sequence[Delivery]
+    work: Coroutine[Any, Any, None]
+
+
 class ResponseSettler:
     """`settle` may be called for several batches at once."""
 
@@ -66,7 +74,8 @@ class ResponseSettler:
         self._begun: dict[object, set[UUID]] = {}
         self._freed = asyncio.Event()
 
-    async def settle(self, deliveries: Sequence[Delivery], entries: Sequence[Entry]) -> None:
+    async def settle(self, deliveries: Sequence[Delivery], entries: Sequence[Entry]) -> Remainder | None:
+        """Returns what is left to do where some roots take long to decide."""
         responses: dict[UUID, list[Arrived]] = {}
         unread: list[tuple[Delivery, InvalidRequest]] = []
         for delivery in deliveries:
@@ -84,39 +93,81 @@ class ResponseSettler:
         asked: dict[UUID, list[Entry]] = {}
         for entry in entries:
             asked.setdefault(entry.run_event.root_task_id, []).append(entry)
-        nacked = await self._settle_in_turn(_Batch(responses, asked))
+        batch = _Batch(responses, asked)
+        roots = list(dict.fromkeys([*responses, *asked]))
+        mine = object()
+        self._begun[mine] = set(roots)
+        nacked: set[int] = set()
+        long: list[UUID] = []
+        try:
+            for group in self._groups(roots):
+                nacked |= await self._settle_in_order(mine, group, batch, long)
+        except BaseException:
+            self._end(mine)
+            raise
+        if not long:
+            self._end(mine)
+            await self._acknowledge(deliveries, unread, nacked)
+            return None
+        later = {id(arrived.delivery) for root in long for arrived in responses.get(root, ())}
+        await self._acknowledge([delivery for delivery in deliveries if id(delivery) not in later], unread, nacked)
+        left = [delivery for delivery in deliveries if id(delivery) in later]
+        return Remainder(left, self._settle_long(mine, long, batch, left, unread))
+
+    async def _settle_long(
+        self,
+        mine: object,
+        roots: Sequence[UUID],
+        batch: _Batch,
+        deliveries: Sequence[Delivery],
+        unread: Sequence[tuple[Delivery, InvalidRequest]],
+    ) -> None:
+        nacked: set[int] = set()
+        try:
+            for root in roots:
+                nacked |= await self._settle_in_order(mine, [root], batch, None)
+        finally:
+            self._end(mine)
+        await self._acknowledge(deliveries, unread, nacked)
+
+    async def _acknowledge(
+        self,
+        deliveries: Sequence[Delivery],
+        unread: Sequence[tuple[Delivery, InvalidRequest]],
+        nacked: set[int],
+    ) -> None:
+        """Acknowledge what is committed, and keep what could not be read."""
+        ended = {id(delivery) for delivery in deliveries} - nacked
         for delivery, error in unread:
-            if id(delivery) not in nacked:
+            if id(delivery) in ended:
                 known = salvage_ids(delivery.data)
                 await publish_dead_letter(
                     self._publisher, ORCHESTRATOR, delivery, "not a TaskResponse", str(error), known.get("task_id")
                 )
         for delivery in deliveries:
-            if id(delivery) not in nacked:
+            if id(delivery) in ended:
                 await acknowledge(delivery)
 
-    async def _settle_in_turn(self, batch: _Batch) -> set[int]:
-        """Settle a batch when those before it have left its runs; returns the identities of nacked deliveries.
+    async def _settle_in_order(
+        self, mine: object, roots: Sequence[UUID], batch: _Batch, long: list[UUID] | None
+    ) -> set[int]:
+        """Settle some roots of a batch when those before it have left them; returns the identities of nacked
+        deliveries.
 
         What comes for a run meanwhile waits, with its batch, in the order in which it came: of two responses to one
-        attempt the first one counts.
+        attempt the first one counts. Roots that are added to `long` stay with the batch.
         """
-        roots = list(dict.fromkeys([*batch.responses, *batch.entries]))
-        mine = object()
-        self._begun[mine] = left = set(roots)
-        nacked: set[int] = set()
-        try:
-            for group in self._groups(roots):
-                while not self._next(mine, group):
-                    self._freed.clear()
-                    await self._freed.wait()
-                nacked |= await self._settle_roots(group, batch)
-                left.difference_update(group)
-                self._freed.set()
-        finally:
-            del self._begun[mine]
-            self._freed.set()
+        while not self._next(mine, roots):
+            self._freed.clear()
+            await self._freed.wait()
+        nacked = await self._settle_roots(roots, batch, long)
+        self._begun[mine].difference_update(root for root in roots if not long or root not in long)
+        self._freed.set()
         return nacked
+
+    def _end(self, batch: object) -> None:
+        del self._begun[batch]
+        self._freed.set()
 
     def _groups(self, roots: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
         """What is decided and written together. A large tree comes last and by itself: what is decided on it takes its
@@ -133,12 +184,16 @@ class ResponseSettler:
         earlier = takewhile(lambda begun: begun is not batch, self._begun)
         return all(self._begun[begun].isdisjoint(roots) for begun in earlier)
 
-    async def _settle_roots(self, roots: Sequence[UUID], batch: _Batch) -> set[int]:
-        """Decide and write what happened to some roots; returns the identities of nacked deliveries."""
+    async def _settle_roots(self, roots: Sequence[UUID], batch: _Batch, long: list[UUID] | None) -> set[int]:
+        """Decide and write what happened to some roots; returns the identities of nacked deliveries.
+
+        Roots that are left undecided because they take long are added to `long`; without it, none is.
+        """
         outcomes: Outcomes = {}
         nacked: set[int] = set()
         happened = {root: batch.run_events(root) for root in roots}
-        first = True
+        # Those that take long were judged with the batch that they were in first.
+        first = long is not None
         while happened:
             only_responses = [root for root in happened if root not in batch.entries]
             for root in await self._held_by_other(only_responses, batch.responses):
@@ -153,8 +208,10 @@ class ResponseSettler:
                         if arrived.response is not None:
                             self._window.responded(arrived.response.agent)
                             self._agent_health.judge(arrived.response)
-            happened = await self._transitions.apply(happened, outcomes)
+            happened = await self._transitions.apply(happened, outcomes, long=long)
         for root in roots:
+            if long and root in long:
+                continue
             for entry in batch.entries.get(root, ()):
                 if entry.outcome is not None and not entry.outcome.done():
                     key = _outcome_key(entry.run_event)

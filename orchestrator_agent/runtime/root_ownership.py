@@ -50,7 +50,7 @@ class Peer:
     """Another orchestrator. `forwarded` is what it was sent since its last beat, and `before` since the one before
     that: what a silent one was sent, it may never have received."""
 
-    heard_at: float
+    received_at: float
     crowded: Sequence[str] = ()
     forwarded: list[Delivery] = field(default_factory=list)
     before: list[Delivery] = field(default_factory=list)
@@ -124,11 +124,11 @@ class RootOwnership:
         """What another orchestrator has too much of already."""
         return self._others[process_id].crowded
 
-    def heard_from(self, process_id: str, crowded: Sequence[str], at: float) -> bool:
+    def received_from(self, process_id: str, crowded: Sequence[str], at: float) -> bool:
         """Another orchestrator is there; whether that is new."""
         peer = self._others.get(process_id)
         if peer is not None:
-            peer.heard_at, peer.crowded = at, crowded
+            peer.received_at, peer.crowded = at, crowded
             peer.before, peer.forwarded = peer.forwarded, []
             return False
         self._others[process_id] = Peer(at, crowded)
@@ -140,14 +140,16 @@ class RootOwnership:
         if self._others.pop(process_id, None) is not None:
             self._count()
 
-    def heard_from_all(self, at: float) -> None:
+    def received_from_all(self, at: float) -> None:
         """This process was frozen, or busy: what the others sent meanwhile is still to be read."""
         for peer in self._others.values():
-            peer.heard_at = at
+            peer.received_at = at
 
     def drop_silent(self, at: float) -> list[Delivery]:
         """Forget the orchestrators that have been silent for too long; returns what they were sent last."""
-        silent = [process_id for process_id, peer in self._others.items() if at - peer.heard_at > self._alive_seconds]
+        silent = [
+            process_id for process_id, peer in self._others.items() if at - peer.received_at > self._alive_seconds
+        ]
         unsure: list[Delivery] = []
         for process_id in silent:
             peer = self._others.pop(process_id)

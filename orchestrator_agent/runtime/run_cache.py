@@ -114,8 +114,8 @@ class RunCache:
             self._large.pop(root_task_id, None)
 
     async def forget_ended(self) -> int:
-        """Drop runs that another process has ended, which no message tells this one; returns how many. It asks of some
-        of them, those that it has not asked of for longest. Raises StoreError."""
+        """Drop runs that another process has ended, of which this one gets no message; returns how many. It checks some
+        of them, those unchecked for longest. Raises StoreError."""
         forgotten = 0
         for _ in range(FORGET_ROUNDS):
             asked = list(islice(self._runs, FORGET_RUNS))

@@ -1,5 +1,7 @@
 """Transitions: what happened to runs is decided, written in one transaction, and published."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any, Protocol
 from uuid import UUID
@@ -12,6 +14,7 @@ from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.events import Broken, Delegated, RunEvent
 from orchestrator_agent.engine.state import Run
 from orchestrator_agent.runtime.duplicates import Duplicates
+from orchestrator_agent.runtime.evaluations import LongEvaluation, apart_from_the_loop, bounded
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.run_cache import RunCache
@@ -59,9 +62,13 @@ class Transitions:
         self._concurrency_keys = concurrency_keys
         self._random = Random()
 
-    async def apply(self, happened: Happened, outcomes: Outcomes) -> Happened:
-        """Decide and write; returns what must be decided again because another process was faster."""
-        batch, unmoved = await self._decide(happened, outcomes)
+    async def apply(self, happened: Happened, outcomes: Outcomes, *, long: list[UUID] | None = None) -> Happened:
+        """Decide and write; returns what must be decided again because another process was faster.
+
+        Roots whose expressions would keep the event loop are added to `long` and left undecided; without `long`, they
+        are decided apart from the loop, and the whole batch waits for them.
+        """
+        batch, unmoved = await self._decide(happened, outcomes, long)
         outdated = await retry_until_available(self._runs.drop_outdated, unmoved) if unmoved else []
         lost: Happened = {root_task_id: happened[root_task_id] for root_task_id in outdated}
         if not batch:
@@ -97,10 +104,12 @@ class Transitions:
             await self._duplicates.end_those_of(ended)
         return lost
 
-    async def _decide(self, happened: Happened, outcomes: Outcomes) -> tuple[list[tuple[Run, Decisions]], list[Run]]:
+    async def _decide(
+        self, happened: Happened, outcomes: Outcomes, long: list[UUID] | None
+    ) -> tuple[list[tuple[Run, Decisions]], list[Run]]:
         """The runs with what is decided on them, and those that nothing happened to."""
         runs, broken = await retry_until_available(self._runs.load, list(happened))
-        moment = now()
+        decide = partial(advance, directory=self._router, rules=self._rules, now=now(), random=self._random)
         batch: list[tuple[Run, Decisions]] = []
         unmoved: list[Run] = []
         for root_task_id, run in runs.items():
@@ -108,9 +117,15 @@ class Transitions:
             if root_task_id in broken and not run.root.ended:
                 run_events = [Broken(root_task_id, ErrorInfo.of(broken[root_task_id]))]
             try:
-                decisions = advance(
-                    run, run_events, directory=self._router, rules=self._rules, now=moment, random=self._random
-                )
+                with bounded():
+                    decisions = decide(run, run_events)
+            except LongEvaluation:
+                # What was decided so far is thrown away with the run.
+                self._runs.drop(root_task_id)
+                if long is not None:
+                    long.append(root_task_id)
+                    continue
+                run, decisions = await self._decide_apart(root_task_id, run_events, decide)
             except Exception as error:
                 decisions = await self._give_up(run, error)
                 run = self._runs.cached(root_task_id) or run
@@ -126,6 +141,17 @@ class Transitions:
             else:
                 batch.append((run, decisions))
         return batch, unmoved
+
+    async def _decide_apart(
+        self, root_task_id: UUID, run_events: Sequence[RunEvent], decide: Callable[[Run, Sequence[RunEvent]], Decisions]
+    ) -> tuple[Run, Decisions]:
+        runs, _ = await retry_until_available(self._runs.load, [root_task_id])
+        run = runs[root_task_id]
+        try:
+            return run, await apart_from_the_loop(partial(decide, run, run_events))
+        except Exception as error:
+            decisions = await self._give_up(run, error)
+            return self._runs.cached(root_task_id) or run, decisions
 
     async def _give_up(self, run: Run, error: Exception) -> Decisions:
         """A transition raised: the run as the database has it ends with that error, rather than waiting for ever."""

@@ -82,10 +82,10 @@ class HistoryMove:
         self._connection = connection
 
     async def ended(
-        self, after: tuple[datetime, UUID], answered_seconds_ago: float, limit: int
+        self, after: tuple[datetime, UUID], min_response_age_seconds: float, limit: int
     ) -> Sequence[asyncpg.Record]:
         """Roots behind `after`, by time of acceptance, and of each whether it `may_go`."""
-        rows: list[asyncpg.Record] = await self._connection.fetch(ENDED, *after, answered_seconds_ago, limit)
+        rows: list[asyncpg.Record] = await self._connection.fetch(ENDED, *after, min_response_age_seconds, limit)
         return rows
 
     async def sizes(self, root_task_ids: Sequence[UUID]) -> dict[UUID, int]:

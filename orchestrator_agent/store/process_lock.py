@@ -160,7 +160,7 @@ class ProcessLock:
             async with self._session("cannot leave a lock") as connection:
                 await connection.execute(UNLOCK, key, timeout=self._frozen_seconds)
         except StoreError as error:
-            # Else the other process would look alive for as long as this one does.
+            # Else the other process would seem alive for as long as this one does.
             log.debug("process.lock_kept", error=str(error))
             if self._connection is not None:
                 self._connection.terminate()

@@ -5,8 +5,8 @@ requesters take rounds: start-time fair queueing (Goyal, Vin and Cheng, 1996). A
 of the row which is next, or one behind the last row with the same fairness key, whichever is later. So the first row of
 a requester is beside the head of the queue, and 100,000 of another's are behind it, one a round.
 
-Every row of a queue has an entry in the two indexes tasks_line (queue, priority, position) and tasks_line_flow (queue,
-flow, priority, position), both partial by `position is not null`; all other rows have none.
+Every row of a queue has an entry in the two indexes tasks_line (`queue, priority, position`) and tasks_line_flow
+(`queue, flow, priority, position`), both partial by `position is not null`; all other rows have none.
 """
 
 from collections.abc import Collection, Sequence

@@ -1,7 +1,8 @@
-"""compile_workflow: a definition checked and made into a Plan, once per version."""
+"""compile_workflow: checks a definition and makes a Plan of it, once per version."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -11,6 +12,7 @@ from cronsim import CronSim, CronSimError
 from orchestrator_agent.workflows.expression import Environment, shown, shown_names
 from orchestrator_agent.workflows.payload_schema import PayloadSchema
 from orchestrator_agent.workflows.plan import (
+    AgentOnly,
     CompensationPlan,
     ConcurrencyPlan,
     FallbackPlan,
@@ -28,7 +30,7 @@ from orchestrator_agent.workflows.template import (
 )
 from protocol.errors import InvalidWorkflow
 from protocol.messages import json_bytes, now
-from protocol.names import EXECUTE_DAG
+from protocol.names import EXECUTE_DAG, ORCHESTRATOR
 from protocol.workflow import (
     MAX_DEPTH,
     Compensation,
@@ -42,10 +44,14 @@ from protocol.workflow import (
     Workflow,
 )
 
+# Of a step's keys, those that define how an agent's task is delegated: a sub-workflow's steps have their own.
+_AGENT_KEYS = ("requires", "sticky", "timeout", "retry")
 _ITEM_NAMES = frozenset({"item", "index"})
-# Of a cycle's steps, a message names at most this many.
-MAX_TOLD = 20
-CRON_FIELDS = 5
+# A message lists at most this many steps of a cycle: cycles may be thousands of steps long.
+MAX_LISTED_STEPS = 20
+# The fields of a cron expression, each with its largest value: a longer step would only ever be taken from the start.
+CRON_FIELDS = {"minute": 59, "hour": 23, "day of the month": 31, "month": 12, "day of the week": 7}
+_CRON_STEP = re.compile(r"/(\d+)")
 
 
 def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> Plan:
@@ -55,13 +61,13 @@ def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> 
     if versioned:
         if name == EXECUTE_DAG:
             raise InvalidWorkflow(f"no workflow can be called '{name}': it is how one is sent inline", field="name")
-        # With the name, which a file may leave to its own: two of one content are two workflows.
+        # The name is hashed too: a file may leave it out, and two files of one content are two workflows.
         definition = {**workflow.model_dump(mode="json", by_alias=True, exclude_unset=True), "name": name}
         version = hashlib.sha256(json_bytes(definition)).hexdigest()[:16]
     graph = _compile(workflow.steps, workflow.output, "output" in workflow.model_fields_set, name=name, depth=0)
-    made: dict[str, Any] = {}
+    root_only: dict[str, Any] = {}
     if isinstance(workflow, Workflow):
-        made = {
+        root_only = {
             "description": workflow.description or "",
             "priority": workflow.priority,
             "concurrency": _concurrency(workflow.concurrency),
@@ -76,10 +82,23 @@ def compile_workflow(workflow: Graph, *, name: str, versioned: bool = False) -> 
         version=version,
         definition=definition,
         compensates=graph.compensates,
+        agent_only=tuple(graph.agent_only()),
         timeout_seconds=workflow.timeout,
         budget=workflow.budget,
-        **made,
+        **root_only,
     )
+
+
+def refuse_agent_keys(plan: Plan, workflows: Collection[str]) -> None:
+    """Raises InvalidWorkflow where a step of a plan has keys that do nothing, as its task is one of these workflows."""
+    for step, task_type, keys in plan.agent_only:
+        if task_type in workflows:
+            raise InvalidWorkflow(
+                f"step '{step}': {' and '.join(map(repr, keys))} would do nothing, as '{task_type}' is a workflow: its "
+                "own steps have them",
+                step=step,
+                field=keys[0],
+            )
 
 
 def single_step(task_type: str) -> Plan:
@@ -101,6 +120,17 @@ class _Graph:
             step.compensate is not None or (step.sub is not None and step.sub.compensates)
             for step in self.steps.values()
         )
+
+    def agent_only(self) -> Iterator[AgentOnly]:
+        """The keys of steps, inline sub-workflows' too, that do nothing where the task is a workflow's name."""
+        for name, step in self.steps.items():
+            if step.sub is not None:
+                yield from step.sub.agent_only
+            if step.task_type is not None and step.agent in (None, ORCHESTRATOR) and step.agent_keys:
+                yield AgentOnly(name, step.task_type, step.agent_keys)
+            compensate = step.compensate
+            if compensate is not None and compensate.agent in (None, ORCHESTRATOR) and compensate.agent_keys:
+                yield AgentOnly(name, compensate.task_type, compensate.agent_keys)
 
 
 def _compile(steps: Mapping[str, Step], output: Any, has_output: bool, *, name: str, depth: int) -> _Graph:
@@ -143,11 +173,11 @@ class _StepCompiler:
                 f"step '{name}': '{EXECUTE_DAG}' is sent as a task of its own: put the steps into 'steps'", step=name
             )
         each = self._list(step.for_each) if step.for_each is not None else None
-        # In a fan-out, `item` and `index` are the item at hand, whatever steps are called so.
+        # In a fan-out, `item` and `index` are the current item, also where steps have these names.
         here = _ITEM_NAMES if each is not None else frozenset[str]()
         payload = self._object(step.with_, "with", here)
         when = self._condition(step.when)
-        repeat = RepeatPlan(self._need(self._condition(step.repeat.until)), step.repeat.max) if step.repeat else None
+        repeat = RepeatPlan(self._present(self._condition(step.repeat.until)), step.repeat.max) if step.repeat else None
         sleep = self._template(step.sleep) if step.sleep is not None else None
         if isinstance(sleep, Interpolation):
             raise InvalidWorkflow(
@@ -178,6 +208,7 @@ class _StepCompiler:
             repeat=repeat,
             retry=step.retry or Retry(),
             timeout_seconds=step.timeout,
+            agent_keys=tuple(key for key in _AGENT_KEYS if getattr(step, key) is not None),
             fallback=self._fallback(step.fallback, here) if step.fallback is not None else None,
             on_error=step.on_error,
             compensate=self._compensation(step.compensate, here) if step.compensate is not None else None,
@@ -219,14 +250,14 @@ class _StepCompiler:
         return expression
 
     @staticmethod
-    def _need(expression: Any) -> Any:
+    def _present(expression: Any) -> Any:
         assert expression is not None
         return expression
 
     def _named_needs(self) -> frozenset[str]:
         for need in self.step.needs:
             if need not in self.steps:
-                known = shown_names(one for one in self.steps if one != self.name) or "no other step"
+                known = shown_names(name for name in self.steps if name != self.name) or "no other step"
                 raise InvalidWorkflow(
                     f"step '{self.name}' needs '{shown(need)}', which is not a step; there is {known}",
                     step=self.name,
@@ -247,6 +278,7 @@ class _StepCompiler:
             dependants=graph.dependants,
             output=graph.output,
             compensates=graph.compensates,
+            agent_only=tuple(graph.agent_only()),
         )
 
     def _wait(self, wait: WaitFor) -> WaitPlan:
@@ -263,7 +295,7 @@ class _StepCompiler:
         )
 
     def _fallback(self, fallback: Fallback, here: frozenset[str]) -> FallbackPlan:
-        # What only a failure needs is no need of the step: it is there, or null, when the step has failed.
+        # What only the fallback reads adds no need: it must be in `needs` anyway, so it has ended by then.
         before = self.used
         names = here | {"error"}
         payload = (
@@ -284,10 +316,11 @@ class _StepCompiler:
             payload=payload,
             retry=compensation.retry or Retry(),
             timeout_seconds=compensation.timeout,
+            agent_keys=tuple(f"compensate.{key}" for key in ("retry", "timeout") if getattr(compensation, key)),
         )
 
     def _only_known(self, before: frozenset[str], key: str) -> None:
-        """What is used here must be among the step's needs, or the step could be asked before it is known."""
+        """What is used here must be among the step's needs: otherwise its value might not be known yet."""
         extra = self.used - before - self._named_needs() - {"input", self.name}
         self.used = before
         if extra:
@@ -316,18 +349,27 @@ def _schedule(schedule: Schedule | None) -> Schedule | None:
         raise InvalidWorkflow(
             f"schedule.timezone: there is no time zone '{shown(schedule.timezone)}'", field="schedule.timezone"
         ) from None
-    said = f"schedule.cron: '{shown(schedule.cron)}'"
-    if (fields := len(schedule.cron.split())) != CRON_FIELDS:
-        # A sixth would be seconds: the library takes it, the mesh's clock does not.
+    subject = f"schedule.cron: '{shown(schedule.cron)}'"
+    fields = schedule.cron.split()
+    if len(fields) != len(CRON_FIELDS):
+        # A sixth field would be seconds: the library accepts it, the scheduler does not support it.
         raise InvalidWorkflow(
-            f"{said} is not a cron expression: it has {fields} fields, not {CRON_FIELDS}", field="schedule.cron"
+            f"{subject} is not a cron expression: it has {len(fields)} fields, not {len(CRON_FIELDS)}",
+            field="schedule.cron",
         )
+    for text, (name, largest) in zip(fields, CRON_FIELDS.items(), strict=True):
+        for step in _CRON_STEP.findall(text):
+            if len(step) > 3 or int(step) > largest:
+                raise InvalidWorkflow(
+                    f"{subject} is not a cron expression: /{shown(step)} is beyond the {name}, which ends at {largest}",
+                    field="schedule.cron",
+                )
     try:
         next(CronSim(schedule.cron, now()))
     except CronSimError as error:
-        raise InvalidWorkflow(f"{said} is not a cron expression: {error}", field="schedule.cron") from None
+        raise InvalidWorkflow(f"{subject} is not a cron expression: {error}", field="schedule.cron") from None
     except StopIteration:
-        raise InvalidWorkflow(f"{said} is a time that never comes", field="schedule.cron") from None
+        raise InvalidWorkflow(f"{subject} is a time that never comes", field="schedule.cron") from None
     return schedule
 
 
@@ -344,7 +386,7 @@ def _refuse_cycles(graph: _Graph) -> None:
                 free.append(dependant)
     if ordered == len(graph.steps):
         return
-    # Names in the order of the walk; a dict, because cycles may be thousands of steps long.
+    # Names in the order of the walk; a dict for its fast membership test.
     walk: dict[str, None] = {}
     follow = next(name for name, count in missing.items() if count)
     while follow not in walk:
@@ -352,5 +394,5 @@ def _refuse_cycles(graph: _Graph) -> None:
         follow = min(need for need in graph.steps[follow].needs if missing[need])
     names = list(walk)
     cycle = names[names.index(follow) :]
-    told = cycle if len(cycle) <= MAX_TOLD else [*cycle[:MAX_TOLD], "…"]
-    raise InvalidWorkflow(f"the steps need each other in a circle: {' -> '.join([*told, follow])}", step=follow)
+    listed = cycle if len(cycle) <= MAX_LISTED_STEPS else [*cycle[:MAX_LISTED_STEPS], "…"]
+    raise InvalidWorkflow(f"the steps need each other in a circle: {' -> '.join([*listed, follow])}", step=follow)

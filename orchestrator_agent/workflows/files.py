@@ -1,17 +1,17 @@
-"""Workflow files: YAML read into the model, every mistake told with its line and column."""
+"""Workflow files: read into the model and compiled, every mistake reported with its line and column."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from orchestrator_agent.workflows.compiler import compile_workflow
+from orchestrator_agent.workflows.compiler import compile_workflow, refuse_agent_keys
 from orchestrator_agent.workflows.expression import shown
 from orchestrator_agent.workflows.plan import Plan
+from orchestrator_agent.workflows.source import KeyPath, Source
 from orchestrator_agent.workflows.template import QUOTED_CHARS, split
 from protocol.errors import InvalidRequest, InvalidWorkflow
 from protocol.messages import Message
@@ -33,70 +33,41 @@ BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without dates: a workflow's values are JSON's, and `2026-01-31` is a string there."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-Place = tuple[str | int, ...]
-Marks = dict[Place, tuple[int, int]]
-
-
 def _keys_of(model: type[Message]) -> frozenset[str]:
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
-def read_workflow(text: str, *, source: str, default_name: str | None = None) -> Plan:
-    """Compile a workflow file's text. Raises InvalidWorkflow whose message begins `source:line:column:`."""
-    marks: Marks = {}
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is None:
-            raise InvalidWorkflow(f"{source}:1:1: the file is empty", line=1, column=1)
-        _collect(node, (), marks, source)
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        problem = error.problem or error.context or "not YAML"
-        raise InvalidWorkflow(f"{source}:{line}:{column}: {problem}", line=line, column=column) from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InvalidWorkflow(f"{source}:1:1: not YAML: {reason}", line=1, column=1) from None
-    except RecursionError:
-        raise InvalidWorkflow(f"{source}:1:1: nested too deep, or an alias holds itself", line=1, column=1) from None
+def read_workflow(text: str, *, source: str, default_name: str | None = None, workflows: Collection[str] = ()) -> Plan:
+    """Compile a workflow file's text. Raises InvalidWorkflow whose message begins `source:line:column:`.
 
-    def fail(place: Place, message: str, step: str | None = None) -> InvalidWorkflow:
-        line, column = _nearest(marks, place)
-        return InvalidWorkflow(f"{source}:{line}:{column}: {message}", step=step, line=line, column=column)
-
+    `workflows` are the names that are known to be workflows'.
+    """
+    read = Source(text, source)
+    value = read.value
     if not isinstance(value, dict):
-        raise fail((), "a workflow file holds an object with 'steps'")
-    for place, message in _unknown_keys(value):
-        raise fail(place, message)
+        raise read.mistake((), "a workflow file holds an object with 'steps'")
+    for path, message in _unknown_keys(value):
+        raise read.mistake(path, message)
     try:
         workflow = Workflow.model_validate(value)
     except ValidationError as error:
-        place, message = _told(value, error)
-        raise fail(place, f"{'.'.join(str(part) for part in place)}: {message}") from None
+        path, message = _mistake(value, error)
+        raise read.mistake(path, f"{'.'.join(str(part) for part in path)}: {message}") from None
     name = workflow.name or default_name
     if name is None:
-        raise fail((), "the workflow has no 'name'")
+        raise read.mistake((), "the workflow has no 'name'")
     try:
         plan = compile_workflow(workflow, name=name, versioned=True)
         _refuse_unfit_schedule(plan)
+        refuse_agent_keys(plan, workflows)
         return plan
     except InvalidWorkflow as error:
-        raise fail(_place_of(value, error), error.message, error.step) from None
+        raise read.mistake(_path_of(value, error), error.message, error.step) from None
 
 
 _QUOTED = re.compile(r"'(\w+)'")
-# What pydantic calls by Python's names, in the words of a file.
-_SAID = {
+# Pydantic's messages name Python's types; these name the file's.
+_MESSAGES = {
     "tuple_type": "must be a list",
     "list_type": "must be a list",
     "dict_type": "must be an object",
@@ -105,22 +76,22 @@ _SAID = {
 }
 
 
-def _told(value: dict[str, Any], error: ValidationError) -> tuple[Place, str]:
-    """The first mistake of a file that is no workflow: its place, as deep as the text goes, and what is wrong."""
+def _mistake(value: dict[str, Any], error: ValidationError) -> tuple[KeyPath, str]:
+    """The first mistake of a file that is no workflow: its path, as deep as the text goes, and what is wrong."""
     first = error.errors(include_url=False, include_input=False)[0]
-    message = _SAID.get(first["type"], first["msg"].removeprefix("Value error, "))
-    place = tuple(part for part in first["loc"] if part != "[key]")
-    if first["type"] != "missing" and "[key]" not in first["loc"] and not _has(value, place):
+    message = _MESSAGES.get(first["type"], first["msg"].removeprefix("Value error, "))
+    path = tuple(part for part in first["loc"] if part != "[key]")
+    if first["type"] != "missing" and "[key]" not in first["loc"] and not _has(value, path):
         # The last part names one of the shapes that the value might have had.
-        place = place[:-1]
-    if first["type"] == "value_error" and _has(value, place) and isinstance(here := _at(value, place), dict):
+        path = path[:-1]
+    if first["type"] == "value_error" and _has(value, path) and isinstance(here := _at(value, path), dict):
         # A step as a whole is wrong; a key of it is what is wrong.
-        place += tuple(name for name in _QUOTED.findall(message) if name in here)[:1]
-    return place, message
+        path += tuple(name for name in _QUOTED.findall(message) if name in here)[:1]
+    return path, message
 
 
 def _refuse_unfit_schedule(plan: Plan) -> None:
-    """Each task that it starts would be refused, when its time has come and nobody looks. Raises InvalidWorkflow."""
+    """Refuse an input that would have every scheduled task refused at its start. Raises InvalidWorkflow."""
     if plan.schedule is None:
         return
     try:
@@ -134,61 +105,61 @@ def _refuse_unfit_schedule(plan: Plan) -> None:
 _BARE = ("when", "until", "sticky", "group_by")
 
 
-def _place_of(value: dict[str, Any], error: InvalidWorkflow) -> Place:
-    """The deepest place that the error speaks of: a key, or an expression's own line, is better than its step's."""
-    steps = [place for place in _step_places(value, ()) if place[-1] == error.step] if error.step is not None else []
+def _path_of(value: dict[str, Any], error: InvalidWorkflow) -> KeyPath:
+    """The deepest path that the error speaks of: a key, or an expression's own line, is better than its step's."""
+    steps = [path for path in _step_paths(value, ()) if path[-1] == error.step] if error.step is not None else []
     if error.field:
         field = tuple(error.field.split("."))
         return next(((*step, *field) for step in steps if _has(value, (*step, *field))), field)
-    # In the step that is named, before the same text elsewhere.
+    # In the step that is named, before the same text in another one.
     for around in (*steps, ()):
-        for place, text in _strings(_at(value, around), around):
-            if any(f"'{shown(one)}'" in error.message for one in _expressions(place, text)):
-                return place
+        for path, text in _strings(_at(value, around), around):
+            if any(f"'{shown(quoted)}'" in error.message for quoted in _expressions(path, text)):
+                return path
     return steps[0] if steps else ()
 
 
-def _expressions(place: Place, text: str) -> list[str]:
-    """What messages may quote of a text with expressions: all of it, each of them, one that has no end."""
+def _expressions(path: KeyPath, text: str) -> list[str]:
+    """What messages may quote of a text with expressions: the whole text, each expression, an unclosed one's start."""
     if "${" not in text:
-        return [text.strip()] if place and place[-1] in _BARE and text.strip() else []
+        return [text.strip()] if path and path[-1] in _BARE and text.strip() else []
     try:
-        return [text, *(one.strip() for is_expression, one in split(text) if is_expression and one.strip())]
+        return [text, *(piece.strip() for is_expression, piece in split(text) if is_expression and piece.strip())]
     except InvalidWorkflow:
         return [text[at : at + QUOTED_CHARS] for at in range(len(text)) if text.startswith("${", at)]
 
 
-def _at(value: Any, place: Place) -> Any:
-    for part in place:
+def _at(value: Any, path: KeyPath) -> Any:
+    for part in path:
         value = value[part]
     return value
 
 
-def _has(value: Any, place: Place) -> bool:
+def _has(value: Any, path: KeyPath) -> bool:
     try:
-        _at(value, place)
+        _at(value, path)
     except (KeyError, IndexError, TypeError):
         return False
     return True
 
 
-def _strings(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+def _strings(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(value, str):
-        yield place, value
+        yield path, value
     elif isinstance(value, dict):
-        for key, one in value.items():
-            yield from _strings(one, (*place, key))
+        for key, field in value.items():
+            yield from _strings(field, (*path, key))
     elif isinstance(value, list):
-        for index, one in enumerate(value):
-            yield from _strings(one, (*place, index))
+        for index, item in enumerate(value):
+            yield from _strings(item, (*path, index))
 
 
-def _step_places(value: Any, place: Place) -> Iterator[Place]:
+def _step_paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
     steps = value.get("steps") if isinstance(value, dict) else None
     if isinstance(steps, dict):
         for name, step in steps.items():
-            yield (*place, "steps", name)
-            yield from _step_places(step, (*place, "steps", name))
+            yield (*path, "steps", name)
+            yield from _step_paths(step, (*path, "steps", name))
 
 
 # Where an object of the language stands, by its key: files may hold none but the keys of its model.
@@ -207,79 +178,52 @@ _STEP_PARTS: dict[str, tuple[type[Message], str]] = {
 }
 
 
-def _unknown_keys(value: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+def _unknown_keys(value: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     yield from _check_keys(value, _keys_of(Workflow), (), "a workflow")
     yield from _unknown_in_parts(value, _WORKFLOW_PARTS, ())
     yield from _unknown_in_steps(value.get("steps"), ("steps",))
 
 
 def _unknown_in_parts(
-    value: dict[str, Any], parts: dict[str, tuple[type[Message], str]], place: Place
-) -> Iterator[tuple[Place, str]]:
+    value: dict[str, Any], parts: dict[str, tuple[type[Message], str]], path: KeyPath
+) -> Iterator[tuple[KeyPath, str]]:
     for key, (model, what) in parts.items():
-        one = value.get(key)
-        if isinstance(one, dict):
-            yield from _check_keys(one, _keys_of(model), (*place, key), what)
-            if isinstance(one.get("retry"), dict):
-                yield from _check_keys(one["retry"], _keys_of(Retry), (*place, key, "retry"), "'retry'")
+        part = value.get(key)
+        if isinstance(part, dict):
+            yield from _check_keys(part, _keys_of(model), (*path, key), what)
+            if isinstance(part.get("retry"), dict):
+                yield from _check_keys(part["retry"], _keys_of(Retry), (*path, key, "retry"), "'retry'")
 
 
-def _unknown_in_steps(steps: Any, place: Place) -> Iterator[tuple[Place, str]]:
+def _unknown_in_steps(steps: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if not isinstance(steps, dict):
         return
     for name, step in steps.items():
         if not isinstance(step, dict):
             continue
-        here = (*place, name)
+        here = (*path, name)
         yield from _check_keys(step, _keys_of(Step), here, "a step")
         yield from _unknown_in_parts(step, _STEP_PARTS, here)
         yield from _unknown_in_steps(step.get("steps"), (*here, "steps"))
 
 
-def _check_keys(value: dict[str, Any], allowed: frozenset[str], place: Place, what: str) -> Iterator[tuple[Place, str]]:
+def _check_keys(
+    value: dict[str, Any], allowed: frozenset[str], path: KeyPath, what: str
+) -> Iterator[tuple[KeyPath, str]]:
     for key in value:
         if key not in allowed:
             close = get_close_matches(str(key), allowed, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else f"; there is {', '.join(sorted(allowed))}"
-            yield (*place, key), f"{what} has no '{key}'{hint}"
+            yield (*path, key), f"{what} has no '{key}'{hint}"
 
 
-def _collect(node: yaml.Node, place: Place, marks: Marks, source: str) -> None:
-    marks.setdefault(place, (node.start_mark.line + 1, node.start_mark.column + 1))
-    if isinstance(node, yaml.MappingNode):
-        seen: set[Any] = set()
-        for key_node, value_node in node.value:
-            key = key_node.value
-            line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise InvalidWorkflow(f"{source}:{line}:{column}: a key must be a name", line=line, column=column)
-            if key_node.tag != "tag:yaml.org,2002:str":
-                # 7, yes and null are not the strings that stand there.
-                key = yaml.load(key, Loader=_Loader)  # noqa: S506 - a SafeLoader
-            if key in seen:
-                # YAML would silently keep the last one: a step would be gone.
-                raise InvalidWorkflow(f"{source}:{line}:{column}: '{key}' stands here twice", line=line, column=column)
-            seen.add(key)
-            marks[(*place, key)] = (line, column)
-            _collect(value_node, (*place, key), marks, source)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, one in enumerate(node.value):
-            _collect(one, (*place, index), marks, source)
-
-
-def _nearest(marks: Marks, place: Place) -> tuple[int, int]:
-    while place and place not in marks:
-        place = place[:-1]
-    return marks.get(place, (1, 1))
-
-
-def load_file(path: Path) -> Plan:
+def load_file(path: Path, *, workflows: Collection[str] = ()) -> Plan:
     """Raises InvalidWorkflow, also where the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidWorkflow(f"{path}: cannot be read: {error}") from None
-    return read_workflow(text, source=str(path), default_name=path.stem)
+    return read_workflow(text, source=str(path), default_name=path.stem, workflows=workflows)
 
 
 def load_folder(folder: Path) -> list[Plan]:
@@ -287,9 +231,13 @@ def load_folder(folder: Path) -> list[Plan]:
     if not folder.is_dir():
         raise InvalidWorkflow(f"{folder}: there is no such folder of workflows")
     plans: dict[str, tuple[Plan, Path]] = {}
-    for path in sorted(one for one in folder.iterdir() if one.suffix in SUFFIXES):
+    for path in sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES):
         plan = load_file(path)
         if plan.name in plans:
             raise InvalidWorkflow(f"{path}: the workflow '{plan.name}' is also in {plans[plan.name][1].name}")
         plans[plan.name] = (plan, path)
+    for plan, path in plans.values():
+        if any(task_type in plans for _, task_type, _ in plan.agent_only):
+            # Once more, for the position of the mistake.
+            load_file(path, workflows=plans)
     return [plan for plan, _ in plans.values()]

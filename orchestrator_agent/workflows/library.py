@@ -8,18 +8,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator_agent.workflows.compiler import compile_workflow, single_step
+from orchestrator_agent.workflows.compiler import compile_workflow, refuse_agent_keys, single_step
 from orchestrator_agent.workflows.plan import Plan
 from protocol.errors import InvalidWorkflow
 from protocol.messages import invalid_request, json_bytes
 from protocol.workflow import ExecuteDag, Workflow
 
-# Inline graphs are often the same one with other inputs; each is compiled once while it is in use.
+# Requests often repeat an inline graph with other inputs; each graph is compiled once while it is in use.
 INLINE_PLANS = 512
 
 
 class Library:
-    """Plans in memory. What is only in the database is put in by `remember`, before it is needed."""
+    """Plans in memory. `remember` adds what only the database has, before it is needed."""
 
     def __init__(self, plans: Iterable[Plan] = ()) -> None:
         self._by_name: dict[str, Plan] = {}
@@ -29,6 +29,13 @@ class Library:
         for plan in plans:
             self.add(plan)
         self._files = frozenset(self._by_name)
+        for plan in self._by_name.values():
+            self.refuse_agent_keys(plan)
+
+    def refuse_agent_keys(self, plan: Plan) -> None:
+        """Raises InvalidWorkflow where keys of a step do nothing because its task is a workflow that is known now."""
+        if plan.agent_only:
+            refuse_agent_keys(plan, self._by_name)
 
     def add(self, plan: Plan) -> None:
         """Make a plan the newest of its name."""
@@ -41,7 +48,7 @@ class Library:
         return name in self._files
 
     def remember(self, version: str, name: str, definition: Mapping[str, Any]) -> None:
-        """Put in an older version, as the database has it. Raises InvalidWorkflow."""
+        """Add an older version, as the database has it. Raises InvalidWorkflow."""
         try:
             workflow = Workflow.model_validate(dict(definition))
         except ValidationError as error:
@@ -65,7 +72,7 @@ class Library:
         return version in self._by_version
 
     def version(self, version: str) -> Plan:
-        """Raises InvalidWorkflow where nobody put it in."""
+        """Raises InvalidWorkflow where the version was not added."""
         try:
             return self._by_version[version]
         except KeyError:
@@ -78,26 +85,26 @@ class Library:
 
     def inline(self, payload: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
         """The plan and the input of an `execute_dag` payload. Raises InvalidWorkflow that names the step or field."""
-        given = payload.get("input")
-        if not isinstance(given, dict | None):
+        input_value = payload.get("input")
+        if not isinstance(input_value, dict | None):
             raise InvalidWorkflow("payload.input: must be an object")
-        text = json_bytes({name: one for name, one in payload.items() if name != "input"})
+        text = json_bytes({name: value for name, value in payload.items() if name != "input"})
         # Graphs may be megabytes; what is kept of their text is a digest.
         key = hashlib.blake2b(text, digest_size=32).digest()
         if (plan := self._inline.get(key)) is not None:
             self._inline.move_to_end(key)
-            return plan, given or {}
+            return plan, input_value or {}
         try:
-            dag = ExecuteDag.model_validate({name: one for name, one in payload.items() if one is not None})
+            dag = ExecuteDag.model_validate({name: value for name, value in payload.items() if value is not None})
         except ValidationError as error:
             wrong = invalid_request(error, prefix="payload")
             raise InvalidWorkflow(wrong.message, step=_step_in(wrong.field)) from None
-        definition = {name: one for name, one in payload.items() if name != "input"}
+        definition = {name: value for name, value in payload.items() if name != "input"}
         plan = replace(compile_workflow(dag, name="execute_dag"), definition=definition)
         self._inline[key] = plan
         if len(self._inline) > INLINE_PLANS:
             self._inline.popitem(last=False)
-        return plan, given or {}
+        return plan, input_value or {}
 
 
 def _step_in(field: str) -> str | None:

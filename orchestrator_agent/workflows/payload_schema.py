@@ -8,13 +8,13 @@ from orchestrator_agent.workflows.expression import shown
 from protocol.errors import InvalidRequest, InvalidWorkflow
 
 
-def _never(reference: str) -> None:
-    """The library would read files and ask servers, of the orchestrator's network, for whoever sends a graph."""
+def _refuse_reference(reference: str) -> None:
+    """The library would otherwise read the orchestrator's files, and request URLs of its network, for any requester."""
     raise ValueError(f"'{reference}' is outside of the schema, and is not fetched")
 
 
 class PayloadSchema:
-    """A `$ref` leads to a place in the schema itself, or to a draft's own.
+    """A `$ref` points into the schema itself, or to a draft's own.
 
     Raises InvalidWorkflow for what is no schema; `where` is what the message calls it.
     """
@@ -24,14 +24,14 @@ class PayloadSchema:
     ) -> None:
         self.schema = schema
         try:
-            self._validator = jsonschema_rs.validator_for({"type": "object", **schema}, retriever=_never)
+            self._validator = jsonschema_rs.validator_for({"type": "object", **schema}, retriever=_refuse_reference)
         except (ValueError, jsonschema_rs.ValidationError) as error:
             reason = shown(" ".join(str(error).split()))
             raise InvalidWorkflow(f"{where} is not a JSON Schema: {reason}", step=step, field=field) from None
         self._defaults = {
-            name: one["default"]
-            for name, one in schema.get("properties", {}).items()
-            if isinstance(one, dict) and "default" in one
+            name: field["default"]
+            for name, field in schema.get("properties", {}).items()
+            if isinstance(field, dict) and "default" in field
         }
 
     def read(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -40,5 +40,5 @@ class PayloadSchema:
         error = next(iter(self._validator.iter_errors(filled)), None)
         if error is None:
             return filled
-        place = ".".join(["payload", *(str(part) for part in error.instance_path)])
-        raise InvalidRequest(f"{place}: {shown(error.message)}", field=place)
+        location = ".".join(["payload", *(str(part) for part in error.instance_path)])
+        raise InvalidRequest(f"{location}: {shown(error.message)}", field=location)

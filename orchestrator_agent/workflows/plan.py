@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from orchestrator_agent.workflows.expression import Expression
 from orchestrator_agent.workflows.payload_schema import PayloadSchema
@@ -21,7 +21,7 @@ class RepeatPlan:
 
 @dataclass(frozen=True)
 class FallbackPlan:
-    """What takes a failed step's place: a task with its payload, or (`task_type` None) the rendered payload itself."""
+    """What replaces a failed step: a task with its payload, or (`task_type` None) the rendered payload itself."""
 
     task_type: str | None
     agent: str | None
@@ -35,6 +35,7 @@ class CompensationPlan:
     payload: Template
     retry: Retry
     timeout_seconds: float | None
+    agent_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,21 @@ class ConcurrencyPlan:
     cancel_older: bool
 
 
+class AgentOnly(NamedTuple):
+    """Keys of a step that do nothing if its task type is a workflow's name: whether it is, is known when it runs."""
+
+    step: str
+    task_type: str
+    keys: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """One step. It is what one of these says: `task_type` (a task type or a workflow's name), `workflow`, `sub` (an
-    inline sub-workflow), `wait`, `sleep_seconds`, `until`."""
+    inline sub-workflow), `wait`, `sleep_seconds`, `until`.
+
+    `agent_keys` are those keys of it that define how a task is delegated to an agent.
+    """
 
     name: str
     needs: frozenset[str] = frozenset()
@@ -82,18 +94,19 @@ class StepPlan:
     repeat: RepeatPlan | None = None
     retry: Retry = field(default_factory=Retry)
     timeout_seconds: float | None = None
+    agent_keys: tuple[str, ...] = ()
     fallback: FallbackPlan | None = None
     on_error: OnError = "fail"
     compensate: CompensationPlan | None = None
 
     @cached_property
     def waits(self) -> bool:
-        """Whether it is no work: it ends when its time has come, or its signal."""
+        """Whether no agent works on it: it ends at its time, or with its signal."""
         return self.wait is not None or self.sleep_seconds is not None or self.until is not None
 
     @cached_property
     def shown_type(self) -> str:
-        """What a row of this step has as its task type."""
+        """The task type in this step's rows."""
         if self.task_type is not None or self.workflow is not None:
             return self.task_type or self.workflow or ""
         if self.wait is not None:
@@ -103,9 +116,9 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """`single` marks a request that is one task for one agent, whose result is passed on as it is.
+    """`single` marks a request that is one task for one agent, whose result is the root's.
 
-    `compensates`: a step of it, or of an inline sub-workflow, can be undone.
+    `compensates`: a step of it, or of an inline sub-workflow, has a compensation.
     """
 
     name: str
@@ -116,6 +129,7 @@ class Plan:
     definition: Mapping[str, Any] | None = None
     single: bool = False
     compensates: bool = False
+    agent_only: tuple[AgentOnly, ...] = ()
     description: str = ""
     timeout_seconds: float | None = None
     priority: int | None = None

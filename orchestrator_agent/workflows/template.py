@@ -1,10 +1,11 @@
-"""Templates: JSON values whose strings may hold `${…}` (PROTOCOL.md, execute_dag)."""
+"""Templates: JSON values whose strings may hold `${…}` (docs/workflows.md)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator_agent.workflows.expression import Environment, Expression, shown, skip_string
+from orchestrator_agent.workflows.cel.scanner import closing_brace
+from orchestrator_agent.workflows.expression import Environment, Expression, shown
 from protocol.errors import InvalidWorkflow
 from protocol.messages import json_bytes
 
@@ -56,11 +57,11 @@ class Interpolation:
         return frozenset().union(*(part.uses for part in self.parts if isinstance(part, Expression)))
 
     def render(self, variables: Mapping[str, Any]) -> Any:
-        made = []
+        parts = []
         for part in self.parts:
             value = part if isinstance(part, str) else part.evaluate(variables)
-            made.append(value if isinstance(value, str) else json_bytes(value).decode())
-        return "".join(made)
+            parts.append(value if isinstance(value, str) else json_bytes(value).decode())
+        return "".join(parts)
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,16 @@ def split(text: str, *, step: str | None = None) -> list[tuple[bool, str]]:
     """The pieces of a string, in order: (is_expression, text). `$${` is a literal `${`. Raises InvalidWorkflow."""
     pieces: list[tuple[bool, str]] = []
     literal: list[str] = []
-    place = 0
-    while place < len(text):
-        if text.startswith("$${", place):
+    position = 0
+    while position < len(text):
+        if text.startswith("$${", position):
             literal.append("${")
-            place += 3
-        elif text.startswith("${", place):
-            end = _closing_brace(text, place + 2)
+            position += 3
+        elif text.startswith("${", position):
+            end = closing_brace(text, position + 2)
             if end is None:
                 where = f"step '{step}': " if step else ""
-                quoted = text[place : place + QUOTED_CHARS]
+                quoted = text[position : position + QUOTED_CHARS]
                 raise InvalidWorkflow(
                     f"{where}'{quoted}' has no closing brace, or a string in it no closing quote",
                     step=step,
@@ -102,31 +103,14 @@ def split(text: str, *, step: str | None = None) -> list[tuple[bool, str]]:
             if literal:
                 pieces.append((False, "".join(literal)))
                 literal = []
-            pieces.append((True, text[place + 2 : end]))
-            place = end + 1
+            pieces.append((True, text[position + 2 : end]))
+            position = end + 1
         else:
-            literal.append(text[place])
-            place += 1
+            literal.append(text[position])
+            position += 1
     if literal:
         pieces.append((False, "".join(literal)))
     return pieces
-
-
-def _closing_brace(text: str, place: int) -> int | None:
-    """Where the expression that starts at `place` ends; braces in its maps and its strings are its own."""
-    depth = 0
-    while place < len(text):
-        if (behind := skip_string(text, place)) is not None:
-            place = behind
-            continue
-        if text[place] == "{":
-            depth += 1
-        elif text[place] == "}":
-            if depth == 0:
-                return place
-            depth -= 1
-        place += 1
-    return None
 
 
 def compile_template(value: Any, environment: Environment, *, step: str | None = None) -> Template:
@@ -143,12 +127,12 @@ def compile_template(value: Any, environment: Environment, *, step: str | None =
             tuple(environment.compile(text, step=step) if is_expression else text for is_expression, text in pieces)
         )
     if isinstance(value, dict):
-        fields = tuple((name, compile_template(one, environment, step=step)) for name, one in value.items())
+        fields = tuple((name, compile_template(field, environment, step=step)) for name, field in value.items())
         if all(isinstance(template, Constant) for _, template in fields):
             return Constant({name: template.render({}) for name, template in fields})
         return ObjectTemplate(fields, frozenset().union(*(template.uses for _, template in fields)))
     if isinstance(value, list):
-        items = tuple(compile_template(one, environment, step=step) for one in value)
+        items = tuple(compile_template(item, environment, step=step) for item in value)
         if all(isinstance(template, Constant) for template in items):
             return Constant([template.render({}) for template in items])
         return ListTemplate(items, frozenset().union(*(template.uses for template in items)))

@@ -28,6 +28,7 @@ def stream_config(spec: StreamSpec, replicas: int) -> StreamConfig:
         max_msgs_per_subject=spec.max_msgs_per_subject,
         max_age=spec.max_age_seconds,
         max_bytes=spec.max_bytes,
+        max_consumers=spec.max_consumers,
         storage=StorageType.FILE,
         num_replicas=replicas,
         duplicate_window=spec.duplicate_window_seconds,
@@ -63,8 +64,8 @@ async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
 
 def _differs(found: StreamConfig, required: StreamConfig) -> bool:
     names = (
-        "subjects discard discard_new_per_subject max_msgs_per_subject max_age max_bytes num_replicas "
-        "duplicate_window allow_msg_ttl"
+        "subjects discard discard_new_per_subject max_msgs_per_subject max_age max_bytes max_consumers "
+        "num_replicas duplicate_window allow_msg_ttl"
     ).split()
     return any((getattr(found, name) or None) != (getattr(required, name) or None) for name in names)
 

@@ -1,7 +1,7 @@
 """The command line: `pantheon up | run | tasks | task | agents | workflows | replay | dead-letters | demo | …`.
 
 `main` is the console script's entry point, and `python -m pantheon` the same. `app` puts the commands together and
-turns every error into one line on stderr and an exit status of `exit_codes.ExitCode`; no command exits by itself.
+prints every error as one line on stderr and an exit status of `exit_codes.ExitCode`; no command exits by itself.
 
 A command is a plain function in `commands/`, whose parameters declare its options. It reads its input (`input/`),
 finds the mesh (`connection`), calls `pantheon.Mesh`, and prints (`render/`): the result to stdout, everything else to

@@ -56,7 +56,7 @@ def _root(
         typer.Option(DEBUG_FLAG, help=f"Tracebacks and debug logs; anywhere on the line, or {DEBUG_VARIABLE}=1."),
     ] = False,
 ) -> None:
-    """A durable mesh of agents on NATS: start one, give it tasks, look at them."""
+    """Options that stand before every command."""
 
 
 def _version(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:

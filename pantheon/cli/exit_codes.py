@@ -1,4 +1,4 @@
-"""ExitCode: what every command's exit status means, so that scripts can tell the cases apart."""
+"""ExitCode: what every command's exit status means, so that scripts can distinguish the cases."""
 
 from enum import IntEnum
 

@@ -247,14 +247,22 @@ class AgentProcess:
         if self._config_task is not None:
             await end([self._config_task])
         await self.config.close()
-        try:
-            await self.agent.call_hooks("shutdown")
-        except Exception as error:
-            log.warning("hook.raised", hook="shutdown", agent=self.agent.name, exc_info=error)
+        await self._call_shutdown_hooks()
         if self._presence is not None:
             await self._presence.close()
         await self._parts.aclose()
         log.info("agent.stopped", agent=self.agent.name, instance_id=self.instance_id)
+
+    async def _call_shutdown_hooks(self) -> None:
+        """Whatever one raises, the rest of the end follows; a cancellation of the process itself is raised again."""
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task is not None else 0
+        try:
+            await self.agent.call_hooks("shutdown")
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) or (task is not None and task.cancelling() > cancellations):
+                raise
+            log.warning("hook.raised", hook="shutdown", agent=self.agent.name, exc_info=error)
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()

@@ -5,6 +5,8 @@ import gc
 import os
 import signal
 import sys
+import threading
+import time
 
 import structlog
 
@@ -58,7 +60,31 @@ async def serve(agent: Declaration, settings: MeshSettings, *, make_worker: Make
 
 
 def run_agent(agent: Declaration, *, make_worker: MakeWorker | None = None) -> int:
-    """Run an agent as this process; returns the exit code. Mistakes of settings are one line on stderr."""
+    """Run an agent as this process; returns the exit code. Mistakes of settings are one line on stderr.
+
+    Where a thread is still at work at the end, for which the interpreter would wait, the process ends here.
+    """
+    code = _run_agent(agent, make_worker)
+    if threads := _threads_at_work():
+        log.warning("process.threads_not_ended", threads=threads)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _threads_at_work() -> list[str]:
+    """The threads that keep the interpreter from ending, after a moment in which they may end."""
+    end = time.monotonic() + event_loop.END_SECONDS
+    threads = [
+        thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.current_thread()
+    ]
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return [thread.name for thread in threads if thread.is_alive()]
+
+
+def _run_agent(agent: Declaration, make_worker: MakeWorker | None) -> int:
     try:
         settings = MeshSettings.load()
         configure_logging(settings.log_level, settings.log_format)

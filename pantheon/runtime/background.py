@@ -54,7 +54,7 @@ class BackgroundTasks:
 
 
 async def or_exit(work: Coroutine[Any, Any, None], what: str) -> None:
-    """Run what this process is for. An error in it ends the process: one that looks alive and does nothing is worse
+    """Run what this process is for. An error in it ends the process: one that seems alive and does nothing is worse
     than one that is started again."""
     try:
         await work

@@ -56,7 +56,13 @@ def built_in_agents() -> tuple[AgentSpec, ...]:
     return tuple(AgentSpec.of_module(f"agents.{name}") for name in names)
 
 
-async def find_agent(target: str, *, environment: Mapping[str, str] | None = None, instances: int = 1) -> AgentSpec:
+async def find_agent(
+    target: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    instances: int = 1,
+    load_seconds: float = _LOAD_SECONDS,
+) -> AgentSpec:
     """Return the spec of a third party's agent: a module or a Python file with an `Agent` in it.
 
     `target` is what `load_agent` takes, and the name is that of the Agent found there. It is run by the command line's
@@ -69,10 +75,10 @@ async def find_agent(target: str, *, environment: Mapping[str, str] | None = Non
         env=dict(environment) if environment is not None else None,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(_LOAD_SECONDS):
+        async with asyncio.timeout(load_seconds):
             output, errors = await process.communicate()
     except TimeoutError:
-        raise AgentLoadError(target, f"importing it took longer than {_LOAD_SECONDS:.0f} s") from None
+        raise AgentLoadError(target, f"importing it took longer than {load_seconds:.0f} s") from None
     finally:
         if process.returncode is None:
             process.kill()

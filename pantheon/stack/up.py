@@ -43,13 +43,15 @@ class Stack:
         migrate: Callable[[str], Awaitable[None]] | None = None,
         settled: Callable[[Endpoints], Awaitable[None]] | None = None,
         on_event: Callable[[StackEvent], None] = lambda event: None,
+        settle_seconds: float = _SETTLE_SECONDS,
     ) -> None:
         """Describe the stack; nothing happens before it is entered.
 
-        `migrate` is called with the database's URL. `settled` returns when the mesh can take tasks; after half a
-        minute the stack goes on without it.
+        `migrate` is called with the database's URL. `settled` returns when the mesh can take tasks; after
+        `settle_seconds` the stack goes on without it.
         """
         self.hurry = asyncio.Event()
+        self._settle_seconds = settle_seconds
         self._plan = plan or StackPlan()
         self._folder = DataFolder(data)
         self._record = MeshRecord(self._folder, on_event)
@@ -171,10 +173,10 @@ class Stack:
         if self._settled is None:
             return
         try:
-            async with asyncio.timeout(_SETTLE_SECONDS):
+            async with asyncio.timeout(self._settle_seconds):
                 await self._settled(endpoints)
         except TimeoutError:
-            self._record.note(f"not all parts answered within {_SETTLE_SECONDS:.0f} s; see {self._folder.logs}")
+            self._record.note(f"not all parts answered within {self._settle_seconds:.0f} s; see {self._folder.logs}")
 
     def _describe(self, servers: Mapping[str, Server], supervisor: Supervisor) -> Endpoints:
         return Endpoints(

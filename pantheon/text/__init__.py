@@ -10,5 +10,8 @@ same payload for both. What they must agree on is here; what is one agent's own 
     terms          words reduced to what can be compared: stop words out, endings off
     front_matter   a Markdown file without its front matter
 
-Pure functions of text: no I/O, the standard library and pydantic alone. English in what depends on a language.
+Pure functions of text: no I/O, no state, the standard library and pydantic alone. English in what depends on a
+language. The same text gives the same sentences, words and terms in every process.
+
+Called by the agents that write and review; nothing else in the kit needs it, and it imports nothing of the kit.
 """

@@ -52,7 +52,7 @@ def terms(text: str) -> list[str]:
     found: list[str] = []
     for word in words(text):
         if UNDIVIDED.search(word):
-            # No space tells where its words end; pairs of characters find the same matter well enough.
+            # No space marks where its words end; pairs of characters find the same matter well enough.
             found += [word[at : at + 2] for at in range(max(1, len(word) - 1))]
             continue
         lower = word.lower().replace("\u2019", "'")

@@ -1,6 +1,7 @@
 """Attempt: one attempt at work, the ways it may end, and the observer that counts it."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -51,6 +52,24 @@ class RunningAttempt:
     # The handler has ended: nothing interrupts the response.
     responding: bool = field(default=False, init=False)
     responded: bool = field(default=False, init=False)
+    # The instance has ended without waiting for the handler: its deliveries are in the queue again.
+    returned: bool = field(default=False, init=False)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the caller is the attempt's own work: not so where the interpreter closes a coroutine that was left
+        behind, and raises GeneratorExit in it."""
+        try:
+            return asyncio.current_task() is self.work
+        except RuntimeError:
+            return False
+
+    async def forget_cancellations(self) -> None:
+        """Take back what a handler or a hook has cancelled of its own work, lest it hits the response."""
+        while self.work.cancelling():
+            self.work.uncancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
 
     def stop(self, reason: str) -> None:
         """Interrupt the handler."""

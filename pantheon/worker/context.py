@@ -24,8 +24,13 @@ STREAM_CHARS = 50_000
 
 
 def as_unicode(text: object) -> str:
-    """Any text as Unicode that JSON can carry: halves of surrogate pairs, as file names may hold, are replaced."""
-    return str(text).encode("utf-8", "replace").decode()
+    """Any text as Unicode that JSON can carry: halves of surrogate pairs, as file names may hold, are replaced. An
+    object whose `__str__` raises is named by its type."""
+    try:
+        shown = str(text)
+    except BaseException:
+        shown = f"<{type(text).__name__} without a text>"
+    return shown.encode("utf-8", "replace").decode()
 
 
 class TaskContext:

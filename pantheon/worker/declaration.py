@@ -89,7 +89,7 @@ class Declaration:
         return self._add("after_task", hook)
 
     def on_error(self, hook: F) -> F:
-        """`async def hook(ctx, error)`, when a handler raised."""
+        """`async def hook(ctx, error)`, when a handler raised; `error` may be any BaseException."""
         return self._add("error", hook)
 
     def on_delegation(self, hook: F) -> F:
@@ -100,7 +100,9 @@ class Declaration:
         self._hooks.setdefault(moment, []).append(hook)
         return hook
 
-    async def call_hooks(self, moment: str, *arguments: TaskContext | TaskRequest | TaskResponse | Exception) -> None:
+    async def call_hooks(
+        self, moment: str, *arguments: TaskContext | TaskRequest | TaskResponse | BaseException
+    ) -> None:
         for hook in self._hooks.get(moment, ()):
             result = hook(*arguments)
             if inspect.isawaitable(result):

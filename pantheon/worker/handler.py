@@ -1,20 +1,27 @@
-"""Handler: the function that serves one task type; its annotations define payload, context and result."""
+"""Handler: the function that serves one task type; its annotations define payload, context and result.
+
+A payload and a result are values of JSON, and JSON's rules hold: a strict model takes the text of a time or a UUID, and
+NaN is no number. A generator streams: each text that it yields is sent to watchers, and all together are its result.
+"""
 
 import asyncio
 import contextlib
 import contextvars
 import inspect
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cached_property, partial
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from pantheon.worker.context import TaskContext
-from protocol.errors import InvalidRequest
-from protocol.messages import invalid_request
+from protocol.errors import InvalidRequest, InvalidResult
+from protocol.messages import invalid_request, json_bytes
 from protocol.names import is_task_type
+from protocol.reading import invalid_result
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
@@ -41,13 +48,13 @@ class Handler:
         self.description = description or (inspect.getdoc(function) or "").split("\n\n", 1)[0]
         self.is_async = inspect.iscoroutinefunction(function)
         name = getattr(function, "__qualname__", repr(function))
-        hints = get_type_hints(function)
+        hints = get_type_hints(function, include_extras=True)
         parameters = list(inspect.signature(function).parameters.values())
         self._context_parameter: str | None = None
         payload_parameters = []
         for parameter in parameters:
             hint = hints.get(parameter.name, Any)
-            if inspect.isclass(hint) and issubclass(hint, TaskContext):
+            if _is_context(hint):
                 self._context_parameter = parameter.name
             elif parameter.default is inspect.Parameter.empty:
                 payload_parameters.append(parameter)
@@ -60,6 +67,9 @@ class Handler:
             self._payload_type = dict
         self._input = TypeAdapter(self._payload_type) if self._payload_parameter else None
         self._result_type: Any = hints.get("return", Any)
+        self.streams = is_generator(function)
+        if self.streams:
+            self._result_type = _streamed_type(name, self._result_type)
         self._output = None if self._result_type in (Any, type(None)) else TypeAdapter(self._result_type)
 
     @cached_property
@@ -78,11 +88,16 @@ class Handler:
             return None
         try:
             return self._input.validate_python(payload)
+        except ValidationError:
+            pass
+        try:
+            # What Python's values are too strict for, as JSON's are not: a time as text in a strict model.
+            return self._input.validate_json(json_bytes(payload))
         except ValidationError as error:
             raise invalid_request(error, prefix="payload") from None
 
     async def call(self, payload: Any, context: TaskContext) -> Any:
-        """Run the function on a validated payload; returns its result as JSON-able values."""
+        """Run the function on a validated payload; returns its result as JSON-able values. Raises InvalidResult."""
         arguments: dict[str, Any] = {}
         if self._payload_parameter is not None:
             arguments[self._payload_parameter] = payload
@@ -95,14 +110,91 @@ class Handler:
             if inspect.isawaitable(result):
                 # An async function behind a decorator that is not async.
                 result = await result
+        if inspect.isasyncgen(result):
+            result = await _streamed(result, context)
+        elif inspect.isgenerator(result):
+            result = await _streamed(_in_threads(result), context)
         return self._dump(result)
 
     def _dump(self, result: Any) -> Any:
-        if isinstance(result, BaseModel):
-            return result.model_dump(mode="json", by_alias=True)
-        if self._output is not None:
-            return self._output.dump_python(result, mode="json", by_alias=True, warnings=False)
-        return {} if result is None else _ANYTHING.dump_python(result, mode="json")
+        try:
+            if self._result_type is type(None) and result is not None:
+                raise InvalidResult(f"result: {type(result).__name__}, where the handler is annotated to return None")
+            if self._output is None:
+                values = {} if result is None else _ANYTHING.dump_python(result, mode="json")
+            elif isinstance(result, BaseModel) and self._result_type is type(result):
+                # It was validated when it was made.
+                values = result.model_dump(mode="json", by_alias=True)
+            else:
+                # A subclass keeps the fields that it adds.
+                fit = self._output.validate_python(result)
+                dumped = result if isinstance(result, BaseModel) else fit
+                values = (
+                    dumped.model_dump(mode="json", by_alias=True)
+                    if isinstance(dumped, BaseModel)
+                    else self._output.dump_python(dumped, mode="json", by_alias=True, warnings=False)
+                )
+        except ValidationError as error:
+            raise invalid_result(error) from None
+        except (PydanticSerializationError, RecursionError) as error:
+            raise InvalidResult(f"result: no value of JSON: {error}") from None
+        _refuse_nan(values, "result")
+        return values
+
+
+def is_generator(function: Callable[..., Any]) -> bool:
+    """Whether a function, or the one that it wraps, yields."""
+    inner = inspect.unwrap(function)
+    return inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)
+
+
+def _is_context(hint: Any) -> bool:
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return inspect.isclass(kind) and issubclass(kind, TaskContext)
+
+
+def _streamed_type(name: str, hint: Any) -> type[str]:
+    """What a generator's result is. Raises TypeError where its annotation yields no text."""
+    items = get_args(hint)[:1] or (Any,)
+    if hint is not Any and items[0] not in (str, Any):
+        raise TypeError(
+            f"{name}: a handler that yields streams text: annotate it AsyncIterator[str] and yield str, "
+            "or collect what it makes and return it"
+        )
+    return str
+
+
+async def _streamed(pieces: AsyncIterator[Any], context: TaskContext) -> str:
+    """All pieces together, each of which is sent as it comes. Raises InvalidResult."""
+    texts = []
+    async for piece in pieces:
+        if not isinstance(piece, str):
+            raise InvalidResult(f"result: a handler that yields streams text, and yielded {type(piece).__name__}")
+        texts.append(piece)
+        await context.stream(piece)
+    return "".join(texts)
+
+
+async def _in_threads(pieces: Iterator[Any]) -> AsyncIterator[Any]:
+    """A plain generator, each step of it in a thread, as a plain function is."""
+    end = object()
+    while (piece := await _in_thread(partial(next, pieces, end))) is not end:
+        yield piece
+
+
+def _refuse_nan(value: Any, path: str) -> None:
+    """Raises InvalidResult that names the place of a NaN or an infinity, which JSON has not."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidResult(f"{path}: {value} is no number of JSON: return null, or leave it out")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(item, str | int):
+                _refuse_nan(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if not isinstance(item, str | int):
+                _refuse_nan(item, f"{path}.{index}")
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:

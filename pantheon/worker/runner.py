@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
 from pantheon.bus import Transport
 from pantheon.config.agent_config import AgentConfig
@@ -49,6 +48,7 @@ class Runner:
     async def run(self, request: TaskRequest, running: RunningAttempt) -> TaskResponse | Completed:
         """Run the handler to its end, whatever that is; from then on nothing interrupts the response.
 
+        A cancellation without a `stop_reason` is the handler's own: it cancelled itself, or awaited what was cancelled.
         Raises AttemptReturned when the attempt was stopped to be run by another instance.
         """
         loop = asyncio.get_running_loop()
@@ -67,28 +67,20 @@ class Runner:
             if running.cancelled:
                 raise TaskFailure(ErrorCode.CANCELLED, "cancelled before it started")
             result = await self._call(request, context, started_at)
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if running.stop_reason is None or current is None:
+        except BaseException as raised:
+            if isinstance(raised, asyncio.CancelledError) and running.stop_reason is not None:
+                running.work.uncancel()
+                if running.returning:
+                    raise AttemptReturned from None
+                status, error = "cancelled", ErrorInfo(code=ErrorCode.CANCELLED, message=running.stop_reason)
+            elif isinstance(raised, GeneratorExit) and not running.is_running:
                 raise
-            current.uncancel()
-            if running.returning:
-                raise AttemptReturned from None
-            status, error = "cancelled", ErrorInfo(code=ErrorCode.CANCELLED, message=running.stop_reason)
-        except Exception as raised:
-            running.responding = True
-            if not isinstance(raised, PantheonError):
-                log.warning(
-                    "task.raised",
-                    task_id=str(request.task_id),
-                    task_type=request.task_type,
-                    attempt=request.attempt,
-                    exc_info=raised,
-                )
-            error = error_of(raised)
-            status = "cancelled" if error.code == ErrorCode.CANCELLED else "failed"
-            await self._call_hooks("error", context, raised)
+            else:
+                running.responding = True
+                status, error = await self._failed(request, running, context, raised)
         running.responding = True
+        if running.work.cancelling():
+            await running.forget_cancellations()
         usage = context.usage if context.usage.model_fields_set else None
         if error is None and not self._agent.has_hooks("after_task"):
             if self._observer is not None:
@@ -104,9 +96,28 @@ class Runner:
             completed_at=now(),
         )
         await self._call_hooks("after_task", context, response)
+        if running.work.cancelling():
+            await running.forget_cancellations()
         if self._observer is not None:
             self._observer.record(request.task_type, loop.time() - start, error.message if error else None)
         return response
+
+    async def _failed(
+        self, request: TaskRequest, running: RunningAttempt, context: TaskContext, raised: BaseException
+    ) -> tuple[str, ErrorInfo]:
+        if not isinstance(raised, PantheonError):
+            log.warning(
+                "task.raised",
+                task_id=str(request.task_id),
+                task_type=request.task_type,
+                attempt=request.attempt,
+                exc_info=raised,
+            )
+        error = error_of(raised)
+        if running.work.cancelling():
+            await running.forget_cancellations()
+        await self._call_hooks("error", context, raised)
+        return "cancelled" if error.code == ErrorCode.CANCELLED else "failed", error
 
     async def _call(self, request: TaskRequest, context: TaskContext, started_at: datetime) -> Any:
         handler = self._agent.handlers.get(request.task_type)
@@ -157,7 +168,10 @@ class Runner:
             return
         try:
             await self._agent.call_hooks(moment, *arguments)
-        except Exception as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # Also a CancelledError: nothing interrupts an attempt whose handler has ended.
             log.warning("hook.raised", hook=moment, agent=self._agent.name, exc_info=error)
 
     async def _delegate_checked(self, context: TaskContext, request: TaskRequest) -> Any:
@@ -171,17 +185,20 @@ class Runner:
         await self._bus.publish_quietly(subjects.progress(self._agent.name, progress.root_task_id), to_bytes(progress))
 
 
-def error_of(raised: Exception) -> ErrorInfo:
-    """An exception of a handler as the error of its response."""
+def error_of(raised: BaseException) -> ErrorInfo:
+    """What a handler raised, of whatever kind, as the error of its response."""
     if isinstance(raised, PantheonError):
         try:
             return ErrorInfo.of(raised)
-        except ValidationError as error:
-            log.warning("task.error_invalid", error=str(error))
+        except (ValueError, AttributeError) as error:
+            log.warning("task.error_invalid", error=as_unicode(error))
             return ErrorInfo(
                 code=ErrorCode.INTERNAL_ERROR,
-                message=as_unicode(f"{raised.code}: {raised.message}"),
+                message=f"{as_unicode(raised.code)}: {as_unicode(getattr(raised, 'message', raised))}",
                 retryable=bool(raised.retryable),
             )
-    message = as_unicode(f"{type(raised).__name__}: {raised}".strip(": "))
-    return ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=message, retryable=True)
+    text = as_unicode(raised)
+    if isinstance(raised, asyncio.CancelledError):
+        text = text or "the handler cancelled itself, or awaited a task that was cancelled"
+    message = f"{type(raised).__name__}: {text}".strip(": ")
+    return ErrorInfo(code=ErrorCode.INTERNAL_ERROR, message=as_unicode(message), retryable=True)

@@ -31,6 +31,9 @@ from protocol.streams import IN_PROGRESS_SECONDS, TASKS, task_consumer
 
 log = structlog.get_logger()
 
+# How long handlers may clean up that a drain has cancelled, before their tasks return to the queue without them. Grace,
+# this, and the rest of a process's end stay within 30 s.
+RETURN_SECONDS = 3.0
 # A cancel may overtake its task in the queue; it is remembered this long.
 CANCEL_MEMORY_SECONDS = 300.0
 
@@ -175,7 +178,10 @@ class Worker:
         return key in self._cancelled or (key[0], None) in self._cancelled
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take no more; let what runs finish within the grace, return the rest to the queue."""
+        """Take no more; let what runs finish within the grace, return the rest to the queue.
+
+        A handler that swallows its cancellation is left behind, and its task returned all the same.
+        """
         self._draining = True
         for delivery in await self._puller.stop():
             await nak(delivery)
@@ -188,8 +194,14 @@ class Worker:
                 running.returning = True
                 running.stop("the instance is ending")
         if self._works:
-            await asyncio.wait(self._works, timeout=5)
+            await asyncio.wait(self._works, timeout=RETURN_SECONDS)
         await self._holding.stop()
+        for key, running in self._running.items():
+            if not running.responding:
+                log.warning("task.not_ended", task_id=str(key[0]), attempt=key[1], agent=self._agent.name)
+                running.returned = True
+                for delivery in running.deliveries:
+                    await nak(delivery)
         if self._taking is not None:
             await end([self._taking])
 
@@ -258,6 +270,8 @@ class Worker:
         )
         try:
             response = await self._runner.run(request, running)
+            if running.returned:
+                return
             body = await self._sender.body(request, response)
             try:
                 await self._sender.send(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
@@ -268,6 +282,7 @@ class Worker:
             running.responded = True
             await acknowledge(delivery)
         except AttemptReturned:
-            await nak(delivery)
+            if not running.returned:
+                await nak(delivery)
         finally:
             del self._running[key]

@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def answer(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+    def response(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
         """A client that has gone meanwhile is no mistake."""
         try:
             self.send_response(status)

@@ -123,7 +123,7 @@ def test_peers_are_compared_with_our_chain_pair_by_pair() -> None:
 
 def test_sizes_of_the_growth_run_follow_the_command_line_and_default_to_the_full_ones() -> None:
     full, smaller = sizes_of(parse([])), sizes_of(parse(["--quick", "--instances", "7"]))
-    assert (full.finished, full.waiting, full.instances, full.orchestrators) == (1_000_000, 100_000, 1000, 3)
+    assert (full.finished, full.waiting, full.instances, full.orchestrators) == (1_000_000, 100_000, 10_000, 3)
     assert (smaller.finished, smaller.instances) == (50_000, 7)
 
 

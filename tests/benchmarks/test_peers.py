@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks.figures import Series
 from benchmarks.peers import PEERS, Contest
 from benchmarks.peers.environment import MADE_FROM, python_of
 from benchmarks.peers.peer import Peer
+from benchmarks.report import show
 from benchmarks.rig import BenchError, rig
 from benchmarks.rounds import Amounts
 
@@ -94,3 +96,18 @@ if os.environ.get("PANTHEON_TEST_PEERS") == "1":
         assert contest.failed == {}
         assert series[name].steps_per_s[0] > 0
         assert series[name].p50_ms[0] > 0
+
+
+async def test_a_peer_that_npm_brings_says_so_where_npm_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BenchError, match="Restate, five calls is installed by npm, which is not on PATH"):
+        await python_of(PEERS["restate_calls"], tmp_path)
+
+
+def test_the_table_has_a_row_for_a_peer_that_was_left_out(tmp_path: Path) -> None:
+    series = {"bare": Series("bare", "bare loop", 5, [100.0], [2.0], [3.0], {})}
+    with (tmp_path / "output.txt").open("w") as output:
+        show(Console(file=output, width=160), series, {"restate_runs": "npm is not on PATH"})
+    assert "Restate, five ctx.run: npm is not on PATH" in (tmp_path / "output.txt").read_text()

@@ -225,6 +225,6 @@ def shell(running_mesh: Mesh) -> Shell:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Shell:
+def other_shell(tmp_path: Path) -> Shell:
     """Commands in a folder without a mesh."""
     return Shell(tmp_path)

@@ -39,8 +39,8 @@ def test_files_are_read_as_text_json_and_yaml(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# A é", encoding="utf-8")
     (tmp_path / "d.json").write_text('{"x": [1]}')
     (tmp_path / "d.yaml").write_text("x: [1]\nday: 2024-01-02\n")
-    given = [parse(f"text=@{tmp_path}/a.md"), parse(f"j:=@{tmp_path}/d.json"), parse(f"y:=@{tmp_path}/d.yaml")]
-    assert payload_of(given) == {"text": "# A é", "j": {"x": [1]}, "y": {"x": [1], "day": "2024-01-02"}}
+    values = [parse(f"text=@{tmp_path}/a.md"), parse(f"j:=@{tmp_path}/d.json"), parse(f"y:=@{tmp_path}/d.yaml")]
+    assert payload_of(values) == {"text": "# A é", "j": {"x": [1]}, "y": {"x": [1], "day": "2024-01-02"}}
 
 
 def test_a_file_that_looks_like_json_stays_a_text(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ SCHEMA = {
     ],
 )
 def test_a_schema_decides_between_a_text_and_what_it_looks_like(arguments: list[str], payload: dict[str, Any]) -> None:
-    assert payload_of([parse(one) for one in arguments], schema=SCHEMA) == payload
+    assert payload_of([parse(each) for each in arguments], schema=SCHEMA) == payload
 
 
 ODD_SCHEMAS: list[Any] = [

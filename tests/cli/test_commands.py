@@ -1,4 +1,4 @@
-"""Commands as processes against a mesh that `pantheon up` runs: answers, streams, exit statuses."""
+"""Commands as processes against a mesh that `pantheon up` runs: responses, streams, exit statuses."""
 
 import contextlib
 import json
@@ -29,8 +29,8 @@ UNREACHABLE = "nats://127.0.0.1:9"
 def running() -> Iterator[list[Running]]:
     started: list[Running] = []
     yield started
-    for one in started:
-        one.kill()
+    for each in started:
+        each.kill()
 
 
 def id_in(text: str) -> str:
@@ -41,7 +41,7 @@ def id_in(text: str) -> str:
 # -- run ---------------------------------------------------------------------------------------------------------------
 
 
-def test_run_answers_with_the_result_on_stdout_and_progress_on_stderr(shell: Shell) -> None:
+def test_run_responds_with_the_result_on_stdout_and_progress_on_stderr(shell: Shell) -> None:
     done = shell("run", "shout_all", "texts=a", "texts=b", "year=2026")
     assert done.code == 0
     # One of the arguments is a number, and the workflow wants it as a text.
@@ -89,7 +89,7 @@ def test_run_with_json_prints_the_response_and_nothing_else(shell: Shell) -> Non
     assert done.json["status"] == "completed"
     assert done.json["result"] == {"text": "HI"}
     listed = shell("tasks", "--session", "s-1", "--requester", "tester", "--json").json
-    assert [one["task_id"] for one in listed] == [done.json["task_id"]]
+    assert [each["task_id"] for each in listed] == [done.json["task_id"]]
 
 
 def test_run_says_what_happens_between_attempts(shell: Shell) -> None:
@@ -188,7 +188,7 @@ def test_a_folder_for_all_results_gets_one_for_each_task(shell: Shell, tmp_path:
     assert named.json["files"][0]["path"] == str(tmp_path / "named" / "escape.txt")
 
 
-def test_a_package_that_is_not_installed_is_named(elsewhere: Shell, tmp_path: Path) -> None:
+def test_a_package_that_is_not_installed_is_named(other_shell: Shell, tmp_path: Path) -> None:
     """The kit alone carries no orchestrator: what is missing is said, and how to have it."""
     migrate = "main(['migrate', '--database-url', 'postgresql://x/y'])"
     (tmp_path / "without.py").write_text(
@@ -196,7 +196,7 @@ def test_a_package_that_is_not_installed_is_named(elsewhere: Shell, tmp_path: Pa
     )
     done = subprocess.run(
         [sys.executable, str(tmp_path / "without.py")],
-        cwd=elsewhere.folder, env=environment({"PYTHONPATH": str(REPOSITORY)}), capture_output=True, text=True,
+        cwd=other_shell.folder, env=environment({"PYTHONPATH": str(REPOSITORY)}), capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -376,24 +376,24 @@ def test_workflow_files_are_checked_with_line_and_column(shell: Shell, tmp_path:
     assert shell("workflows", "check", str(tmp_path / "empty")).code == 4
 
 
-def test_the_schema_is_printed_and_written(elsewhere: Shell) -> None:
-    documents = elsewhere("schema").json
+def test_the_schema_is_printed_and_written(other_shell: Shell) -> None:
+    documents = other_shell("schema").json
     assert any("asyncapi" in name for name in documents)
-    assert elsewhere("schema", "task-request").json["type"] == "object"
-    written = elsewhere("schema", "--out", "made")
+    assert other_shell("schema", "task-request").json["type"] == "object"
+    written = other_shell("schema", "--out", "made")
     assert sorted(written.out.split()) == sorted(f"made/{name}" for name in documents)
-    assert json.loads((elsewhere.folder / "made" / "task-request.schema.json").read_text()) or documents
-    assert elsewhere("schema", "--out", "made", "--json").json
-    unknown = elsewhere("schema", "nothing")
+    assert json.loads((other_shell.folder / "made" / "task-request.schema.json").read_text()) or documents
+    assert other_shell("schema", "--out", "made", "--json").json
+    unknown = other_shell("schema", "nothing")
     assert unknown.code == 4
     assert "there is task-request" in unknown.last_error or "task-request" in unknown.last_error
-    (elsewhere.folder / "file").write_text("")
-    assert elsewhere("schema", "--out", "file").code == 2
+    (other_shell.folder / "file").write_text("")
+    assert other_shell("schema", "--out", "file").code == 2
 
 
-def test_the_version(elsewhere: Shell) -> None:
-    assert elsewhere("version").out.count(".") == 2
-    assert elsewhere("version", "--json").json["version"] == elsewhere("version").out.strip()
+def test_the_version(other_shell: Shell) -> None:
+    assert other_shell("version").out.count(".") == 2
+    assert other_shell("version", "--json").json["version"] == other_shell("version").out.strip()
 
 
 def test_migrate_finds_the_database_and_does_nothing_twice(shell: Shell, running_mesh: Mesh) -> None:
@@ -444,12 +444,12 @@ def test_another_orchestrator_joins(shell: Shell, running: list[Running]) -> Non
 # -- where the mesh is -----------------------------------------------------------------------------------------------
 
 
-def test_the_mesh_is_found_by_url_and_by_the_environment(elsewhere: Shell, running_mesh: Mesh) -> None:
+def test_the_mesh_is_found_by_url_and_by_the_environment(other_shell: Shell, running_mesh: Mesh) -> None:
     url = running_mesh.endpoints["nats_url"]
-    assert elsewhere("run", "uppercase", "text=x", "-q", "--url", url).json == {"text": "X"}
-    assert elsewhere("tasks", "--json", env={"NATS_URL": url}).code == 0
-    (elsewhere.folder / "url").write_text(url)
-    assert elsewhere("agents", env={"NATS_URL_FILE": str(elsewhere.folder / "url")}).code == 0
+    assert other_shell("run", "uppercase", "text=x", "-q", "--url", url).json == {"text": "X"}
+    assert other_shell("tasks", "--json", env={"NATS_URL": url}).code == 0
+    (other_shell.folder / "url").write_text(url)
+    assert other_shell("agents", env={"NATS_URL_FILE": str(other_shell.folder / "url")}).code == 0
 
 
 @pytest.mark.parametrize(
@@ -481,23 +481,23 @@ def test_without_a_mesh_every_command_says_how_to_get_one(
     assert err.count("\n") == 1
 
 
-def test_a_mesh_that_does_not_answer_is_status_3(elsewhere: Shell) -> None:
-    done = elsewhere("tasks", "--url", UNREACHABLE)
+def test_a_mesh_that_does_not_respond_is_status_3(other_shell: Shell) -> None:
+    done = other_shell("tasks", "--url", UNREACHABLE)
     assert done.code == 3
     assert "no NATS server answers at nats://127.0.0.1:9" in done.last_error
 
 
-def test_a_broker_without_an_orchestrator_is_status_3_or_a_timeout(elsewhere: Shell, broker: Any) -> None:
-    done = elsewhere("tasks", "--url", broker.url)
+def test_a_broker_without_an_orchestrator_is_status_3_or_a_timeout(other_shell: Shell, broker: Any) -> None:
+    done = other_shell("tasks", "--url", broker.url)
     assert done.code == 3
     assert "is an orchestrator running?" in done.last_error
-    waiting = elsewhere("run", "x", "--url", broker.url, "--timeout", "0.5")
+    waiting = other_shell("run", "x", "--url", broker.url, "--timeout", "0.5")
     assert waiting.code == 124
     assert "the task may still be accepted" in waiting.last_error
 
 
-def test_wrong_settings_name_the_variable(elsewhere: Shell) -> None:
-    done = elsewhere("tasks", env={"NATS_URL": "http://x"})
+def test_wrong_settings_name_the_variable(other_shell: Shell) -> None:
+    done = other_shell("tasks", env={"NATS_URL": "http://x"})
     assert done.code == 2
     assert done.last_error.startswith("pantheon: NATS_URL='http://x' is not allowed")
 
@@ -568,10 +568,10 @@ def test_a_group_without_a_command_shows_its_help(group: list[str], capsys: pyte
     assert any(line.strip().startswith("-h, --help") for line in lines)
 
 
-def test_a_reader_that_has_enough_is_no_error(elsewhere: Shell) -> None:
+def test_a_reader_that_has_enough_is_no_error(other_shell: Shell) -> None:
     line = f"set -o pipefail; {shlex.join(command('schema'))} | head -c 10"
     done = subprocess.run(
-        ["bash", "-c", line], cwd=elsewhere.folder, env=environment(), capture_output=True, text=True, check=False
+        ["bash", "-c", line], cwd=other_shell.folder, env=environment(), capture_output=True, text=True, check=False
     )
     assert (done.returncode, len(done.stdout), done.stderr) == (0, 10, "")
 
@@ -580,14 +580,14 @@ GONE = (["schema"], ["version"], ["schema", "task-request", "--json"], ["--help"
 
 
 @pytest.mark.parametrize("arguments", GONE)
-def test_a_reader_that_has_gone_already_is_no_error(elsewhere: Shell, arguments: list[str]) -> None:
+def test_a_reader_that_has_gone_already_is_no_error(other_shell: Shell, arguments: list[str]) -> None:
     """As `| head` may have, on a busy machine."""
-    (elsewhere.folder / "one.yaml").write_text("name: one\nsteps:\n  a: {task: b}\n")
+    (other_shell.folder / "one.yaml").write_text("name: one\nsteps:\n  a: {task: b}\n")
     gone, answers = os.pipe()
     os.close(gone)
     try:
         done = subprocess.run(
-            command(*arguments), cwd=elsewhere.folder, env=environment(), stdout=answers, stderr=subprocess.PIPE,
+            command(*arguments), cwd=other_shell.folder, env=environment(), stdout=answers, stderr=subprocess.PIPE,
             check=False,
         )  # fmt: skip
     finally:

@@ -16,7 +16,7 @@ from tests.cli.conftest import Mesh, Running, Shell
 # Some of these tests run twenty commands, each a process of its own.
 pytestmark = pytest.mark.timeout(900)
 
-NOBODY = "00000000-0000-7000-8000-000000000000"
+UNKNOWN = "00000000-0000-7000-8000-000000000000"
 WITHIN_SECONDS = 60.0
 
 # Another agent for a task type of the mesh's own.
@@ -30,7 +30,7 @@ async def keep(task: dict) -> dict:
     return task
 """
 
-UNDONE = {
+COMPENSATED = {
     "first": {"task": "keep", "with": {"n": 1}, "compensate": {"task": "keep", "with": {"undo": "${result.n}"}}},
     "long": {"task": "slow", "needs": ["first"], "with": {"seconds": 300}},
 }
@@ -47,14 +47,14 @@ APPROVED = {
 def running() -> Iterator[list[Running]]:
     started: list[Running] = []
     yield started
-    for one in started:
-        one.kill()
+    for each in started:
+        each.kill()
 
 
 def begin(shell: Shell, steps: dict[str, Any], **payload: Any) -> str:
     """Start an inline workflow; its id."""
-    given = [f"{key}:={json.dumps(value)}" for key, value in payload.items()]
-    done = shell("run", "execute_dag", f"steps:={json.dumps(steps)}", *given, "--detach")
+    values = [f"{key}:={json.dumps(value)}" for key, value in payload.items()]
+    done = shell("run", "execute_dag", f"steps:={json.dumps(steps)}", *values, "--detach")
     assert done.code == 0, done.err
     return done.out.strip()
 
@@ -82,8 +82,8 @@ def until_ended(shell: Shell, task_id: str) -> str:
 # -- tasks -------------------------------------------------------------------------------------------------------------
 
 
-def test_cancel_ends_a_task_undoes_what_it_did_and_is_no_mistake_twice(shell: Shell) -> None:
-    task_id = begin(shell, UNDONE)
+def test_cancel_ends_a_task_compensates_what_it_did_and_is_no_mistake_twice(shell: Shell) -> None:
+    task_id = begin(shell, COMPENSATED)
     until(shell, task_id, lambda rows: "long" in rows)
     done = shell("task", "cancel", task_id, "--reason", "changed my mind")
     assert (done.code, done.err) == (0, "")
@@ -101,10 +101,10 @@ def test_cancel_ends_a_task_undoes_what_it_did_and_is_no_mistake_twice(shell: Sh
 
 def test_cancel_takes_several_and_does_not_stop_at_one_that_is_nobodys(shell: Shell) -> None:
     tasks = [begin(shell, {"w": {"sleep": "1h"}}) for _ in range(2)]
-    done = shell("task", "cancel", tasks[0], NOBODY, tasks[1])
+    done = shell("task", "cancel", tasks[0], UNKNOWN, tasks[1])
     assert done.code == 4
     assert done.out.splitlines() == [f"{task_id} is cancelled" for task_id in tasks]
-    assert done.err == f"pantheon: there is no task {NOBODY}\n"
+    assert done.err == f"pantheon: there is no task {UNKNOWN}\n"
 
 
 def test_a_steps_id_stands_for_its_task(shell: Shell) -> None:
@@ -138,8 +138,8 @@ def test_a_signal_is_kept_or_taken_and_its_payload_is_checked(shell: Shell, tmp_
     assert (wrong.code, wrong.out) == (2, "")
     assert '"n" is a required property' in wrong.last_error
     (tmp_path / "in.yaml").write_text("n: 1\nm: 2\n")
-    told = shell("task", "signal", task_id, "go", "m=3", "--input", str(tmp_path / "in.yaml"), "--json").json
-    assert told == {"task_id": task_id, "signal": "go", "taken": True}
+    reported = shell("task", "signal", task_id, "go", "m=3", "--input", str(tmp_path / "in.yaml"), "--json").json
+    assert reported == {"task_id": task_id, "signal": "go", "taken": True}
     assert until_ended(shell, task_id) == "completed"
     assert rows_of(shell, task_id)["go"]["result"] == {"n": 1, "m": 3}
     text = shell("task", "show", task_id).out
@@ -193,7 +193,7 @@ def test_a_failed_task_is_retried_from_what_failed(shell: Shell) -> None:
     assert watched.code == 1
     assert "no way through" in watched.last_error
     assert shell("task", "retry", *old, "--wait").code == 2
-    assert {one["status"] for one in shell("task", "retry", *old, "--json").json} == {"accepted"}
+    assert {each["status"] for each in shell("task", "retry", *old, "--json").json} == {"accepted"}
     good = begin(shell, {"good": {"task": "keep"}})
     until_ended(shell, good)
     refused = shell("task", "retry", good)
@@ -265,7 +265,7 @@ def test_what_is_paused_is_listed(shell: Shell) -> None:
     assert shell("workflows", "pause", "shout_all").code == 0
     task_id = shell("run", "shout_all", "texts=held", "--detach").out.strip()
     assert shell("task", "pause", task_id).code == 0
-    assert [(one["kind"], one["name"], one["waiting"]) for one in shell("pauses", "--json").json] == [
+    assert [(each["kind"], each["name"], each["waiting"]) for each in shell("pauses", "--json").json] == [
         ("task", task_id, 1),
         ("workflow", "shout_all", 1),
     ]
@@ -297,7 +297,7 @@ def test_a_workflow_is_put_into_the_database_and_mistakes_have_their_place(shell
     assert done.out.startswith("workflow put_here is version ")
     assert done.out.split()[-1] != first[0]["version"]
     assert shell("run", "put_here", "-q").json == {"a": {"v": 2}}
-    assert "put_here" in {one["name"] for one in shell("workflows", "--json").json}
+    assert "put_here" in {each["name"] for each in shell("workflows", "--json").json}
     bad = tmp_path / "bad.yaml"
     bad.write_text("name: bad\nsteps:\n  a:\n    task: keep\n    compensate: {tsk: keep}\n")
     wrong = shell("workflows", "put", str(bad), str(file))
@@ -363,23 +363,23 @@ def test_dead_letters_are_listed_shown_and_sent_again(shell: Shell, running_mesh
     for body in (b'{"no": "id"}', b"\xff\xfe", b"plain words"):
         publish(running_mesh, body)
     found = letters(shell, 3)
-    assert {one["reason"] for one in found} == {"not a TaskRequest"}
+    assert {each["reason"] for each in found} == {"not a TaskRequest"}
     assert "body_base64" not in found[0]
     text = shell("dead-letters", "list", "--name", "words_agent", "--reason", "TaskRequest").out
     assert text.splitlines()[0].split()[:2] == ["id", "agent"]
-    assert all(one["id"] in text for one in found)
+    assert all(each["id"] in text for each in found)
     assert shell("dead-letters", "list", "--name", "llm_agent").err == "no dead letters match\n"
-    shown = {shell("dead-letters", "show", one["id"][-10:]).out.splitlines()[-1] for one in found}
+    shown = {shell("dead-letters", "show", each["id"][-10:]).out.splitlines()[-1] for each in found}
     assert {"//4=", "plain words", "}"} == shown
-    one = found[0]["id"]
-    assert shell("dead-letters", "show", one, "--json").json["body_base64"]
+    each = found[0]["id"]
+    assert shell("dead-letters", "show", each, "--json").json["body_base64"]
     # They are no better for being sent again: each comes back, as another letter.
-    assert shell("dead-letters", "redrive", one).out == f"{one}\n"
+    assert shell("dead-letters", "redrive", each).out == f"{each}\n"
     letters(shell, 3)
-    gone = shell("dead-letters", "redrive", one)
+    gone = shell("dead-letters", "redrive", each)
     assert (gone.code, gone.out) == (0, "")
     assert "(any more)" in gone.err
-    assert shell("dead-letters", "show", one).code == 4
+    assert shell("dead-letters", "show", each).code == 4
     everything = shell("dead-letters", "redrive", "--all", "--json").json["redriven"]
     assert len(everything) == 3
     assert not {letter["id"] for letter in letters(shell, 3)} & set(everything)
@@ -391,10 +391,10 @@ def test_dead_letters_are_listed_shown_and_sent_again(shell: Shell, running_mesh
     ("arguments", "code", "words"),
     [
         (("redrive",), 2, "say which"),
-        (("redrive", NOBODY, "--all"), 2, "say which"),
+        (("redrive", UNKNOWN, "--all"), 2, "say which"),
         (("show", "01"), 2, "too short"),
         (("show", "ffff-ffff"), 4, "has an id like 'ffff-ffff'"),
-        (("show", NOBODY), 4, "there is no dead letter"),
+        (("show", UNKNOWN), 4, "there is no dead letter"),
     ],
 )
 def test_a_letter_that_is_nobodys_is_said_so(shell: Shell, arguments: tuple[str, ...], code: int, words: str) -> None:

@@ -100,7 +100,7 @@ def test_an_attempt_that_failed_waits_for_the_next_and_its_error_goes_with_succe
     assert "attempt 2" in drawn(tree)
 
 
-def test_rows_repair_what_was_lost_and_events_that_are_older_do_not_undo_it() -> None:
+def test_rows_repair_what_was_lost_and_events_that_are_older_do_not_revert_it() -> None:
     tree = TaskTree(ROOT)
     changes = tree.apply_rows([row(None, "running"), row("a", "dispatched", agent="x_agent", attempt=3)])
     assert [(change.node.path, change.kind) for change in changes] == [("a", "dispatched")]
@@ -340,7 +340,7 @@ def test_what_is_beside_the_steps_is_told_apart_stands_behind_and_does_not_count
     assert "taken" in drawn(taken, live=False)
 
 
-def test_the_task_itself_pauses_goes_on_is_signalled_and_undoes() -> None:
+def test_the_task_itself_pauses_goes_on_is_signalled_and_compensates() -> None:
     tree = TaskTree(ROOT, "flow")
     task = {"task_id": ROOT, "task_type": "flow"}
     changes = tree.apply_message("task.paused", task, at(0))
@@ -365,7 +365,7 @@ def test_the_task_itself_pauses_goes_on_is_signalled_and_undoes() -> None:
     assert tree.apply_message("task.paused", task, at(5)) == []
 
 
-def test_a_sub_workflow_that_undoes_and_the_roles_that_events_tell() -> None:
+def test_a_sub_workflow_that_compensates_and_the_roles_that_events_tell() -> None:
     tree = TaskTree(ROOT)
     tree.apply_message("step.dispatched", step("sub/x", task_id="x", parent="sub"), at(0))
     changes = tree.apply_message("step.compensating", step("sub", task_id="sub", error={"message": "no"}), at(1))

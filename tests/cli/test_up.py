@@ -16,10 +16,10 @@ BARE = ("up", "--no-agents")
 
 
 @pytest.fixture
-def up(elsewhere: Shell) -> Iterator[Running]:
+def up(other_shell: Shell) -> Iterator[Running]:
     """A bare mesh in a folder of its own."""
-    (elsewhere.folder / "words.py").write_text(AGENT)
-    running = elsewhere.start(*BARE, "--agent", "words.py", "--data", "deep/data", "--orchestrators", "2")
+    (other_shell.folder / "words.py").write_text(AGENT)
+    running = other_shell.start(*BARE, "--agent", "words.py", "--data", "deep/data", "--orchestrators", "2")
     yield running
     running.kill()
 
@@ -29,8 +29,8 @@ def pids(data: Path, name: str) -> list[int]:
     return found
 
 
-def test_up_prints_a_table_then_what_happens_and_ends_with_nothing_left(up: Running, elsewhere: Shell) -> None:
-    data = elsewhere.folder / "deep" / "data"
+def test_up_prints_a_table_then_what_happens_and_ends_with_nothing_left(up: Running, other_shell: Shell) -> None:
+    data = other_shell.folder / "deep" / "data"
     table = up.wait_for("the mesh is up", stream="stdout")
     assert table.splitlines()[0].split() == ["part", "pid", "address"]
     for part in ("nats", "postgres", "valkey", "orchestrator_agent", "words_agent"):
@@ -41,23 +41,23 @@ def test_up_prints_a_table_then_what_happens_and_ends_with_nothing_left(up: Runn
     os.kill(agent, signal.SIGKILL)
     up.wait_for("words_agent: died")
     up.wait_for("words_agent: started again")
-    assert elsewhere("run", "uppercase", "text=x", "-q").json == {"text": "X"}
-    busy = elsewhere(*BARE, "--data", "deep/data")
+    assert other_shell("run", "uppercase", "text=x", "-q").json == {"text": "X"}
+    busy = other_shell(*BARE, "--data", "deep/data")
     assert busy.code == 3
     assert "is in use by a running `pantheon up`" in busy.last_error
     done = up.end(signal.SIGINT)
     assert done.code == 0
     assert "words_agent: stopped" in done.err
-    assert processes_of(elsewhere.folder) == []
+    assert processes_of(other_shell.folder) == []
     assert not (data / "endpoints.json").exists()
 
 
-def test_a_signal_during_the_start_ends_what_was_begun(elsewhere: Shell) -> None:
-    running = elsewhere.start(*BARE)
+def test_a_signal_during_the_start_ends_what_was_begun(other_shell: Shell) -> None:
+    running = other_shell.start(*BARE)
     try:
         running.wait_for("started")
         assert running.end(signal.SIGTERM).code == 0
-        assert processes_of(elsewhere.folder) == []
+        assert processes_of(other_shell.folder) == []
     finally:
         running.kill()
 
@@ -78,20 +78,20 @@ def test_a_signal_during_the_start_ends_what_was_begun(elsewhere: Shell) -> None
     ],
 )
 def test_what_cannot_start_is_one_line(
-    elsewhere: Shell, arguments: tuple[str, ...], env: dict[str, str], code: int, words: str
+    other_shell: Shell, arguments: tuple[str, ...], env: dict[str, str], code: int, words: str
 ) -> None:
-    (elsewhere.folder / "words.py").write_text(AGENT)
-    (elsewhere.folder / "empty.py").write_text("")
-    (elsewhere.folder / "bad").mkdir()
-    (elsewhere.folder / "bad" / "bad.yaml").write_text("x: 1\n")
-    (elsewhere.folder / "bad" / "good.yaml").write_text(WORKFLOW)
-    done = elsewhere(*arguments, env=env)
+    (other_shell.folder / "words.py").write_text(AGENT)
+    (other_shell.folder / "empty.py").write_text("")
+    (other_shell.folder / "bad").mkdir()
+    (other_shell.folder / "bad" / "bad.yaml").write_text("x: 1\n")
+    (other_shell.folder / "bad" / "good.yaml").write_text(WORKFLOW)
+    done = other_shell(*arguments, env=env)
     assert done.code == code, done.err
     assert words in done.last_error
-    assert processes_of(elsewhere.folder) == []
+    assert processes_of(other_shell.folder) == []
 
 
-def test_another_meshs_addresses_in_the_environment_change_nothing(elsewhere: Shell) -> None:
+def test_another_meshs_addresses_in_the_environment_change_nothing(other_shell: Shell) -> None:
     foreign = {
         "NATS_URL": "nats://127.0.0.1:9",
         "NATS_TOKEN": "x",
@@ -99,12 +99,12 @@ def test_another_meshs_addresses_in_the_environment_change_nothing(elsewhere: Sh
         "CONSUL_HTTP_ADDR": "127.0.0.1:9",
         "INSTANCE_ID": "one-for-all",
     }
-    shell = Shell(elsewhere.folder, env=foreign)
+    shell = Shell(other_shell.folder, env=foreign)
     running = shell.start(*BARE, "--json")
     try:
         endpoints = json.loads(running.wait_for("\n}\n", stream="stdout"))
         assert endpoints["nats_url"] != foreign["NATS_URL"]
-        listed = elsewhere("agents", "--json").json
+        listed = other_shell("agents", "--json").json
         assert [row["name"] for row in listed] == ["orchestrator_agent"]
         assert listed[0]["instance_id"] != "one-for-all"
         done = running.end(signal.SIGTERM)

@@ -283,7 +283,7 @@ async def test_passed_checks_wake_no_watcher(consul_server: Server, record: Reco
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("values", "shown"),
     [
         ("127.0.0.1:8501", "http://127.0.0.1:8501"),
         ("consul", "http://consul:8500"),
@@ -291,8 +291,8 @@ async def test_passed_checks_wake_no_watcher(consul_server: Server, record: Reco
         ("unix:///run/consul.sock", "unix:///run/consul.sock"),
     ],
 )
-def test_the_address_is_read_as_consuls_own_tools_do(given: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONSUL_HTTP_ADDR", given)
+def test_the_address_is_read_as_consuls_own_tools_do(values: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", values)
     assert str(ConsulAddress.from_settings(MeshSettings.load())) == shown
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.docs.conftest import REPOSITORY
 from tests.docs.names import in_code, in_page, mistakes_in, wrong_with
-from tests.docs.words import UNDER_RULE, files_of, others
+from tests.docs.words import files_of, packages
 
 PAGES = [
     REPOSITORY / "README.md",
@@ -14,16 +14,6 @@ PAGES = [
     *sorted((REPOSITORY / "docs").rglob("*.md")),
     *sorted((REPOSITORY / "examples" / "agents").glob("*.md")),
 ]
-# Packages whose comments name what is not there, for the most part docs/protocol.md by an old name. A corrected package
-# leaves.
-NOT_YET = frozenset(
-    {
-        *("protocol", "testkit"),
-        *(f"pantheon/{name}" for name in ("bus", "client", "discovery", "runtime", "stack", "worker")),
-        *(f"orchestrator_agent/{name}" for name in ("dispatch", "intake", "runtime", "store", "workflows")),
-        *("tests/discovery", "tests/kit", "tests/protocol"),
-    }
-)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -33,11 +23,7 @@ def test_everything_that_a_page_names_exists(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "package",
-    [
-        package
-        for package in (*UNDER_RULE, *others())
-        if package not in NOT_YET and any(path.suffix == ".py" for path in files_of(package))
-    ],
+    [package for package in packages() if any(path.suffix == ".py" for path in files_of(package))],
 )
 def test_everything_that_comments_name_exists(package: str) -> None:
     assert [str(mistake) for mistake in mistakes_in(package)] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.conftest import REPOSITORY
-from tests.docs.words import UNDER_RULE, files_of, hits_in, in_markdown, in_name, in_prose, in_python, others
+from tests.docs.words import files_of, hits_in, in_markdown, in_name, in_prose, in_python, packages
 
 GLOSSARY = (REPOSITORY / "docs" / "glossary.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^### (.*)\n\n((?:.+\n)+)", GLOSSARY, re.MULTILINE)
@@ -15,13 +15,13 @@ ARCHITECTURE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf
 PLAIN = {"run", "session"}
 
 
-@pytest.mark.parametrize("package", UNDER_RULE)
+@pytest.mark.parametrize("package", packages())
 def test_no_replaced_word_is_used(package: str) -> None:
     assert [str(hit) for hit in hits_in(package)] == []
 
 
 def test_every_package_is_known_to_the_rule() -> None:
-    known = [path for package in (*UNDER_RULE, *others()) for path in files_of(package)]
+    known = [path for package in packages() for path in files_of(package)]
     assert len(known) == len(set(known))
     for top in ("protocol", "pantheon", "orchestrator_agent", "testkit", "agents", "benchmarks", "tests"):
         missing = {path for path in (REPOSITORY / top).rglob("*.py") if "node_modules" not in path.parts} - set(known)

@@ -115,12 +115,12 @@ class World:
     everything_served_by: str | None = "worker"
 
     # The engine's Directory.
-    def place(self, request: RouteRequest) -> Placement | None:
+    def choose(self, request: RouteRequest) -> Placement | None:
         agent = self.agents.get(request.task_type, self.everything_served_by)
         return Placement(agent) if agent is not None and request.pinned_agent in (None, agent) else None
 
     def served(self, request: RouteRequest) -> bool:
-        return self.place(request) is not None
+        return self.choose(request) is not None
 
     def wait_reasons(self, request: RouteRequest) -> WaitReasons:
         return WaitReasons(request.task_type)
@@ -141,22 +141,22 @@ class World:
         """A transition of which nothing is written."""
         return advance(run, run_events, directory=self, rules=self.rules, now=self.now, random=self.random)
 
-    def request(self, task_type: str, payload: dict[str, Any] | None = None, **fields: Any) -> "Course":
+    def request(self, task_type: str, payload: dict[str, Any] | None = None, **fields: Any) -> "Driver":
         request = TaskRequest(
             task_id=fields.pop("task_id", new_id()), task_type=task_type, payload=payload or {}, **fields
         )
         run, decisions = self.planner.plan(request, headers=None, now=self.now)
-        return Course(self, run, decisions)
+        return Driver(self, run, decisions)
 
-    def dag(self, steps: dict[str, Any], input: dict[str, Any] | None = None, **more: Any) -> "Course":  # noqa: A002
+    def dag(self, steps: dict[str, Any], input: dict[str, Any] | None = None, **more: Any) -> "Driver":  # noqa: A002
         payload = {"steps": steps, "input": input or {}}
         if "output" in more:
             payload["output"] = more.pop("output")
         return self.request("execute_dag", payload, **more)
 
 
-class Course:
-    """The course of one run: every transition written to the table, and compared with what is read back from it."""
+class Driver:
+    """Drives one run: every transition written to the table, and compared with what is read back from it."""
 
     def __init__(self, world: World, run: Run, decisions: Decisions) -> None:
         self.world = world
@@ -203,14 +203,14 @@ class Course:
         """The process dies; another one reads the run."""
         self.run = self.read_back()
 
-    def again(self, *, from_step: str | None = None) -> "Course":
-        """The course of a retry, or of a replay from a step."""
+    def again(self, *, from_step: str | None = None) -> "Driver":
+        """The driver of a retry, or of a replay from a step."""
         retry = from_step is None
         asked = ReplayRequest(self.run.root_task_id, retry=retry, from_step=from_step)
         replayed = make_replay(asked, list(self.table.records.values()), self.world.library)
         request = TaskRequest(task_id=new_id(), task_type=RETRY if retry else REPLAY)
         run, decisions = self.world.planner.plan(request, headers=None, now=self.world.now, replayed=replayed)
-        return Course(self.world, run, decisions)
+        return Driver(self.world, run, decisions)
 
     # -- what a test asks and does -----------------------------------------------------------------------------------
 

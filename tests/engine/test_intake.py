@@ -16,7 +16,7 @@ from orchestrator_agent.runtime.wire import attempt_id, final_response, request_
 from protocol import TaskRequest, TaskResponse, new_id, parse_request, salvage_ids
 from protocol.errors import InvalidRequest
 from protocol.messages import ErrorInfo, Usage
-from tests.engine.conftest import START, Course, World
+from tests.engine.conftest import START, Driver, World
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -173,16 +173,16 @@ STEPS = {
 }
 
 
-def finished(world: World) -> Course:
-    course = world.dag(STEPS, {"n": 1}, timeout_seconds=11.0)
+def finished(world: World) -> Driver:
+    driver = world.dag(STEPS, {"n": 1}, timeout_seconds=11.0)
     for name in ("a", "d", "b", "c"):
-        course.happen(course.completed(name, f"old {name}", usage=Usage(input_tokens=100)))
-    assert course.status == "completed"
-    return course
+        driver.happen(driver.completed(name, f"old {name}", usage=Usage(input_tokens=100)))
+    assert driver.status == "completed"
+    return driver
 
 
 def replay(
-    world: World, old: Course, from_step: str | None, *, only: set[str] | None = None, retry: bool = False
+    world: World, old: Driver, from_step: str | None, *, only: set[str] | None = None, retry: bool = False
 ) -> tuple[Run, Decisions]:
     """`only`: of the old task's steps, these rows alone are there. `retry`: what completed is reused."""
     root_task_id = old.run.root_task_id
@@ -209,17 +209,17 @@ def test_a_replay_is_a_new_task_that_names_the_old_one(world: World) -> None:
 def test_a_replay_from_a_step_keeps_what_does_not_depend_on_it(world: World) -> None:
     old = finished(world)
     run, decisions = replay(world, old, "b")
-    course = Course(world, run, decisions)
-    assert course.statuses() == {"a": "completed", "d": "completed", "e": "skipped", "b": "dispatched"}
-    assert course.payload("b") == {"a": "old a"}
+    driver = Driver(world, run, decisions)
+    assert driver.statuses() == {"a": "completed", "d": "completed", "e": "skipped", "b": "dispatched"}
+    assert driver.payload("b") == {"a": "old a"}
     assert {row.root_task_id for row in run.rows.values()} == {run.root_task_id}
-    course.restart()
-    course.happen(course.completed("b", "new b", usage=Usage(input_tokens=1)))
-    assert course.payload("c") == {"b": "new b"}
-    course.complete("c", "new c")
-    assert course.result == {"a": "old a", "b": "new b", "c": "new c", "d": "old d", "e": None}
+    driver.restart()
+    driver.happen(driver.completed("b", "new b", usage=Usage(input_tokens=1)))
+    assert driver.payload("c") == {"b": "new b"}
+    driver.complete("c", "new c")
+    assert driver.result == {"a": "old a", "b": "new b", "c": "new c", "d": "old d", "e": None}
     # What was reused has cost nothing this time.
-    assert course.run.root.usage == Usage(input_tokens=1)
+    assert driver.run.root.usage == Usage(input_tokens=1)
 
 
 def test_a_replay_waits_for_its_turn_and_then_goes_on_behind_what_it_reuses(world: World) -> None:
@@ -231,16 +231,16 @@ def test_a_replay_waits_for_its_turn_and_then_goes_on_behind_what_it_reuses(worl
     for name in ("a", "d", "b", "c"):
         old.happen(old.completed(name, f"old {name}"))
     world.now += timedelta(minutes=1)
-    course = Course(world, *replay(world, old, "b"))
-    assert course.statuses() == {"a": "completed", "d": "completed", "e": "skipped"}
-    assert (course.status, course.run.facts.concurrency_key) == ("waiting", old.run.facts.concurrency_key)
-    admit(course)
-    assert course.statuses() == {"a": "completed", "d": "completed", "e": "skipped", "b": "dispatched"}
-    admit(course)
-    assert course.statuses()["b"] == "dispatched"
-    course.complete("b", "new b")
-    course.complete("c", "new c")
-    assert course.result == {"a": "old a", "b": "new b", "c": "new c", "d": "old d", "e": None}
+    driver = Driver(world, *replay(world, old, "b"))
+    assert driver.statuses() == {"a": "completed", "d": "completed", "e": "skipped"}
+    assert (driver.status, driver.run.facts.concurrency_key) == ("waiting", old.run.facts.concurrency_key)
+    admit(driver)
+    assert driver.statuses() == {"a": "completed", "d": "completed", "e": "skipped", "b": "dispatched"}
+    admit(driver)
+    assert driver.statuses()["b"] == "dispatched"
+    driver.complete("b", "new b")
+    driver.complete("c", "new c")
+    assert driver.result == {"a": "old a", "b": "new b", "c": "new c", "d": "old d", "e": None}
 
 
 def test_a_replay_of_which_nothing_is_left_to_do_ends_when_its_turn_has_come(world: World) -> None:
@@ -249,48 +249,48 @@ def test_a_replay_of_which_nothing_is_left_to_do_ends_when_its_turn_has_come(wor
     admit(old)
     old.happen(old.completed("a", 1))
     world.now += timedelta(minutes=1)
-    course = Course(world, *replay(world, old, None, retry=True))
-    admit(course)
-    assert (course.status, course.result) == ("completed", {"a": 1})
+    driver = Driver(world, *replay(world, old, None, retry=True))
+    admit(driver)
+    assert (driver.status, driver.result) == ("completed", {"a": 1})
 
 
 def test_what_a_replay_reuses_is_not_compensated_when_it_fails(world: World) -> None:
     """The old task had completed, and stays so: its seat was given back all the same."""
-    undo = {"compensate": {"task": "undo", "with": {"of": "${result}"}}}
-    steps = {"seat": {"task": "x", **undo}, "mail": {"task": "x", "needs": ["seat"], **undo}}
+    compensation = {"compensate": {"task": "undo", "with": {"of": "${result}"}}}
+    steps = {"seat": {"task": "x", **compensation}, "mail": {"task": "x", "needs": ["seat"], **compensation}}
     world.add("trip", steps={**steps, "pay": {"task": "x", "needs": ["mail"], "retry": {"max_attempts": 1}}})
     old = world.request("trip")
     for name in ("seat", "mail", "pay"):
         old.happen(old.completed(name, f"old {name}"))
     assert old.status == "completed"
     world.now += timedelta(minutes=1)
-    course = Course(world, *replay(world, old, "mail"))
-    course.restart()
-    course.happen(course.completed("mail", "new mail"))
-    course.happen(course.failed("pay"))
-    assert course.status == "compensating"
-    compensated = [row for row in course.run.rows.values() if row.role is Role.COMPENSATION]
+    driver = Driver(world, *replay(world, old, "mail"))
+    driver.restart()
+    driver.happen(driver.completed("mail", "new mail"))
+    driver.happen(driver.failed("pay"))
+    assert driver.status == "compensating"
+    compensated = [row for row in driver.run.rows.values() if row.role is Role.COMPENSATION]
     assert [json.loads(row.payload or b"") for row in compensated] == [{"of": "new mail"}]
-    course.restart()
+    driver.restart()
     (row,) = compensated
-    course.happen(ResponseReceived(row.root_task_id, row.task_id, row.attempt, "completed"))
-    assert course.status == "failed"
-    assert course.run.root.error is not None
-    assert course.run.root.error.code == "step_failed"
+    driver.happen(ResponseReceived(row.root_task_id, row.task_id, row.attempt, "completed"))
+    assert driver.status == "failed"
+    assert driver.run.root.error is not None
+    assert driver.run.root.error.code == "step_failed"
 
 
-def admit(course: Course) -> None:
+def admit(driver: Driver) -> None:
     """What `ConcurrencyStore.admit` writes, and what is posted then."""
-    root = course.table.records[course.run.root_task_id]
+    root = driver.table.records[driver.run.root_task_id]
     if root["status"] == "waiting":
         root["status"] = "running"
-    course.restart()
-    course.happen(Begin(course.run.root_task_id))
+    driver.restart()
+    driver.happen(Begin(driver.run.root_task_id))
 
 
 def test_a_replay_from_the_first_step_runs_all_that_follows(world: World) -> None:
     run, decisions = replay(world, finished(world), "a")
-    assert Course(world, run, decisions).statuses() == {"a": "dispatched", "d": "completed", "e": "skipped"}
+    assert Driver(world, run, decisions).statuses() == {"a": "dispatched", "d": "completed", "e": "skipped"}
 
 
 def test_a_replay_from_nowhere_is_an_invalid_request(world: World) -> None:
@@ -309,7 +309,7 @@ def test_a_replay_from_nowhere_is_an_invalid_request(world: World) -> None:
 
 def test_an_attempts_request_is_a_task_request(world: World) -> None:
     deadline = START + timedelta(seconds=100)
-    course = world.dag(
+    driver = world.dag(
         {"sub": {"steps": {"s": {"task": "x", "with": {"t": "é\0\u2028", "n": 1.0}}}}},
         tenant="t",
         priority=7,
@@ -317,11 +317,11 @@ def test_an_attempts_request_is_a_task_request(world: World) -> None:
         deadline=deadline,
         timeout_seconds=50,
     )
-    row = course.row("sub/s")
-    request = parse_request(task_request(course.run, row))
+    row = driver.row("sub/s")
+    request = parse_request(task_request(driver.run, row))
     assert request.payload == {"t": "é\0\u2028", "n": 1.0}
-    assert (request.task_id, request.root_task_id) == (row.task_id, course.run.root_task_id)
-    assert request.parent_task_id == course.row("sub").task_id
+    assert (request.task_id, request.root_task_id) == (row.task_id, driver.run.root_task_id)
+    assert request.parent_task_id == driver.row("sub").task_id
     assert (request.task_type, request.attempt, request.timeout_seconds) == ("x", 1, 50)
     assert (request.tenant, request.priority, request.session_id) == ("t", 7, 's"\\')
     assert (request.deadline, request.created_at) == (deadline, START)
@@ -331,8 +331,8 @@ def test_an_attempts_request_is_a_task_request(world: World) -> None:
 
 
 def test_a_request_says_only_what_is_not_the_default(world: World) -> None:
-    course = world.dag({"s": {"task": "x"}})
-    fields = json.loads(task_request(course.run, course.row("s")))
+    driver = world.dag({"s": {"task": "x"}})
+    fields = json.loads(task_request(driver.run, driver.row("s")))
     assert set(fields) == {
         "task_id",
         "root_task_id",
@@ -358,8 +358,8 @@ def test_a_request_says_only_what_is_not_the_default(world: World) -> None:
     ],
 )
 def test_a_request_lives_as_long_as_its_attempt(world: World, after: float, ttl: str) -> None:
-    course = world.dag({"s": {"task": "x"}}, timeout_seconds=60)
-    headers = request_headers(course.run, course.row("s"), START + timedelta(seconds=after))
+    driver = world.dag({"s": {"task": "x"}}, timeout_seconds=60)
+    headers = request_headers(driver.run, driver.row("s"), START + timedelta(seconds=after))
     assert headers == {"Nats-TTL": ttl}
 
 
@@ -375,15 +375,15 @@ def test_an_attempt_belongs_to_its_requesters_trace(world: World) -> None:
 
 
 def test_the_final_response_is_the_same_bytes_however_often_it_is_made(world: World) -> None:
-    course = world.dag({"s": {"task": "x"}}, idempotency_key="k")
-    course.later(1.234567)
-    course.happen(course.completed("s", {"é": [1, 1.0, None, "\0"]}, usage=Usage(input_tokens=3, cost_usd=0.1)))
-    mine = final_response(course.run.root, course.run.facts)
-    again = course.read_back()
+    driver = world.dag({"s": {"task": "x"}}, idempotency_key="k")
+    driver.later(1.234567)
+    driver.happen(driver.completed("s", {"é": [1, 1.0, None, "\0"]}, usage=Usage(input_tokens=3, cost_usd=0.1)))
+    mine = final_response(driver.run.root, driver.run.facts)
+    again = driver.read_back()
     assert final_response(again.root, again.facts) == mine
     response = TaskResponse.model_validate_json(mine)
     assert response.result == {"s": {"é": [1, 1.0, None, "\0"]}}
-    assert (response.task_id, response.root_task_id) == (course.run.root_task_id, course.run.root_task_id)
+    assert (response.task_id, response.root_task_id) == (driver.run.root_task_id, driver.run.root_task_id)
     assert (response.agent, response.task_type, response.attempt) == ("orchestrator_agent", "execute_dag", 1)
     assert response.usage == Usage(input_tokens=3, cost_usd=0.1)
     assert response.started_at == START
@@ -392,12 +392,12 @@ def test_the_final_response_is_the_same_bytes_however_often_it_is_made(world: Wo
 
 
 def test_a_failed_response_is_the_same_bytes_too(world: World) -> None:
-    course = world.dag({"s": {"task": "x"}})
-    row = course.row("s")
+    driver = world.dag({"s": {"task": "x"}})
+    row = driver.row("s")
     error = ErrorInfo(code="no", message="é", details={"nan": float("nan"), "none": None, "n": 1.5})
-    course.happen(ResponseReceived(course.run.root_task_id, row.task_id, 1, "failed", error=error))
-    again = course.read_back()
-    assert final_response(again.root, again.facts) == final_response(course.run.root, course.run.facts)
+    driver.happen(ResponseReceived(driver.run.root_task_id, row.task_id, 1, "failed", error=error))
+    again = driver.read_back()
+    assert final_response(again.root, again.facts) == final_response(driver.run.root, driver.run.facts)
 
 
 # -- routing --------------------------------------------------------------------------------------------------------

@@ -32,13 +32,13 @@ from orchestrator_agent.engine.state import Role, Row, Status
 from orchestrator_agent.workflows.plan import Plan
 from protocol import new_id, step_task_id
 from protocol.messages import ErrorInfo, Usage
-from tests.engine.conftest import START, WITH_SCOPE, Course, World
+from tests.engine.conftest import START, WITH_SCOPE, Driver, World
 
 # More of them on demand: HYPOTHESIS_EXAMPLES=5000.
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "100"))
 MAX_FAILURES = 3  # The settings' attempts are one more.
 UNTIL = "2026-02-01T00:00:00Z"
-GIVEN = {"n": 7}
+VALUES = {"n": 7}
 USED = Usage(input_tokens=6, output_tokens=4, cost_usd=1.0)
 
 
@@ -54,16 +54,16 @@ class Shape:
     concurrency: int = 2
     sub: "list[Shape] | None" = None
     # The sub-workflow is one by this name, and not inline.
-    flow: str = ""
+    key: str = ""
     waits: str = ""
     fallback: str = ""
     on_error: str = "fail"
     # The task that compensates it.
-    undo: str = ""
+    compensation: str = ""
 
     @property
     def compensable(self) -> bool:
-        return bool(self.undo)
+        return bool(self.compensation)
 
     def definition(self) -> dict[str, Any]:
         step: dict[str, Any] = {"needs": self.needs, "on_error": self.on_error}
@@ -87,8 +87,8 @@ class Shape:
         step["with"] = given
         if self.sub is None:
             step["task"] = "work"
-        elif self.flow:
-            step["workflow"] = self.flow
+        elif self.key:
+            step["workflow"] = self.key
         else:
             step |= self.inside()
         instead = {"round": 99, "why": "${error.code}"}
@@ -98,8 +98,8 @@ class Shape:
             step["fallback"] = {"task": "instead", "with": instead}
         elif self.fallback == "workflow":
             step["fallback"] = {"task": "stand_in", "with": instead}
-        if self.undo:
-            step["compensate"] = {"task": self.undo, "with": {"was": "${result}"}}
+        if self.compensation:
+            step["compensate"] = {"task": self.compensation, "with": {"was": "${result}"}}
         return step
 
     def inside(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Model:
         if not shape.when:
             return None
         if shape.waits:
-            return GIVEN if shape.waits == "signal" else {"at": "some time"}
+            return VALUES if shape.waits == "signal" else {"at": "some time"}
         path = f"{prefix}{shape.name}"
         if shape.items >= 0:
             return self.each(shape, needs, path)
@@ -220,10 +220,10 @@ def shapes(depth: int) -> st.SearchStrategy[list[Shape]]:
                 shape.concurrency = draw(st.integers(1, 3))
             if depth and draw(st.integers(0, 2)) == 0:
                 shape.sub = draw(shapes(depth - 1))
-                shape.flow = draw(st.sampled_from(["", f"flow{depth}{number}"]))
+                shape.key = draw(st.sampled_from(["", f"flow{depth}{number}"]))
             shape.fallback = draw(st.sampled_from(["", "", "", "literal", "task", "workflow"]))
             shape.on_error = draw(st.sampled_from(["fail", "fail", "fail", "continue", "compensate"]))
-            shape.undo = draw(st.sampled_from(["", "", "undo", "undo_all"]))
+            shape.compensation = draw(st.sampled_from(["", "", "undo", "undo_all"]))
         return steps
 
     return made()
@@ -274,7 +274,7 @@ class Storm:
 
     def __init__(
         self,
-        course: Course,
+        driver: Driver,
         chance: random.Random,
         model: Model,
         flaky: frozenset[str],
@@ -283,7 +283,7 @@ class Storm:
         weather: Weather | None = None,
         usage: Usage | None = None,
     ) -> None:
-        self.course = course
+        self.driver = driver
         self.chance = chance
         self.model = model
         self.flaky = flaky
@@ -296,25 +296,25 @@ class Storm:
 
     @property
     def root(self) -> Any:
-        return self.course.run.root_task_id
+        return self.driver.run.root_task_id
 
     @property
     def going(self) -> bool:
-        return self.course.run.root.status in WITH_SCOPE
+        return self.driver.run.root.status in WITH_SCOPE
 
     def run(self) -> None:
         while self.going:
             self.transitions += 1
             assert self.transitions < 5000, "it never ends"
-            self.course.world.now += timedelta(milliseconds=1)
+            self.driver.world.now += timedelta(milliseconds=1)
             # With a budget, one at a time: what was used when a step was dispatched is then known.
             batch = [self._one() for _ in range(self.chance.choice([1, 1, 1, 2, 4]) if self.usage is None else 1)]
             if self.chance.random() < self.weather.restarts:
-                self.course.restart()
+                self.driver.restart()
             if self.chance.random() < 0.3:
                 self._republish()
             if self.going:
-                self.check(self.course.happen(*batch))
+                self.check(self.driver.happen(*batch))
             self.applied += batch
         for _ in range(5):
             self._republish()
@@ -324,23 +324,23 @@ class Storm:
         if not self.applied:
             return
         run_event = self.chance.choice(self.applied)
-        run = self.course.run
+        run = self.driver.run
         if isinstance(run_event, ResponseReceived | Expired):
             row = run.rows.get(run_event.task_id)
             if row is not None and row.status is Status.DISPATCHED and row.attempt == run_event.attempt:
                 return
         elif self.going and not (isinstance(run_event, SignalReceived) and self._kept(run_event)):
             return
-        assert self.course.happen(run_event).empty
+        assert self.driver.happen(run_event).empty
 
     def _kept(self, signal: SignalReceived) -> bool:
         task_id = step_task_id(self.root, f"signal:{signal.name}", 0, signal.operation.int % 2**31)
-        return task_id in self.course.run.rows
+        return task_id in self.driver.run.rows
 
     def _one(self) -> RunEvent:
         if (other := self._weather()) is not None:
             return other
-        run, world = self.course.run, self.course.world
+        run, world = self.driver.run, self.driver.world
         rows = [
             row
             for row in run.active()
@@ -355,7 +355,7 @@ class Storm:
             case Status.DISPATCHED:
                 return self._end_of(row)
             case Status.WAITING if row.run_after is None:
-                return SignalReceived(self.root, new_id(), row.step or "", dict(GIVEN), "anna")
+                return SignalReceived(self.root, new_id(), row.step or "", dict(VALUES), "anna")
             case Status.WAITING:
                 assert row.run_after is not None
                 world.now = max(world.now, row.run_after)
@@ -366,12 +366,12 @@ class Storm:
 
     def _weather(self) -> RunEvent | None:
         weather, draw = self.weather, self.chance.random
-        world = self.course.world
+        world = self.driver.world
         if self.transitions == weather.cancel_at:
             return CancelRequested(self.root, "enough")
         if weather.deadline_at is not None and self.transitions >= weather.deadline_at:
-            assert self.course.run.facts.deadline_at is not None
-            world.now = max(world.now, self.course.run.facts.deadline_at)
+            assert self.driver.run.facts.deadline_at is not None
+            world.now = max(world.now, self.driver.run.facts.deadline_at)
             if draw() < 0.5:
                 return DeadlinePassed(self.root)
         if draw() < weather.absences:
@@ -379,28 +379,28 @@ class Storm:
         if draw() < weather.pauses:
             return PauseRequested(self.root) if draw() < 0.5 else ResumeRequested(self.root)
         if self.signals and draw() < weather.early_signals:
-            return SignalReceived(self.root, new_id(), self.chance.choice(self.signals), dict(GIVEN), "anna")
+            return SignalReceived(self.root, new_id(), self.chance.choice(self.signals), dict(VALUES), "anna")
         if self.signals and draw() < weather.wrong_signals:
-            given, giver = self.chance.choice([({}, "anna"), (dict(GIVEN), "bob"), (dict(GIVEN), None)])
+            given, giver = self.chance.choice([({}, "anna"), (dict(VALUES), "bob"), (dict(VALUES), None)])
             return SignalReceived(self.root, new_id(), self.chance.choice(self.signals), given, giver)
         if draw() < weather.delegations:
             return self._delegation()
         return None
 
     def _delegation(self) -> RunEvent | None:
-        at_work = [row for row in self.course.run.active() if row.status is Status.DISPATCHED]
+        at_work = [row for row in self.driver.run.active() if row.status is Status.DISPATCHED]
         if not at_work:
             return None
         parent = self.chance.choice(at_work)
         task_id = step_task_id(parent.task_id, "run:given", 0, 1)
-        given = "child" if not self.course.run.compensates(parent) and self.chance.random() < 0.5 else "given"
-        plan: Plan = self.course.world.library.newest(given) or self.course.world.library.single(given)
-        if self.course.run.path(parent).count("/") > 6:
+        given = "child" if not self.driver.run.compensates(parent) and self.chance.random() < 0.5 else "given"
+        plan: Plan = self.driver.world.library.newest(given) or self.driver.world.library.single(given)
+        if self.driver.run.path(parent).count("/") > 6:
             return None
         return Delegated(self.root, parent.task_id, task_id, given, {"needs": {}}, plan, reply_to="_INBOX.a")
 
     def _end_of(self, row: Row) -> RunEvent:
-        run = self.course.run
+        run = self.driver.run
         path, stands_in = run.path(row), row.role is Role.FALLBACK
         above = run.rows[row.parent_task_id] if row.parent_task_id is not None else run.root
         if above.role is Role.FALLBACK and row.role is Role.STEP:
@@ -412,7 +412,7 @@ class Storm:
         elif path in self.flaky and row.failures < MAX_FAILURES and self.chance.random() < 0.6:
             if self.chance.random() < 0.3:
                 assert row.expires_at is not None
-                self.course.world.now = max(self.course.world.now, row.expires_at)
+                self.driver.world.now = max(self.driver.world.now, row.expires_at)
                 return Expired(self.root, row.task_id, row.attempt)
             return self._failed(row, retryable=True)
         elif path in (self.model.worse if stands_in else self.model.failing):
@@ -430,27 +430,27 @@ class Storm:
 def stormy_world(steps: list[Shape]) -> World:
     """No agent is away for long enough to fail a step; what agents delegate may be a workflow that compensates."""
     world = World(rules=Rules(no_agent_wait_seconds=1e9))
-    undo = {"task": "undo", "with": {"was": "${result}"}}
-    world.add("child", steps={"one": {"task": "x", "compensate": undo}, "two": {"task": "x", "needs": ["one"]}})
+    compensation = {"task": "undo", "with": {"was": "${result}"}}
+    world.add("child", steps={"one": {"task": "x", "compensate": compensation}, "two": {"task": "x", "needs": ["one"]}})
     world.add("stand_in", steps={"one": {"task": "instead", "with": "${input}"}}, output="${one}")
     world.add("undo_all", steps={"one": {"task": "undo", "with": "${input}"}, "two": {"task": "x", "needs": ["one"]}})
     for shape in all_of(steps):
-        if shape.flow:
-            world.add(shape.flow, **shape.inside())
+        if shape.key:
+            world.add(shape.key, **shape.inside())
     return world
 
 
 # -- what must be compensated ---------------------------------------------------------------------------------------
 
 
-def to_be_compensated(course: Course, steps: list[Shape], kept: Collection[Any] = ()) -> set[Any]:
+def to_be_compensated(driver: Driver, steps: list[Shape], kept: Collection[Any] = ()) -> set[Any]:
     """Of the rows at the end: completed steps of workflows that ended badly, the outermost that says how."""
     children: dict[Any, list[Row]] = {}
-    for row in course.run.rows.values():
-        if row is not course.run.root:
+    for row in driver.run.rows.values():
+        if row is not driver.run.root:
             children.setdefault(row.parent_task_id, []).append(row)
     found: set[Any] = set()
-    delegated = [Shape("one", [], undo="undo"), Shape("two", ["one"])]
+    delegated = [Shape("one", [], compensation="undo"), Shape("two", ["one"])]
 
     def newest(row: Row, among: list[Row]) -> bool:
         instead = [other for other in among if (other.step, other.item) == (row.step, row.item)]
@@ -487,23 +487,23 @@ def to_be_compensated(course: Course, steps: list[Shape], kept: Collection[Any] 
             if child.role is Role.DELEGATED and not own:
                 scope(child, delegated if child.task_type == "child" else [], bad or child.status is Status.FAILED)
 
-    scope(course.run.root, steps, course.status != "completed")
+    scope(driver.run.root, steps, driver.status != "completed")
     return found
 
 
-def check_compensated(course: Course, steps: list[Shape], kept: Collection[Any] = ()) -> None:
-    made = {row.task_id: row for row in course.run.rows.values() if row.role is Role.COMPENSATION}
-    assert made.keys() == to_be_compensated(course, steps, kept)
+def check_compensated(driver: Driver, steps: list[Shape], kept: Collection[Any] = ()) -> None:
+    made = {row.task_id: row for row in driver.run.rows.values() if row.role is Role.COMPENSATION}
+    assert made.keys() == to_be_compensated(driver, steps, kept)
     assert all(row.ended for row in made.values())
-    compensates = {step_task_id(row.task_id, "compensation", 0, -1): row for row in course.run.rows.values()}
+    compensates = {step_task_id(row.task_id, "compensation", 0, -1): row for row in driver.run.rows.values()}
     last: dict[Any, Any] = {}
-    for task_id in course.table.records:
+    for task_id in driver.table.records:
         if task_id not in made:
             continue
         row, compensated = made[task_id], compensates[task_id]
         assert row.status in (Status.COMPLETED, Status.FAILED)
         result = None if compensated.result is None else json.loads(compensated.result)
-        assert json.loads(course.table.records[task_id]["payload"]) == {"was": result}
+        assert json.loads(driver.table.records[task_id]["payload"]) == {"was": result}
         # A workflow compensates the last step first.
         assert compensated.completed_at is not None
         assert last.get(row.parent_task_id, compensated.completed_at) >= compensated.completed_at
@@ -535,18 +535,18 @@ def test_any_order_of_the_same_events_comes_to_the_same_end(steps: list[Shape], 
         expected, broken = {}, fails.paths
     definition = {shape.name: shape.definition() for shape in steps}
     for seed in data.draw(st.lists(st.integers(0, 2**32), min_size=2, max_size=3)):
-        course = stormy_world(steps).dag(definition)
-        Storm(course, random.Random(seed), model, flaky, signals=signals_of(steps)).run()
+        driver = stormy_world(steps).dag(definition)
+        Storm(driver, random.Random(seed), model, flaky, signals=signals_of(steps)).run()
         if broken:
-            assert course.status == "failed"
-            assert course.error.code == "step_failed"
+            assert driver.status == "failed"
+            assert driver.error.code == "step_failed"
             # With several that would fail, its error is that of the first to arrive.
-            assert course.error.step in broken
+            assert driver.error.step in broken
         else:
-            assert timeless(course.result) == timeless(expected)
-        ends = [name for name in course.events() if name in ("task.started", "task.completed", "task.failed")]
+            assert timeless(driver.result) == timeless(expected)
+        ends = [name for name in driver.events() if name in ("task.started", "task.completed", "task.failed")]
         assert len(ends) == 2, "begun once, ended once"
-        check_compensated(course, steps)
+        check_compensated(driver, steps)
 
 
 @settings(max_examples=EXAMPLES)
@@ -558,22 +558,22 @@ def test_a_task_that_is_cancelled_or_late_ends_so_and_compensates_what_it_did(
     moment = data.draw(st.integers(1, 25))
     cancelled = data.draw(st.booleans())
     weather = Weather(cancel_at=moment) if cancelled else Weather(deadline_at=moment)
-    course = stormy_world(steps).dag(
+    driver = stormy_world(steps).dag(
         {shape.name: shape.definition() for shape in steps}, deadline=None if cancelled else START + timedelta(days=99)
     )
-    Storm(course, random.Random(seed), model, flaky, signals=signals_of(steps), weather=weather).run()
+    Storm(driver, random.Random(seed), model, flaky, signals=signals_of(steps), weather=weather).run()
     ends = ("completed", "failed", "cancelled") if cancelled else ("completed", "failed")
-    assert course.status in ends
-    if course.status == "cancelled":
-        assert course.error.message == "enough"
-    elif course.status == "failed":
-        assert course.error.code in ("step_failed", "deadline_exceeded")
-    check_compensated(course, steps)
+    assert driver.status in ends
+    if driver.status == "cancelled":
+        assert driver.error.message == "enough"
+    elif driver.status == "failed":
+        assert driver.error.code in ("step_failed", "deadline_exceeded")
+    check_compensated(driver, steps)
 
 
-def standing(course: Course, steps: list[Shape]) -> set[str]:
+def standing(driver: Driver, steps: list[Shape]) -> set[str]:
     """The steps of an ended run that ended well, and were not compensated in any part."""
-    root, rows = course.run.root_task_id, course.run.rows
+    root, rows = driver.run.root_task_id, driver.run.rows
     compensated: set[str] = set()
     for row in rows.values():
         made = rows.get(step_task_id(row.task_id, "compensation", 0, -1))
@@ -604,18 +604,18 @@ def test_what_stands_is_reused_by_retries_and_replays_and_nothing_else(
 ) -> None:
     """And the end is the same, however often it is run again, however far each run came."""
     world, chance = stormy_world(steps), random.Random(seed)
-    course = world.dag({shape.name: shape.definition() for shape in steps}, deadline=None)
+    driver = world.dag({shape.name: shape.definition() for shape in steps}, deadline=None)
     model, flaky = drawn(data, steps)
     kept: set[Any] = set()
     for last in (False, False, True):
         weather = Weather(cancel_at=chance.choice([None, chance.randint(1, 12)])) if not last else Weather()
-        Storm(course, chance, model, flaky, signals=signals_of(steps), weather=weather).run()
-        check_compensated(course, steps, kept)
+        Storm(driver, chance, model, flaky, signals=signals_of(steps), weather=weather).run()
+        check_compensated(driver, steps, kept)
         if last:
             break
-        well = standing(course, steps)
-        begin = None if course.status != "completed" and chance.random() < 0.6 else chance.choice(steps)
-        old = course.run
+        well = standing(driver, steps)
+        begin = None if driver.status != "completed" and chance.random() < 0.6 else chance.choice(steps)
+        old = driver.run
         if begin is not None:
             well.discard(begin.name)
         if chance.random() < 0.5:
@@ -623,19 +623,19 @@ def test_what_stands_is_reused_by_retries_and_replays_and_nothing_else(
         for shape in steps:
             if not set(shape.needs) <= well:
                 well.discard(shape.name)
-        course = course.again(from_step=begin.name if begin is not None else None)
-        if course.status == "failed" and course.error.code == "invalid_request":
+        driver = driver.again(from_step=begin.name if begin is not None else None)
+        if driver.status == "failed" and driver.error.code == "invalid_request":
             # What a step needs did not complete: there is nothing that it could begin from.
             assert begin is not None
             return
-        adopted = [row for row in course.run.rows.values() if row.parent_task_id == course.run.root_task_id]
-        kept = {row.task_id for row in adopted if course.run.reused(row)}
+        adopted = [row for row in driver.run.rows.values() if row.parent_task_id == driver.run.root_task_id]
+        kept = {row.task_id for row in adopted if driver.run.reused(row)}
         assert {row.step for row in adopted if row.task_id in kept} == well
         # From now on nothing fails.
         results = {row.step or "": json.loads(row.result or b"null") for row in adopted if row.task_id in kept}
         model = Model(frozenset(), kept=results)
         assert old.root.ended
-    assert timeless(course.result) == timeless(model.run(steps))
+    assert timeless(driver.result) == timeless(model.run(steps))
 
 
 @settings(max_examples=EXAMPLES)
@@ -645,16 +645,16 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
     name = data.draw(st.sampled_from(["tokens", "cost_usd", "tasks", "depth"]))
     bound = data.draw(st.integers(1, 6))
     budget = {name: bound * 10 if name == "tokens" else float(bound) if name == "cost_usd" else bound}
-    course = stormy_world(steps).request(
+    driver = stormy_world(steps).request(
         "execute_dag", {"steps": {shape.name: shape.definition() for shape in steps}, "budget": budget}
     )
-    storm = Storm(course, random.Random(seed), model, flaky, signals=signals_of(steps), usage=USED)
+    storm = Storm(driver, random.Random(seed), model, flaky, signals=signals_of(steps), usage=USED)
     asked: set[Any] = set()
 
     def check(decisions: Decisions) -> None:
-        usage = course.run.usage() or Usage()
+        usage = driver.run.usage() or Usage()
         for row in decisions.dispatched.values():
-            if course.run.root.status is Status.RUNNING and not course.run.compensates(row):
+            if driver.run.root.status is Status.RUNNING and not driver.run.compensates(row):
                 asked.add(row.task_id)
                 assert name != "tokens" or usage.input_tokens + usage.output_tokens < budget[name]
                 assert name != "cost_usd" or usage.cost_usd < budget[name]
@@ -662,23 +662,23 @@ def test_a_budget_is_hard_whatever_the_order(steps: list[Shape], data: st.DataOb
 
     storm.check = check
     storm.run()
-    assert course.status in ("completed", "failed")
+    assert driver.status in ("completed", "failed")
     if name == "depth":
         # What compensates is not kept from it by a budget, nor is what it delegates.
-        bounded = [scope for scope in course.run.scopes.values() if not course.run.compensates(scope.row)]
+        bounded = [scope for scope in driver.run.scopes.values() if not driver.run.compensates(scope.row)]
         assert all(scope.depth <= bound for scope in bounded)
-    if course.status == "failed" and course.error.code == "budget_exceeded":
-        assert course.error.details is not None
-        assert course.error.details["budget"] == name
-    check_compensated(course, steps)
+    if driver.status == "failed" and driver.error.code == "budget_exceeded":
+        assert driver.error.details is not None
+        assert driver.error.details["budget"] == name
+    check_compensated(driver, steps)
 
 
 @settings(max_examples=EXAMPLES)
 @given(steps=shapes(1), seed=st.integers(0, 2**32))
 def test_rows_are_made_once_each_and_as_many_as_the_steps_ask_for(steps: list[Shape], seed: int) -> None:
-    course = stormy_world(steps).dag({shape.name: shape.definition() for shape in steps})
+    driver = stormy_world(steps).dag({shape.name: shape.definition() for shape in steps})
     calm = Weather(delegations=0, early_signals=0, wrong_signals=0)
-    Storm(course, random.Random(seed), Model(frozenset()), frozenset(paths(steps)), weather=calm).run()
+    Storm(driver, random.Random(seed), Model(frozenset()), frozenset(paths(steps)), weather=calm).run()
 
     def count(shapes_of: list[Shape]) -> int:
         total = 0
@@ -689,7 +689,7 @@ def test_rows_are_made_once_each_and_as_many_as_the_steps_ask_for(steps: list[Sh
             total += own + (1 if not shape.when else times) + times * inner
         return total
 
-    rows = [row for row in course.run.rows.values() if row.role is not Role.SIGNAL]
+    rows = [row for row in driver.run.rows.values() if row.role is not Role.SIGNAL]
     assert len(rows) - 1 == count(steps)
     keys = {(row.parent_task_id, row.step, row.iteration, row.item) for row in rows}
     assert len(keys) == len(rows)

@@ -21,7 +21,7 @@ from orchestrator_agent.runtime.wire import task_request
 from orchestrator_agent.workflows.plan import Plan
 from protocol import ErrorInfo, new_id
 from protocol.messages import Usage
-from tests.engine.conftest import Course, World
+from tests.engine.conftest import Driver, World
 
 
 def task(**more: Any) -> dict[str, Any]:
@@ -32,23 +32,23 @@ def compensable(**more: Any) -> dict[str, Any]:
     return task(compensate={"task": "undo", "with": {"was": "${result}"}}, **more)
 
 
-def compensations(course: Course) -> list[Row]:
-    return [row for row in course.run.rows.values() if row.role is Role.COMPENSATION]
+def compensations(driver: Driver) -> list[Row]:
+    return [row for row in driver.run.rows.values() if row.role is Role.COMPENSATION]
 
 
-def compensate_next(course: Course) -> str:
+def compensate_next(driver: Driver) -> str:
     """Let the compensation at work end well; the step that it compensated."""
-    row = next(row for row in compensations(course) if row.status is Status.DISPATCHED)
-    course.happen(course.responded(row, {}))
+    row = next(row for row in compensations(driver) if row.status is Status.DISPATCHED)
+    driver.happen(driver.responded(row, {}))
     return row.step or ""
 
 
-def signal(course: Course, name: str, giver: str | None = None, **payload: Any) -> SignalReceived:
-    return SignalReceived(course.run.root_task_id, new_id(), name, payload, giver)
+def signal(driver: Driver, name: str, giver: str | None = None, **payload: Any) -> SignalReceived:
+    return SignalReceived(driver.run.root_task_id, new_id(), name, payload, giver)
 
 
-def outcome_of(course: Course, given: Any) -> Any:
-    return course.happen(given).outcomes[given.operation]
+def outcome_of(driver: Driver, values: Any) -> Any:
+    return driver.happen(values).outcomes[values.operation]
 
 
 # -- signals --------------------------------------------------------------------------------------------------------
@@ -61,118 +61,118 @@ def wait(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("restarted", [False, True])
 def test_signals_of_one_name_are_taken_in_the_order_they_were_given(world: World, restarted: bool) -> None:
     steps = {"nap": {"sleep": 9}, "a": {**wait(), "needs": ["nap"]}, "b": {**wait(), "needs": ["a"]}}
-    course = world.dag(steps)
+    driver = world.dag(steps)
     for number in (1, 2, 3):
-        course.later(1)
-        assert outcome_of(course, signal(course, "go", n=number))["taken"] is False
+        driver.later(1)
+        assert outcome_of(driver, signal(driver, "go", n=number))["taken"] is False
     if restarted:
-        course.restart()
-    course.later(9)
-    course.due("nap")
-    assert course.result["a"] == {"n": 1}
-    assert course.result["b"] == {"n": 2}
-    kept = [row for row in course.run.rows.values() if row.role is Role.SIGNAL and row.status == "skipped"]
+        driver.restart()
+    driver.later(9)
+    driver.due("nap")
+    assert driver.result["a"] == {"n": 1}
+    assert driver.result["b"] == {"n": 2}
+    kept = [row for row in driver.run.rows.values() if row.role is Role.SIGNAL and row.status == "skipped"]
     assert len(kept) == 1
 
 
 def test_a_signal_goes_to_the_one_of_several_waits_that_may_take_it(world: World) -> None:
-    course = world.dag({"a": wait(**{"from": ["anna"]}), "b": wait(**{"from": ["bob"]})})
-    refused = outcome_of(course, signal(course, "go", "eve"))
+    driver = world.dag({"a": wait(**{"from": ["anna"]}), "b": wait(**{"from": ["bob"]})})
+    refused = outcome_of(driver, signal(driver, "go", "eve"))
     assert isinstance(refused, ErrorInfo)
     assert refused.code == "forbidden"
-    assert outcome_of(course, signal(course, "go", "bob", n=1))["taken"]
-    assert course.statuses()["b"] == "completed"
-    assert outcome_of(course, signal(course, "go", "anna", n=2))["taken"]
-    assert course.result == {"a": {"n": 2}, "b": {"n": 1}}
+    assert outcome_of(driver, signal(driver, "go", "bob", n=1))["taken"]
+    assert driver.statuses()["b"] == "completed"
+    assert outcome_of(driver, signal(driver, "go", "anna", n=2))["taken"]
+    assert driver.result == {"a": {"n": 2}, "b": {"n": 1}}
 
 
 def test_the_same_signal_given_twice_is_given_once(world: World) -> None:
-    course = world.dag({"a": wait(), "b": {**wait(), "needs": ["a"]}})
-    given = signal(course, "go", n=1)
-    assert outcome_of(course, given)["taken"]
-    again = course.happen(given)
+    driver = world.dag({"a": wait(), "b": {**wait(), "needs": ["a"]}})
+    values = signal(driver, "go", n=1)
+    assert outcome_of(driver, values)["taken"]
+    again = driver.happen(values)
     assert again.empty
-    assert again.outcomes[given.operation] == {"task_id": str(course.run.root_task_id), "signal": "go", "taken": True}
-    assert course.statuses()["b"] == "waiting"
+    assert again.outcomes[values.operation] == {"task_id": str(driver.run.root_task_id), "signal": "go", "taken": True}
+    assert driver.statuses()["b"] == "waiting"
 
 
 def test_an_approval_is_what_says_so_and_is_by_who_gave_it(world: World) -> None:
     """A signal of its name ended the wait without `approved`, and its payload named the giver."""
-    course = world.dag({"ok": {"wait_for": {"approval": "go"}}})
-    refused = outcome_of(course, signal(course, "go", "bob", by="anna"))
+    driver = world.dag({"ok": {"wait_for": {"approval": "go"}}})
+    refused = outcome_of(driver, signal(driver, "go", "bob", by="anna"))
     assert isinstance(refused, ErrorInfo)
     assert refused.message == "'go' is an approval: payload.approved must be true or false"
-    assert outcome_of(course, signal(course, "go", "bob", approved=True, by="anna"))["taken"]
-    assert (course.result["ok"]["approved"], course.result["ok"]["by"]) == (True, "bob")
+    assert outcome_of(driver, signal(driver, "go", "bob", approved=True, by="anna"))["taken"]
+    assert (driver.result["ok"]["approved"], driver.result["ok"]["by"]) == (True, "bob")
 
 
 def test_a_signal_that_came_first_and_is_no_approval_is_left(world: World) -> None:
-    course = world.dag({"nap": {"sleep": 9}, "ok": {"wait_for": {"approval": "go"}, "needs": ["nap"]}})
-    outcome_of(course, signal(course, "go", "bob"))
-    course.later(9)
-    course.due("nap")
-    assert course.statuses()["ok"] == "waiting"
+    driver = world.dag({"nap": {"sleep": 9}, "ok": {"wait_for": {"approval": "go"}, "needs": ["nap"]}})
+    outcome_of(driver, signal(driver, "go", "bob"))
+    driver.later(9)
+    driver.due("nap")
+    assert driver.statuses()["ok"] == "waiting"
 
 
 # -- pauses ---------------------------------------------------------------------------------------------------------
 
 
 def test_nobody_fails_for_want_of_an_agent_while_paused(world: World) -> None:
-    course = world.dag({"a": task(), "b": task(needs=["a"])})
-    course.happen(PauseRequested(course.run.root_task_id))
+    driver = world.dag({"a": task(), "b": task(needs=["a"])})
+    driver.happen(PauseRequested(driver.run.root_task_id))
     world.everything_served_by = None
-    course.complete("a")
-    course.later(3600)
-    assert course.due("b").empty
-    course.happen(ResumeRequested(course.run.root_task_id))
-    course.later(29)
-    course.due("b")
-    assert course.statuses()["b"] == "ready"
-    course.later(1)
-    course.due("b")
-    assert course.error.code == "no_agent_available"
+    driver.complete("a")
+    driver.later(3600)
+    assert driver.due("b").empty
+    driver.happen(ResumeRequested(driver.run.root_task_id))
+    driver.later(29)
+    driver.due("b")
+    assert driver.statuses()["b"] == "ready"
+    driver.later(1)
+    driver.due("b")
+    assert driver.error.code == "no_agent_available"
 
 
 def test_a_paused_task_that_fails_compensates_what_it_did(world: World) -> None:
-    course = world.dag({"a": compensable(), "b": task(needs=["a"])})
-    course.complete("a", {"n": 1})
-    course.happen(PauseRequested(course.run.root_task_id))
-    course.fail("b")
-    assert course.status == "compensating"
-    assert compensate_next(course) == "a"
-    assert course.status == "failed"
+    driver = world.dag({"a": compensable(), "b": task(needs=["a"])})
+    driver.complete("a", {"n": 1})
+    driver.happen(PauseRequested(driver.run.root_task_id))
+    driver.fail("b")
+    assert driver.status == "compensating"
+    assert compensate_next(driver) == "a"
+    assert driver.status == "failed"
 
 
 # -- cancelling -----------------------------------------------------------------------------------------------------
 
 
 def test_a_second_cancel_changes_nothing_and_says_so(world: World) -> None:
-    course = world.dag({"a": compensable(), "b": task(needs=["a"])})
-    course.complete("a", {"n": 1})
+    driver = world.dag({"a": compensable(), "b": task(needs=["a"])})
+    driver.complete("a", {"n": 1})
     for changed in (True, False):
-        cancel = CancelRequested(course.run.root_task_id, "enough", new_id())
-        assert outcome_of(course, cancel)["changed"] is changed
-        assert course.status == "compensating"
-    course.restart()
-    compensate_next(course)
-    assert (course.status, course.error.message) == ("cancelled", "enough")
+        cancel = CancelRequested(driver.run.root_task_id, "enough", new_id())
+        assert outcome_of(driver, cancel)["changed"] is changed
+        assert driver.status == "compensating"
+    driver.restart()
+    compensate_next(driver)
+    assert (driver.status, driver.error.message) == ("cancelled", "enough")
 
 
 def test_the_deadline_decides_how_a_task_ends_whichever_timer_is_noticed_first(world: World) -> None:
     """An agent that keeps the deadline, and a wait that is as long, ended it `step_failed` when they were faster."""
     for first in ("attempt", "agent", "wait", "deadline"):
         steps = {"a": task(retry={"max_attempts": 1}, timeout=60), "w": wait(timeout=60)}
-        course = world.dag(steps, deadline=world.now + timedelta(seconds=60))
-        course.later(60)
+        driver = world.dag(steps, deadline=world.now + timedelta(seconds=60))
+        driver.later(60)
         if first == "attempt":
-            course.expire("a")
+            driver.expire("a")
         elif first == "agent":
-            course.fail("a", "timeout")
+            driver.fail("a", "timeout")
         elif first == "wait":
-            course.due("w")
+            driver.due("w")
         else:
-            course.happen(DeadlinePassed(course.run.root_task_id))
-        assert course.error.code == "deadline_exceeded"
+            driver.happen(DeadlinePassed(driver.run.root_task_id))
+        assert driver.error.code == "deadline_exceeded"
 
 
 # -- compensation --------------------------------------------------------------------------------------------------
@@ -182,20 +182,20 @@ def test_the_deadline_decides_how_a_task_ends_whichever_timer_is_noticed_first(w
 def test_a_workflow_that_compensates_may_finish_when_the_one_around_it_fails(world: World, restarted: bool) -> None:
     """What was being compensated was cancelled, and taken for done."""
     sub = {"steps": {"i": compensable(), "j": compensable(needs=["i"]), "k": task(needs=["j"])}}
-    course = world.dag({"first": compensable(), "sub": {**sub, "needs": ["first"]}, "beside": task(needs=["first"])})
+    driver = world.dag({"first": compensable(), "sub": {**sub, "needs": ["first"]}, "beside": task(needs=["first"])})
     for result, path in enumerate(("first", "sub/i", "sub/j")):
-        course.later(1)
-        course.complete(path, result)
-    course.fail("sub/k")
-    assert [row.step for row in compensations(course)] == ["j"]
-    course.fail("beside", "worse")
+        driver.later(1)
+        driver.complete(path, result)
+    driver.fail("sub/k")
+    assert [row.step for row in compensations(driver)] == ["j"]
+    driver.fail("beside", "worse")
     if restarted:
-        course.restart()
-    assert course.statuses()["sub"] == "compensating"
-    assert [compensate_next(course) for _ in range(3)] == ["j", "i", "first"]
-    assert course.error.step == "beside"
-    assert course.statuses()["sub"] == "failed"
-    assert course.status == "failed"
+        driver.restart()
+    assert driver.statuses()["sub"] == "compensating"
+    assert [compensate_next(driver) for _ in range(3)] == ["j", "i", "first"]
+    assert driver.error.step == "beside"
+    assert driver.statuses()["sub"] == "failed"
+    assert driver.status == "failed"
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -204,31 +204,31 @@ def test_steps_of_a_workflow_by_name_two_levels_down_are_compensated_after_a_res
 ) -> None:
     world.add("inner", steps={"i": compensable()})
     world.add("outer", steps={"o": {"task": "inner"}})
-    course = world.dag({"a": {"task": "outer"}, "b": task(needs=["a"])})
-    course.complete("a/o/i", 1)
+    driver = world.dag({"a": {"task": "outer"}, "b": task(needs=["a"])})
+    driver.complete("a/o/i", 1)
     if restarted:
-        course.restart()
-    course.fail("b")
-    assert compensate_next(course) == "i"
-    assert course.status == "failed"
+        driver.restart()
+    driver.fail("b")
+    assert compensate_next(driver) == "i"
+    assert driver.status == "failed"
 
 
 def test_what_completed_inside_a_step_that_did_not_is_compensated_itself(world: World) -> None:
     """The step says how it is compensated; it never completed, so that is nothing to compensate."""
     sub = {"steps": {"i": compensable(), "j": task(needs=["i"])}, "compensate": {"task": "undo_all"}}
-    course = world.dag({"sub": sub, "b": task()})
-    course.complete("sub/i", 1)
-    course.fail("b")
-    assert [(row.step, row.task_type) for row in compensations(course)] == [("i", "undo")]
+    driver = world.dag({"sub": sub, "b": task()})
+    driver.complete("sub/i", 1)
+    driver.fail("b")
+    assert [(row.step, row.task_type) for row in compensations(driver)] == [("i", "undo")]
 
 
 def test_an_item_that_fails_is_compensated_as_well_where_its_step_wants_it(world: World) -> None:
-    course = world.dag({"a": compensable(for_each=[1, 2, 3], on_error="compensate")})
-    course.complete("a[0]", {"n": 0})
-    course.later(1)
-    course.fail("a[1]")
-    assert [compensate_next(course) for _ in range(2)] == ["a", "a"]
-    assert [row.item for row in compensations(course)] == [1, 0]
+    driver = world.dag({"a": compensable(for_each=[1, 2, 3], on_error="compensate")})
+    driver.complete("a[0]", {"n": 0})
+    driver.later(1)
+    driver.fail("a[1]")
+    assert [compensate_next(driver) for _ in range(2)] == ["a", "a"]
+    assert [row.item for row in compensations(driver)] == [1, 0]
 
 
 def test_a_workflow_that_fails_beside_is_compensated_too_where_it_wants_to_be(world: World) -> None:
@@ -237,34 +237,34 @@ def test_a_workflow_that_fails_beside_is_compensated_too_where_it_wants_to_be(wo
         "on_error": "compensate",
         "compensate": {"task": "undo"},
     }
-    course = world.dag({"sub": sub, "b": task()})
-    course.complete("sub/i", 1)
-    course.fail("sub/j")
-    course.fail("b")
-    course.later(1)
-    assert [compensate_next(course) for _ in range(2)] == ["i", "sub"]
-    assert course.error.step == "b"
+    driver = world.dag({"sub": sub, "b": task()})
+    driver.complete("sub/i", 1)
+    driver.fail("sub/j")
+    driver.fail("b")
+    driver.later(1)
+    assert [compensate_next(driver) for _ in range(2)] == ["i", "sub"]
+    assert driver.error.step == "b"
 
 
 def test_thousands_of_compensations_may_fail_before_any_agent_is_asked(world: World) -> None:
     """Each too large: one that called the next by recursion came to the end of the stack."""
     world.rules = Rules(max_payload_bytes=20_000)
-    undo = {"task": "undo", "with": {"was": "${result}", "more": "${input.more}"}}
-    steps = {"a": task(for_each=list(range(600)), concurrency=1000, compensate=undo), "b": task(needs=["a"])}
-    course = world.dag(steps, {"more": "x" * 19_980})
-    course.happen(*(course.completed(f"a[{n}]", "result") for n in range(600)))
-    course.fail("b")
-    assert course.status == "failed"
-    assert {row.error.code for row in compensations(course) if row.error is not None} == {"too_large"}
+    compensation = {"task": "undo", "with": {"was": "${result}", "more": "${input.more}"}}
+    steps = {"a": task(for_each=list(range(600)), concurrency=1000, compensate=compensation), "b": task(needs=["a"])}
+    driver = world.dag(steps, {"more": "x" * 19_980})
+    driver.happen(*(driver.completed(f"a[{n}]", "result") for n in range(600)))
+    driver.fail("b")
+    assert driver.status == "failed"
+    assert {row.error.code for row in compensations(driver) if row.error is not None} == {"too_large"}
 
 
 def test_a_sub_workflow_whose_result_is_too_large_fails_and_is_compensated(world: World) -> None:
     world.rules = Rules(max_payload_bytes=200)
     sub = {"steps": {"i": compensable()}, "output": ["${i}", "${i}"], "on_error": "continue"}
-    course = world.dag({"a": sub})
-    course.complete("a/i", "x" * 150)
-    assert compensate_next(course) == "i"
-    assert course.result == {"a": None}
+    driver = world.dag({"a": sub})
+    driver.complete("a/i", "x" * 150)
+    assert compensate_next(driver) == "i"
+    assert driver.result == {"a": None}
 
 
 # -- budgets --------------------------------------------------------------------------------------------------------
@@ -272,69 +272,69 @@ def test_a_sub_workflow_whose_result_is_too_large_fails_and_is_compensated(world
 
 def test_a_retry_is_within_the_budget_or_not_made(world: World) -> None:
     """Only a step's first attempt was held against the budget: a step that failed at a price paid it four times."""
-    course = world.request("execute_dag", {"steps": {"a": task()}, "budget": {"tokens": 100}})
-    row = course.row("a")
-    failed = course.failed("a", retryable=True)
-    course.happen(course.responded(row, None, error=failed.error, usage=Usage(input_tokens=100)))
-    course.later(60)
-    assert not course.due("a").dispatched
-    assert course.error.code == "budget_exceeded"
+    driver = world.request("execute_dag", {"steps": {"a": task()}, "budget": {"tokens": 100}})
+    row = driver.row("a")
+    failed = driver.failed("a", retryable=True)
+    driver.happen(driver.responded(row, None, error=failed.error, usage=Usage(input_tokens=100)))
+    driver.later(60)
+    assert not driver.due("a").dispatched
+    assert driver.error.code == "budget_exceeded"
 
 
 def test_signals_are_no_tasks_of_the_budget(world: World) -> None:
-    course = world.request("execute_dag", {"steps": {"w": wait(), "a": task(needs=["w"])}, "budget": {"tasks": 2}})
+    driver = world.request("execute_dag", {"steps": {"w": wait(), "a": task(needs=["w"])}, "budget": {"tasks": 2}})
     for _ in range(5):
-        outcome_of(course, signal(course, "other"))
-    outcome_of(course, signal(course, "go"))
-    course.complete("a")
-    assert course.status == "completed"
+        outcome_of(driver, signal(driver, "other"))
+    outcome_of(driver, signal(driver, "go"))
+    driver.complete("a")
+    assert driver.status == "completed"
 
 
 def test_compensating_is_outside_of_the_budget_with_all_that_is_delegated_for_it(world: World) -> None:
     budget = {"tasks": 1}
     steps = {"a": compensable(), "b": task(needs=["a"])}
-    course = world.request("execute_dag", {"steps": steps, "budget": budget})
-    course.complete("a", 1)
-    assert course.status == "compensating"
-    at_work = compensations(course)[0]
-    delegate(course, at_work, "helper")
-    assert "a/helper/helper" in course.at_work()
-    course.complete("a/helper/helper", 1)
-    compensate_next(course)
-    assert course.error.code == "budget_exceeded"
+    driver = world.request("execute_dag", {"steps": steps, "budget": budget})
+    driver.complete("a", 1)
+    assert driver.status == "compensating"
+    at_work = compensations(driver)[0]
+    delegate(driver, at_work, "helper")
+    assert "a/helper/helper" in driver.at_work()
+    driver.complete("a/helper/helper", 1)
+    compensate_next(driver)
+    assert driver.error.code == "budget_exceeded"
 
 
 def test_what_compensates_within_a_task_that_goes_on_is_outside_of_its_budget_too(world: World) -> None:
     """A sub-workflow that failed was compensated by an agent that delegated, which ended the whole task."""
     inner = {"steps": {"a": compensable(), "b": task(needs=["a"])}, "on_error": "continue"}
-    course = world.request("execute_dag", {"steps": {"s": inner}, "budget": {"depth": 1, "tasks": 3}})
-    course.complete("s/a", 1)
-    course.fail("s/b")
-    delegate(course, compensations(course)[0], "helper")
-    course.restart()
-    course.complete("s/a/helper/helper", 1)
-    compensate_next(course)
-    assert course.result == {"s": None}
+    driver = world.request("execute_dag", {"steps": {"s": inner}, "budget": {"depth": 1, "tasks": 3}})
+    driver.complete("s/a", 1)
+    driver.fail("s/b")
+    delegate(driver, compensations(driver)[0], "helper")
+    driver.restart()
+    driver.complete("s/a/helper/helper", 1)
+    compensate_next(driver)
+    assert driver.result == {"s": None}
 
 
 def test_what_compensates_has_its_time_although_the_deadline_has_passed(world: World) -> None:
     """What it delegated expired as it was dispatched, and its request named a deadline that had passed."""
-    course = world.dag({"a": compensable(), "b": task(needs=["a"])}, deadline=world.now + timedelta(minutes=1))
-    course.complete("a", 1)
-    assert b'"deadline"' in task_request(course.run, course.row("b"))
-    course.later(60)
-    course.happen(DeadlinePassed(course.run.root_task_id))
-    delegate(course, compensations(course)[0], "helper")
-    row = course.row("a/helper/helper")
+    driver = world.dag({"a": compensable(), "b": task(needs=["a"])}, deadline=world.now + timedelta(minutes=1))
+    driver.complete("a", 1)
+    assert b'"deadline"' in task_request(driver.run, driver.row("b"))
+    driver.later(60)
+    driver.happen(DeadlinePassed(driver.run.root_task_id))
+    delegate(driver, compensations(driver)[0], "helper")
+    row = driver.row("a/helper/helper")
     assert row.expires_at == world.now + timedelta(minutes=5)
-    for at_work in (row, compensations(course)[0]):
-        assert b'"deadline"' not in task_request(course.run, at_work)
-    course.complete("a/helper/helper", 1)
-    compensate_next(course)
-    assert course.error.code == "deadline_exceeded"
+    for at_work in (row, compensations(driver)[0]):
+        assert b'"deadline"' not in task_request(driver.run, at_work)
+    driver.complete("a/helper/helper", 1)
+    compensate_next(driver)
+    assert driver.error.code == "deadline_exceeded"
 
 
-# -- workflows that stand in, and that undo -------------------------------------------------------------------------
+# -- workflows that stand in, and that compensate ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -342,37 +342,37 @@ def test_a_fallback_may_be_a_workflow_by_its_name(world: World, restarted: bool)
     """It waited for an agent that serves it, for which there was none."""
     world.add("plan_b", steps={"i": compensable(**{"with": "${input}"})}, output="${i}")
     instead = {"task": "plan_b", "with": {"of": "${item}", "why": "${error.code}"}}
-    course = world.dag({"a": task(for_each=[7], fallback=instead), "b": task(needs=["a"])})
-    course.fail("a[0]")
+    driver = world.dag({"a": task(for_each=[7], fallback=instead), "b": task(needs=["a"])})
+    driver.fail("a[0]")
     if restarted:
-        course.restart()
-    assert course.payload("a[0]/i") == {"of": 7, "why": "no"}
-    course.complete("a[0]/i", "well")
-    assert course.payload("b") == {}
-    course.fail("b")
+        driver.restart()
+    assert driver.payload("a[0]/i") == {"of": 7, "why": "no"}
+    driver.complete("a[0]/i", "well")
+    assert driver.payload("b") == {}
+    driver.fail("b")
     # What it did is compensated as what any workflow did.
-    assert compensate_next(course) == "i"
-    assert course.status == "failed"
+    assert compensate_next(driver) == "i"
+    assert driver.status == "failed"
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_workflow_may_undo_and_its_failure_is_borne(world: World, restarted: bool) -> None:
+def test_a_workflow_may_compensate_and_its_failure_is_borne(world: World, restarted: bool) -> None:
     world.add("clean_up", steps={"one": compensable(**{"with": "${input}"}), "two": task(needs=["one"])})
-    by_flow = task(compensate={"task": "clean_up", "with": {"was": "${result}"}})
-    course = world.dag({"first": compensable(), "a": {**by_flow, "needs": ["first"]}, "b": task(needs=["a"])})
-    course.complete("first", 0)
-    course.complete("a", 1)
-    course.fail("b")
-    assert course.payload("a/one") == {"was": 1}
-    course.complete("a/one", {"done": True})
+    by_key = task(compensate={"task": "clean_up", "with": {"was": "${result}"}})
+    driver = world.dag({"first": compensable(), "a": {**by_key, "needs": ["first"]}, "b": task(needs=["a"])})
+    driver.complete("first", 0)
+    driver.complete("a", 1)
+    driver.fail("b")
+    assert driver.payload("a/one") == {"was": 1}
+    driver.complete("a/one", {"done": True})
     if restarted:
-        course.restart()
-    course.fail("a/two")
+        driver.restart()
+    driver.fail("a/two")
     # It compensates what it did itself before it has failed.
-    assert compensate_next(course) == "one"
-    assert compensate_next(course) == "first"
-    assert course.error.step == "b"
-    assert {row.step: row.status.value for row in compensations(course)} == {
+    assert compensate_next(driver) == "one"
+    assert compensate_next(driver) == "first"
+    assert driver.error.step == "b"
+    assert {row.step: row.status.value for row in compensations(driver)} == {
         "a": "failed",
         "one": "completed",
         "first": "completed",
@@ -382,93 +382,93 @@ def test_a_workflow_may_undo_and_its_failure_is_borne(world: World, restarted: b
 # -- delegation -----------------------------------------------------------------------------------------------------
 
 
-def delegate(course: Course, parent: Row, task_type: str, plan: Plan | None = None, **more: Any) -> UUID:
+def delegate(driver: Driver, parent: Row, task_type: str, plan: Plan | None = None, **more: Any) -> UUID:
     task_id: UUID = more.pop("task_id", None) or new_id()
-    made = plan or course.world.library.single(task_type)
+    made = plan or driver.world.library.single(task_type)
     payload = more.pop("payload", {})
-    course.happen(Delegated(course.run.root_task_id, parent.task_id, task_id, task_type, payload, made, **more))
+    driver.happen(Delegated(driver.run.root_task_id, parent.task_id, task_id, task_type, payload, made, **more))
     return task_id
 
 
 def test_a_graph_that_an_agent_gives_out_inline_survives_a_restart(world: World) -> None:
     """Its row held only the input: after a restart nobody knew the graph any more, and the whole task broke."""
-    course = world.dag({"a": task()})
+    driver = world.dag({"a": task()})
     graph = {"steps": {"i": task(), "j": task(needs=["i"])}, "output": "${j}", "input": {"n": 1}}
-    plan, given = world.library.inline(graph)
-    child = delegate(course, course.row("a"), "execute_dag", plan, payload=given)
-    course.restart()
-    course.complete("a/execute_dag/i", 1)
-    course.restart()
-    decisions = course.complete("a/execute_dag/j", 2)
+    plan, values = world.library.inline(graph)
+    child = delegate(driver, driver.row("a"), "execute_dag", plan, payload=values)
+    driver.restart()
+    driver.complete("a/execute_dag/i", 1)
+    driver.restart()
+    decisions = driver.complete("a/execute_dag/j", 2)
     assert [row.task_id for row in decisions.responses] == [child]
-    assert course.run.rows[child].result == b"2"
+    assert driver.run.rows[child].result == b"2"
 
 
 def test_a_graph_refused_for_its_depth_does_not_break_what_is_compensated_after_a_restart(world: World) -> None:
     """It never began, so its row has no graph; reading it back as a workflow broke the whole task."""
     steps = {"a": compensable(), "b": {"steps": {"i": task(needs=[])}, "needs": ["a"]}}
-    course = world.request("execute_dag", {"steps": steps, "budget": {"depth": 1}})
-    course.complete("a", 1)
-    plan, given = world.library.inline({"steps": {"j": compensable()}})
-    child = delegate(course, course.row("b/i"), "execute_dag", plan, payload=given)
-    assert course.run.rows[child].status is Status.CANCELLED
-    course.restart()
-    assert all(scope.depth <= 1 for scope in course.run.scopes.values())
-    assert compensate_next(course) == "a"
-    assert course.error.code == "budget_exceeded"
-    assert course.error.details == {"budget": "depth", "limit": 1, "used": 2}
+    driver = world.request("execute_dag", {"steps": steps, "budget": {"depth": 1}})
+    driver.complete("a", 1)
+    plan, values = world.library.inline({"steps": {"j": compensable()}})
+    child = delegate(driver, driver.row("b/i"), "execute_dag", plan, payload=values)
+    assert driver.run.rows[child].status is Status.CANCELLED
+    driver.restart()
+    assert all(scope.depth <= 1 for scope in driver.run.scopes.values())
+    assert compensate_next(driver) == "a"
+    assert driver.error.code == "budget_exceeded"
+    assert driver.error.details == {"budget": "depth", "limit": 1, "used": 2}
 
 
 @pytest.mark.parametrize("parent", ["compensation", "fallback"])
 def test_what_is_delegated_by_a_compensation_or_a_fallback_survives_a_restart(world: World, parent: str) -> None:
     if parent == "compensation":
-        course = world.dag({"a": compensable(), "b": task(needs=["a"])})
-        course.complete("a", 1)
-        course.fail("b")
-        row = compensations(course)[0]
+        driver = world.dag({"a": compensable(), "b": task(needs=["a"])})
+        driver.complete("a", 1)
+        driver.fail("b")
+        row = compensations(driver)[0]
     else:
-        course = world.dag({"a": {"steps": {"i": task()}, "fallback": {"task": "instead"}}})
-        course.fail("a/i")
-        row = next(found for found in course.run.rows.values() if found.role is Role.FALLBACK)
-    child = delegate(course, row, "helper")
-    course.restart()
-    decisions = course.complete("a/helper/helper", 7)
+        driver = world.dag({"a": {"steps": {"i": task()}, "fallback": {"task": "instead"}}})
+        driver.fail("a/i")
+        row = next(found for found in driver.run.rows.values() if found.role is Role.FALLBACK)
+    child = delegate(driver, row, "helper")
+    driver.restart()
+    decisions = driver.complete("a/helper/helper", 7)
     assert [ended.task_id for ended in decisions.responses] == [child]
-    assert course.run.rows[child].result == b"7"
+    assert driver.run.rows[child].result == b"7"
 
 
 def test_what_an_item_delegated_before_its_fallback_is_compensated_after_a_restart_too(world: World) -> None:
     plan = world.add("child", steps={"i": compensable()})
-    course = world.dag({"a": task(for_each=[1], fallback={"result": 7}), "b": task(needs=["a"])})
-    delegate(course, course.row("a[0]"), "child", plan)
-    course.complete("a[0]/child/i", 1)
-    course.fail("a[0]")
-    course.restart()
-    course.fail("b")
-    assert compensate_next(course) == "i"
-    assert course.status == "failed"
+    driver = world.dag({"a": task(for_each=[1], fallback={"result": 7}), "b": task(needs=["a"])})
+    delegate(driver, driver.row("a[0]"), "child", plan)
+    driver.complete("a[0]/child/i", 1)
+    driver.fail("a[0]")
+    driver.restart()
+    driver.fail("b")
+    assert compensate_next(driver) == "i"
+    assert driver.status == "failed"
 
 
-def test_a_delegated_task_asked_for_again_is_answered_where_it_is_asked_from(world: World) -> None:
-    course = world.dag({"a": task()})
-    child = delegate(course, course.row("a"), "helper", reply_to="_INBOX.old")
-    delegate(course, course.row("a"), "helper", task_id=child, reply_to="_INBOX.new")
-    course.restart()
-    assert course.run.rows[child].reply_to == "_INBOX.new"
-    decisions = course.complete("a/helper/helper", 7)
+def test_a_delegated_task_asked_for_again_is_responseed_where_it_is_asked_from(world: World) -> None:
+    driver = world.dag({"a": task()})
+    child = delegate(driver, driver.row("a"), "helper", reply_to="_INBOX.old")
+    delegate(driver, driver.row("a"), "helper", task_id=child, reply_to="_INBOX.new")
+    driver.restart()
+    assert driver.run.rows[child].reply_to == "_INBOX.new"
+    decisions = driver.complete("a/helper/helper", 7)
     assert [row.reply_to for row in decisions.responses] == ["_INBOX.new"]
 
 
 def test_what_a_delegated_workflow_did_is_compensated_with_the_rest(world: World) -> None:
     plan = world.add("child", steps={"i": compensable()})
-    course = world.dag({"a": task(), "b": task(needs=["a"])})
-    delegate(course, course.row("a"), "child", plan)
-    course.complete("a/child/i", {"n": 1})
-    course.complete("a")
-    course.restart()
-    course.fail("b")
-    assert compensate_next(course) == "i"
-    assert course.status == "failed"
+    driver = world.dag({"a": task(), "b": task(needs=["a"])})
+    delegate(driver, driver.row("a"), "child", plan)
+    driver.complete("a/child/i", {"n": 1})
+    driver.complete("a")
+    driver.restart()
+    driver.fail("b")
+    assert compensate_next(driver) == "i"
+    assert driver.status == "failed"
 
 
 # -- repeats --------------------------------------------------------------------------------------------------------
@@ -477,12 +477,12 @@ def test_what_a_delegated_workflow_did_is_compensated_with_the_rest(world: World
 @pytest.mark.parametrize("restarted", [False, True])
 def test_the_fallback_of_a_later_iteration_knows_the_one_before(world: World, restarted: bool) -> None:
     step = task(repeat={"until": "a.ok", "max": 3}, fallback={"result": {"ok": True, "last": "${a.n}"}})
-    course = world.dag({"a": step})
-    course.complete("a", {"ok": False, "n": 1})
+    driver = world.dag({"a": step})
+    driver.complete("a", {"ok": False, "n": 1})
     if restarted:
-        course.restart()
-    course.fail("a")
-    assert course.result == {"a": {"ok": True, "last": 1}}
+        driver.restart()
+    driver.fail("a")
+    assert driver.result == {"a": {"ok": True, "last": 1}}
 
 
 # -- running again --------------------------------------------------------------------------------------------------
@@ -491,13 +491,13 @@ def test_the_fallback_of_a_later_iteration_knows_the_one_before(world: World, re
 def test_a_retry_runs_again_what_was_compensated_and_what_came_of_it(world: World) -> None:
     """It reused the results of steps that had been compensated when the old task failed."""
     steps = {"a": compensable(), "b": task(**{"with": {"n": "${a}"}}), "beside": task(), "c": task(needs=["b"])}
-    course = world.dag(steps)
-    course.complete("a", 1)
-    course.complete("b", 2)
-    course.complete("beside", 3)
-    course.fail("c")
-    compensate_next(course)
-    retried = course.again()
+    driver = world.dag(steps)
+    driver.complete("a", 1)
+    driver.complete("b", 2)
+    driver.complete("beside", 3)
+    driver.fail("c")
+    compensate_next(driver)
+    retried = driver.again()
     assert retried.statuses() == {"beside": "completed", "a": "dispatched"}
     for path in ("a", "b", "c"):
         retried.complete(path, 7)
@@ -508,64 +508,64 @@ def test_a_retry_runs_again_what_was_compensated_however_deep_it_was_done(world:
     """Of a fan-out of workflows by name, and of what an agent delegated, the compensated work was reused."""
     plan = world.add("child", steps={"i": compensable()})
     steps = {"each": {"workflow": "child", "for_each": [1]}, "lead": task(), "beside": task()}
-    course = world.dag({**steps, "last": task(needs=["each", "lead", "beside"])})
-    delegate(course, course.row("lead"), "child", plan)
+    driver = world.dag({**steps, "last": task(needs=["each", "lead", "beside"])})
+    delegate(driver, driver.row("lead"), "child", plan)
     for path in ("each[0]/i", "lead/child/i", "lead", "beside"):
-        course.complete(path, 1)
-    course.fail("last")
-    assert sorted([compensate_next(course), compensate_next(course)]) == ["i", "i"]
-    again = course.again().statuses()
+        driver.complete(path, 1)
+    driver.fail("last")
+    assert sorted([compensate_next(driver), compensate_next(driver)]) == ["i", "i"]
+    again = driver.again().statuses()
     assert {name: again[name] for name in steps} == {"each": "running", "lead": "dispatched", "beside": "completed"}
 
 
 def test_what_a_replay_took_over_stands_when_it_is_retried(world: World) -> None:
-    """The replay undid its own work, and the older one's ran again with it."""
-    course = world.dag({"a": compensable(), "b": compensable(needs=["a"]), "c": task(needs=["b"])})
+    """The replay compensated its own work, and the older one's ran again with it."""
+    driver = world.dag({"a": compensable(), "b": compensable(needs=["a"]), "c": task(needs=["b"])})
     for path in ("a", "b", "c"):
-        course.complete(path)
-    course = course.again(from_step="b")
-    course.complete("b")
-    course.fail("c")
-    assert compensate_next(course) == "b"
-    assert course.again().statuses() == {"a": "completed", "b": "dispatched"}
+        driver.complete(path)
+    driver = driver.again(from_step="b")
+    driver.complete("b")
+    driver.fail("c")
+    assert compensate_next(driver) == "b"
+    assert driver.again().statuses() == {"a": "completed", "b": "dispatched"}
 
 
 @pytest.mark.parametrize("step", [{"repeat": {"until": "a.done", "max": 5}}, {"with": {"k": "${a == null ? 0 : a.k}"}}])
 def test_a_retry_goes_on_with_no_step_that_was_between_two_iterations(world: World, step: dict[str, Any]) -> None:
     """It took the result of the one before for the step's."""
-    course = world.dag({"a": task(**{"repeat": {"until": "has(a.done)", "max": 5}, **step}), "b": task(needs=["a"])})
-    course.complete("a", {"n": 1})
-    assert course.error.code == "expression_error"
-    course = course.again()
-    assert course.statuses() == {"a": "dispatched"}
-    course.complete("a", {"done": True})
-    course.complete("b")
-    assert course.again(from_step="b").statuses() == {"a": "completed", "b": "dispatched"}
+    driver = world.dag({"a": task(**{"repeat": {"until": "has(a.done)", "max": 5}, **step}), "b": task(needs=["a"])})
+    driver.complete("a", {"n": 1})
+    assert driver.error.code == "expression_error"
+    driver = driver.again()
+    assert driver.statuses() == {"a": "dispatched"}
+    driver.complete("a", {"done": True})
+    driver.complete("b")
+    assert driver.again(from_step="b").statuses() == {"a": "completed", "b": "dispatched"}
 
 
 def test_a_replay_from_a_step_runs_again_a_failure_before_it_that_was_borne(world: World) -> None:
     """It was refused: what the step needs had not completed."""
-    course = world.dag({"a": task(on_error="continue"), "b": task(needs=["a"])})
-    course.fail("a")
-    course.complete("b")
-    assert course.again(from_step="b").statuses() == {"a": "dispatched"}
+    driver = world.dag({"a": task(on_error="continue"), "b": task(needs=["a"])})
+    driver.fail("a")
+    driver.complete("b")
+    assert driver.again(from_step="b").statuses() == {"a": "dispatched"}
 
 
 def test_a_replay_from_a_step_runs_again_what_was_compensated_before_it(world: World) -> None:
-    course = world.dag({"a": compensable(), "b": task(needs=["a"])})
-    course.complete("a", 1)
-    course.fail("b")
-    compensate_next(course)
-    assert course.again(from_step="b").statuses() == {"a": "dispatched"}
+    driver = world.dag({"a": compensable(), "b": task(needs=["a"])})
+    driver.complete("a", 1)
+    driver.fail("b")
+    compensate_next(driver)
+    assert driver.again(from_step="b").statuses() == {"a": "dispatched"}
 
 
 def test_a_retry_runs_again_what_went_on_without_a_step_that_failed(world: World) -> None:
     steps = {"a": task(on_error="continue"), "b": task(needs=["a"]), "c": task(needs=["b"])}
-    course = world.dag(steps)
-    course.fail("a")
-    course.complete("b")
-    course.fail("c")
-    assert course.again().statuses() == {"a": "dispatched"}
+    driver = world.dag(steps)
+    driver.fail("a")
+    driver.complete("b")
+    driver.fail("c")
+    assert driver.again().statuses() == {"a": "dispatched"}
 
 
 # -- the schema -----------------------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ def test_the_newest_replaces_an_older_one_when_that_has_ended() -> None:
     st.booleans(),
 )
 def test_no_more_than_the_bound_are_admitted_and_no_slot_stays_free(
-    given_roots: list[tuple[bool, int]], bound: int, cancel_older: bool
+    known_roots: list[tuple[bool, int]], bound: int, cancel_older: bool
 ) -> None:
-    roots = [root(n, waiting=waiting, priority=priority) for n, (waiting, priority) in enumerate(given_roots)]
+    roots = [root(n, waiting=waiting, priority=priority) for n, (waiting, priority) in enumerate(known_roots)]
     at_work = sum(not open_root.waiting for open_root in roots)
     admitted, older = decide_concurrency(roots, bound=bound, cancel_older=cancel_older)
     assert not set(admitted) & set(older)

@@ -5,13 +5,13 @@ import contextvars
 import functools
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 import pantheon
 from pantheon import Agent, PantheonError, TaskContext, TaskFailure
@@ -356,3 +356,49 @@ async def test_a_local_context_records_what_was_reported() -> None:
     ]
     assert context.streamed == "ab"
     assert context.usage.output_tokens == 2
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+    at: datetime
+    who: UUID
+    pair: tuple[int, int]
+
+
+def test_a_strict_model_is_read_by_the_rules_of_json() -> None:
+    """The text of a time, and a list for a tuple, were refused: JSON has nothing else for them."""
+
+    async def work(task: Strict) -> Strict:
+        return task
+
+    who = "00000000-0000-0000-0000-000000000001"
+    payload = Handler("work", work).validate({"at": "2026-01-01T00:00:00Z", "who": who, "pair": [1, 2]})
+    assert (payload.at.year, str(payload.who), payload.pair) == (2026, who, (1, 2))
+    with pytest.raises(InvalidRequest, match=r"payload\.pair\.0: Input should be a valid integer"):
+        Handler("work", work).validate({"at": "2026-01-01T00:00:00Z", "who": who, "pair": ["1", 2]})
+
+
+def test_constraints_of_an_annotation_hold_and_are_in_the_schema() -> None:
+    async def work(task: Annotated[dict[str, int], Field(min_length=1)]) -> Annotated[int, Field(ge=10)]:
+        return len(task)
+
+    handler = Handler("work", work)
+    assert handler.input_schema["minProperties"] == 1
+    assert handler.output_schema["minimum"] == 10
+    with pytest.raises(InvalidRequest, match="at least 1 item"):
+        handler.validate({})
+
+
+def test_a_generator_of_anything_but_text_is_refused_when_it_is_declared() -> None:
+    async def work(task: dict[str, Any]) -> AsyncIterator[int]:
+        yield 1
+
+    with pytest.raises(TypeError, match=r"streams text: annotate it AsyncIterator\[str\]"):
+        Handler("work", work)
+
+
+def test_the_schema_of_a_generators_result_is_text() -> None:
+    async def work(task: dict[str, Any]) -> AsyncIterator[str]:
+        yield "a"
+
+    assert Handler("work", work).output_schema == {"type": "string"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import structlog
-from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StreamConfig
 
 from pantheon import Agent, TaskContext
 from pantheon.bus import Bus, Delivery, Publisher, Puller, PullTimes, ensure_streams, is_first_delivery, stream_mark
@@ -786,6 +786,25 @@ async def test_a_stream_that_differs_is_brought_to_the_contract(bus: Bus) -> Non
     await bus.js.add_stream(StreamConfig(name="AGENT_RESPONSES", subjects=["agent.*.response"], max_age=60))
     await ensure_streams(bus)
     assert (await bus.js.stream_info("AGENT_RESPONSES")).config.max_age == 24 * 3600
+
+
+async def test_more_than_a_thousand_agents_have_a_consumer(bus: Bus) -> None:
+    """The broker refused the thousand and first: since nats-server 2.15 that is the most, unless a stream says more. A
+    mesh that was made without is brought to it."""
+    await bus.js.delete_stream("AGENT_TASKS")
+    await bus.js.add_stream(
+        StreamConfig(name="AGENT_TASKS", subjects=["agent.*.task"], retention=RetentionPolicy.WORK_QUEUE)
+    )
+    await ensure_streams(bus)
+    for number in range(1001):
+        spec = task_consumer(f"agent_{number}")
+        await bus.js.add_consumer(
+            "AGENT_TASKS",
+            ConsumerConfig(
+                durable_name=spec.durable_name, filter_subject=spec.filter_subject, ack_policy=AckPolicy.EXPLICIT
+            ),
+        )
+    assert (await bus.js.stream_info("AGENT_TASKS")).state.consumer_count == 1001
 
 
 async def test_more_replicas_than_servers_is_an_error_that_names_them(broker: NatsServer) -> None:

@@ -9,7 +9,7 @@ from pantheon.runtime.services import Services
 
 
 class Noted:
-    """Notes what is called; raises, or never returns, where it is told to."""
+    """Notes what is called; raises, or never returns, where it is configured to."""
 
     def __init__(self, name: str, calls: list[str], *, start: Exception | None = None, stop: object = None) -> None:
         self._name = name

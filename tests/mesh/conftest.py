@@ -159,7 +159,7 @@ class PlainClient:
 
 
 @pytest.fixture(autouse=True)
-def patient_publishers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_publishers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a broker has not acknowledged for a while is published again. On a machine that stalls that is no second
     response: where a test counts them (`plain`), its processes are more patient."""
     if "plain" in request.fixturenames:

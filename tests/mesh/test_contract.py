@@ -143,7 +143,7 @@ async def test_a_bulk_of_dead_letters_is_redriven_whole_and_only_once_round(
     await until(kept, "all letters in the stream")
     assert isinstance(orchestrated.worker, OrchestratorWorker)
     dead_letters = orchestrated.worker.parts.operations.dead_letters
-    # An answer holds only so many, and says so.
+    # A response holds only so many, and says so.
     assert await dead_letters.redrive(letter_id=None, name="nobody", reason=None, at_most=5) == (letters[:5], True)
     # The broker overwrites what it deletes: ten seconds for as many, on two cores that do nothing else.
     bulk = await plain.response(await plain.send("mesh.redrive", {"name": "nobody"}), 4 * PATIENCE_SECONDS)

@@ -17,9 +17,9 @@ class Mesh:
     def settled(self) -> bool:
         return self.outages.settled
 
-    def later(self, seconds: float, *, heard: bool = True) -> None:
+    def later(self, seconds: float, *, received: bool = True) -> None:
         self.now += timedelta(seconds=seconds)
-        if heard:
+        if received:
             self.outages.broker_responded()
 
 
@@ -38,7 +38,7 @@ def test_a_connection_that_ended_is_an_outage_however_short() -> None:
         mesh.later(2)
     assert mesh.settled()
     mesh.connected = False
-    mesh.later(0.5, heard=False)
+    mesh.later(0.5, received=False)
     assert not mesh.settled()
     mesh.connected, mesh.connection = True, 2
     # There again, and no message has come yet.
@@ -59,7 +59,7 @@ def test_a_silent_broker_is_away_though_the_connection_stands() -> None:
     for _ in range(5):
         mesh.later(2)
     silent_since = mesh.now
-    mesh.later(SILENCE.total_seconds() + 1, heard=False)
+    mesh.later(SILENCE.total_seconds() + 1, received=False)
     assert not mesh.settled()
     mesh.later(1)
     assert mesh.outages.touched(silent_since + timedelta(seconds=1), silent_since + timedelta(seconds=2))

@@ -95,18 +95,18 @@ class Member:
 async def members(bus: Bus, count: int) -> AsyncIterator[list[Member]]:
     async with AsyncExitStack() as stack:
         made = [Member(bus) for _ in range(count)]
-        for one in made:
-            await one.exchange.start()
-            stack.push_async_callback(one.exchange.stop)
-            stack.callback(one.exchange.leave)
-        expected = sorted(str(one.process_id) for one in made)
-        for one in made:
-            await until(lambda it=one: it.ownership.members == expected, "all members")  # type: ignore[misc]
+        for each in made:
+            await each.exchange.start()
+            stack.push_async_callback(each.exchange.stop)
+            stack.callback(each.exchange.leave)
+        expected = sorted(str(each.process_id) for each in made)
+        for each in made:
+            await until(lambda it=each: it.ownership.members == expected, "all members")  # type: ignore[misc]
         yield made
 
 
 def owned_by(member: Member) -> UUID:
-    return next(one for _ in range(1000) if member.ownership.owns(one := new_id()))
+    return next(each for _ in range(1000) if member.ownership.owns(each := new_id()))
 
 
 async def request(bus: Bus, root: UUID, **fields: Any) -> None:
@@ -131,44 +131,44 @@ async def until_settled(bus: Bus) -> None:
 async def test_of_each_root_there_is_one_owner_and_all_agree_on_it(bus: Bus) -> None:
     async with members(bus, 3) as all_three:
         roots = [new_id() for _ in range(300)]
-        owners = [[one.process_id for one in all_three if one.ownership.owns(root)] for root in roots]
+        owners = [[each.process_id for each in all_three if each.ownership.owns(root)] for root in roots]
         assert all(len(found) == 1 for found in owners)
         assert len({found[0] for found in owners}) == 3
         all_three[0].exchange.leave()
-        for one in all_three[1:]:
-            await until(lambda it=one: len(it.ownership.members) == 2, "that one has left")  # type: ignore[misc]
+        for each in all_three[1:]:
+            await until(lambda it=each: len(it.ownership.members) == 2, "that one has left")  # type: ignore[misc]
         assert not any(all_three[0].ownership.owns(root) for root in roots)
-        assert all(sum(one.ownership.owns(root) for one in all_three[1:]) == 1 for root in roots)
+        assert all(sum(each.ownership.owns(root) for each in all_three[1:]) == 1 for root in roots)
 
 
 async def test_who_is_alone_owns_nothing_and_passes_nothing_on(bus: Bus) -> None:
     # Another one of which nothing is heard may be there all the same: what is asked of the database then is asked.
-    async with members(bus, 2) as (one, other):
+    async with members(bus, 2) as (each, other):
         other.exchange.leave()
-        await until(lambda: not one.ownership.members, "that it is alone")
-        async with one.puller:
+        await until(lambda: not each.ownership.members, "that it is alone")
+        async with each.puller:
             await request(bus, root := new_id())
-            await one.settle(1)
-        assert not one.ownership.owns(root)
-        assert not one.diverted
+            await each.settle(1)
+        assert not each.ownership.owns(root)
+        assert not each.diverted
 
 
 async def test_a_request_is_settled_by_its_owner_and_comes_with_its_headers(bus: Bus) -> None:
-    async with members(bus, 2) as (given, owner), given.puller:
+    async with members(bus, 2) as (receiver, owner), receiver.puller:
         roots = [owned_by(owner) for _ in range(50)]
         # More than the one that is given them may hold.
         for root in roots:
             await request(bus, root)
         await owner.settle(50)
         await until_settled(bus)
-        assert {root_of(one.data) for one in owner.passed} == {root.int for root in roots}
-        assert all(one.subject == TASK and (one.headers or {})["a"] == "b" for one in owner.passed)
-        assert given.puller.held == owner.puller.held == 0
+        assert {root_of(each.data) for each in owner.passed} == {root.int for root in roots}
+        assert all(each.subject == TASK and (each.headers or {})["a"] == "b" for each in owner.passed)
+        assert receiver.puller.held == owner.puller.held == 0
 
 
 async def test_a_child_goes_to_the_owner_of_its_root(bus: Bus) -> None:
-    async with members(bus, 2) as (given, owner), given.puller:
-        await request(bus, owned_by(given), root_task_id=str(owned_by(owner)))
+    async with members(bus, 2) as (receiver, owner), receiver.puller:
+        await request(bus, owned_by(receiver), root_task_id=str(owned_by(owner)))
         await owner.settle(1)
 
 
@@ -177,31 +177,31 @@ async def test_a_child_goes_to_the_owner_of_its_root(bus: Bus) -> None:
     [b"", b"not JSON", b"[]", b'{"task_id": 7}', b'{"task_id": "%b"}' % (b"-" * 36), b'{"root_task_id": "\xff"}'],
 )
 async def test_what_names_no_root_is_kept(bus: Bus, body: bytes) -> None:
-    async with members(bus, 2) as (given, other), given.puller:
+    async with members(bus, 2) as (receiver, other), receiver.puller:
         await bus.js.publish(TASK, body)
-        await given.settle(1)
+        await receiver.settle(1)
         assert not other.passed
 
 
 async def test_what_is_given_out_again_is_kept_by_whoever_gets_it(bus: Bus) -> None:
-    async with members(bus, 2) as (given, owner), given.puller:
+    async with members(bus, 2) as (receiver, owner), receiver.puller:
         await request(bus, owned_by(owner))
         async with asyncio.timeout(WITHIN_SECONDS):
             (delivery,) = await owner.puller.take(1)
         await delivery.nak()
         owner.puller.release()
-        await given.settle(1)
-        assert [times_delivered(one) for one in given.kept] == [2]
+        await receiver.settle(1)
+        assert [times_delivered(each) for each in receiver.kept] == [2]
 
 
 async def test_a_quiet_one_hands_back_at_once_what_it_is_passed(bus: Bus) -> None:
-    async with members(bus, 2) as (given, owner), given.puller:
+    async with members(bus, 2) as (receiver, owner), receiver.puller:
         # As if the other one had not heard of it yet.
         owner.ownership.accepting = False
         for _ in range(10):
-            await request(bus, owned_by_other(given))
-        await given.settle(10)
-        assert len(given.diverted) == 10
+            await request(bus, owned_by_other(receiver))
+        await receiver.settle(10)
+        assert len(receiver.diverted) == 10
         assert not owner.passed
         owner.exchange.resume_accepting()
         await request(bus, owned_by(owner))
@@ -209,60 +209,60 @@ async def test_a_quiet_one_hands_back_at_once_what_it_is_passed(bus: Bus) -> Non
 
 
 def owned_by_other(member: Member) -> UUID:
-    return next(one for _ in range(1000) if not member.ownership.owns(one := new_id()))
+    return next(each for _ in range(1000) if not member.ownership.owns(each := new_id()))
 
 
 async def test_who_has_left_is_passed_nothing(bus: Bus) -> None:
-    async with members(bus, 3) as (given, leaving, other), given.puller:
+    async with members(bus, 3) as (receiver, leaving, other), receiver.puller:
         root = owned_by(leaving)
         leaving.exchange.leave()
-        await until(lambda: len(given.ownership.members) == 2, "that it has left")
+        await until(lambda: len(receiver.ownership.members) == 2, "that it has left")
         leaving.exchange.resume_accepting()
         await request(bus, root)
-        await (given if given.ownership.owns(root) else other).settle(1)
+        await (receiver if receiver.ownership.owns(root) else other).settle(1)
         assert not leaving.passed
 
 
 async def test_what_was_passed_to_one_that_is_silent_then_is_handed_back(bus: Bus) -> None:
     """It waited 30 s for its redelivery."""
-    async with members(bus, 2) as (given, dead), given.puller:
+    async with members(bus, 2) as (receiver, dead), receiver.puller:
         # As a killed one: nothing is heard, and nothing said.
         dead.exchange._beat = lambda **_: None  # type: ignore[method-assign]
         for subscription in dead.exchange._subscriptions:
             await subscription.unsubscribe()
         for _ in range(10):
             await request(bus, owned_by(dead))
-        await given.settle(10)
-        assert len(given.diverted) == 10
-        assert not given.ownership.members
+        await receiver.settle(10)
+        assert len(receiver.diverted) == 10
+        assert not receiver.ownership.members
 
 
 async def test_a_crowded_one_is_passed_nothing_more(bus: Bus) -> None:
-    async with members(bus, 2) as (given, owner), given.puller:
+    async with members(bus, 2) as (receiver, owner), receiver.puller:
         too_much = CROWDED * owner.puller.capacity + 1
         for _ in range(too_much):
             owner.puller.enqueue(Delivery(_client=bus.client, subject=TASK, data=b"{}"))
         await owner.puller.take(too_much)
-        await until(lambda: given.ownership.crowded(str(owner.process_id)) == ["task"], "that it is crowded")
+        await until(lambda: receiver.ownership.crowded(str(owner.process_id)) == ["task"], "that it is crowded")
         await request(bus, owned_by(owner))
-        await given.settle(1)
-        assert not given.diverted
+        await receiver.settle(1)
+        assert not receiver.diverted
         owner.puller.release(too_much)
-        await until(lambda: not given.ownership.crowded(str(owner.process_id)), "that it is not any more")
+        await until(lambda: not receiver.ownership.crowded(str(owner.process_id)), "that it is not any more")
         await request(bus, owned_by(owner))
         await owner.settle(1)
 
 
 async def test_nonsense_on_their_subjects_is_passed_by(bus: Bus) -> None:
-    async with members(bus, 2) as (one, _):
-        before = one.ownership.members
+    async with members(bus, 2) as (each, _):
+        before = each.ownership.members
         for body in (b"", b"[]", b"{}", b'{"process_id": "x", "there": true, "crowded": []}', b'{"process_id": 1}'):
             await bus.publish(subjects.PEER_BEAT, body)
         await bus.flush()
-        assert one.ownership.members == before
-        await bus.publish(f"{subjects.peer(one.process_id)}.{TASK}", b"nobody acknowledges this")
+        assert each.ownership.members == before
+        await bus.publish(f"{subjects.peer(each.process_id)}.{TASK}", b"nobody acknowledges this")
         async with asyncio.timeout(WITHIN_SECONDS):
-            (delivery,) = await one.puller.take(1)
+            (delivery,) = await each.puller.take(1)
         await acknowledge(delivery)
 
 
@@ -284,8 +284,8 @@ def shares(process: AgentProcess, count: int = 2) -> Callable[[], bool]:
 async def second(settings: MeshSettings, tuning: Tuning, orchestrated: AgentProcess) -> AsyncIterator[AgentProcess]:
     async with orchestrator(settings, load_library([]), tuning=tuning) as process:
         await until(lambda: len(registry_of(orchestrated).instances(ORCHESTRATOR)) == 2, "the second one")
-        for one in (orchestrated, process):
-            await until(shares(one), "both share the work")
+        for each in (orchestrated, process):
+            await until(shares(each), "both share the work")
         yield process
 
 
@@ -294,7 +294,7 @@ NEVER_SILENT = pytest.mark.parametrize("tuning", [Tuning(alive_seconds=10 * PATI
 
 
 @NEVER_SILENT
-async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
+async def test_responses_are_settled_by_the_owner_which_reads_no_tree(
     tuning: Tuning,
     settings: MeshSettings,
     orchestrated: AgentProcess,
@@ -303,14 +303,14 @@ async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
     plain: PlainClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Whoever took an answer read the whole tree before it decided: three orchestrators did less than one.
+    # Each that took a response read the whole tree before it decided: three orchestrators did less than one.
     settled: list[tuple[ResponseSettler, int]] = []
     read: list[UUID] = []
     settle, newer_trees = ResponseSettler.settle, TaskReader.newer_trees
 
     async def watched(self: ResponseSettler, deliveries: Sequence[Delivery], entries: Any) -> None:
-        mine = [one for one in deliveries if one.subject != subjects.response(ORCHESTRATOR)]
-        settled.extend((self, root) for one in mine if (root := root_of(one.data)) is not None)
+        mine = [each for each in deliveries if each.subject != subjects.response(ORCHESTRATOR)]
+        settled.extend((self, root) for each in mine if (root := root_of(each.data)) is not None)
         await settle(self, deliveries, entries)
 
     async def counted(self: TaskReader, known: Any) -> Any:
@@ -323,7 +323,7 @@ async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
     traced = new_id()
     other = second if peers_of(orchestrated).owns(traced) else orchestrated
     assert not peers_of(other).owns(traced)
-    # With places for all of them: who waits in line is placed by whoever finds room.
+    # With slots for all of them: what is in the ready queue is assigned by the one that finds room.
     async with AgentProcess(words_agent(seen, max_concurrency=500), settings):
         for process in (orchestrated, second):
             await until(lambda it=process: registry_of(it).serving("echo"), "the agent")  # type: ignore[misc]
@@ -335,14 +335,14 @@ async def test_answers_are_settled_by_the_owner_which_reads_no_tree(
         )
         ids.append(str(traced))
         await plain.until(lambda: set(ids) <= plain.responses.keys())
-    assert all(len(plain.responses[one]) == 1 and b'"result":3' in plain.responses[one][0] for one in ids)
+    assert all(len(plain.responses[each]) == 1 and b'"result":3' in plain.responses[each][0] for each in ids)
     assert len(settled) == 3 * len(ids)
     for process in (orchestrated, second):
         assert isinstance(process.worker, OrchestratorWorker)
         here = [root for who, root in settled if who is process.worker.parts.loops.settler]
         assert here
         assert all(peers_of(process).owns(UUID(int=root)) for root in here)
-    # A sweep, or a row that had to wait in line, may have one read.
+    # A sweep, or a row from the ready queue, may have one read.
     assert len(read) < len(ids) // 2, read
     found = await rows(settings, "select traceparent from tasks where task_id = $1", traced)
     assert found[0]["traceparent"] == TRACE
@@ -366,7 +366,7 @@ async def test_what_belongs_to_an_orchestrator_that_ends_in_the_middle_is_done_b
         os.kill(other.pid, how)
         gate.set()
         await plain.collect("execute_dag", CHAIN, ids, within_seconds=4 * PATIENCE_SECONDS)
-        assert all(len(set(plain.responses[one])) == 1 for one in ids)
+        assert all(len(set(plain.responses[each])) == 1 for each in ids)
         await until(lambda: not peers_of(orchestrated).members, "that it is alone")
 
 
@@ -396,7 +396,7 @@ async def test_one_that_is_cut_off_from_the_broker_is_no_owner_until_it_is_back(
             await until(shares(process), "both share the work again")
         ids += [await plain.send("execute_dag", CHAIN) for _ in range(12)]
         await plain.collect("execute_dag", CHAIN, ids, within_seconds=4 * PATIENCE_SECONDS)
-        assert all(len(set(plain.responses[one])) == 1 for one in ids)
+        assert all(len(set(plain.responses[each])) == 1 for each in ids)
 
 
 @NEVER_SILENT

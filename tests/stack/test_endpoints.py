@@ -64,10 +64,10 @@ def test_a_folder_without_a_mesh_says_how_to_start_one(tmp_path: Path) -> None:
 
 def test_the_file_of_a_killed_mesh_does_not_mislead(tmp_path: Path) -> None:
     up(tmp_path / ".pantheon", tmp_path, pid=2**22 + 1)
-    said = r"its process is gone\): start one with `pantheon up`$"
-    with pytest.raises(NoMeshError, match=said):
+    expected = r"its process is gone\): start one with `pantheon up`$"
+    with pytest.raises(NoMeshError, match=expected):
         read_endpoints(tmp_path / ".pantheon")
-    with pytest.raises(NoMeshError, match=said):
+    with pytest.raises(NoMeshError, match=expected):
         find_newest(tmp_path)
 
 
@@ -82,11 +82,11 @@ def test_a_file_that_is_no_endpoints_file_is_told(tmp_path: Path) -> None:
 
 
 def test_the_newest_mesh_started_from_a_folder_is_found_wherever_its_data_is(tmp_path: Path) -> None:
-    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here, other_shell = tmp_path / "here", tmp_path / "elsewhere"
     old = up(here / ".pantheon", here)
     assert find_newest(here) == old
     new = up(tmp_path / "other-data", here, started_at=_NOON + timedelta(minutes=1))
-    up(tmp_path / "foreign-data", elsewhere, started_at=_NOON + timedelta(minutes=2))
+    up(tmp_path / "foreign-data", other_shell, started_at=_NOON + timedelta(minutes=2))
     assert find_newest(here) == new
     remove_endpoints(new.data)
     assert find_newest(here) == old

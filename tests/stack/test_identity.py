@@ -21,7 +21,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 Launch = Callable[..., Awaitable[Any]]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="is about root; an ordinary user cannot become it")
-_NOBODY = pwd.getpwnam("nobody").pw_uid
+_ACCOUNT = pwd.getpwnam("nobody").pw_uid
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
@@ -54,7 +54,7 @@ def owner_of(server: PostgresServer) -> set[int]:
         # The usual machine: a namespace shows another uid, the files stay root's.
         ("user", 0),
         # The usual container: no namespaces, so it is another uid that passes file permissions.
-        ("namespace", _NOBODY),
+        ("namespace", _ACCOUNT),
     ],
 )
 async def test_root_runs_postgres_below_a_folder_that_only_root_enters(
@@ -77,7 +77,7 @@ async def test_data_changes_hands_when_the_way_that_made_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = PostgresServer(tmp_path / "postgres")
-    for times, (refused, owner) in enumerate([("user", 0), ("namespace", _NOBODY), ("user", 0)], start=1):
+    for times, (refused, owner) in enumerate([("user", 0), ("namespace", _ACCOUNT), ("user", 0)], start=1):
         with monkeypatch.context() as patch:
             refuse(patch, refused)
             async with server:
@@ -95,11 +95,11 @@ async def test_root_that_may_do_neither_is_told_what_helps(tmp_path: Path, monke
 @needs_root
 async def test_postgres_gets_one_capability_and_no_groups(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    command = Command("show", ("cat", "/proc/self/status"), environment=dict(os.environ), identity=f"user:{_NOBODY}")
+    command = Command("show", ("cat", "/proc/self/status"), environment=dict(os.environ), identity=f"user:{_ACCOUNT}")
     running = await ManagedProcess.spawn(command, log)
     assert await running.wait() == 0
     status = dict(line.split(":", 1) for line in running.output().splitlines())
-    assert status["Uid"].split() == [str(_NOBODY)] * 4
+    assert status["Uid"].split() == [str(_ACCOUNT)] * 4
     assert status["Groups"].split() == []
     assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0b10}
 
@@ -126,7 +126,7 @@ async def test_a_uid_without_an_account_and_without_namespaces_is_told_what_help
 
 
 async def test_an_ordinary_account_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: _NOBODY)
+    monkeypatch.setattr(os, "geteuid", lambda: _ACCOUNT)
     assert await identity.choose_identity(tmp_path) == "keep"
     identity.own(tmp_path, "keep")
 

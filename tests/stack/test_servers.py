@@ -73,9 +73,9 @@ async def consul_call(server: Server, method: str, path: str, body: str) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = f"{method} {path} HTTP/1.1\r\nHost: consul\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write((head + body).encode())
-    answer = (await reader.read()).decode()
+    response = (await reader.read()).decode()
     writer.close()
-    return answer.partition("\r\n\r\n")[2].strip()
+    return response.partition("\r\n\r\n")[2].strip()
 
 
 ACCESS: dict[str, tuple[Put, Got]] = {

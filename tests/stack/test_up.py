@@ -30,7 +30,6 @@ from pantheon.stack import (
     find_newest,
     read_endpoints,
     serve,
-    up,
 )
 from pantheon.stack.processes.process import process_birth
 from tests.processes import processes_of
@@ -197,16 +196,13 @@ async def test_a_folder_that_cannot_be_written_inside_is_one_clear_line(tmp_path
     assert "\n" not in str(caught.value)
 
 
-async def test_a_stack_that_does_not_settle_goes_on_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(up, "_SETTLE_SECONDS", 0.1)
+async def test_a_stack_that_does_not_settle_goes_on_and_says_so(tmp_path: Path) -> None:
     events: list[StackEvent] = []
 
     async def never(endpoints: Endpoints) -> None:
         await asyncio.Event().wait()
 
-    async with Stack(tmp_path / "data", BARE, settled=never, on_event=events.append) as stack:
+    async with Stack(tmp_path / "data", BARE, settled=never, on_event=events.append, settle_seconds=0.1) as stack:
         assert stack.endpoints.is_alive()
     assert any("not all parts answered" in event.message for event in events)
 
@@ -275,11 +271,11 @@ async def test_a_stop_that_the_start_swallowed_is_heard_all_the_same(tmp_path: P
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    said: list[Endpoints] = []
+    expected: list[Endpoints] = []
     stack = Stack(tmp_path / "data", BARE, settled=settled)
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await serve(stack, on_ready=said.append)
-    assert said == []
+        await serve(stack, on_ready=expected.append)
+    assert expected == []
     assert processes_of(tmp_path) == []
 
 

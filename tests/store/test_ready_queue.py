@@ -26,8 +26,8 @@ class Rows:
     async def add(
         self, requester: str, count: int = 1, *, queue: str = "x", priority: int = 5, since: float = 0.0
     ) -> list[UUID]:
-        flow = fairness_key("default", requester)
-        positions = await self.queue.positions([QueueEntry(queue, priority, flow)] * count)
+        key = fairness_key("default", requester)
+        positions = await self.queue.positions([QueueEntry(queue, priority, key)] * count)
         ids = [new_id() for _ in range(count)]
         await self.database.execute(
             "insert into tasks (root_task_id, task_id, task_type, status, version) "
@@ -43,7 +43,7 @@ class Rows:
             made,
             priority,
             queue,
-            flow,
+            key,
             positions,
             since,
         )

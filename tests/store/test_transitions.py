@@ -22,7 +22,7 @@ from orchestrator_agent.store.tasks import TaskStore
 from protocol import new_id
 
 STATUSES = {status.value for status in Status}
-# No root is skipped: what asks only about roots need not say so.
+# No root is skipped: what asks only about roots need not exclude it.
 ROOTS_ENDED = ENDED - {Status.SKIPPED}
 STATEMENT = re.compile(r"\s*(select|update|insert|delete|with)\b")
 

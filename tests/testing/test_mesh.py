@@ -108,7 +108,7 @@ async def test_an_agent_object_serves_all_it_has_with_its_hooks(mesh: TestMesh) 
     assert calls == ["startup", "before shout", "before refuse", "error no way", "shutdown"]
 
 
-async def test_an_error_that_no_answer_can_carry_is_what_an_agents_process_makes_of_it(mesh: TestMesh) -> None:
+async def test_an_error_that_no_response_can_carry_is_what_an_agents_process_makes_of_it(mesh: TestMesh) -> None:
     """It was an error of the mesh's own, from deep within."""
     mesh.agent("work", TaskFailure("c" * 200, "too long a code"))
     with pytest.raises(TaskFailed) as failed:
@@ -193,8 +193,8 @@ async def test_functions_of_all_kinds_are_called_as_they_are(mesh: TestMesh) -> 
     mesh.agent("mock", AsyncMock(return_value=5))
     mesh.agent("object", Callable())
     mesh.agent("partial", partial(lambda n, payload: [n, payload], 3))
-    given = {"with": {"a": 1}}
-    result = await mesh.dag({name: {"task": name, **given} for name in ("mock", "object", "partial")})
+    values = {"with": {"a": 1}}
+    result = await mesh.dag({name: {"task": name, **values} for name in ("mock", "object", "partial")})
     assert result == {"mock": 5, "object": 1, "partial": [3, {"a": 1}]}
     with pytest.raises(TypeError, match="takes 3 arguments"):
         mesh.agent("work", lambda a, b, c: 1)
@@ -266,7 +266,7 @@ async def test_the_wait_for_an_agent_ends_when_it_is_over_between_two_sweeps_too
     assert mesh.now - START == timedelta(seconds=seconds)
 
 
-async def test_an_attempt_that_is_never_answered_times_out(mesh: TestMesh) -> None:
+async def test_an_attempt_that_is_never_responded_to_times_out(mesh: TestMesh) -> None:
     mesh.agent("work", in_turn(NO_ANSWER, 7))
     task = mesh.start("execute_dag", {"steps": {"a": work(timeout="10m")}})
     await mesh.skip("9m")
@@ -280,7 +280,7 @@ async def test_an_attempt_that_is_never_answered_times_out(mesh: TestMesh) -> No
     task.assert_failed("timeout", step="a")
 
 
-async def test_answers_may_come_twice_or_never(mesh: TestMesh) -> None:
+async def test_responses_may_come_twice_or_never(mesh: TestMesh) -> None:
     mesh.agent("work", 1, answers=2)
     mesh.agent("lost", 2, answers=0)
     task = mesh.start("execute_dag", {"steps": {"a": work(), "b": {"task": "lost", "on_error": "continue"}}})
@@ -296,6 +296,18 @@ async def test_any_other_exception_is_an_internal_error_that_is_retried(mesh: Te
     assert (await task.response()).status == "failed"
     assert "ValueError: odd" in task.assert_failed("internal_error").message
     mesh.assert_called("work", 2 + 4)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), BaseExceptionGroup("two", [SystemExit(1)])])
+async def test_what_is_no_exception_is_an_internal_error_too(mesh: TestMesh, error: BaseException) -> None:
+    """The attempt had no response, and the test waited for ever."""
+    mesh.agent("work", error)
+    with pytest.raises(TaskFailed) as failed:
+        await mesh.dag({"a": work(retry={"max_attempts": 1})})
+    details = failed.value.details
+    assert (details["code"], details["retryable"]) == ("internal_error", True)
+    assert type(error).__name__ in details["message"]
+    mesh.assert_called("work", 1)
 
 
 async def test_sleeps_and_waits_take_no_real_time(mesh: TestMesh) -> None:
@@ -334,7 +346,7 @@ async def test_without_an_agent_a_step_fails_after_the_wait(mesh: TestMesh) -> N
         await mesh.dag({"a": work()})
 
 
-async def test_an_agent_that_leaves_answers_nothing_more(mesh: TestMesh) -> None:
+async def test_an_agent_that_leaves_responses_nothing_more(mesh: TestMesh) -> None:
     mesh.agent("work", 1, takes=10)
     task = mesh.start("execute_dag", {"steps": {"a": work(timeout=60)}})
     await mesh.settle()
@@ -434,7 +446,7 @@ async def test_a_signal_may_come_first(mesh: TestMesh) -> None:
     assert (await task.result())["go"] == {"a": 1}
 
 
-async def test_what_completed_is_undone_when_a_task_is_cancelled(mesh: TestMesh) -> None:
+async def test_what_completed_is_compensated_when_a_task_is_cancelled(mesh: TestMesh) -> None:
     mesh.agent("work", lambda payload: payload)
     mesh.agent("long", takes="1h")
     mesh.agent("undo", lambda payload: payload)
@@ -539,13 +551,13 @@ async def test_overdue_timers_fire_after_an_outage(mesh: TestMesh) -> None:
 
 
 async def test_tasks_of_a_key_take_turns(mesh: TestMesh) -> None:
-    def flow(when_full: str) -> dict[str, Any]:
+    def key(when_full: str) -> dict[str, Any]:
         keyed = {"group_by": "input.user", "max": 1, "when_full": when_full}
         return {"name": when_full, "concurrency": keyed, "steps": {"w": work()}}
 
     mesh.agent("work", takes="1m")
-    mesh.workflow(flow("queue"))
-    mesh.workflow(flow("cancel_older"))
+    mesh.workflow(key("queue"))
+    mesh.workflow(key("cancel_older"))
     tasks = [mesh.start("queue", {"user": user}) for user in ("a", "a", "b")]
     await mesh.settle()
     assert [task.status for task in tasks] == ["running", "waiting", "running"]
@@ -591,6 +603,20 @@ async def test_workflows_come_from_files_text_and_objects(mesh: TestMesh, tmp_pa
         assert await mesh.run(name) == {"a": 1}
     with pytest.raises(InvalidWorkflow, match="workflow:2:13: a step has no 'tusk'"):
         mesh.workflow("name: x\nsteps: {a: {tusk: work}}")
+
+
+async def test_a_key_that_would_do_nothing_on_a_workflow_is_refused_when_that_is_known(mesh: TestMesh) -> None:
+    """It was ignored: `retry` of a step whose task turned out to be a workflow retried nothing."""
+    mesh.agent("work", 1)
+    retried = {"steps": {"a": {"task": "later", "retry": {"max_attempts": 2}}}}
+    mesh.workflow(retried, name="outer")
+    mesh.workflow({"steps": {"a": work()}}, name="later")
+    with pytest.raises(TaskFailed, match="'retry' would do nothing, as 'later' is a workflow") as failed:
+        await mesh.run("outer")
+    assert failed.value.code == "invalid_workflow"
+    with pytest.raises(TaskFailed, match="would do nothing"):
+        await mesh.run("execute_dag", retried)
+    assert not mesh.calls()
 
 
 async def test_assertions_say_what_is(mesh: TestMesh) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator_agent.workflows.cel.scanner import variables_of, words_of
 from orchestrator_agent.workflows.expression import Environment, Expression, shown_names
 from protocol.errors import ErrorCode, ExpressionError, InvalidWorkflow
 from protocol.names import RESERVED_STEP_NAMES, is_step_name
@@ -165,9 +166,7 @@ def test_a_reference_is_a_name_that_stands_for_a_variable(text: str, names: set[
     try:
         uses = compiled(text).uses
     except InvalidWorkflow:
-        from orchestrator_agent.workflows import expression
-
-        uses = frozenset(name for _, name in expression._variables(text)) & NAMES
+        uses = frozenset(name for _, name in variables_of(words_of(text))) & NAMES
     assert uses == names
 
 
@@ -347,13 +346,13 @@ _JSON = st.recursive(
 
 
 @given(_JSON, _PATHS)
-def test_a_path_walks_to_where_the_evaluator_goes(given_value: Any, path: list[str]) -> None:
+def test_a_path_walks_to_where_the_evaluator_goes(sample: Any, path: list[str]) -> None:
     """Paths have a shortcut around the evaluator; it must not be told apart from it."""
     text = ".".join(["input", *path])
 
     def outcome(source: str) -> tuple[str, Any]:
         try:
-            return "value", value(source, input=given_value)
+            return "value", value(source, input=sample)
         except ExpressionError:
             return "error", None
 

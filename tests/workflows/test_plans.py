@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator_agent.workflows.compiler import MAX_TOLD, compile_workflow
+from orchestrator_agent.workflows.compiler import MAX_LISTED_STEPS, compile_workflow
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import INLINE_PLANS, Library
 from orchestrator_agent.workflows.plan import Plan
@@ -43,8 +43,8 @@ CONTRACT = {
 
 
 def test_the_example_of_the_contract_compiles() -> None:
-    plan, given_input = Library().inline(CONTRACT)
-    assert given_input == {"text": "hello"}
+    plan, with_input = Library().inline(CONTRACT)
+    assert with_input == {"text": "hello"}
     assert plan.steps["shout"].needs == frozenset()
     assert plan.steps["twice"].needs == {"shout"}
     assert plan.dependants == {"shout": ("twice",), "twice": ()}
@@ -155,7 +155,7 @@ def test_a_circle_is_shown(graph: dict[str, Any], words: str) -> None:
 def test_a_circle_of_thousands_is_shown_in_few_words() -> None:
     count = 5000
     graph = {f"s{n}": {"task": "x", "needs": [f"s{(n + 1) % count}"]} for n in range(count)}
-    assert refused({"steps": graph}).message.count("->") == MAX_TOLD + 1
+    assert refused({"steps": graph}).message.count("->") == MAX_LISTED_STEPS + 1
 
 
 def test_a_long_chain_is_no_circle() -> None:
@@ -389,10 +389,10 @@ def test_a_version_that_nobody_knows_is_an_error() -> None:
 
 def test_an_inline_graph_is_compiled_once_whatever_its_input() -> None:
     library = Library()
-    first, given_input = library.inline({**CONTRACT, "input": {"text": "a"}})
+    first, with_input = library.inline({**CONTRACT, "input": {"text": "a"}})
     second, other_input = library.inline({**CONTRACT, "input": {"text": "b"}})
     assert first is second
-    assert (given_input, other_input) == ({"text": "a"}, {"text": "b"})
+    assert (with_input, other_input) == ({"text": "a"}, {"text": "b"})
     for number in range(INLINE_PLANS):
         library.inline(steps(s={"task": "x", "with": {"n": number}}))
     assert library.inline(CONTRACT)[0] is not first
@@ -403,6 +403,32 @@ def test_int_and_double_are_two_graphs() -> None:
     one, _ = library.inline(steps(s={"task": "x", "with": {"n": 1}}))
     other, _ = library.inline(steps(s={"task": "x", "with": {"n": 1.0}}))
     assert one is not other
+
+
+@pytest.mark.parametrize(
+    ("step", "refused"),
+    [
+        ({"task": "w", "retry": {"max_attempts": 2}}, True),
+        ({"task": "w", "retry": {"max_attempts": 2}, "agent": "orchestrator_agent"}, True),
+        ({"steps": {"i": {"task": "w", "timeout": 5}}}, True),
+        ({"task": "x", "retry": {"max_attempts": 2}}, False),
+        ({"task": "w", "retry": {"max_attempts": 2}, "agent": "words_agent"}, False),
+        ({"task": "w", "retry": None}, False),
+        ({"task": "w", "compensate": {"task": "x", "timeout": 5}}, False),
+    ],
+)
+def test_keys_of_agents_tasks_are_refused_as_soon_as_their_task_is_known_to_be_a_workflow(
+    step: dict[str, Any], refused: bool
+) -> None:
+    library = Library()
+    plan, _ = library.inline(steps(s=step))
+    library.refuse_agent_keys(plan)
+    library.add(versioned("w", "x"))
+    if refused:
+        with pytest.raises(InvalidWorkflow, match="'w' is a workflow"):
+            library.refuse_agent_keys(plan)
+    else:
+        library.refuse_agent_keys(plan)
 
 
 def test_a_single_task_is_a_plan_of_one_step() -> None:

@@ -58,6 +58,13 @@ def rendered(template: Any) -> Any:
         ("${r'\\d}'}", "\\d}"),
         ("${'''}'}'''}", "}'}"),
         ("${input.l.map(v, {'v': v})}", [{"v": 1}, {"v": "é"}]),
+        # CEL has comments, and what is in them ends no expression and opens no string.
+        ("${input.n + 1 // plain\n}", 3),
+        ("${input.n + 1 // that's all\n}", 3),
+        ("${input.n + 1 // the } ends\n}", 3),
+        ("${input.n // { \n + 1}", 3),
+        ('<${input.n // "\n}> <${input.text}>', "<2> <hello>"),
+        ("${'// no comment'}", "// no comment"),
         ("a ${{'k': 1}} b", 'a {"k":1} b'),
         # Structures.
         ({"a": "${input.n}", "b": ["${input.text}", 7, None]}, {"a": 2, "b": ["hello", 7, None]}),
@@ -94,7 +101,16 @@ def test_a_template_uses_what_its_expressions_read(template: Any, uses: set[str]
 
 
 @pytest.mark.parametrize(
-    "template", ["${", "a ${input.text", "${'}", "${{'a': 1}", '${"', "x ${input.l.map(v, {'v': v)"]
+    "template",
+    [
+        "${input.n // a comment to the end }",
+        "${",
+        "a ${input.text",
+        "${'}",
+        "${{'a': 1}",
+        '${"',
+        "x ${input.l.map(v, {'v': v)",
+    ],
 )
 def test_a_hole_without_end_is_a_mistake_of_the_step(template: str) -> None:
     with pytest.raises(InvalidWorkflow, match=r"step 'draft': .*no closing brace") as raised:
@@ -133,9 +149,8 @@ def test_any_text_is_split_into_pieces_or_refused(text: str) -> None:
         assert error.step == "s"  # noqa: PT017
         return
     # Put together again, with what stands for a dollar, it is the text.
-    assert (
-        "".join(f"${{{one}}}" if is_expression else one.replace("${", "$${") for is_expression, one in pieces) == text
-    )
+    shown = (f"${{{each}}}" if is_expression else each.replace("${", "$${") for is_expression, each in pieces)
+    assert "".join(shown) == text
 
 
 @given(st.text())
@@ -153,10 +168,10 @@ _JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(_JSON)
-def test_a_value_comes_through_one_expression_alone_as_it_is(given_value: Any) -> None:
+def test_a_value_comes_through_one_expression_alone_as_it_is(value: Any) -> None:
     template = compile_template("${input.v}", ENVIRONMENT)
-    made = template.render({"input": {"v": given_value}})
-    assert made == given_value
-    through_the_evaluator = compile_template("${[input.v][0]}", ENVIRONMENT).render({"input": {"v": given_value}})
-    assert through_the_evaluator == given_value
-    assert repr(through_the_evaluator) == repr(given_value) or isinstance(given_value, dict | list)
+    made = template.render({"input": {"v": value}})
+    assert made == value
+    through_the_evaluator = compile_template("${[input.v][0]}", ENVIRONMENT).render({"input": {"v": value}})
+    assert through_the_evaluator == value
+    assert repr(through_the_evaluator) == repr(value) or isinstance(value, dict | list)

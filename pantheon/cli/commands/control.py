@@ -35,8 +35,8 @@ def cancel(
 
     def words(result: dict[str, Any]) -> str:
         if not result["changed"]:
-            undoing = result["status"] == "compensating"
-            return "is being undone already" if undoing else f"had ended already: {result['status']}"
+            compensating = result["status"] == "compensating"
+            return "is being undone already" if compensating else f"had ended already: {result['status']}"
         return "is cancelled" if result["status"] == "cancelled" else "is being cancelled: what it did is undone first"
 
     _on_tasks(task_ids, on_one, words, url=url, as_json=as_json)

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from pantheon.cli.exit_codes import CommandError, ExitCode
+from pantheon.runtime.json_yaml import JsonLoader
 
 STANDARD_INPUT = "-"
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -117,9 +118,10 @@ def read_data(path: str, where: str, *, stdin: Callable[[], str] = read_stdin) -
     if Path(path).suffix not in YAML_SUFFIXES:
         return _json(text, f"'{where}': {path}")
     try:
-        value = yaml.safe_load(text)
-        # Dates and the like, which YAML has and a message has not, as they were written.
-        return json.loads(json.dumps(value, default=str))
+        value = yaml.load(text, Loader=JsonLoader)  # noqa: S506
+        # An alias may stand within what it names.
+        json.dumps(value)
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         position = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path

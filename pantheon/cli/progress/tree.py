@@ -1,6 +1,6 @@
 """TaskTree: the state of a task and its steps, from events, progress messages and rows; no terminal, no network.
 
-Events may be lost, and may arrive before or after the rows that tell the same. Of two messages about a step the one
+Events may be lost, and may arrive before or after the rows of the same step. Of two messages about a step the one
 further in its life wins, by attempt and then by how far that attempt is.
 """
 

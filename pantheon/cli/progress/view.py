@@ -15,7 +15,7 @@ BAR_WIDTH = 34
 BAR_TEXT_WIDTH = 36
 STEP_BAR_WIDTH = 12
 PERCENT_WIDTH = len(" 100% ")
-# Fewer cells of a progress message say nothing.
+# Fewer cells of a progress message mean nothing.
 MESSAGE_MIN_WIDTH = 8
 WORD_WIDTH = 9
 DURATION_WIDTH = 9
@@ -94,7 +94,7 @@ def _steps(tree: TaskTree, now: datetime, live: bool, width: int, max_rows: int 
     names = [_name(node, lasts, frame) for node, lasts in rows]
     name_width = max(min(24, width // 3), min(max(map(len, names), default=0), width * 2 // 5))
     agent_width = min(max((len(node.agent or "") for node, _ in rows), default=0), width // 4)
-    # On a narrow terminal the symbol alone shows the status: the duration has no other place.
+    # On a narrow terminal the symbol alone shows the status: the duration has no other column.
     columns = name_width + agent_width + WORD_WIDTH + DURATION_WIDTH + 3 * len(GAP)
     worded = columns <= width
     room = width - columns - len(GAP)

@@ -54,7 +54,7 @@ class PostgresServer(Server):
         port: int | None = None,
         settings: dict[str, str] | None = None,
     ) -> None:
-        """Take the folder; `settings` are further server parameters (a test session turns `fsync` off)."""
+        """Take the folder; `settings` are further server parameters (a test session switches `fsync` off)."""
         super().__init__(folder, log=log, port=port)
         self._settings = settings or {}
         self._password = ""
@@ -182,7 +182,7 @@ def _shared_memory_type() -> str:
 
 
 def _runs_in(pid: int, folder: Path) -> bool:
-    """Tell whether this process works in `folder`, as a postmaster does in its data directory."""
+    """Return whether this process works in `folder`, as a postmaster does in its data directory."""
     try:
         return Path(f"/proc/{pid}/cwd").resolve(strict=True) == folder.resolve()
     except OSError:

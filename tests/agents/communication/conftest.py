@@ -28,15 +28,15 @@ class Responding(HttpServer):
         class Responder(Handler):
             def respond(self) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                status, answer, extra = respond(self.command, self.path, headers, self.body())
-                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.answer(status, content, {"content-type": "application/json", **extra})
+                status, response, extra = respond(self.command, self.path, headers, self.body())
+                content = response if isinstance(response, bytes) else json.dumps(response).encode()
+                self.response(status, content, {"content-type": "application/json", **extra})
 
         super().__init__(Responder)
 
 
 class Receiver:
-    """A webhook receiver that keeps what it got and answers with `status`."""
+    """A webhook receiver that keeps what it got and responds with `status`."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[dict[str, str], bytes]] = []
@@ -73,16 +73,16 @@ class WordPress:
 
     def _respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
         with self._lock:
-            return self._answer(method, path, headers, body)
+            return self._response(method, path, headers, body)
 
-    def _answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
+    def _response(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
         if self.fail_with:
             return self.fail_with, {"code": "internal", "message": "broken"}, {}
         parts = urlsplit(path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         expected = base64.b64encode(f"{self.USER}:{self.PASSWORD}".encode()).decode()
         if headers.get("authorization") != f"Basic {expected}":
-            # WordPress answers readers without rights so.
+            # WordPress responds to readers without rights so.
             return 401, {"code": "rest_cannot_create", "message": "Sorry", "data": {"status": 401}}, {}
         found = re.fullmatch(r"/wp-json/wp/v2/(posts|tags|media)(?:/(\d+))?", parts.path)
         if not found:
@@ -136,7 +136,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.messages: list[Envelope] = []
         self.refused: dict[str, str] = {}
-        self.answer = "250 OK"
+        self.response = "250 OK"
 
     async def handle_RCPT(self, server: Any, session: Any, envelope: Envelope, address: str, options: Any) -> str:  # noqa: N802
         if address in self.refused:
@@ -145,9 +145,9 @@ class Mailbox:
         return "250 OK"
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Envelope) -> str:  # noqa: N802
-        if self.answer.startswith("250"):
+        if self.response.startswith("250"):
             self.messages.append(envelope)
-        return self.answer
+        return self.response
 
 
 class MailServer:

@@ -57,7 +57,7 @@ async def test_a_retry_after_a_partial_failure_completes_what_is_missing(
     assert SECRET not in made.model_dump_json() + repr(binding._settings())
 
 
-async def test_an_unknown_channel_is_answered_with_the_known_ones_before_anything_is_published(
+async def test_an_unknown_channel_is_responseed_with_the_known_ones_before_anything_is_published(
     environment: None, settings: CommunicationSettings
 ) -> None:
     with pytest.raises(TaskFailure) as caught:

@@ -121,15 +121,15 @@ async def test_encryption_that_is_asked_for_is_not_done_without(
     assert len(mail_server.box.messages) == 1
 
 
-@pytest.mark.parametrize(("answer", "retryable"), [("451 busy", True), ("554 no", False)])
-async def test_the_servers_answer_decides_about_another_attempt(
-    configured: CommunicationSettings, mail_server: MailServer, answer: str, retryable: bool
+@pytest.mark.parametrize(("response", "retryable"), [("451 busy", True), ("554 no", False)])
+async def test_the_servers_response_decides_about_another_attempt(
+    configured: CommunicationSettings, mail_server: MailServer, response: str, retryable: bool
 ) -> None:
-    mail_server.box.answer = answer
+    mail_server.box.response = response
     with pytest.raises(NotPublished) as caught:
         await _publish(configured)
     assert (caught.value.code, caught.value.retryable) == ("refused", retryable)
-    mail_server.box.answer = "250 OK"
+    mail_server.box.response = "250 OK"
     assert (await _publish(configured)).status == "created"
 
 

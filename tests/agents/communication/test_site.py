@@ -41,15 +41,15 @@ async def test_a_post_is_a_page_with_its_files_in_index_and_feed(settings: Commu
         "id": "the-mesh-that-remembers",
         "key": "slug:the-mesh-that-remembers",
     }
-    place = settings.site_dir / "posts/the-mesh-that-remembers"
-    page = _page(place / "index.html")
+    position = settings.site_dir / "posts/the-mesh-that-remembers"
+    page = _page(position / "index.html")
     assert page.findtext(".//h1") == "The Mesh That Remembers"
     assert len(list(page.iter("h1"))) == 1
     assert page.find(".//script") is None
     hrefs = [element.get("href") for element in page.iter("a")]
     assert "article.pdf" in hrefs
     assert "#source-1" in hrefs
-    assert (place / "article.pdf").read_bytes() == b"%PDF-1.7 x"
+    assert (position / "article.pdf").read_bytes() == b"%PDF-1.7 x"
     assert "How work survives <crashes> & more." in "".join(page.itertext())
     index = _page(settings.site_dir / "index.html")
     assert "posts/the-mesh-that-remembers/index.html" in [element.get("href") for element in index.iter("a")]
@@ -92,8 +92,8 @@ async def test_publishing_again_changes_nothing_and_a_change_updates(settings: C
     assert (changed.status, changed.url) == ("updated", first.url)
     posts = json.loads((settings.site_dir / MANIFEST).read_text())["posts"]
     assert list(posts) == ["slug:the-mesh-that-remembers"]
-    place = settings.site_dir / "posts/the-mesh-that-remembers"
-    assert sorted(path.name for path in place.iterdir()) == ["index.html", "new.docx"]
+    position = settings.site_dir / "posts/the-mesh-that-remembers"
+    assert sorted(path.name for path in position.iterdir()) == ["index.html", "new.docx"]
     assert (settings.site_dir / "feed.xml").read_text().count("<item>") == 1
 
 
@@ -152,9 +152,9 @@ async def test_titles_in_any_script_have_addresses(settings: CommunicationSettin
 async def test_given_html_is_cleaned_whether_page_or_fragment(settings: CommunicationSettings) -> None:
     fragment = '<p onclick="x()">Kept</p><script>evil()</script><a href="javascript:x">bad</a>'
     await _publish(settings, html=fragment)
-    place = settings.site_dir / "posts/the-mesh-that-remembers/index.html"
+    position = settings.site_dir / "posts/the-mesh-that-remembers/index.html"
     for text in ("onclick", "evil", "javascript"):
-        assert text not in place.read_text()
+        assert text not in position.read_text()
     main = f"<main><h1>The Mesh That Remembers</h1>{fragment}</main>"
     page = f"<!DOCTYPE html><html><body><nav>menu</nav>{main}</body></html>"
     assert (await _publish(settings, html=page)).status == "unchanged"

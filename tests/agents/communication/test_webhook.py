@@ -63,7 +63,7 @@ async def test_what_was_taken_is_not_sent_again_and_a_change_keeps_the_key(
     configured: CommunicationSettings, receiver: Receiver
 ) -> None:
     first, *again = await asyncio.gather(*(_publish(configured) for _ in range(5)))
-    assert sorted(one.status for one in (first, *again)) == ["created", *["unchanged"] * 4]
+    assert sorted(each.status for each in (first, *again)) == ["created", *["unchanged"] * 4]
     changed = await _publish(configured, summary="Another")
     assert changed.status == "updated"
     ids = [headers["webhook-id"] for headers, _ in receiver.messages]
@@ -75,7 +75,7 @@ async def test_what_was_taken_is_not_sent_again_and_a_change_keeps_the_key(
 async def test_what_may_have_been_taken_is_sent_again_under_the_same_id(
     configured: CommunicationSettings, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """A publisher that died between the receiver's answer and its record knows nothing of either."""
+    """A publisher that died between the receiver's response and its record knows nothing of either."""
     first = await _publish(configured)
     await _publish(configured.model_copy(update={"state_dir": tmp_path / "forgotten"}))
     ids = [headers["webhook-id"] for headers, _ in receiver.messages]
@@ -94,7 +94,7 @@ async def test_what_may_have_been_taken_is_sent_again_under_the_same_id(
         (302, False, "refused"),
     ],
 )
-async def test_an_answer_decides_whether_trying_again_can_help(
+async def test_a_response_decides_whether_trying_again_can_help(
     configured: CommunicationSettings, receiver: Receiver, status: int, retryable: bool, code: str
 ) -> None:
     receiver.status = status

@@ -57,8 +57,8 @@ async def test_a_post_is_found_by_slug_where_nothing_is_remembered(
     configured: CommunicationSettings, wordpress: WordPress, tmp_path: Any
 ) -> None:
     first = await _publish(configured, {"type": "wordpress", "status": "draft", "upload_files": False})
-    elsewhere = configured.model_copy(update={"state_dir": tmp_path / "other"})
-    again = await _publish(elsewhere)
+    other_shell = configured.model_copy(update={"state_dir": tmp_path / "other"})
+    again = await _publish(other_shell)
     assert (again.status, again.id) == ("updated", first.id)
     assert len(wordpress.posts) == 1
 
@@ -131,8 +131,8 @@ async def test_titles_in_other_scripts_are_found_again_by_slug(
 ) -> None:
     # WordPress stores such slugs percent-encoded and cut: compared as they are, every crash made another post.
     first = await _publish(configured, title=title)
-    elsewhere = configured.model_copy(update={"state_dir": tmp_path / "other"})
-    assert (await _publish(elsewhere, title=title, summary="Another")).id == first.id
+    other_shell = configured.model_copy(update={"state_dir": tmp_path / "other"})
+    assert (await _publish(other_shell, title=title, summary="Another")).id == first.id
     assert len(wordpress.posts) == 1
 
 

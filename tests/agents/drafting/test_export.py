@@ -309,18 +309,18 @@ async def test_a_book_that_begins_with_text_has_no_id_twice(markdown: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("markdown", "said"),
+    ("markdown", "expected"),
     [
         ("a[^1]\n\n[^1]: b[^1]\n", "[^1] leads back to itself"),
         ("a[^x]\n\n[^x]: see[^y]\n\n[^y]: see[^x]\n", "[^x] leads back to itself"),
         ("---\na: &a [x, x]\nb: [*a, *a]\n---\n\nText.\n", "alias (*a)"),
     ],
 )
-async def test_what_pandoc_would_follow_without_end_is_refused_at_once(markdown: str, said: str) -> None:
+async def test_what_pandoc_would_follow_without_end_is_refused_at_once(markdown: str, expected: str) -> None:
     with pytest.raises(TaskFailure) as caught:
         await _export(markdown)
     assert (caught.value.code, caught.value.retryable) == ("invalid_document", False)
-    assert said in caught.value.message
+    assert expected in caught.value.message
 
 
 async def test_footnotes_that_end_are_read() -> None:
@@ -328,7 +328,7 @@ async def test_footnotes_that_end_are_read() -> None:
     assert "Two." in (await _export(markdown))[1]["html"].decode()
 
 
-async def test_an_unknown_format_is_answered_with_the_known_ones() -> None:
+async def test_an_unknown_format_is_responseed_with_the_known_ones() -> None:
     with pytest.raises(TaskFailure) as caught:
         await _export("# T\n", "html", "odt", "rtf")
     failure = caught.value

@@ -26,20 +26,20 @@ class ModelServer(HttpServer):
         self.text = ""
         self.status = 200
         self.fails_after: int | None = None
-        told = self
+        reported = self
 
         class Model(Handler):
             def respond(self) -> None:
                 body = json.loads(self.body())
-                told.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-                if told.fails_after is not None and len(told.requests) > told.fails_after:
-                    told.status = 500
-                content = json.dumps(told.answer(self.path, body)).encode()
-                self.answer(told.status, content, {"content-type": "application/json"})
+                reported.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                if reported.fails_after is not None and len(reported.requests) > reported.fails_after:
+                    reported.status = 500
+                content = json.dumps(reported.response(self.path, body)).encode()
+                self.response(reported.status, content, {"content-type": "application/json"})
 
         super().__init__(Model)
 
-    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def response(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if self.status != 200:
             return {"error": {"message": "no", "type": "invalid_request_error", "code": "x"}}
         if path.endswith("/messages"):
@@ -101,7 +101,7 @@ async def test_an_empty_document_is_refused() -> None:
     assert not caught.value.retryable
 
 
-async def test_a_models_answer_that_keeps_everything_is_taken(
+async def test_a_models_response_that_keeps_everything_is_taken(
     monkeypatch: pytest.MonkeyPatch, model_server: ModelServer
 ) -> None:
     _use(monkeypatch, model_server)
@@ -139,7 +139,7 @@ async def test_a_models_connection_ends_with_the_task(
     assert len(model_server.requests) == 1
 
 
-async def test_an_answer_that_loses_code_or_a_link_is_refused(
+async def test_a_response_that_loses_code_or_a_link_is_refused(
     monkeypatch: pytest.MonkeyPatch, model_server: ModelServer
 ) -> None:
     _use(monkeypatch, model_server)
@@ -207,7 +207,7 @@ async def test_a_vendor_that_cannot_be_had_leaves_the_rules(monkeypatch: pytest.
     assert model in made.note
 
 
-def test_an_answer_far_too_short_is_refused() -> None:
+def test_a_response_far_too_short_is_refused() -> None:
     assert unkept("word " * 200, "word " * 20) == ["length"]
 
 

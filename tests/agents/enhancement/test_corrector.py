@@ -152,10 +152,10 @@ def test_a_long_sentence_that_may_not_be_split_stays_whole(sentence: str) -> Non
 
 def test_a_formal_style_writes_contractions_out() -> None:
     text = "We don't know, can't say, and it's not done. Isn't it? Don't you see?\n"
-    assert correct(text, style_wanted="formal").markdown == (
+    assert correct(text, requested_style="formal").markdown == (
         "We do not know, cannot say, and it's not done. Isn't it? Don't you see?\n"
     )
-    assert correct(text, style_wanted="informal").markdown == text
+    assert correct(text, requested_style="informal").markdown == text
     assert correct(text).markdown == text
 
 

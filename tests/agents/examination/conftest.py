@@ -32,7 +32,7 @@ class ModelServer:
     requests: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
-    def answer(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
+    def response(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
         arguments = self.arguments if self.arguments is not None else json.dumps({"issues": self.issues})
         if path.endswith("/chat/completions"):
             name = request["tools"][0]["function"]["name"]
@@ -71,15 +71,15 @@ class _Pages(Handler):
         if path == "/slow":
             self.hang(60)
         if path == "/loop":
-            self.answer(302, headers={"Location": "/loop"})
+            self.response(302, headers={"Location": "/loop"})
         elif path == "/moved":
-            self.answer(301, headers={"Location": "/fine"})
+            self.response(301, headers={"Location": "/fine"})
         elif path == "/get-only":
-            self.answer(405 if self.command == "HEAD" else 200, b"page")
+            self.response(405 if self.command == "HEAD" else 200, b"page")
         elif path.startswith("/status/"):
-            self.answer(int(path.rpartition("/")[2]))
+            self.response(int(path.rpartition("/")[2]))
         else:
-            self.answer(200, b"page")
+            self.response(200, b"page")
 
 
 class _Model(Handler):
@@ -93,9 +93,9 @@ class _Model(Handler):
         self.hang(state.delay_seconds)
         json_type = {"Content-Type": "application/json"}
         if state.status != 200:
-            self.answer(state.status, b'{"error": {"message": "no", "type": "x"}}', json_type)
+            self.response(state.status, b'{"error": {"message": "no", "type": "x"}}', json_type)
         else:
-            self.answer(200, json.dumps(state.answer(self.path.partition("?")[0], request)).encode(), json_type)
+            self.response(200, json.dumps(state.response(self.path.partition("?")[0], request)).encode(), json_type)
 
 
 @pytest.fixture

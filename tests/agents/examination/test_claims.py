@@ -56,7 +56,7 @@ def test_a_paraphrase_is_supported(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "severity", "said"),
+    ("text", "severity", "expected"),
     [
         ("The service was written by Grace Hopper and handles requests.", "high", '"Grace Hopper"'),
         ("A task of fifty steps succeeds in about 75 percent of all runs [1].", "high", "the number 75"),
@@ -67,10 +67,10 @@ def test_a_paraphrase_is_supported(text: str) -> None:
         ("Retrying doubles the revenue of every team within weeks and delights investors.", "medium", "no passage"),
     ],
 )
-def test_an_invention_is_found(text: str, severity: str, said: str) -> None:
+def test_an_invention_is_found(text: str, severity: str, expected: str) -> None:
     (issue,) = check(text)
     assert (issue.kind, issue.severity, issue.line) == ("unsupported_claim", severity, 3)
-    assert said in issue.message
+    assert expected in issue.message
     assert issue.excerpt
     assert issue.suggestion
 
@@ -142,7 +142,7 @@ COFFEE = [
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("The price of arabica fell by 70 percent in 2024.", "'fell' where the source says 'rose'"),
         ("Robusta tolerates heat worse than arabica.", "'worse' where the source says 'better'"),
@@ -150,10 +150,10 @@ COFFEE = [
         ("Shade trees raise the temperature of the leaves.", "'raise' where the source says 'lower'"),
     ],
 )
-def test_the_opposite_of_what_a_source_says_is_found(text: str, said: str) -> None:
+def test_the_opposite_of_what_a_source_says_is_found(text: str, expected: str) -> None:
     (issue,) = check_claims(read_document(f"# T\n\n{text}\n"), COFFEE)[0]
     assert (issue.kind, issue.severity, issue.line) == ("unsupported_claim", "medium", 3)
-    assert said in issue.message
+    assert expected in issue.message
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_good_form_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("markdown", "expected"),
+    ("markdown", "fault"),
     [
         ("", ("high", 1, "there is no text")),
         ("```\ncode\n```", ("high", 1, "there is no text")),
@@ -50,9 +50,9 @@ def test_good_form_passes() -> None:
          ("medium", 3, "sentence of line 3 again")),
     ],
 )  # fmt: skip
-def test_each_fault_of_structure_is_found(markdown: str, expected: tuple[str, int | None, str]) -> None:
-    severity, line, said = expected
-    assert [found for found in structure(markdown) if found[:2] == (severity, line) and said in found[2]]
+def test_each_fault_of_structure_is_found(markdown: str, fault: tuple[str, int | None, str]) -> None:
+    severity, line, expected = fault
+    assert [found for found in structure(markdown) if found[:2] == (severity, line) and expected in found[2]]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_an_article_on_something_else_is_off_its_topic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "guidelines", "severity", "said"),
+    ("text", "guidelines", "severity", "expected"),
     [
         ("It works!", "", "low", "an exclamation mark"),
         ("It works!", "No exclamation marks.", "medium", "guidelines want no exclamation"),
@@ -96,9 +96,11 @@ def test_an_article_on_something_else_is_off_its_topic() -> None:
         ("Tools help.", "Must mention: durability", "medium", "'durability'"),
     ],
 )
-def test_each_fault_of_tone_is_found(text: str, guidelines: str, severity: str, said: str) -> None:
+def test_each_fault_of_tone_is_found(text: str, guidelines: str, severity: str, expected: str) -> None:
     assert [
-        issue for issue in tone(f"# A\n\n{text}", guidelines) if issue.severity == severity and said in issue.message
+        issue
+        for issue in tone(f"# A\n\n{text}", guidelines)
+        if issue.severity == severity and expected in issue.message
     ]
 
 
@@ -148,7 +150,7 @@ def test_citations_in_order_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("markdown", "severity", "line", "said"),
+    ("markdown", "severity", "line", "expected"),
     [
         ("# A\n\nOne [3].\n\n## Sources\n\n1. One\n", "high", 3, "[3] has no entry"),
         ("# A\n\nOne [1].\n\n## Sources\n\n1. One\n2. Two\n", "low", 8, "entry 2 is never cited"),
@@ -158,8 +160,8 @@ def test_citations_in_order_pass() -> None:
         ("# A\n\nOne.", "medium", None, "nothing is cited"),
     ],
 )
-def test_each_fault_of_citation_is_found(markdown: str, severity: str, line: int | None, said: str) -> None:
-    assert [f for f in citations(markdown) if f[:2] == (severity, line) and said in f[2]]
+def test_each_fault_of_citation_is_found(markdown: str, severity: str, line: int | None, expected: str) -> None:
+    assert [f for f in citations(markdown) if f[:2] == (severity, line) and expected in f[2]]
 
 
 def links(markdown: str) -> list[tuple[str, int | None, str, str]]:
@@ -174,7 +176,7 @@ def test_good_links_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("link", "severity", "said"),
+    ("link", "severity", "expected"),
     [
         ("[a]()", "medium", "no address"),
         ("[a](#nowhere)", "medium", "no heading has the anchor"),
@@ -191,11 +193,11 @@ def test_good_links_pass() -> None:
         ("htp://example.org/x", "medium", "no scheme"),
     ],
 )
-def test_each_fault_of_a_link_is_found(link: str, severity: str, said: str) -> None:
+def test_each_fault_of_a_link_is_found(link: str, severity: str, expected: str) -> None:
     assert [
         found
         for found in links(f"# T\n\nfirst line\n{link} end")
-        if found[0] == severity and said in found[3] and found[1] == 4
+        if found[0] == severity and expected in found[3] and found[1] == 4
     ]
 
 

@@ -112,15 +112,15 @@ def test_the_verdict_follows_from_the_issues(issues: list[Issue], words: int, sc
 
 
 def test_the_summary_counts() -> None:
-    said = summary_of("revise", 60, [issue("high"), issue("low"), issue("low", "unsupported_claim")], ["Note."])
+    expected = summary_of("revise", 60, [issue("high"), issue("low"), issue("low", "unsupported_claim")], ["Note."])
     assert (
-        said == "Needs a revision with a score of 60 of 100. "
+        expected == "Needs a revision with a score of 60 of 100. "
         "3 issues (1 high, 2 low): tone (2), unsupported claim (1). Note."
     )
 
 
 async def test_links_are_asked_for_only_when_wanted(web_server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    # All but the slow one answer at once, on a busy machine within this.
+    # All but the slow one respond at once, on a busy machine within this.
     monkeypatch.setenv("EXAMINATION_LINK_TIMEOUT_SECONDS", "4")
     paths = [
         "fine",
@@ -257,7 +257,7 @@ async def test_a_model_that_fails_fails_the_task_and_says_whether_to_try_again(
     assert (caught.value.code, caught.value.retryable, caught.value.details["status_code"]) == (code, retryable, status)
 
 
-async def test_an_answer_of_another_shape_is_asked_for_again_and_then_fails(
+async def test_a_response_of_another_shape_is_asked_for_again_and_then_fails(
     model_server: ModelServer, use_model: UseModel
 ) -> None:
     use_model("openai:gpt-4o-mini")

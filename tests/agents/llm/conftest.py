@@ -20,7 +20,7 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "blog"
 
 @dataclass
 class ModelServer:
-    """What the server will answer next, and what it was asked."""
+    """What the server will respond with next, and what it was asked."""
 
     url: str = ""
     pieces: list[str] = field(default_factory=lambda: ["Hello", " world."])
@@ -127,7 +127,7 @@ class _Handler(Handler):
             self._stream(state)
 
     def _send(self, status: int, body: bytes, media_type: str) -> None:
-        self.answer(status, body, {"Content-Type": media_type, **self.state.headers})
+        self.response(status, body, {"Content-Type": media_type, **self.state.headers})
 
     def _stream(self, state: ModelServer) -> None:
         try:

@@ -48,7 +48,7 @@ def task(**fields: Any) -> GenerateContent:
 
 
 @pytest.mark.parametrize(
-    ("model", "answering", "path"),
+    ("model", "responding", "path"),
     [
         ("openai:gpt-4o-mini", "gpt-4o-mini", "/v1/chat/completions"),  # at a base URL of one's own: what all have
         ("openai-chat:gpt-4o-mini", "gpt-4o-mini", "/v1/chat/completions"),
@@ -57,10 +57,10 @@ def task(**fields: Any) -> GenerateContent:
     ],
 )
 async def test_an_article_streams_from_each_api_with_its_usage_and_price(
-    model_server: Server, use_model: UseModel, model: str, answering: str, path: str
+    model_server: Server, use_model: UseModel, model: str, responding: str, path: str
 ) -> None:
     use_model(model)
-    model_server.pieces, model_server.model = ARTICLE, answering
+    model_server.pieces, model_server.model = ARTICLE, responding
     ctx = LocalTaskContext("generate_content")
     result = await generate_content(task(), ctx)
 
@@ -179,7 +179,7 @@ async def test_the_task_s_deadline_bounds_the_request(model_server: Server, use_
 
 
 @pytest.mark.parametrize("model", ["openai:gpt-4o-mini", "openai-responses:gpt-4o-mini", "anthropic:claude-sonnet-5"])
-async def test_an_answer_that_is_not_the_api_s_may_be_tried_again(
+async def test_a_response_that_is_not_the_api_s_may_be_tried_again(
     model_server: Server, use_model: UseModel, model: str
 ) -> None:
     use_model(model)
@@ -201,7 +201,7 @@ async def test_a_stream_that_breaks_off_is_never_taken_for_an_article(
     assert caught.value.retryable
 
 
-async def test_an_empty_answer_may_be_tried_again(model_server: Server, use_model: UseModel) -> None:
+async def test_an_empty_response_may_be_tried_again(model_server: Server, use_model: UseModel) -> None:
     use_model("openai:gpt-4o-mini")
     model_server.pieces = [" "]
     with pytest.raises(TaskFailure) as caught:
@@ -270,7 +270,7 @@ async def test_a_stream_that_breaks_off_is_paid_for_as_far_as_the_vendor_says(
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "expected"),
     [
         ({"LLM_MODEL": "nonsense"}, "nonsense"),
         ({"LLM_MODEL": "nobody:gpt-5"}, "nobody:gpt-5"),
@@ -281,14 +281,14 @@ async def test_a_stream_that_breaks_off_is_paid_for_as_far_as_the_vendor_says(
     ],
 )
 async def test_a_model_that_cannot_be_used_is_named_with_its_setting(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(TaskFailure) as caught:
         await generate_content(task(), LocalTaskContext())
     assert (caught.value.code, caught.value.retryable) == ("model_misconfigured", False)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 async def test_a_cancelled_task_lets_go_of_its_request(model_server: Server, use_model: UseModel) -> None:

@@ -90,8 +90,8 @@ async def test_the_same_request_gives_the_same_article(example_request: dict[str
 async def test_progress_names_its_stages_and_the_text_is_streamed(example_request: dict[str, Any]) -> None:
     ctx = LocalTaskContext()
     result = await generate_content(GenerateContent.model_validate(example_request), ctx)
-    said = [message.message.split()[0] for message in ctx.progress_messages]
-    assert said == ["reading", "ranking", "composing", str(result.word_count)]
+    expected = [message.message.split()[0] for message in ctx.progress_messages]
+    assert expected == ["reading", "ranking", "composing", str(result.word_count)]
     percents = [message.percent or 0 for message in ctx.progress_messages]
     assert percents == sorted(percents)
     assert ctx.streamed == result.markdown
@@ -206,11 +206,11 @@ async def test_a_summary_is_short_and_of_the_text() -> None:
 async def test_a_summary_of_several_sources_hears_them_all(example_sources: list[Source]) -> None:
     result = await summarize_content(SummarizeContent(sources=example_sources, max_words=200), LocalTaskContext())
     assert 150 <= result.word_count <= 200
-    heard = [
+    received = [
         any(sentence in source.text.replace("\n", " ") for sentence in split_sentences(result.summary))
         for source in example_sources
     ]
-    assert sum(heard) >= 3
+    assert sum(received) >= 3
 
 
 async def test_nothing_to_summarize_is_a_clear_error() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from agents.llm_agent.agent import generate_content
-from agents.llm_agent.answers import article_of, summary_of
 from agents.llm_agent.article import Entry, parse
+from agents.llm_agent.model_output import article_of, summary_of
 from agents.llm_agent.models import GenerateContent, Issue, Previous
 from pantheon import TaskFailure
 from pantheon.worker.context import LocalTaskContext
@@ -164,7 +164,7 @@ async def test_a_revision_that_leaves_nothing_says_so() -> None:
     assert caught.value.code == "nothing_to_write_from"
 
 
-def test_a_model_s_answer_is_brought_into_form() -> None:
+def test_a_model_s_response_is_brought_into_form() -> None:
     entries = [Entry(1, "One"), Entry(2, "Two", "https://example.org")]
     made = article_of("```markdown\nHere it is:\n# T\n\nA claim [2, 5]. `x[1]` stays [7].\n```", "Topic", entries)
     assert made.markdown == "# T\n\nA claim [2]. `x[1]` stays.\n\n## Sources\n\n- [2] [Two](https://example.org)\n"

@@ -28,7 +28,7 @@ from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import ValkeyServer
 from protocol import InstanceRecord, new_id
 from protocol.errors import SettingsError
-from tests.flow.test_fair_mesh import WAITING, Counter, send, until_rows
+from tests.flow_control.test_fair_mesh import WAITING, Counter, send, until_rows
 from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -43,7 +43,7 @@ class Clock:
 ALICE = '["default","alice"]'
 
 # On a machine that stalls, Redis is there all the same.
-PATIENT = RedisTimes(response_seconds=PATIENCE_SECONDS)
+SLOW = RedisTimes(response_seconds=PATIENCE_SECONDS)
 
 
 def limits(
@@ -161,8 +161,8 @@ async def test_a_limit_that_is_reached_is_a_wait_reason() -> None:
     gate = Admission(Window(Capacity(registry)), ReadyQueue(Database("postgresql://nowhere/nothing")), made)
     router = Router(registry, Library(), AgentHealth(), admission=gate)
     for task_type in "ab":
-        assert router.place(RouteRequest(task_type, requester="alice")) is not None
-        assert router.place(RouteRequest("a", requester="bob")) is None
+        assert router.choose(RouteRequest(task_type, requester="alice")) is not None
+        assert router.choose(RouteRequest("a", requester="bob")) is None
     assert router.wait_reasons(RouteRequest("a", requester="bob")).agents == {"a": "its rate limit is reached"}
     assert router.wait_reasons(RouteRequest("b", requester="bob")).task is None
     assert (
@@ -173,8 +173,8 @@ async def test_a_limit_that_is_reached_is_a_wait_reason() -> None:
 
 async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer) -> None:
     # A Redis that responds late is away, and then each process uses a bucket of its own.
-    one, other = RedisState(valkey.url, PATIENT), RedisState(valkey.url, PATIENT)
-    both = [limits(shared, requesters={"alice": "40/s burst 4"}) for shared in (one, other)]
+    each, other = RedisState(valkey.url, SLOW), RedisState(valkey.url, SLOW)
+    both = [limits(shared, requesters={"alice": "40/s burst 4"}) for shared in (each, other)]
     spent = 0
     began = time.monotonic()
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -189,7 +189,7 @@ async def test_two_processes_share_one_bucket_in_redis(valkey: ValkeyServer) -> 
     assert spent <= 40 * passed + 4 + 1
     for made in both:
         await made.stop()
-    for shared in (one, other):
+    for shared in (each, other):
         await shared.close()
 
 
@@ -208,18 +208,18 @@ async def test_a_bucket_whose_redis_is_away_is_the_processs_own(valkey: ValkeySe
 
 async def test_a_token_that_is_not_used_goes_back(valkey: ValkeyServer) -> None:
     """It was lost: an agent of 1/h that was only weighed against another, or asked about, had used up its hour."""
-    one, other = RedisState(valkey.url, PATIENT), RedisState(valkey.url, PATIENT)
+    each, other = RedisState(valkey.url, SLOW), RedisState(valkey.url, SLOW)
     times = TokenTimes(pocket_kept_seconds=0.05, ask_again_seconds=0.02)
-    weighing, using = (limits(shared, times=times, agents={"a": "1/h burst 1"}) for shared in (one, other))
+    weighing, using = (limits(shared, times=times, agents={"a": "1/h burst 1"}) for shared in (each, other))
     await until(lambda: weighing.of_agent("a") == 1, "the token, in the pocket of the process that does not use it")
     await until(lambda: using.of_agent("a") == 1, "the same token at another process")
     using.spend(RouteRequest("x"), "a")
-    taken = await one.take_tokens("agent:a", per_second=1 / 3600, burst=1, count=1)
+    taken = await each.take_tokens("agent:a", per_second=1 / 3600, burst=1, count=1)
     assert taken is not None
     assert taken[0] == 0
     for made in (weighing, using):
         await made.stop()
-    for shared in (one, other):
+    for shared in (each, other):
         await shared.close()
 
 
@@ -245,9 +245,9 @@ async def test_a_redis_that_goes_and_comes_back_gives_no_second_burst(
 
     async def until_there(there: bool) -> None:
         async def asked() -> bool:
-            for one in shared:
-                await one.noted(["n"])
-            return all(one.there is there for one in shared)
+            for each in shared:
+                await each.noted(["n"])
+            return all(each.there is there for each in shared)
 
         await until(asked, "the store" if there else "that the store is away")
 
@@ -268,8 +268,8 @@ async def test_a_redis_that_goes_and_comes_back_gives_no_second_burst(
     assert spent - away <= 1
     for made in both:
         await made.stop()
-    for one in shared:
-        await one.close()
+    for each in shared:
+        await each.close()
 
 
 @pytest.mark.parametrize("with_redis", [False, True])
@@ -286,7 +286,7 @@ async def test_a_limited_requester_gets_its_rate_and_delays_nobody(
     counter = Counter(concurrency=10)
     counter.gate.set()
     async with (
-        orchestrator(settings, load_library([]), tuning=Tuning(dispatch=DispatchTuning(redis=PATIENT))),
+        orchestrator(settings, load_library([]), tuning=Tuning(dispatch=DispatchTuning(redis=SLOW))),
         AgentProcess(counter.agent, settings),
     ):
         await plain.ask("work", {"who": "first"}, requester="free")
@@ -297,7 +297,7 @@ async def test_a_limited_requester_gets_its_rate_and_delays_nobody(
         await plain.until(lambda: set(free) <= set(plain.responses))
         await plain.until(lambda: set(slow) <= set(plain.responses))
         took = time.monotonic() - began
-        assert counter.given.count("rare") <= 1
+        assert counter.values.count("rare") <= 1
     assert took > 1.2
 
 
@@ -315,4 +315,4 @@ async def test_a_limited_agent_gets_its_rate_however_many_send(
         await plain.until(lambda: set(ids) <= set(plain.responses))
         took = time.monotonic() - began
     assert took > 1.6
-    assert 4 <= counter.given[:20].count("b") <= 16
+    assert 4 <= counter.values[:20].count("b") <= 16

@@ -80,17 +80,17 @@ def test_an_agent_is_as_loaded_as_the_broker_counts() -> None:
     active = ActiveProcesses()
     made, admission = router(instance("a", "x", concurrency=4), instance("b", "x", concurrency=4), active=active)
     for _ in range(8):
-        made.place(RouteRequest("x", "a"))
-    loads = {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))}
+        made.choose(RouteRequest("x", "a"))
+    loads = {each.agent: each.outstanding for each in made.candidates(RouteRequest("x"))}
     assert loads == {"a": 8, "b": 0}
     for _ in range(8):
         admission.window.sent("a")
     admission.window.correct("a", 0, admission.window.before("a"))
-    assert [one.outstanding for one in made.candidates(RouteRequest("x"))] == [0, 0]
+    assert [each.outstanding for each in made.candidates(RouteRequest("x"))] == [0, 0]
     # Two orchestrators: what this one does not see is shared evenly.
     active.learn(processes(2))
     admission.window.correct("a", 6, admission.window.before("a"))
-    assert {one.agent: one.outstanding for one in made.candidates(RouteRequest("x"))} == {"a": 6, "b": 0}
+    assert {each.agent: each.outstanding for each in made.candidates(RouteRequest("x"))} == {"a": 6, "b": 0}
 
 
 def test_tasks_that_wait_for_tasks_which_they_delegated_take_no_slot_from_these() -> None:
@@ -98,8 +98,8 @@ def test_tasks_that_wait_for_tasks_which_they_delegated_take_no_slot_from_these(
         instance("a", "x", concurrency=2, waiting="3"), instance("a", "x", concurrency=1, number=1, waiting="many")
     )
     for _ in range(12):
-        assert made.place(RouteRequest("x")) is not None
-    assert made.place(RouteRequest("x")) is None
+        assert made.choose(RouteRequest("x")) is not None
+    assert made.choose(RouteRequest("x")) is None
     assert admission.at_work("a") == 9
 
 
@@ -185,44 +185,44 @@ def test_a_draining_instance_is_no_capacity_unless_it_is_all_there_is() -> None:
 
 def test_a_full_agent_is_waited_for_and_another_one_taken() -> None:
     made, admission = router(instance("a", "x"))
-    assert made.place(RouteRequest("x")) is not None
-    assert made.place(RouteRequest("x")) is not None
-    assert made.place(RouteRequest("x")) is None
+    assert made.choose(RouteRequest("x")) is not None
+    assert made.choose(RouteRequest("x")) is not None
+    assert made.choose(RouteRequest("x")) is None
     assert made.served(RouteRequest("x"))
     assert made.room("x", None) == 0
     admission.window.responded("a")
     assert (made.room("x", None), made.room("x", "b"), made.agents("x", None)) == (1, 0, ("a",))
     two, _ = router(instance("a", "x"), instance("b", "x"))
-    placed = [two.place(RouteRequest("x")) for _ in range(5)]
-    assert sorted(one.agent for one in placed if one is not None) == ["a", "a", "b", "b"]
-    assert {one.excluded for one in two.candidates(RouteRequest("x"))} == {"all its places are taken"}
+    assigned = [two.choose(RouteRequest("x")) for _ in range(5)]
+    assert sorted(each.agent for each in assigned if each is not None) == ["a", "a", "b", "b"]
+    assert {each.excluded for each in two.candidates(RouteRequest("x"))} == {"all its places are taken"}
 
 
 def test_an_agent_that_does_not_fit_is_not_waited_for_because_it_is_full() -> None:
     made, _ = router(instance("a", "x", model="small"))
     for _ in range(2):
-        made.place(RouteRequest("x"))
+        made.choose(RouteRequest("x"))
     assert not made.served(RouteRequest("x", requires=Requires(model="large")))
     assert made.served(RouteRequest("x", requires=Requires(model="small")))
 
 
 def test_a_sticky_task_waits_for_its_agent_while_that_is_full() -> None:
     made, _ = router(instance("a", "x"), instance("b", "x"))
-    first = made.place(RouteRequest("x", sticky="k"))
+    first = made.choose(RouteRequest("x", sticky="k"))
     assert first is not None
-    assert made.place(RouteRequest("x", sticky="k")) is not None
-    assert made.place(RouteRequest("x", sticky="k")) is None
-    assert made.place(RouteRequest("x")) is not None
+    assert made.choose(RouteRequest("x", sticky="k")) is not None
+    assert made.choose(RouteRequest("x", sticky="k")) is None
+    assert made.choose(RouteRequest("x")) is not None
 
 
 def test_no_task_overtakes_queued_rows() -> None:
     made, admission = router(instance("a", "x", "y"))
     admission.queues.add("x")
     called = new_id()
-    assert made.place(RouteRequest("x", task_id=new_id())) is None
-    assert made.place(RouteRequest("y", task_id=new_id())) is not None
+    assert made.choose(RouteRequest("x", task_id=new_id())) is None
+    assert made.choose(RouteRequest("y", task_id=new_id())) is not None
     admission.taken.add(called)
-    assert made.place(RouteRequest("x", task_id=called)) is not None
+    assert made.choose(RouteRequest("x", task_id=called)) is not None
 
 
 def test_a_queues_name_says_what_its_rows_have_in_common() -> None:

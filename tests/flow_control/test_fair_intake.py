@@ -21,7 +21,7 @@ from protocol import TaskRequest, new_id
 from protocol.messages import json_bytes
 from protocol.names import ORCHESTRATOR
 from protocol.streams import TASKS, task_consumer
-from tests.flow.test_fair_mesh import Counter
+from tests.flow_control.test_fair_mesh import Counter
 from tests.mesh.agents import rows
 from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS, until
@@ -49,7 +49,7 @@ class Taking:
         self.fair_intake = FairIntake(bus, self.puller, known=self._known, active=self.active, many=MANY)
 
     async def _known(self, task_ids: Sequence[UUID]) -> dict[UUID, Any]:
-        return {one: one for one in task_ids if one in self.accepted}
+        return {each: each for each in task_ids if each in self.accepted}
 
     async def send(self, requester: str, count: int, **fields: Any) -> list[UUID]:
         made = [
@@ -62,12 +62,12 @@ class Taking:
             )
             for _ in range(count)
         ]
-        bodies = [json_bytes(one.model_dump(mode="json")) for one in made]
+        bodies = [json_bytes(each.model_dump(mode="json")) for each in made]
         for body in bodies[:-1]:
             await self.bus.publish(SUBJECT, body)
         # When the last one is acknowledged, all of them are in the stream.
         await self.bus.js.publish(SUBJECT, bodies[-1])
-        return [one.task_id for one in made]
+        return [each.task_id for each in made]
 
     async def last(self) -> int:
         return int((await self.bus.js.stream_info(TASKS.name)).state.last_seq)
@@ -87,14 +87,14 @@ class Taking:
     async def batch(self) -> list[TaskRequest]:
         deliveries = await self.fair_intake.take(LIMIT)
         await self.accept(deliveries)
-        return [TaskRequest.model_validate_json(one.data) for one in deliveries]
+        return [TaskRequest.model_validate_json(each.data) for each in deliveries]
 
     async def accept(self, deliveries: Sequence[Delivery]) -> None:
-        requests = [TaskRequest.model_validate_json(one.data) for one in deliveries]
-        self.accepted += [one.task_id for one in requests]
-        self.of += [one.requester or "" for one in requests]
-        for one in deliveries:
-            await acknowledge(one)
+        requests = [TaskRequest.model_validate_json(each.data) for each in deliveries]
+        self.accepted += [each.task_id for each in requests]
+        self.of += [each.requester or "" for each in requests]
+        for each in deliveries:
+            await acknowledge(each)
         await self.fair_intake.accepted(deliveries)
         self.fair_intake.release(deliveries)
 
@@ -121,16 +121,16 @@ async def test_few_are_accepted_as_they_came(taking: Taking) -> None:
 
 async def test_one_is_not_behind_the_thousand_of_another_and_each_is_accepted_once(taking: Taking) -> None:
     many = await taking.send("a", 1000)
-    one = await taking.send("b", 1)
+    each = await taking.send("b", 1)
     few = await taking.send("c", 30)
     await taking.read_ahead()
     requests = await taking.batch()
-    assert one[0] in [request.task_id for request in requests], "its round is the first"
+    assert each[0] in [request.task_id for request in requests], "its round is the first"
     while not set(few) <= set(taking.accepted):
         await taking.batch()
     assert taking.of.count("a") < 200, "they took rounds"
     await taking.all_of(1031)
-    assert sorted(taking.accepted) == sorted([*many, *one, *few])
+    assert sorted(taking.accepted) == sorted([*many, *each, *few])
     for sent, requester in ((many, "a"), (few, "c")):
         of = [task_id for task_id, who in zip(taking.accepted, taking.of, strict=True) if who == requester]
         assert of == sent, "each in the order of its requester"
@@ -195,9 +195,9 @@ async def test_of_several_one_reads_ahead_and_each_request_is_accepted_once(taki
     sent = [*await taking.send("a", 600), *await taking.send("b", 20)]
     await taking.read_ahead()
     while not len(taking.accepted) + len(other.accepted) >= 620:
-        for one in (taking, other):
-            if one.fair_intake.untaken or one.fair_intake.backlog is not None:
-                await one.batch()
+        for each in (taking, other):
+            if each.fair_intake.untaken or each.fair_intake.backlog is not None:
+                await each.batch()
         await until(
             lambda: (
                 bool(taking.fair_intake.untaken or other.fair_intake.untaken)
@@ -212,17 +212,17 @@ async def test_of_several_one_reads_ahead_and_each_request_is_accepted_once(taki
 async def test_what_was_read_and_not_accepted_comes_from_the_broker_later(taking: Taking, bus: Bus) -> None:
     """The process dies with requests that it has read ahead: they are still in the stream."""
     await taking.send("a", 300)
-    one = await taking.send("b", 1)
+    each = await taking.send("b", 1)
     await taking.read_ahead()
     lost = await taking.fair_intake.take(LIMIT)
-    assert one[0] in [TaskRequest.model_validate_json(delivery.data).task_id for delivery in lost]
+    assert each[0] in [TaskRequest.model_validate_json(delivery.data).task_id for delivery in lost]
     for delivery in [*lost, *await taking.fair_intake.stop()]:
         if delivery.reply:
             await delivery.nak()
     other = Taking(bus)
     await other.puller.start()
     await other.all_of(301 - len(taking.accepted))
-    assert one[0] in other.accepted
+    assert each[0] in other.accepted
     await other.fair_intake.stop()
 
 
@@ -253,9 +253,9 @@ async def test_a_mesh_accepts_and_responds_to_each_of_a_backlog_once(
         for who, count in (("many", 1500), ("few", 20), ("one", 1)):
             sent += [await plain.send("work", {"who": who}, requester=who) for _ in range(count)]
         await plain.until(lambda: len(plain.responses) >= len(sent), 2 * PATIENCE_SECONDS)
-        assert sorted(counter.given) == sorted(["many"] * 1500 + ["few"] * 20 + ["one"])
-        assert {len(plain.responses[one]) for one in sent} == {1}, "once"
-        assert {(await plain.response(one))["status"] for one in sent} == {"completed"}
+        assert sorted(counter.values) == sorted(["many"] * 1500 + ["few"] * 20 + ["one"])
+        assert {len(plain.responses[each]) for each in sent} == {1}, "once"
+        assert {(await plain.response(each))["status"] for each in sent} == {"completed"}
         assert (await rows(settings, "select count(*) from tasks where task_id = root_task_id"))[0][0] == len(sent)
         info = await plain.connection.jetstream().stream_info(TASKS.name)
         assert info.state.messages == 0

@@ -1,4 +1,4 @@
-"""A model's answer made into what the task promises: a title, known citation marks, a true list of sources."""
+"""The text of a model made into what the task promises: a title, known citation marks, a true list of sources."""
 
 import re
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ class ModelArticle:
     cited: list[int]
 
 
-def article_of(answer: str, title: str, entries: list[Entry]) -> ModelArticle:
-    """The answer with one title, marks only for sources that exist, and the list of those it cites."""
-    wrapped = _WRAPPING_FENCE.match(answer)
-    text = (wrapped.group(1) if wrapped else answer).strip()
+def article_of(output: str, title: str, entries: list[Entry]) -> ModelArticle:
+    """The output with one title, marks only for sources that exist, and the list of those it cites."""
+    wrapped = _WRAPPING_FENCE.match(output)
+    text = (wrapped.group(1) if wrapped else output).strip()
     text = _SOURCES_SECTION.sub("", text).rstrip()
     if not re.match(r"#[ \t]+\S", text):
         before, found, after = text.partition("\n# ")
@@ -70,10 +70,10 @@ def _summary(article: Article) -> str:
     return " ".join(chosen)
 
 
-def summary_of(answer: str) -> tuple[str, list[str]]:
-    """The summary and the key points of an answer in the form that the prompt asks for, or of any other prose."""
-    wrapped = _WRAPPING_FENCE.match(answer)
-    text = (wrapped.group(1) if wrapped else answer).strip()
+def summary_of(output: str) -> tuple[str, list[str]]:
+    """The summary and the key points of an output in the form that the prompt asks for, or of any other prose."""
+    wrapped = _WRAPPING_FENCE.match(output)
+    text = (wrapped.group(1) if wrapped else output).strip()
     head, _, tail = re.sub(r"\*\*", "", text).partition("KEY POINTS:")
     summary = re.sub(r"^#*\s*SUMMARY:\s*", "", head.strip()).strip()
     points = [re.sub(r"^(?:[-*]|\d+[.)])\s+", "", row.strip()) for row in tail.splitlines() if row.strip()]

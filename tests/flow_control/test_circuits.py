@@ -27,8 +27,8 @@ from tests.mesh.conftest import PlainClient
 from tests.waiting import PATIENCE_SECONDS, until
 
 # On a machine that stalls for a second, Redis is there all the same.
-PATIENT = RedisTimes(response_seconds=10.0)
-TUNING = DispatchTuning(redis=PATIENT)
+SLOW = RedisTimes(response_seconds=10.0)
+TUNING = DispatchTuning(redis=SLOW)
 
 
 async def kill(server: ValkeyServer) -> None:
@@ -96,21 +96,21 @@ async def processes(*urls: str | None, tuning: DispatchTuning = TUNING) -> Async
 async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_closes_for_all(
     valkey: ValkeyServer,
 ) -> None:
-    async with processes(valkey.url, valkey.url) as (one, other):
-        one.fail()
+    async with processes(valkey.url, valkey.url) as (each, other):
+        each.fail()
         await other.until(lambda: not other.agent_health.admits("a"))
         assert other.agent_health.circuit("a") == "open"
         assert other.agent_health.admits("b")
-        for process in (one, other):
+        for process in (each, other):
             process.half_open()
-        await until(lambda: one.agent_health.admits("a"))
-        one.agent_health.assigned("a")
-        assert not one.agent_health.admits("a")
-        one.agent_health.responded("a", "x", 5.0, failed=False)
+        await until(lambda: each.agent_health.admits("a"))
+        each.agent_health.assigned("a")
+        assert not each.agent_health.admits("a")
+        each.agent_health.responded("a", "x", 5.0, failed=False)
         await other.until(lambda: other.agent_health.circuit("a") == "closed")
         # Closed is old news soon: who sees it fail again may open it.
         other.fail()
-        await one.until(lambda: one.agent_health.circuit("a") == "open")
+        await each.until(lambda: each.agent_health.circuit("a") == "open")
 
 
 async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit(
@@ -123,8 +123,8 @@ async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit
                 process.fail()
                 process.half_open()
                 assert not process.agent_health.admits("a")
-            await until(lambda: len([one for one in logs if one["event"] == "circuit.probe"]) == 6)
-            claimed = [one["claimed"] for one in logs if one["event"] == "circuit.probe"]
+            await until(lambda: len([each for each in logs if each["event"] == "circuit.probe"]) == 6)
+            claimed = [each["claimed"] for each in logs if each["event"] == "circuit.probe"]
             assert sorted(claimed) == [False] * 5 + [True]
             (chosen,) = [process for process in made if process.agent_health.admits("a")]
             chosen.agent_health.assigned("a")
@@ -141,38 +141,38 @@ async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_no
     valkey: ValkeyServer,
 ) -> None:
     tuning = replace(TUNING, probes=ProbeTimes(in_hand_seconds=0.2, again_seconds=0.02))
-    async with processes(valkey.url, valkey.url, tuning=tuning) as (one, other):
-        for process in (one, other):
+    async with processes(valkey.url, valkey.url, tuning=tuning) as (each, other):
+        for process in (each, other):
             process.fail()
             process.half_open()
-        assert not one.agent_health.admits("a")
-        await asyncio.wait_for(one.signal.wait(), PATIENCE_SECONDS)
+        assert not each.agent_health.admits("a")
+        await asyncio.wait_for(each.signal.wait(), PATIENCE_SECONDS)
         await until(lambda: other.agent_health.admits("a"))
         other.agent_health.assigned("a")
-        assert not one.agent_health.admits("a")
+        assert not each.agent_health.admits("a")
         # From now on it is kept as long as a probe is waited for, and not as long as it was claimed for.
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 noted = await other.shared.noted(["probe:a"])
                 if noted and noted["probe:a"][1] <= OPEN_SECONDS:
                     break
-        assert not one.agent_health.admits("a")
+        assert not each.agent_health.admits("a")
         assert not other.agent_health.admits("a")
 
 
 async def test_a_claim_belongs_to_its_owner(valkey: ValkeyServer) -> None:
-    async with processes(valkey.url, valkey.url) as (one, other):
-        claimed = await asyncio.gather(*(one.shared.claim("n", str(owner), 60) for owner in range(20)))
+    async with processes(valkey.url, valkey.url) as (each, other):
+        claimed = await asyncio.gather(*(each.shared.claim("n", str(owner), 60) for owner in range(20)))
         assert sorted(map(bool, claimed)) == [False] * 19 + [True]
         owner = str(claimed.index(True))
         await other.shared.keep("n", "another", 0)
         assert await other.shared.claim("n", "another", 60) is False
-        await one.shared.keep("n", owner, 30)
-        noted = await one.shared.noted(["n"])
+        await each.shared.keep("n", owner, 30)
+        noted = await each.shared.noted(["n"])
         assert noted is not None
         assert noted["n"][0] == owner
         assert noted["n"][1] <= 30
-        await one.shared.keep("n", owner, 0)
+        await each.shared.keep("n", owner, 0)
         assert await other.shared.claim("n", "another", 60) is True
         await kill(valkey)
         assert await other.shared.claim("n", "another", 60) is None
@@ -190,43 +190,43 @@ async def test_while_redis_is_away_each_process_probes_for_itself(valkey: Valkey
 
 
 async def test_a_probe_without_a_response_is_followed_by_another() -> None:
-    async with processes(None) as (one,):
-        one.fail()
-        one.clock.now += OPEN_SECONDS
-        one.agent_health.assigned("a")
-        assert not one.agent_health.admits("a")
-        one.clock.now += OPEN_SECONDS
-        assert one.agent_health.admits("a")
+    async with processes(None) as (each,):
+        each.fail()
+        each.clock.now += OPEN_SECONDS
+        each.agent_health.assigned("a")
+        assert not each.agent_health.admits("a")
+        each.clock.now += OPEN_SECONDS
+        assert each.agent_health.admits("a")
 
 
 async def test_without_redis_each_process_has_its_own_circuits_and_warns_once() -> None:
     with capture_logs() as logs:
-        async with processes(None) as (one,):
-            one.fail()
-            assert await one.circuits.sync() is False
-            assert one.agent_health.circuit("a") == "open"
+        async with processes(None) as (each,):
+            each.fail()
+            assert await each.circuits.sync() is False
+            assert each.agent_health.circuit("a") == "open"
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["shared.none"]
 
 
 async def test_a_redis_that_goes_and_comes_back_loses_no_news(
     valkey: ValkeyServer,
 ) -> None:
-    tuning = replace(TUNING, redis=replace(PATIENT, retry_seconds=0.05))
+    tuning = replace(TUNING, redis=replace(SLOW, retry_seconds=0.05))
     with capture_logs() as logs:
-        async with processes(valkey.url, valkey.url, tuning=tuning) as (one, other):
-            await one.circuits.sync()
+        async with processes(valkey.url, valkey.url, tuning=tuning) as (each, other):
+            await each.circuits.sync()
             await kill(valkey)
-            one.fail()
+            each.fail()
             for _ in range(3):
-                await one.circuits.sync()
+                await each.circuits.sync()
                 await asyncio.sleep(0.06)
-            assert one.agent_health.circuit("a") == "open"
-            assert one.shared.there is False
+            assert each.agent_health.circuit("a") == "open"
+            assert each.shared.there is False
             await valkey.start()
 
             # What could not be shared is shared when it is back.
             async def shared() -> bool:
-                await one.circuits.sync()
+                await each.circuits.sync()
                 await other.circuits.sync()
                 return not other.agent_health.admits("a")
 
@@ -265,8 +265,8 @@ async def test_on_a_mesh_a_broken_agent_is_probed_with_a_claim_and_used_again(
             for _ in range(OPEN_AFTER_FAILURES):
                 failed = await plain.ask("execute_dag", {"steps": steps, "input": {"failures": 9}})
                 assert failed["error"]["code"] == "step_failed"
-            assert not [one for one in logs if one["event"] == "circuit.probe"]
+            assert not [each for each in logs if each["event"] == "circuit.probe"]
             for _ in range(2):
-                answer = await plain.ask("execute_dag", {"steps": steps, "input": {"failures": 0}})
-                assert answer["status"] == "completed", answer
-    assert [one["claimed"] for one in logs if one["event"] == "circuit.probe"] == [True]
+                response = await plain.ask("execute_dag", {"steps": steps, "input": {"failures": 0}})
+                assert response["status"] == "completed", response
+    assert [each["claimed"] for each in logs if each["event"] == "circuit.probe"] == [True]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest_asyncio
 
 from pantheon.stack.servers import ValkeyServer
-from tests.mesh.conftest import patient_publishers, plain
+from tests.mesh.conftest import plain, slow_publishers
 from tests.servers import valkey_server
 
-__all__ = ["patient_publishers", "plain", "valkey"]
+__all__ = ["plain", "slow_publishers", "valkey"]
 
 
 @pytest_asyncio.fixture

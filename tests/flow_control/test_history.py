@@ -35,7 +35,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
         yield made
 
 
-async def fill(database: Database, count: int, *, steps: int = 1, age: timedelta, answered: bool = True) -> list[UUID]:
+async def fill(database: Database, count: int, *, steps: int = 1, age: timedelta, responded: bool = True) -> list[UUID]:
     ids = [new_id() for _ in range(count)]
     at = datetime.now(UTC) - age
     await database.execute(
@@ -43,7 +43,7 @@ async def fill(database: Database, count: int, *, steps: int = 1, age: timedelta
         "version) select u, u, 'w', 'completed', '{\"a\": 1}', $2, $2, $3, 1 from unnest($1::uuid[]) u",
         ids,
         at,
-        at if answered else None,
+        at if responded else None,
     )
     await database.execute(
         "insert into tasks (root_task_id, task_id, parent_task_id, step, item, task_type, status, created_at) "
@@ -74,7 +74,7 @@ async def settle(made: HistoryArchiver) -> int:
 async def test_whole_trees_move_in_batches_and_what_is_young_or_has_no_response_stays(database: Database) -> None:
     await fill(database, 700, steps=3, age=timedelta(hours=2))
     young = await fill(database, 3, age=timedelta(minutes=10))
-    unpublished = await fill(database, 2, age=timedelta(hours=3), answered=False)
+    unpublished = await fill(database, 2, age=timedelta(hours=3), responded=False)
     large = await fill(database, 1, steps=3000, age=timedelta(hours=2))
     assert await settle(history(database)) > 4
     left = await database.fetch("select distinct root_task_id from tasks")
@@ -178,7 +178,7 @@ async def test_what_moved_is_shown_responded_to_again_and_never_run_again(
         await until(moved, "that all rows have moved")
         assert (await rows(settings, "select count(*) from tasks_history"))[0][0] == 3
         calls = len(seen.calls)
-        # Sent again, it is answered with the same bytes.
+        # Sent again, its response has the same bytes.
         await plain.send("execute_dag", {"steps": steps}, task_id=task_id)
         await plain.until(lambda: len(plain.responses[task_id]) == 2)
         assert plain.responses[task_id][0] == plain.responses[task_id][1]

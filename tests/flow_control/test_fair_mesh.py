@@ -24,11 +24,11 @@ class Counter:
         self.agent = Agent("slow_agent", max_concurrency=concurrency)
         self.gate = asyncio.Event()
         self.seconds = seconds
-        self.given: list[str] = []
+        self.values: list[str] = []
 
         @self.agent.task("work")
         async def work(task: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
-            self.given.append(task["who"])
+            self.values.append(task["who"])
             await self.gate.wait()
             await asyncio.sleep(self.seconds)
             return {}
@@ -66,9 +66,9 @@ async def test_500_tasks_of_one_requester_do_not_delay_the_one_of_another(
         await until_rows(settings, 1, f"{WAITING} and flow <> {fairness_key('default', 'many')}")
         counter.gate.set()
         await plain.response(one)
-        assert counter.given.index("one") < 4 + 2 * orchestrators + 6
+        assert counter.values.index("one") < 4 + 2 * orchestrators + 6
         await plain.until(lambda: len(plain.responses) > 500, 2 * PATIENCE_SECONDS)
-    assert len(counter.given) == 501
+    assert len(counter.values) == 501
     assert all(plain.responses[task_id] for task_id in many)
     assert (await rows(settings, WAITING))[0][0] == 0
 
@@ -82,7 +82,7 @@ async def test_a_higher_priority_goes_first(settings: MeshSettings, plain: Plain
         await until_rows(settings, 33, WAITING)
         counter.gate.set()
         await plain.until(lambda: len(plain.responses) >= 35)
-    assert counter.given[2:7] == ["high"] * 5
+    assert counter.values[2:7] == ["high"] * 5
 
 
 async def test_a_row_is_queued_for_a_busy_agent_as_long_as_it_takes_and_fails_when_it_is_gone(
@@ -121,9 +121,9 @@ async def test_rows_of_a_paused_task_and_of_a_paused_workflow_are_parked_and_go_
         await until_rows(settings, 4, WAITING)
         await mesh.run("mesh.pause", {"workflow": "execute_dag"})
         counter.gate.set()
-        await plain.until(lambda: len(counter.given) >= 4)
+        await plain.until(lambda: len(counter.values) >= 4)
         await until_rows(settings, 2, "select count(*) from tasks where status = 'ready' and position is null")
-        assert counter.given == ["a"] * 4
+        assert counter.values == ["a"] * 4
         await mesh.run("mesh.resume", {"workflow": "execute_dag"})
         assert (await mesh.wait(other, timeout_seconds=PATIENCE_SECONDS)).status == "completed"
         await mesh.run("mesh.resume", {"task_id": str(held)})
@@ -137,6 +137,6 @@ async def test_a_fan_out_of_500_keeps_to_the_window_and_loses_nothing(
     counter.gate.set()
     each = {"task": "work", "for_each": list(range(500)), "concurrency": 500, "with": {"who": "${string(item)}"}}
     async with orchestrator(settings, load_library([])), AgentProcess(counter.agent, settings):
-        answer = await plain.ask("execute_dag", {"steps": {"all": each}})
-        assert answer["status"] == "completed", answer
-    assert sorted(counter.given, key=int) == [str(item) for item in range(500)]
+        response = await plain.ask("execute_dag", {"steps": {"all": each}})
+        assert response["status"] == "completed", response
+    assert sorted(counter.values, key=int) == [str(item) for item in range(500)]

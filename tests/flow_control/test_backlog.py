@@ -24,7 +24,7 @@ def delivery(sequence: int, data: bytes, pending: int = 0) -> Delivery:
 def test_a_key_is_what_a_requester_of_a_tenant_sent_with_one_priority() -> None:
     assert fairness_key(body("a")) == fairness_key(body("a", tenant="default", priority=5, payload={"requester": "b"}))
     kinds = [body("a"), body("b"), body("a", tenant="t"), body("a", priority=9), body(None)]
-    assert len({fairness_key(one) for one in kinds}) == len(kinds)
+    assert len({fairness_key(each) for each in kinds}) == len(kinds)
 
 
 def test_what_cannot_be_read_has_a_key_of_no_requester() -> None:
@@ -39,9 +39,9 @@ def test_a_requester_of_one_has_a_round_beside_a_requester_of_thousands() -> Non
     for sequence in range(101, 10_000):
         backlog.found(sequence, body("a"))
     backlog.found(10_000, body("b"))
-    many, one = backlog.next_round(50)
+    many, each = backlog.next_round(50)
     assert (len(many[0].delivered), many[1]) == (100, 25)
-    assert (backlog.next_ahead(*one), one[1]) == ([10_000], 25)
+    assert (backlog.next_ahead(*each), each[1]) == ([10_000], 25)
     assert backlog.pending == 9900
 
 
@@ -51,8 +51,8 @@ def test_what_the_broker_delivered_is_not_ahead_any_more() -> None:
         backlog.found(sequence, body("ab"[sequence % 2]))
     # The others went to another orchestrator.
     backlog.arrived(delivery(6, body("a")))
-    turns = [flow for flow, _ in backlog.next_round(10)]
-    assert sorted(([number for number, _ in flow.delivered], list(flow.ahead)) for flow in turns) == [
+    shares = [key for key, _ in backlog.next_round(10)]
+    assert sorted(([number for number, _ in key.delivered], list(key.ahead)) for key in shares) == [
         ([], [7, 9]),
         ([6], [8, 10]),
     ]
@@ -85,21 +85,22 @@ def test_each_is_taken_once_and_in_the_order_of_its_requester(
     assert len(names) == 3
     taken: dict[str, list[int]] = {name: [] for name in "abc"}
     last = {name: number for number, (name, _) in enumerate(sent, start=1)}
-    while turns := backlog.next_round(limit):
-        assert len(turns) * turns[0][1] <= max(limit, len(turns))
-        for flow, share in turns:
+    while shares := backlog.next_round(limit):
+        assert len(shares) * shares[0][1] <= max(limit, len(shares))
+        for key, share in shares:
             numbers: list[int] = []
-            while flow.delivered and len(numbers) < share:
-                numbers.append(flow.delivered.popleft()[0])
+            while key.delivered and len(numbers) < share:
+                numbers.append(key.delivered.popleft()[0])
             if not numbers:
-                numbers = backlog.next_ahead(flow, share)
-                backlog.taken_ahead(flow, numbers[-1])
+                numbers = backlog.next_ahead(key, share)
+                backlog.taken_ahead(key, numbers[-1])
             name = sent[numbers[0] - 1][0]
             assert numbers[-1] <= last[name]
             taken[name] += numbers
     # What stands before the newest that came from the broker, and did not come, is with somebody else.
     newest = max((number for number, (_, ours) in enumerate(sent[:delivered_up_to], start=1) if ours), default=0)
     assert taken == {
-        name: [one for one in numbers if one > newest or one <= delivered_up_to] for name, numbers in expected.items()
+        name: [each for each in numbers if each > newest or each <= delivered_up_to]
+        for name, numbers in expected.items()
     }
     assert backlog.ahead == 0
