@@ -7,7 +7,8 @@ acceptance, or its response, has come; that never runs it twice (docs/protocol.m
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
@@ -26,7 +27,7 @@ from pantheon.client.operations import SignalTaken as SignalTaken
 from pantheon.client.watch import Watched, watch
 from pantheon.runtime.settings import MeshSettings
 from protocol import subjects
-from protocol.errors import BusError, NotAccepted, ObjectMissing, PantheonError, TaskCancelled, TaskFailed
+from protocol.errors import BusError, NotAccepted, PantheonError, TaskCancelled, TaskFailed
 from protocol.ids import new_id
 from protocol.large import parse_value
 from protocol.messages import TaskProgress, TaskRequest, TaskResponse, json_bytes, to_bytes
@@ -39,11 +40,21 @@ RESEND_MAX_SECONDS = 15.0
 # The copy of the response comes by core NATS, at most once. Sending the request again this often costs one row look-up.
 RESEND_WAITING_SECONDS = 20.0
 ACCEPT_SECONDS = 30.0
+# Between two queries for the response of a task that another client submitted.
+QUERY_FIRST_SECONDS = 0.05
+QUERY_MAX_SECONDS = 2.0
+
+
+# Ids of tasks that were submitted, whose responses come to this client's inbox.
+SUBMITTED_IDS = 10_000
 
 
 @dataclass
 class _Waiter:
-    request: TaskRequest
+    """One call that waits, or several. `request` is kept by those that send it again."""
+
+    request: TaskRequest | None = None
+    calls: int = 0
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
     response: "asyncio.Future[TaskResponse]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -67,7 +78,9 @@ class Mesh(ClientOperations):
         self._requester = requester
         self._connect_seconds = connect_seconds
         self._subscriptions: list[Subscription] = []
+        # Of calls that wait now: what nothing waits for is not kept.
         self._waiters: dict[UUID, _Waiter] = {}
+        self._submitted: OrderedDict[UUID, None] = OrderedDict()
         self._inbox = ""
         self._bus: Bus
         self._publisher: Publisher
@@ -189,14 +202,31 @@ class Mesh(ClientOperations):
         accepted after NotAccepted: submit the same request again to be sure.
         """
         request = task_type if isinstance(task_type, TaskRequest) else self.request(task_type, payload, **options)
-        waiter = self._waiters.setdefault(request.task_id, _Waiter(request))
+        with self._waiting(request.task_id, request) as waiter:
+            await self._accepted(request, waiter, accept_seconds)
+        return request.task_id
+
+    @contextlib.contextmanager
+    def _waiting(self, task_id: UUID, request: TaskRequest | None = None) -> Iterator[_Waiter]:
+        """Receive what comes for a task, as long as this lasts."""
+        waiter = self._waiters.setdefault(task_id, _Waiter())
+        waiter.request = request or waiter.request
+        waiter.calls += 1
+        try:
+            yield waiter
+        finally:
+            waiter.calls -= 1
+            if not waiter.calls:
+                del self._waiters[task_id]
+
+    async def _accepted(self, request: TaskRequest, waiter: _Waiter, accept_seconds: float) -> None:
+        """Send a request until its task is accepted."""
         loop = asyncio.get_running_loop()
         end = loop.time() + accept_seconds
         wait = RESEND_FIRST_SECONDS
         while not waiter.accepted.is_set():
             left = end - loop.time()
             if left <= 0:
-                self._waiters.pop(request.task_id, None)
                 raise NotAccepted(
                     f"task {request.task_id} was not accepted within {accept_seconds:g} s: is an orchestrator running, "
                     "and can it reach Postgres?"
@@ -209,13 +239,14 @@ class Mesh(ClientOperations):
                 wait = min(wait * 2, RESEND_MAX_SECONDS)
             except BusError as error:
                 if not error.retryable:
-                    self._waiters.pop(request.task_id, None)
                     raise
                 # An error that comes at once (a bucket that is gone) must not be met by a retry at once.
                 log.debug("submit.again", error=str(error))
                 await asyncio.sleep(min(wait, max(0.0, end - loop.time())))
                 wait = min(wait * 2, RESEND_MAX_SECONDS)
-        return request.task_id
+        self._submitted[request.task_id] = None
+        if len(self._submitted) > SUBMITTED_IDS:
+            self._submitted.popitem(last=False)
 
     async def _send(self, request: TaskRequest, *, give_up_seconds: float) -> None:
         body = to_bytes(request)
@@ -227,44 +258,60 @@ class Mesh(ClientOperations):
         await self._publisher.publish(subjects.task(ORCHESTRATOR), body, give_up_seconds=give_up_seconds)
 
     async def wait(self, task_id: UUID, *, timeout_seconds: float | None = None) -> TaskResponse:
-        """The final response of a task that this client submitted, whatever its status.
+        """The final response of a task, whatever its status, and whichever client submitted it.
 
         Raises TimeoutError; the task goes on all the same, and `wait` may be called again.
         """
-        waiter = self._waiters.get(task_id)
-        if waiter is None:
-            return await self._wait_foreign(task_id, timeout_seconds)
         async with asyncio.timeout(timeout_seconds):
-            while True:
-                try:
-                    response = await self._whole(await self._response_of(waiter))
-                    break
-                except BusError as error:
-                    if not error.retryable:
-                        raise
-                    # The orchestrator puts a large result that the object store has lost there again when it responds
-                    # again.
-                    log.debug("wait.result_gone", task_id=str(task_id), error=str(error))
-                    waiter.response = asyncio.get_running_loop().create_future()
-                    await self._resend(waiter)
-        self._waiters.pop(task_id, None)
-        return response
+            with self._waiting(task_id) as waiter:
+                return await self._response(task_id, waiter)
 
-    async def _response_of(self, waiter: _Waiter) -> TaskResponse:
-        while not waiter.response.done():
-            generation = self._bus.generation
-            await asyncio.wait({waiter.response}, timeout=RESEND_WAITING_SECONDS)
+    async def _response(self, task_id: UUID, waiter: _Waiter) -> TaskResponse:
+        """The copy that comes to this client; what may have been lost, and another client's, is asked for."""
+        # Sent by this call a moment ago: nothing was lost yet.
+        ask = waiter.request is None
+        pause = QUERY_FIRST_SECONDS
+        while True:
+            if ask and not waiter.response.done():
+                await self._ask_for(task_id, waiter)
+            ask = True
             if not waiter.response.done():
-                reconnected = generation != self._bus.generation
-                log.debug("wait.again", task_id=str(waiter.request.task_id), reconnected=reconnected)
-                await self._resend(waiter)
-        return await waiter.response
+                generation = self._bus.generation
+                seconds = RESEND_WAITING_SECONDS if task_id in self._submitted else pause
+                await asyncio.wait({waiter.response}, timeout=seconds)
+                pause = min(pause * 1.5, QUERY_MAX_SECONDS)
+            if not waiter.response.done():
+                log.debug("wait.again", task_id=str(task_id), reconnected=generation != self._bus.generation)
+                continue
+            try:
+                return await self._whole(await waiter.response)
+            except BusError as error:
+                if not error.retryable:
+                    raise
+                # The orchestrator puts a large result that the object store has lost there again when it responds
+                # again.
+                log.debug("wait.result_gone", task_id=str(task_id), error=str(error))
+                waiter.response = asyncio.get_running_loop().create_future()
+                await asyncio.sleep(pause)
 
-    async def _resend(self, waiter: _Waiter) -> None:
+    async def _ask_for(self, task_id: UUID, waiter: _Waiter) -> None:
+        """Have the response of a task sent again if it has ended; where its request is not kept, by a query."""
+        if waiter.request is not None:
+            try:
+                await self._send(waiter.request, give_up_seconds=RESEND_WAITING_SECONDS)
+            except BusError as error:
+                log.debug("wait.unsent", error=str(error))
+            return
         try:
-            await self._send(waiter.request, give_up_seconds=RESEND_WAITING_SECONDS)
-        except BusError as error:
-            log.debug("wait.unsent", error=str(error))
+            reply = await self.query("response", {"task_id": str(task_id)})
+        except (PantheonError, TimeoutError) as error:
+            if task_id not in self._submitted:
+                raise
+            # It is accepted, so it will end: no orchestrator is there just now.
+            log.debug("wait.unanswered", task_id=str(task_id), error=str(error))
+            return
+        if reply.get("response") is not None and not waiter.response.done():
+            waiter.response.set_result(TaskResponse.model_validate_json(json.dumps(reply["response"])))
 
     async def _whole(self, response: TaskResponse) -> TaskResponse:
         """A response with a large result in the place of its reference. Raises BusError, InvalidRequest."""
@@ -273,18 +320,6 @@ class Mesh(ClientOperations):
         body = await self._objects.get(response.result_ref)
         result = parse_value(body, response.result_ref, "result")
         return response.model_copy(update={"result": result, "result_ref": None})
-
-    async def _wait_foreign(self, task_id: UUID, timeout_seconds: float | None) -> TaskResponse:
-        """The response of a task that another process submitted: queried until the task has ended."""
-        async with asyncio.timeout(timeout_seconds):
-            pause = 0.05
-            while True:
-                reply = await self.query("response", {"task_id": str(task_id)})
-                if reply.get("response") is not None:
-                    with contextlib.suppress(ObjectMissing):
-                        return await self._whole(TaskResponse.model_validate_json(json.dumps(reply["response"])))
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, 2.0)
 
     async def run(
         self,
@@ -296,12 +331,22 @@ class Mesh(ClientOperations):
     ) -> Any:
         """Submit, wait, return the result. Raises TaskFailed or TaskCancelled with the response's error, TimeoutError.
 
-        `wait_seconds` bounds this call; `timeout_seconds` and `deadline`, as in `request`, bound the task itself.
+        `wait_seconds` bounds this call; `timeout_seconds` and `deadline`, as in `request`, bound the task itself. The
+        message of the TimeoutError has the task's id: the task goes on, and `wait` may be called for it.
         """
         request = self.request(task_type, payload, **options)
-        async with asyncio.timeout(wait_seconds):
-            await self.submit(request)
-            response = await self.wait(request.task_id)
+        bound = asyncio.timeout(wait_seconds)
+        try:
+            async with bound:
+                with self._waiting(request.task_id, request) as waiter:
+                    await self._accepted(request, waiter, ACCEPT_SECONDS)
+                    response = await self._response(request.task_id, waiter)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise TimeoutError(
+                f"task {request.task_id} did not end within {wait_seconds:g} s; it goes on: wait(task_id) waits for it"
+            ) from None
         return result_of(response)
 
     async def progress(self, task_id: UUID) -> AsyncIterator[TaskProgress]:
@@ -318,11 +363,8 @@ class Mesh(ClientOperations):
         return watch(self._bus, task_id, lambda: self._until_ended(task_id), on_listening)
 
     async def _until_ended(self, task_id: UUID) -> None:
-        waiter = self._waiters.get(task_id)
-        if waiter is not None:
-            await asyncio.wait({waiter.response})
-        else:
-            await self._wait_foreign(task_id, None)
+        with self._waiting(task_id) as waiter:
+            await self._response(task_id, waiter)
 
     async def query(self, what: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask any orchestrator to read its state (`tasks`, `task`, `response`, `workflows`, `pauses`,
