@@ -170,12 +170,14 @@ class WaitFor(Message):
 
 class Requires(Message):
     """What the agent that gets a step must be: `model` and `tags` as in its registry entry, times and reliability as
-    the orchestrator has seen them."""
+    the orchestrator has seen them. Unless `strict`, an agent that is none of this gets the step where no other has a
+    slot."""
 
     model: Label | None = None
     tags: Annotated[tuple[Label, ...], null_means(())] = Field(default=(), strict=False)
     max_response_ms: float | None = Field(default=None, gt=0)
     min_reliability: float | None = Field(default=None, ge=0, le=1)
+    strict: bool = True
 
 
 class Step(Message):

@@ -175,8 +175,16 @@ def _weight(sticky: str, agent: str) -> bytes:
     return hashlib.blake2b(f"{sticky}\0{agent}".encode(), digest_size=8).digest()
 
 
-def _note(request: RouteRequest, chosen: Candidate, candidates: Sequence[Candidate], serving: int) -> bytes:
-    """Why an agent was chosen: the others that were weighed, best first, as far as `NOTE_BYTES`, and of how many."""
+def _note(
+    request: RouteRequest,
+    chosen: Candidate,
+    candidates: Sequence[Candidate],
+    serving: int,
+    requires: Requires | None,
+    unmet: str | None,
+) -> bytes:
+    """Why an agent was chosen: the others that were weighed, best first, as far as `NOTE_BYTES`, and of how many; of
+    requirements that are soft, whether it meets them."""
     avoid = request.avoid
     others = [(candidate.barred, candidate.score(avoid), candidate) for candidate in candidates]
     others.sort(key=_rank)
@@ -185,6 +193,8 @@ def _note(request: RouteRequest, chosen: Candidate, candidates: Sequence[Candida
     end = "" if avoid is None else f',"avoided":"{avoid}"'
     if request.sticky is not None:
         end += f',"sticky":{json_bytes(request.sticky[:NOTED_CHARS]).decode()}'
+    if requires is not None and not requires.strict:
+        end += ',"met":true' if unmet is None else f',"met":false,"unmet":{json_bytes(unmet[:NOTED_CHARS]).decode()}'
     while True:
         number = f',"serving":{serving}' if serving > len(shown) else ""
         note = f'{{"chosen":"{chosen.agent}","candidates":[{",".join(shown)}]{number}{end}}}'.encode()
@@ -366,8 +376,9 @@ class Router:
             return None
         if not self.admission.admits(request):
             return None
+        requires = request.requires
         agents = self.registry.serving(request.task_type)
-        if len(agents) == 1 and request.requires is None and not self.pauses.agents:
+        if len(agents) == 1 and requires is None and not self.pauses.agents:
             # One agent and nothing to weigh: the common case costs no list of candidates.
             agent = agents[0]
             fits = agent != ORCHESTRATOR and request.pinned_agent in (None, agent)
@@ -375,13 +386,24 @@ class Router:
                 return None
             self._assign(request, agent)
             return Placement(agent)
+        placement = self._chosen(request, requires)
+        if placement is None and requires is not None and not requires.strict:
+            placement = self._chosen(request._replace(requires=None), requires)
+        return placement
+
+    def _chosen(self, request: RouteRequest, requires: Requires | None) -> Placement | None:
+        """`requires` is what the step asks for, `request.requires` what holds for this choice."""
         candidates, serving = self._scored(request)
         chosen = choose(candidates, avoid=request.avoid, sticky=request.sticky, draw=self.random.random())
         if chosen is None:
             return None
         self._assign(request, chosen.agent)
-        noted = serving > 1 or request.requires is not None
-        return Placement(chosen.agent, _note(request, chosen, candidates, serving) if noted else None)
+        if serving == 1 and requires is None:
+            return Placement(chosen.agent)
+        unmet = None
+        if requires is not None and request.requires is None:
+            unmet = unfit(requires, self._ready(chosen.agent, request.task_type)[1], chosen)
+        return Placement(chosen.agent, _note(request, chosen, candidates, serving, requires, unmet))
 
     def _assign(self, request: RouteRequest, agent: str) -> None:
         self.admission.assigned(request, agent)
@@ -390,13 +412,15 @@ class Router:
     def served(self, request: RouteRequest) -> bool:
         if request.workflow is not None and request.workflow in self.pauses.workflows:
             return True
-        if request.requires is None:
+        if request.requires is None or not request.requires.strict:
             return bool(self.agents(request.task_type, request.pinned_agent))
         # Busy, paused and broken agents will take tasks again; those that do not fit will not.
         return any(candidate.bar is not Bar.UNFIT for candidate in self.candidates(request))
 
     def wait_reasons(self, request: RouteRequest) -> WaitReasons:
         """See `engine.decisions.Directory`."""
+        if request.requires is not None and not request.requires.strict:
+            request = request._replace(requires=None)
         serving = self.agents(request.task_type, None)
         records = (record for agent in serving for record in self.registry.instances(agent))
         instances = sum(request.task_type in record.task_types for record in records)

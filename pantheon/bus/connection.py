@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import structlog
 from nats.aio.msg import Msg
@@ -23,6 +22,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 
 from pantheon.bus.client import Client
+from pantheon.runtime.urls import nats_servers, redact
 from protocol.errors import BusError, TooLarge
 
 # One message as NATS delivered it: `.subject`, `.data`, `.headers`, `.reply`, `.ack()`, `.nak()`, `.in_progress()`.
@@ -39,6 +39,8 @@ PING_INTERVAL_SECONDS = 10
 # What is published while the broker is away is kept here; beyond it, publishing fails and the caller retries.
 PENDING_BYTES = 64 * 1024 * 1024
 
+CREDENTIALS = {"user", "password", "token", "user_credentials"}
+
 CONNECTION_ERRORS = (
     ConnectionClosedError,
     ConnectionDrainingError,
@@ -51,16 +53,6 @@ CONNECTION_ERRORS = (
     OSError,
     asyncio.TimeoutError,
 )
-
-
-def shown(url: str) -> str:
-    """The URL without its secrets, for messages and logs."""
-    servers = []
-    for server in url.split(","):
-        split = urlsplit(server if "://" in server else f"nats://{server}")
-        host = split.hostname or ""
-        servers.append(f"{split.scheme}://{host}:{split.port}" if split.port else f"{split.scheme}://{host}")
-    return ",".join(servers)
 
 
 class Bus:
@@ -90,23 +82,29 @@ class Bus:
 
         `options` are further ones of the client library: credentials, TLS.
         """
+        try:
+            servers = nats_servers(url)
+        except ValueError as error:
+            raise BusError(f"NATS_URL: {error}") from None
+        # Those of the settings count before those of the URL.
+        credentials: dict[str, Any] = {} if CREDENTIALS & set(options or {}) else servers.options
         made: list[Self] = []
         last_error = "no answer"
         warned = False
 
         async def on_error(error: Exception) -> None:
             nonlocal last_error, warned
-            last_error = str(error) or type(error).__name__
+            last_error = redact(str(error)) or type(error).__name__
             if not made:
                 if not warned and wait_seconds is None:
                     warned = True
-                    log.warning("nats.waiting", url=shown(url), error=last_error)
+                    log.warning("nats.waiting", url=str(servers), error=last_error)
             elif not isinstance(error, CONNECTION_ERRORS):
                 log.warning("nats.error", error=last_error)
 
         async def on_disconnect() -> None:
             if made and not made[0].client.is_closed and not made[0].closing:
-                log.warning("nats.disconnected", url=shown(url))
+                log.warning("nats.disconnected", url=str(servers))
 
         async def on_reconnect() -> None:
             if made:
@@ -114,7 +112,7 @@ class Bus:
 
         client = Client()
         connecting = client.connect(
-            servers=[part if "://" in part else f"nats://{part}" for part in url.split(",")],
+            servers=list(servers.urls),
             name=name,
             allow_reconnect=True,
             max_reconnect_attempts=-1,
@@ -128,6 +126,7 @@ class Bus:
             error_cb=on_error,
             disconnected_cb=on_disconnect,
             reconnected_cb=on_reconnect,
+            **credentials,
             **(options or {}),
         )
         try:
@@ -135,10 +134,9 @@ class Bus:
                 await connecting
         except (TimeoutError, NatsError, OSError, ValueError) as error:
             if not isinstance(error, TimeoutError):
-                last_error = str(error) or type(error).__name__
+                last_error = redact(str(error)) or type(error).__name__
             raise BusError(
-                f"no NATS server answers at {shown(url)} ({last_error}): check NATS_URL, "
-                "or start one with 'pantheon up'"
+                f"no NATS server answers at {servers} ({last_error}): check NATS_URL, or start one with 'pantheon up'"
             ) from None
         bus = cls(client, url)
         made.append(bus)
@@ -146,7 +144,7 @@ class Bus:
 
     def _on_reconnect(self) -> None:
         self.generation += 1
-        log.info("nats.reconnected", url=shown(self.url))
+        log.info("nats.reconnected", url=redact(self.url))
         for callback in self._reconnected:
             callback()
 

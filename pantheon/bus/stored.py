@@ -73,12 +73,17 @@ async def stored_batch(
         headers = message.headers or {}
         if ended.done():
             return
-        if (status := headers.get("Status")) is not None:
+        # The server adds subject and sequence to every stored message, and to none of its own. A status shows nothing:
+        # the sender of a stored message may have added a header of that name.
+        if "Nats-Subject" not in headers or "Nats-Sequence" not in headers:
+            status = headers.get("Status", "")
             left = headers.get("Nats-Num-Pending", "")
             if status == "204" or status == "404":
                 ended.set_result(int(left) if left.isdigit() else 0)
             else:
-                ended.set_exception(BusError(f"cannot read the stream {stream}: {headers.get('Description', status)}"))
+                ended.set_exception(
+                    BusError(f"cannot read the stream {stream}: {headers.get('Description') or status}")
+                )
             return
         if "Nats-Num-Pending" not in headers:
             ended.set_exception(NoBatches("the NATS server reads no batches of stored messages: it is older than 2.11"))

@@ -6,7 +6,6 @@ value (never a secret's) and what is allowed.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
@@ -26,13 +25,13 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pantheon.runtime.urls import nats_servers, redact, split_servers
 from protocol.errors import SettingsError
 from protocol.large import DEFAULT_MAX_BYTES
 from protocol.names import INSTANCE_ID
 
 FILE_SUFFIX = "_FILE"
 MAX_SECRET_FILE_BYTES = 64 * 1024
-NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
 
@@ -222,8 +221,8 @@ class MeshSettings(EnvironmentSettings):
     @field_validator("nats_url")
     @classmethod
     def _check_nats_url(cls, value: str) -> str:
-        servers = [part.strip() for part in value.split(",")]
-        return ",".join(_check_url(server, NATS_SCHEMES) for server in servers)
+        nats_servers(value, scheme_needed=True)
+        return ",".join(split_servers(value))
 
     @field_validator("database_url", "redis_url")
     @classmethod
@@ -338,8 +337,8 @@ def _allowed_text(field: FieldInfo) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message of one line, without what stands before an `@` in a URL."""
-    return one_line(re.sub(r"//[^\s,]*@", "//***@", repr(value)))
+    """A value for a message of one line, without the secrets of a URL."""
+    return one_line(redact(repr(value)))
 
 
 def one_line(text: str, limit: int = 200) -> str:

@@ -15,6 +15,7 @@ from uuid import UUID
 import structlog
 
 from pantheon.bus import Delivery, Puller, Transport, acknowledge, hold, nak
+from pantheon.bus.returns import return_to_queue
 from pantheon.config.agent_config import AgentConfig
 from pantheon.runtime.background import end
 from pantheon.runtime.periodic import PeriodicTask
@@ -70,6 +71,7 @@ class Worker:
         limits: WorkerLimits = DEFAULT_LIMITS,
     ) -> None:
         self._agent = agent
+        self._publisher = transport.publisher
         self._form = form = ResponseForm(agent.name, instance_id)
         self._runner = Runner(
             agent,
@@ -184,7 +186,7 @@ class Worker:
         """
         self._draining = True
         for delivery in await self._puller.stop():
-            await nak(delivery)
+            await return_to_queue(self._publisher, delivery)
         if self._taking is not None:
             self._taking.cancel()
         if self._works:
@@ -201,7 +203,7 @@ class Worker:
                 log.warning("task.not_ended", task_id=str(key[0]), attempt=key[1], agent=self._agent.name)
                 running.returned = True
                 for delivery in running.deliveries:
-                    await nak(delivery)
+                    await return_to_queue(self._publisher, delivery)
         if self._taking is not None:
             await end([self._taking])
 
@@ -283,6 +285,6 @@ class Worker:
             await acknowledge(delivery)
         except AttemptReturned:
             if not running.returned:
-                await nak(delivery)
+                await return_to_queue(self._publisher, delivery)
         finally:
             del self._running[key]

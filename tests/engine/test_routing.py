@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -459,3 +460,41 @@ def test_why_a_task_waits_for_very_many_agents_is_said_of_a_few() -> None:
     assert "of 1000 agents" in str(reasons)
     assert str(reasons).endswith("and 995 more")
     assert reasons.shown()["more"] == 980
+
+
+# -- soft requirements -------------------------------------------------------------------------------------------------
+
+
+def note_of(placement: Placement | None) -> dict[str, Any]:
+    assert placement is not None
+    assert placement.routing is not None
+    note: dict[str, Any] = json.loads(placement.routing)
+    return note
+
+
+@pytest.mark.parametrize("others", [0, 1, 50])
+def test_unmet_the_best_of_the_others_gets_the_task_and_the_note_says_so(others: int) -> None:
+    registry = LiveRegistry()
+    registry.apply([instance(f"agent_{number}", "x", model="small") for number in range(1 + others)])
+    made = Router(registry, Library(), AgentHealth(), admission=Rooms())
+    soft = RouteRequest("x", requires=Requires(model="large", strict=False))
+    note = note_of(made.choose(soft))
+    assert note["met"] is False
+    assert note["unmet"] == "its model is 'small', 'large' is required"
+    assert made.served(soft)
+    assert not made.served(RouteRequest("x", requires=Requires(model="large")))
+
+
+def test_an_agent_that_meets_soft_requirements_gets_the_task_as_long_as_it_has_a_slot() -> None:
+    made = Router(
+        Registry(instance("large", "x", model="large"), instance("small", "x", model="small")),
+        Library(),
+        AgentHealth(),
+        admission=Rooms(),
+    )
+    soft = RouteRequest("x", requires=Requires(model="large", strict=False))
+    first, second = note_of(made.choose(soft)), note_of(made.choose(soft))
+    assert (first["chosen"], first["met"]) == ("large", True)
+    assert (second["chosen"], second["met"]) == ("small", False)
+    assert made.choose(soft) is None
+    assert "is required" not in str(made.wait_reasons(soft))

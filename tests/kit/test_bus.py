@@ -16,6 +16,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StreamConfig
 from pantheon import Agent, TaskContext
 from pantheon.bus import Bus, Delivery, Publisher, Puller, PullTimes, ensure_streams, is_first_delivery, stream_mark
 from pantheon.bus.puller import REFUSED_SECONDS
+from pantheon.bus.stored import stored_batch
 from pantheon.stack.servers import NatsServer
 from protocol import new_id, subjects
 from protocol.errors import BusError, TooLarge
@@ -930,3 +931,16 @@ async def test_a_close_that_is_cancelled_ends_cancelled(broker: NatsServer) -> N
     closing.cancel()
     await asyncio.wait((closing,), timeout=WITHIN_SECONDS)
     assert closing.cancelled()
+
+
+@pytest.mark.parametrize("header", ["Status", "Description", "Nats-Num-Pending", "Nats-Sequence", "Nats-Subject"])
+async def test_a_senders_header_named_like_one_of_the_brokers_ends_no_batch(bus: Bus, header: str) -> None:
+    """A stored message with a header `Status` was read as the end of the batch: what came behind it was not there."""
+    for number in range(3):
+        headers = {header: "204"} if number == 1 else None
+        await bus.js.publish("agent.test_agent.task", str(number).encode(), headers=headers)
+    found, left = await stored_batch(bus, "AGENT_TASKS", "agent.test_agent.task", start=1, count=10, max_bytes=10_000)
+    assert [(each.sequence, each.subject, each.data) for each in found] == [
+        (number + 1, "agent.test_agent.task", str(number).encode()) for number in range(3)
+    ]
+    assert left == 0

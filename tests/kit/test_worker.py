@@ -906,6 +906,29 @@ async def test_a_rolling_restart_in_mid_load_loses_nothing_and_runs_nothing_twic
     assert set(runs.values()) == {1}
 
 
+async def test_clean_stops_are_no_deaths(rig: Rig, agent: Agent) -> None:
+    """The broker counts a return like a death: a task that five instances had returned at their end got no sixth."""
+    begun: list[int] = []
+    last = asyncio.Event()
+
+    @agent.task("wait")
+    async def wait(task: dict[str, Any], ctx: TaskContext) -> int:
+        begun.append(ctx.attempt)
+        await last.wait()
+        return len(begun)
+
+    task_id = await rig.send("test_agent", "wait")
+    for number in range(7):
+        worker = await rig.worker(agent)
+        await until(lambda number=number: len(begun) > number, "the handler")  # type: ignore[misc]
+        await worker.drain(0)
+    last.set()
+    await rig.worker(agent)
+    response = await rig.response(task_id)
+    assert (response.status, response.result, response.attempt) == ("completed", 8, 1)
+    await rig.until_empty()
+
+
 async def test_a_paused_agent_takes_no_more_until_it_resumes(rig: Rig, agent: Agent) -> None:
     worker = await rig.worker(agent, max_concurrency=2)
     await rig.run("test_agent", "uppercase", {"text": "a"})

@@ -52,6 +52,8 @@ def _circumstances(routing: Mapping[str, Any]) -> str:
         parts.append(f"always the same for '{routing['sticky']}'")
     if routing.get("avoided") is not None:
         parts.append(f"rather not {routing['avoided']}, where the attempt before failed")
+    if routing.get("met") is False:
+        parts.append(f"no agent with a slot meets what it requires: {routing.get('unmet')}")
     if isinstance(serving := routing.get("serving"), int):
         parts.append(f"of {serving} agents, some were weighed")
     return f" ({'; '.join(parts)})" if parts else ""
