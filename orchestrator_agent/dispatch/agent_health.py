@@ -1,13 +1,14 @@
-"""AgentHealth: what this orchestrator has seen of each agent: response times and failures; and circuits.
+"""AgentHealth: what this orchestrator has seen of each agent, by task type: response times, failures, circuits.
 
-A circuit (closed, open, half-open) keeps tasks from an agent that only fails. Averages fade with time, so that an
-agent that was repaired is not judged by its past.
+A circuit (closed, open, half-open) keeps tasks of a type from an agent that only fails at them; its other types go on,
+and a probe is a task of the failing type. Averages fade with time, so that an agent that was repaired is not judged by
+its past.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from protocol.messages import TaskResponse
@@ -72,10 +73,14 @@ class ResponseTime:
         self.milliseconds, self.at = self.milliseconds * kept + milliseconds * (1 - kept), now
 
 
+# An agent, and a task type that it serves.
+Service = tuple[str, str]
+
+
 @dataclass
-class HealthOfAgent:
+class ServiceHealth:
     circuit: Circuit
-    response_ms: dict[str, ResponseTime] = field(default_factory=dict)
+    response_ms: ResponseTime | None = None
     failure_rate: float = 0.0
     judged_at: float = 0.0
 
@@ -83,19 +88,19 @@ class HealthOfAgent:
 class Probes(Protocol):
     """Which process lets a task through a half-open circuit, for all of them: see `shared_circuits.ProbeClaims`."""
 
-    def may_probe(self, agent: str) -> bool: ...
-    def probed(self, agent: str) -> None: ...
+    def may_probe(self, service: Service) -> bool: ...
+    def probed(self, service: Service) -> None: ...
 
 
 class CircuitNews:
     """Circuits that this process opened or closed, by what it saw itself, until other processes have been informed."""
 
     def __init__(self) -> None:
-        self.states: dict[str, CircuitState] = {}
+        self.states: dict[Service, CircuitState] = {}
         self.changed = asyncio.Event()
 
-    def note(self, agent: str, state: CircuitState) -> None:
-        self.states[agent] = state
+    def note(self, service: Service, state: CircuitState) -> None:
+        self.states[service] = state
         self.changed.set()
 
 
@@ -113,23 +118,24 @@ class AgentHealth:
         self._clock = clock
         self._probes = probes
         self.news = CircuitNews()
-        self._agents: dict[str, HealthOfAgent] = {}
+        self._services: dict[Service, ServiceHealth] = {}
 
-    def of(self, agent: str) -> HealthOfAgent:
-        health = self._agents.get(agent)
+    def _of(self, agent: str, task_type: str) -> ServiceHealth:
+        service = agent, task_type
+        health = self._services.get(service)
         if health is None:
-            health = self._agents[agent] = HealthOfAgent(Circuit(self._open_seconds))
+            health = self._services[service] = ServiceHealth(Circuit(self._open_seconds))
         return health
 
-    def assigned(self, agent: str) -> None:
-        """A task was assigned to the agent; where its circuit is half open, it is the only one."""
-        health = self._agents.get(agent)
+    def assigned(self, agent: str, task_type: str) -> None:
+        """A task was assigned to the agent; where the circuit is half open, it is the only one."""
+        health = self._services.get((agent, task_type))
         if health is None or health.circuit.opened_at is None:
             return
         if health.circuit.state(self._clock()) == "half_open":
             health.circuit.probed_at = self._clock()
             if self._probes is not None:
-                self._probes.probed(agent)
+                self._probes.probed((agent, task_type))
 
     def judge(self, response: TaskResponse) -> None:
         """Note what a response shows of its agent. That an attempt was stopped, or had a wrong payload, shows nothing
@@ -144,65 +150,70 @@ class AgentHealth:
 
     def responded(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
         """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload."""
-        health = self.of(agent)
+        health = self._of(agent, task_type)
         now = self._clock()
         health.failure_rate = self._faded(health, now) * (1 - WEIGHT) + (WEIGHT if failed else 0.0)
         health.judged_at = now
         if failed:
             health.circuit.failed(now)
             if health.circuit.opened_at == now:
-                self.news.note(agent, "open")
+                self.news.note((agent, task_type), "open")
             return
         if health.circuit.opened_at is not None:
-            self.news.note(agent, "closed")
+            self.news.note((agent, task_type), "closed")
         health.circuit.succeeded()
         if milliseconds is not None:
-            known = health.response_ms.setdefault(task_type, ResponseTime(milliseconds, now))
-            known.learn(milliseconds, now)
+            if health.response_ms is None:
+                health.response_ms = ResponseTime(milliseconds, now)
+            health.response_ms.learn(milliseconds, now)
 
     @staticmethod
-    def _faded(health: HealthOfAgent, now: float) -> float:
+    def _faded(health: ServiceHealth, now: float) -> float:
         if health.failure_rate == 0.0:
             return 0.0
         return float(health.failure_rate * 0.5 ** ((now - health.judged_at) / FORGET_HALF_SECONDS))
 
     def response_ms(self, agent: str, task_type: str) -> float | None:
-        known = self.of(agent).response_ms.get(task_type)
-        return None if known is None else known.milliseconds * known.remembered(self._clock())
+        health = self._services.get((agent, task_type))
+        if health is None or health.response_ms is None:
+            return None
+        return health.response_ms.milliseconds * health.response_ms.remembered(self._clock())
 
-    def failure_rate(self, agent: str) -> float:
-        return self._faded(self.of(agent), self._clock())
+    def failure_rate(self, agent: str, task_type: str) -> float:
+        health = self._services.get((agent, task_type))
+        return 0.0 if health is None else self._faded(health, self._clock())
 
-    def admits(self, agent: str) -> bool:
-        health = self._agents.get(agent)
+    def admits(self, agent: str, task_type: str) -> bool:
+        health = self._services.get((agent, task_type))
         if health is None or health.circuit.opened_at is None:
             return True
         if not health.circuit.admits(self._clock()):
             return False
-        return self._probes is None or self._probes.may_probe(agent)
+        return self._probes is None or self._probes.may_probe((agent, task_type))
 
-    def circuit(self, agent: str) -> CircuitState:
-        return self.of(agent).circuit.state(self._clock())
+    def circuit(self, agent: str, task_type: str) -> CircuitState:
+        health = self._services.get((agent, task_type))
+        return "closed" if health is None else health.circuit.state(self._clock())
 
     # -- what other orchestrators found out ---------------------------------------------------------------------------
 
-    def open_for(self, agent: str) -> float:
-        """For how many seconds more news of an agent's circuit are worth sharing."""
-        opened_at = self.of(agent).circuit.opened_at
+    def open_for(self, agent: str, task_type: str) -> float:
+        """For how many seconds more news of a circuit are worth sharing."""
+        opened_at = self._of(agent, task_type).circuit.opened_at
         return self._open_seconds if opened_at is None else max(0.001, self._open_seconds - (self._clock() - opened_at))
 
-    def learn_open(self, agent: str, seconds: float) -> None:
-        """Another process has opened an agent's circuit, for so many seconds more."""
-        circuit = self.of(agent).circuit
+    def learn_open(self, agent: str, task_type: str, seconds: float) -> None:
+        """Another process has opened a circuit, for so many seconds more."""
+        circuit = self._of(agent, task_type).circuit
         if circuit.state(self._clock()) != "open":
             circuit.opened_at = self._clock() - self._open_seconds + min(seconds, self._open_seconds)
             circuit.failures = max(circuit.failures, OPEN_AFTER_FAILURES)
             circuit.probed_at = None
 
-    def learn_closed(self, agent: str) -> bool:
+    def learn_closed(self, agent: str, task_type: str) -> bool:
         """Another process has seen an agent work again; whether that is news."""
-        circuit = self.of(agent).circuit
-        news = circuit.opened_at is not None
-        if news:
-            circuit.succeeded()
+        health = self._services.get((agent, task_type))
+        news = health is not None and health.circuit.opened_at is not None
+        if health is not None and news:
+            health.circuit.succeeded()
         return news

@@ -126,11 +126,15 @@ class QueueDispatcher:
     async def _take_group(self, agents: tuple[str, ...], queues: Sequence[Queue]) -> None:
         """Queues whose rows go to the same agents share the slots of these agents."""
         while True:
-            lanes = list(self._lanes(queues))
-            if not lanes:
-                return
-            room = self._routes.room(queues[0].task_type, queues[0].agent)
-            if room <= 0:
+            # By task type: that of one may be barred from an agent (its circuit is open), and others not.
+            rooms: dict[tuple[str, str | None], int] = {}
+            for queue in queues:
+                kind = queue.task_type, queue.agent
+                if queue.name in self._admission.queues and kind not in rooms:
+                    rooms[kind] = self._routes.room(*kind)
+            room = max(rooms.values(), default=0)
+            lanes = list(self._lanes([queue for queue in queues if rooms.get((queue.task_type, queue.agent), 0) > 0]))
+            if rooms and room <= 0:
                 for agent in agents:
                     if len(self._checks) >= CHECKS_AT_ONCE:
                         # The sweep corrects the others.
@@ -138,6 +142,8 @@ class QueueDispatcher:
                     # Else it is paused or its circuit is open: the end of that wakes the dispatcher, or the next sweep.
                     if self._admission.window.room(agent) <= 0:
                         self._check(agent)
+                return
+            if not lanes:
                 return
             share = min(TAKE_LIMIT, -(-room // len(lanes)))
             taken = [await self._take(names, min(share, tokens), queues[0]) for names, tokens in lanes]

@@ -61,11 +61,11 @@ class Experience(Protocol):
     """What this process has seen of an agent: see `agent_health.AgentHealth`."""
 
     def response_ms(self, agent: str, task_type: str) -> float | None: ...
-    def failure_rate(self, agent: str) -> float: ...
-    def admits(self, agent: str) -> bool: ...
-    def circuit(self, agent: str) -> str: ...
-    def open_for(self, agent: str) -> float: ...
-    def assigned(self, agent: str) -> None: ...
+    def failure_rate(self, agent: str, task_type: str) -> float: ...
+    def admits(self, agent: str, task_type: str) -> bool: ...
+    def circuit(self, agent: str, task_type: str) -> str: ...
+    def open_for(self, agent: str, task_type: str) -> float: ...
+    def assigned(self, agent: str, task_type: str) -> None: ...
 
 
 class AdmissionPolicy(Protocol):
@@ -295,7 +295,7 @@ class Router:
             capacity,
             self.admission.at_work(agent),
             self.experience.response_ms(agent, task_type),
-            self.experience.failure_rate(agent),
+            self.experience.failure_rate(agent, task_type),
         )
         return self._judged(request, candidate, ready)
 
@@ -362,9 +362,10 @@ class Router:
             return candidate.barred_by(Bar.UNFIT, reason)
         if agent in self.pauses.agents:
             return candidate.barred_by(Bar.PAUSED, "it is paused")
-        if not self.experience.admits(agent):
-            if self.experience.circuit(agent) == "open":
-                seconds = math.ceil(self.experience.open_for(agent))
+        task_type = request.task_type
+        if not self.experience.admits(agent, task_type):
+            if self.experience.circuit(agent, task_type) == "open":
+                seconds = math.ceil(self.experience.open_for(agent, task_type))
                 return candidate.barred_by(Bar.BROKEN, f"its circuit is open for {seconds} s more")
             return candidate.barred_by(Bar.BROKEN, "its circuit is half open, and one task tries it")
         if self.admission.room(agent) <= 0:
@@ -382,7 +383,7 @@ class Router:
             # One agent and nothing to weigh: the common case costs no list of candidates.
             agent = agents[0]
             fits = agent != ORCHESTRATOR and request.pinned_agent in (None, agent)
-            if not fits or not self.experience.admits(agent) or self.admission.room(agent) <= 0:
+            if not fits or not self.experience.admits(agent, request.task_type) or self.admission.room(agent) <= 0:
                 return None
             self._assign(request, agent)
             return Placement(agent)
@@ -407,7 +408,7 @@ class Router:
 
     def _assign(self, request: RouteRequest, agent: str) -> None:
         self.admission.assigned(request, agent)
-        self.experience.assigned(agent)
+        self.experience.assigned(agent, request.task_type)
 
     def served(self, request: RouteRequest) -> bool:
         if request.workflow is not None and request.workflow in self.pauses.workflows:
@@ -451,14 +452,15 @@ class Router:
         """How many tasks of a type may be dispatched now; of very many agents, as far as `ROOM_LIMIT`."""
         agents = self.agents(task_type, pinned_agent)
         if len(agents) <= ALL:
-            return sum(map(self._room_of, agents))
-        return self._shortlist(RouteRequest(task_type), agents).room(self._room_of, ROOM_LIMIT)
+            return sum(self._room_of(agent, task_type) for agent in agents)
+        shortlist = self._shortlist(RouteRequest(task_type), agents)
+        return shortlist.room(lambda agent: self._room_of(agent, task_type), ROOM_LIMIT)
 
-    def _room_of(self, agent: str) -> int:
-        if agent in self.pauses.agents or not self.experience.admits(agent):
+    def _room_of(self, agent: str, task_type: str) -> int:
+        if agent in self.pauses.agents or not self.experience.admits(agent, task_type):
             return 0
         slots = max(0, self.admission.room(agent))
-        return min(1, slots) if self.experience.circuit(agent) == "half_open" else slots
+        return min(1, slots) if self.experience.circuit(agent, task_type) == "half_open" else slots
 
     def agents(self, task_type: str, pinned_agent: str | None) -> Sequence[str]:
         """The agents that serve a task type now; the same tuple as long as they are the same."""

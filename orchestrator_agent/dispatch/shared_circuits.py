@@ -1,4 +1,4 @@
-"""SharedCircuits: what one orchestrator found out about a broken agent, the others know at their next sweep.
+"""SharedCircuits: what one orchestrator found out about an agent that fails, the others know at their next sweep.
 
 In Redis an open circuit is kept as long as it is open, and that it has closed again for as long. Nothing there means
 nothing known: what a process has seen itself then holds. The process that has the claim of a half-open circuit lets one
@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from orchestrator_agent.dispatch.agent_health import OPEN_SECONDS, AgentHealth
+from orchestrator_agent.dispatch.agent_health import OPEN_SECONDS, AgentHealth, Service
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from pantheon.runtime.background import end
@@ -52,38 +52,38 @@ class ProbeClaims:
         self._signal = signal or DispatchSignal()
         self._times = times or ProbeTimes()
         self._owner = uuid4().hex
-        self._claiming: dict[str, asyncio.Task[None]] = {}
-        # Claims by agent, and whether they have been used.
-        self._in_hand: dict[str, asyncio.Event] = {}
+        self._claiming: dict[Service, asyncio.Task[None]] = {}
+        # Claims, and whether they have been used.
+        self._in_hand: dict[Service, asyncio.Event] = {}
 
-    def may_probe(self, agent: str) -> bool:
+    def may_probe(self, service: Service) -> bool:
         if not self._shared.there:
             return True
-        if agent not in self._claiming:
-            task = asyncio.create_task(self._claim(agent), name="claim-probe")
-            self._claiming[agent] = task
-            task.add_done_callback(lambda _: self._claiming.pop(agent, None))
-        return agent in self._in_hand and not self._in_hand[agent].is_set()
+        if service not in self._claiming:
+            task = asyncio.create_task(self._claim(service), name="claim-probe")
+            self._claiming[service] = task
+            task.add_done_callback(lambda _: self._claiming.pop(service, None))
+        return service in self._in_hand and not self._in_hand[service].is_set()
 
-    def probed(self, agent: str) -> None:
-        if agent in self._in_hand:
-            self._in_hand[agent].set()
+    def probed(self, service: Service) -> None:
+        if service in self._in_hand:
+            self._in_hand[service].set()
 
-    async def _claim(self, agent: str) -> None:
-        name = f"probe:{agent}"
+    async def _claim(self, service: Service) -> None:
+        name = f"probe:{_name(service)}"
         claimed = await self._shared.claim(name, self._owner, self._times.in_hand_seconds + self._times.used_seconds)
         if claimed is None:
             return
-        log.debug("circuit.probe", agent=agent, claimed=claimed)
+        log.debug("circuit.probe", agent=service[0], task_type=service[1], claimed=claimed)
         if not claimed:
             await asyncio.sleep(self._times.again_seconds)
             return
-        used = self._in_hand[agent] = asyncio.Event()
+        used = self._in_hand[service] = asyncio.Event()
         self._signal.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._times.in_hand_seconds):
                 await used.wait()
-        del self._in_hand[agent]
+        del self._in_hand[service]
         await self._shared.keep(name, self._owner, self._times.used_seconds if used.is_set() else 0)
 
     async def start(self) -> None:
@@ -120,7 +120,10 @@ class SharedCircuits:
         news = self._agent_health.news
         while news.states:
             states, news.states = news.states, {}
-            notes = {_name(agent): (state, self._agent_health.open_for(agent)) for agent, state in states.items()}
+            notes = {
+                f"circuit:{_name(service)}": (state, self._agent_health.open_for(*service))
+                for service, state in states.items()
+            }
             if not await self._shared.note(notes):
                 # The next sweep shares it, unless it has become old.
                 news.states = {**states, **news.states}
@@ -129,19 +132,19 @@ class SharedCircuits:
     async def sync(self) -> bool:
         """Share what could not be shared yet, and learn what others found out; whether an agent can be used again."""
         await self._share()
-        agents = sorted({record.name for record in self._live.instances()})
-        noted = await self._shared.noted([_name(agent) for agent in agents]) if agents else None
+        services = sorted({(record.name, each) for record in self._live.instances() for each in record.task_types})
+        noted = await self._shared.noted([f"circuit:{_name(service)}" for service in services]) if services else None
         closed = False
-        for agent in agents:
-            state, seconds = (noted or {}).get(_name(agent), ("", 0.0))
-            if agent in self._agent_health.news.states:
+        for service in services:
+            state, seconds = (noted or {}).get(f"circuit:{_name(service)}", ("", 0.0))
+            if service in self._agent_health.news.states:
                 continue
             if state == OPEN:
-                self._agent_health.learn_open(agent, seconds)
+                self._agent_health.learn_open(*service, seconds)
             elif state == CLOSED:
-                closed = self._agent_health.learn_closed(agent) or closed
+                closed = self._agent_health.learn_closed(*service) or closed
         return closed
 
 
-def _name(agent: str) -> str:
-    return f"circuit:{agent}"
+def _name(service: Service) -> str:
+    return f"{service[0]}:{service[1]}"

@@ -127,7 +127,7 @@ def test_the_less_loaded_faster_and_more_reliable_agent_is_chosen_and_says_why()
     agent_health.responded("a", "x", None, failed=True)
     agent_health.responded("a", "x", None, failed=True)
     agent_health.responded("b", "x", 1.0, failed=False)
-    assert agent_health.failure_rate("a") > 0.15
+    assert agent_health.failure_rate("a", "x") > 0.15
 
 
 def test_an_agent_that_was_slow_once_is_tried_again_after_a_while() -> None:
@@ -166,12 +166,12 @@ def test_only_what_an_agent_completed_says_how_fast_it_is_and_an_attempt_that_wa
     assert agent_health.response_ms("a", "x") is None
     for _ in range(OPEN_AFTER_FAILURES):
         agent_health.judge(response("failed", error={**error, "retryable": True}))
-    rate = agent_health.failure_rate("a")
+    rate = agent_health.failure_rate("a", "x")
     agent_health.judge(response("cancelled", error={"code": "cancelled", "message": "stopped"}))
-    assert agent_health.circuit("a") == "open"
-    assert agent_health.failure_rate("a") == pytest.approx(rate, rel=0.01)
+    assert agent_health.circuit("a", "x") == "open"
+    assert agent_health.failure_rate("a", "x") == pytest.approx(rate, rel=0.01)
     agent_health.judge(response("completed", result={}))
-    assert agent_health.circuit("a") == "closed"
+    assert agent_health.circuit("a", "x") == "closed"
     assert agent_health.response_ms("a", "x") == pytest.approx(2.0)
 
 
@@ -246,7 +246,7 @@ def test_what_keeps_each_agent_from_a_task_is_said_in_a_sentence_and_as_values()
         },
     }
     clock.now += OPEN_SECONDS
-    agent_health.assigned("other_agent")
+    agent_health.assigned("other_agent", "x")
     assert made.wait_reasons(required).agents["other_agent"] == "its circuit is half open, and one task tries it"
     assert str(made.wait_reasons(RouteRequest("x", "gone_agent"))) == (
         "no instance of 'gone_agent' is there; 4 instances of 3 agents serve 'x'; "
@@ -282,18 +282,18 @@ def test_a_circuit_opens_lets_one_through_and_closes_again() -> None:
     made = router(instance("a", "x"), agent_health=agent_health)
     for _ in range(OPEN_AFTER_FAILURES):
         agent_health.responded("a", "x", None, failed=True)
-    assert agent_health.circuit("a") == "open"
+    assert agent_health.circuit("a", "x") == "open"
     assert made.choose(RouteRequest("x")) is None
     assert made.served(RouteRequest("x"))
     clock.now += OPEN_SECONDS
-    assert agent_health.circuit("a") == "half_open"
+    assert agent_health.circuit("a", "x") == "half_open"
     assert agent_of(made.choose(RouteRequest("x"))) == "a"
     assert made.choose(RouteRequest("x")) is None
     agent_health.responded("a", "x", None, failed=True)
-    assert agent_health.circuit("a") == "open"
+    assert agent_health.circuit("a", "x") == "open"
     clock.now += OPEN_SECONDS
     agent_health.responded("a", "x", 5.0, failed=False)
-    assert agent_health.circuit("a") == "closed"
+    assert agent_health.circuit("a", "x") == "closed"
 
 
 def test_what_is_paused_gets_nothing_and_is_waited_for() -> None:
@@ -498,3 +498,18 @@ def test_an_agent_that_meets_soft_requirements_gets_the_task_as_long_as_it_has_a
     assert (second["chosen"], second["met"]) == ("small", False)
     assert made.choose(soft) is None
     assert "is required" not in str(made.wait_reasons(soft))
+
+
+def test_a_broken_task_type_bars_its_agent_from_that_type_alone() -> None:
+    """The circuit was the agent's: one type that always failed kept all others from it, and the probe was one of these
+    as often as not."""
+    agent_health = AgentHealth(Clock())
+    made = router(instance("a", "x", "y"), agent_health=agent_health)
+    for _ in range(OPEN_AFTER_FAILURES):
+        agent_health.responded("a", "x", None, failed=True)
+    assert made.choose(RouteRequest("x")) is None
+    assert made.room("x", None) == 0
+    assert agent_of(made.choose(RouteRequest("y"))) == "a"
+    assert made.room("y", None) == 1
+    agent_health.responded("a", "y", 5.0, failed=False)
+    assert made.choose(RouteRequest("x")) is None

@@ -73,7 +73,7 @@ class Process:
     def half_open(self) -> None:
         """Only this process's clock goes on: in Redis the circuit is open as yet."""
         self.clock.now += OPEN_SECONDS
-        assert self.agent_health.circuit("a") == "half_open"
+        assert self.agent_health.circuit("a", "x") == "half_open"
 
     async def close(self) -> None:
         await self.circuits.stop()
@@ -98,19 +98,19 @@ async def test_a_circuit_that_one_process_opens_is_open_for_the_others_and_close
 ) -> None:
     async with processes(valkey.url, valkey.url) as (each, other):
         each.fail()
-        await other.until(lambda: not other.agent_health.admits("a"))
-        assert other.agent_health.circuit("a") == "open"
-        assert other.agent_health.admits("b")
+        await other.until(lambda: not other.agent_health.admits("a", "x"))
+        assert other.agent_health.circuit("a", "x") == "open"
+        assert other.agent_health.admits("b", "x")
         for process in (each, other):
             process.half_open()
-        await until(lambda: each.agent_health.admits("a"))
-        each.agent_health.assigned("a")
-        assert not each.agent_health.admits("a")
+        await until(lambda: each.agent_health.admits("a", "x"))
+        each.agent_health.assigned("a", "x")
+        assert not each.agent_health.admits("a", "x")
         each.agent_health.responded("a", "x", 5.0, failed=False)
-        await other.until(lambda: other.agent_health.circuit("a") == "closed")
+        await other.until(lambda: other.agent_health.circuit("a", "x") == "closed")
         # Closed is old news soon: who sees it fail again may open it.
         other.fail()
-        await each.until(lambda: each.agent_health.circuit("a") == "open")
+        await each.until(lambda: each.agent_health.circuit("a", "x") == "open")
 
 
 async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit(
@@ -122,19 +122,19 @@ async def test_however_many_processes_one_probe_goes_through_a_half_open_circuit
             for process in made:
                 process.fail()
                 process.half_open()
-                assert not process.agent_health.admits("a")
+                assert not process.agent_health.admits("a", "x")
             await until(lambda: len([each for each in logs if each["event"] == "circuit.probe"]) == 6)
             claimed = [each["claimed"] for each in logs if each["event"] == "circuit.probe"]
             assert sorted(claimed) == [False] * 5 + [True]
-            (chosen,) = [process for process in made if process.agent_health.admits("a")]
-            chosen.agent_health.assigned("a")
-            assert not any(process.agent_health.admits("a") for process in made)
+            (chosen,) = [process for process in made if process.agent_health.admits("a", "x")]
+            chosen.agent_health.assigned("a", "x")
+            assert not any(process.agent_health.admits("a", "x") for process in made)
             # The process that reads the response informs the others.
             reader = next(process for process in made if process is not chosen)
             reader.agent_health.responded("a", "x", 5.0, failed=False)
             for process in made:
-                await process.until(lambda process=process: process.agent_health.circuit("a") == "closed")  # type: ignore[misc]
-                assert process.agent_health.admits("a")
+                await process.until(lambda process=process: process.agent_health.circuit("a", "x") == "closed")  # type: ignore[misc]
+                assert process.agent_health.admits("a", "x")
 
 
 async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_not(
@@ -145,19 +145,19 @@ async def test_a_claim_that_is_not_used_goes_to_another_and_one_that_was_does_no
         for process in (each, other):
             process.fail()
             process.half_open()
-        assert not each.agent_health.admits("a")
+        assert not each.agent_health.admits("a", "x")
         await asyncio.wait_for(each.signal.wait(), PATIENCE_SECONDS)
-        await until(lambda: other.agent_health.admits("a"))
-        other.agent_health.assigned("a")
-        assert not each.agent_health.admits("a")
+        await until(lambda: other.agent_health.admits("a", "x"))
+        other.agent_health.assigned("a", "x")
+        assert not each.agent_health.admits("a", "x")
         # From now on it is kept as long as a probe is waited for, and not as long as it was claimed for.
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
-                noted = await other.shared.noted(["probe:a"])
-                if noted and noted["probe:a"][1] <= OPEN_SECONDS:
+                noted = await other.shared.noted(["probe:a:x"])
+                if noted and noted["probe:a:x"][1] <= OPEN_SECONDS:
                     break
-        assert not each.agent_health.admits("a")
-        assert not other.agent_health.admits("a")
+        assert not each.agent_health.admits("a", "x")
+        assert not other.agent_health.admits("a", "x")
 
 
 async def test_a_claim_belongs_to_its_owner(valkey: ValkeyServer) -> None:
@@ -184,19 +184,19 @@ async def test_while_redis_is_away_each_process_probes_for_itself(valkey: Valkey
         for process in made:
             process.fail()
             process.half_open()
-            await process.until(lambda process=process: process.agent_health.admits("a"))  # type: ignore[misc]
-            process.agent_health.assigned("a")
-            assert not process.agent_health.admits("a")
+            await process.until(lambda process=process: process.agent_health.admits("a", "x"))  # type: ignore[misc]
+            process.agent_health.assigned("a", "x")
+            assert not process.agent_health.admits("a", "x")
 
 
 async def test_a_probe_without_a_response_is_followed_by_another() -> None:
     async with processes(None) as (each,):
         each.fail()
         each.clock.now += OPEN_SECONDS
-        each.agent_health.assigned("a")
-        assert not each.agent_health.admits("a")
+        each.agent_health.assigned("a", "x")
+        assert not each.agent_health.admits("a", "x")
         each.clock.now += OPEN_SECONDS
-        assert each.agent_health.admits("a")
+        assert each.agent_health.admits("a", "x")
 
 
 async def test_without_redis_each_process_has_its_own_circuits_and_warns_once() -> None:
@@ -204,7 +204,7 @@ async def test_without_redis_each_process_has_its_own_circuits_and_warns_once() 
         async with processes(None) as (each,):
             each.fail()
             assert await each.circuits.sync() is False
-            assert each.agent_health.circuit("a") == "open"
+            assert each.agent_health.circuit("a", "x") == "open"
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["shared.none"]
 
 
@@ -220,7 +220,7 @@ async def test_a_redis_that_goes_and_comes_back_loses_no_news(
             for _ in range(3):
                 await each.circuits.sync()
                 await asyncio.sleep(0.06)
-            assert each.agent_health.circuit("a") == "open"
+            assert each.agent_health.circuit("a", "x") == "open"
             assert each.shared.there is False
             await valkey.start()
 
@@ -228,7 +228,7 @@ async def test_a_redis_that_goes_and_comes_back_loses_no_news(
             async def shared() -> bool:
                 await each.circuits.sync()
                 await other.circuits.sync()
-                return not other.agent_health.admits("a")
+                return not other.agent_health.admits("a", "x")
 
             await until(shared, "the open circuit at the other one")
     assert [entry["event"] for entry in logs if entry["event"] == "shared.back"]
