@@ -10,11 +10,19 @@ from typing import Any, NamedTuple
 from orchestrator_agent.engine.events import RunEvent
 
 
+class TakesLong(Exception):
+    """A run event will be applied, but a transition of its root takes long to decide before that."""
+
+
 class Entry(NamedTuple):
-    """A run event, and where its outcome goes once it is committed, if its sender waits for that."""
+    """A run event, and where its outcome goes once it is committed, if its sender waits for that.
+
+    `at_once`: its sender waits for no transition that takes long.
+    """
 
     run_event: RunEvent
     outcome: "asyncio.Future[Any] | None" = None
+    at_once: bool = False
 
 
 class Inbox:
@@ -31,14 +39,14 @@ class Inbox:
         self._entries.extend(Entry(run_event) for run_event in run_events)
         self.arrived.set()
 
-    async def perform(self, run_event: RunEvent) -> Any:
+    async def perform(self, run_event: RunEvent, *, at_once: bool = False) -> Any:
         """Have a run event applied, and wait until that is committed.
 
         Returns the outcome for its operation, or, for a delegated task, whether it is in the tree; None where the root
-        is not known, or has ended.
+        is not known, or has ended. With `at_once`, raises TakesLong where others would wait too long for the sender.
         """
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._entries.append(Entry(run_event, outcome))
+        self._entries.append(Entry(run_event, outcome, at_once))
         self.arrived.set()
         return await outcome
 

@@ -19,7 +19,7 @@ from orchestrator_agent.dispatch.router import Pauses
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from orchestrator_agent.engine.events import Due
 from orchestrator_agent.engine.state import Run, Status
-from orchestrator_agent.inbox import Inbox
+from orchestrator_agent.inbox import Inbox, TakesLong
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.ready_queue import QueueEntry, TakenRow
 from pantheon.bus import Bus, pending_messages
@@ -192,10 +192,10 @@ class QueueDispatcher:
         ids = {row.task_id for row in rows}
         self._admission.taken |= ids
         try:
-            await asyncio.gather(*(self._inbox.perform(Due(row.root_task_id, row.task_id)) for row in rows))
+            waiting = await asyncio.gather(*map(self._dispatch_row, rows))
         finally:
             self._admission.taken -= ids
-        left = [row.task_id for row in rows if self._still_ready(row)]
+        left = [row.task_id for row, waits in zip(rows, waiting, strict=True) if waits or self._still_ready(row)]
         if left and self._routes.room(like.task_type, like.agent) > 0:
             # There is room, but not for these rows.
             until = time.monotonic() + HOLD_SECONDS
@@ -203,6 +203,14 @@ class QueueDispatcher:
             while len(self._held) > HELD_LIMIT:
                 del self._held[next(iter(self._held))]
             asyncio.get_running_loop().call_later(HOLD_SECONDS, self.wake)
+
+    async def _dispatch_row(self, row: TakenRow) -> bool:
+        """Have a row dispatched; whether that waits for a transition which takes long."""
+        try:
+            await self._inbox.perform(Due(row.root_task_id, row.task_id), at_once=True)
+        except TakesLong:
+            return True
+        return False
 
     def _still_ready(self, row: TakenRow) -> bool:
         run = self._runs.cached(row.root_task_id)

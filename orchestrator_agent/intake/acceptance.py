@@ -14,6 +14,7 @@ import structlog
 
 from orchestrator_agent.engine.decisions import Decisions
 from orchestrator_agent.engine.state import Run
+from orchestrator_agent.inbox import TakesLong
 from orchestrator_agent.intake.delegation import delegation_of
 from orchestrator_agent.intake.delegations import Delegations
 from orchestrator_agent.intake.new_roots import NewRoots
@@ -44,6 +45,15 @@ class Planned(NamedTuple):
     delivery: Delivery
 
 
+class Later(NamedTuple):
+    """Requests that the others do not wait for: to be accepted `apart`, beside them."""
+
+    # They take long to plan.
+    long: Sequence[Delivery]
+    # A tree takes long to decide on, and they are to be attached to it.
+    waiting: Sequence[Delivery]
+
+
 class _Batch:
     """Requests that were delivered together. `learned`: what other processes published has been read for them.
     `apart`: they are planned apart from the event loop."""
@@ -54,8 +64,9 @@ class _Batch:
         self.repeated: list[Repeated] = []
         self.learned = learned
         self.apart = apart
-        # What takes long to plan.
+        # What takes long to plan, and what is for a tree that takes long to decide on.
         self.long: list[Delivery] = []
+        self.waiting: list[Delivery] = []
 
 
 class Acceptance:
@@ -85,10 +96,10 @@ class Acceptance:
         # Tasks whose planning takes long, and goes on beside the others.
         self._long: set[UUID] = set()
 
-    async def accept(self, deliveries: Sequence[Delivery], *, apart: bool = False) -> Sequence[Delivery]:
-        """Accept what can be accepted at once. Returns what takes long to plan, to be accepted beside the others.
+    async def accept(self, deliveries: Sequence[Delivery], *, apart: bool = False) -> Later:
+        """Accept what can be accepted at once; returns the others.
 
-        With `apart`, that is planned too, apart from the event loop.
+        With `apart`, there are none: what takes long is planned too, apart from the event loop.
         """
         batch = _Batch(learned=not self._runs.shared, apart=apart)
         for delivery in deliveries:
@@ -96,11 +107,11 @@ class Acceptance:
             if planned is not None:
                 batch.planned.setdefault(planned.run.root_task_id, planned)
         await self._commit(batch.planned, batch.repeated)
-        left = {id(delivery) for delivery in batch.long}
+        left = {id(delivery) for delivery in (*batch.long, *batch.waiting)}
         for delivery in deliveries:
             if id(delivery) not in left:
                 await acknowledge(delivery)
-        return batch.long
+        return Later(batch.long, batch.waiting)
 
     async def accept_own(self, request: TaskRequest) -> bool:
         """Accept a task that the orchestrator itself starts (a schedule's); whether it was new. It needs no broker."""
@@ -138,8 +149,11 @@ class Acceptance:
         delegated = delegation_of(request, self._planner.library)
         if delegated is not None:
             try:
-                if await self._delegations.attach(delegated):
+                if await self._delegations.attach(delegated, at_once=not batch.apart):
                     return None
+            except TakesLong:
+                batch.waiting.append(delivery)
+                return None
             except InvalidRequest as error:
                 return self._refused(request, delivery, ErrorInfo.of(error))
         if request.task_id in self._long and not batch.apart:

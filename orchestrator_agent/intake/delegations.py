@@ -21,13 +21,14 @@ class Delegations:
         self._reader = reader
         self._outbox = outbox
 
-    async def attach(self, delegated: Delegated) -> bool:
+    async def attach(self, delegated: Delegated, *, at_once: bool) -> bool:
         """Make a request a child of the task that delegates it; False where there is no such tree, so that the request
         is a root of its own.
 
-        Raises InvalidRequest where it can never be in the tree that it names.
+        Raises InvalidRequest where it can never be in the tree that it names; with `at_once`, TakesLong where it is to
+        be attached again, beside other requests.
         """
-        if await self._inbox.perform(delegated):
+        if await self._inbox.perform(delegated, at_once=at_once):
             data: dict[str, object] = {"task_id": str(delegated.task_id), "task_type": delegated.task_type}
             await self._outbox.publish_event("task", "accepted", data)
             return True

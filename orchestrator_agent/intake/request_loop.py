@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from orchestrator_agent.intake.acceptance import Acceptance
 from orchestrator_agent.intake.fair_intake import FairIntake
@@ -63,18 +64,21 @@ class RequestLoop:
             self._held.add(delivery for delivery in deliveries if delivery.reply)
             small, large = set_apart(deliveries, PAYLOAD_REF)
             for delivery in large:
-                self._large.work_on(self._accept([delivery]))
+                self._large.work_on(partial(self._accept, [delivery]))
             if small:
                 await self._accept(small)
 
     async def _accept(self, deliveries: Sequence[Delivery], *, apart: bool = False) -> None:
         ended = deliveries
         try:
-            if long := await self._acceptance.accept(deliveries, apart=apart):
-                left = {id(delivery) for delivery in long}
+            later = await self._acceptance.accept(deliveries, apart=apart)
+            if later.long or later.waiting:
+                left = {id(delivery) for delivery in (*later.long, *later.waiting)}
                 ended = [delivery for delivery in deliveries if id(delivery) not in left]
-                for delivery in long:
-                    self._large.work_on(self._accept([delivery], apart=True))
+                for delivery in later.long:
+                    self._large.work_on(partial(self._accept, [delivery], apart=True))
+                for delivery in later.waiting:
+                    self._large.go_on(partial(self._accept, [delivery], apart=True))
             await self._fair_intake.accepted(ended)
         finally:
             self._held.release(ended)

@@ -2,7 +2,7 @@
 takes long to decide goes on beside the others in the same way."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from pantheon.bus import Delivery
@@ -10,6 +10,8 @@ from pantheon.runtime.background import BackgroundTasks, or_exit
 
 # Together these may take some hundred megabytes while their values are read.
 LARGE_IN_FLIGHT = 2
+# Called to begin the work: a coroutine that was made before, and never awaited, is a warning where the process stops.
+Work = Callable[[], Coroutine[Any, Any, None]]
 # What a message with a large value has in it; one that has it for another reason is a batch of its own as well.
 PAYLOAD_REF, RESULT_REF = b'"payload_ref"', b'"result_ref"'
 
@@ -31,18 +33,18 @@ class LargeMessages:
     def tasks(self) -> list["asyncio.Task[None]"]:
         return list(self._tasks)
 
-    def work_on(self, batch: Coroutine[Any, Any, None]) -> None:
+    def work_on(self, work: Work) -> None:
         """A few at a time."""
-        # One that never had its slot has not begun.
-        self._spawn(self._in_slot(batch)).add_done_callback(lambda _: batch.close())
+        self._tasks.spawn(self._in_slot(work), "large")
 
-    def go_on(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work that has begun, or that waits for nothing."""
-        self._spawn(work).add_done_callback(lambda _: work.close())
+    def go_on(self, work: Work) -> None:
+        """Work that has begun, or that only waits for such work: it needs no slot."""
+        self._tasks.spawn(_at_once(work), "large")
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        return self._tasks.spawn(or_exit(work, "large message"), "large")
-
-    async def _in_slot(self, batch: Coroutine[Any, Any, None]) -> None:
+    async def _in_slot(self, work: Work) -> None:
         async with self._slots:
-            await batch
+            await _at_once(work)
+
+
+async def _at_once(work: Work) -> None:
+    await or_exit(work(), "large message")

@@ -6,6 +6,7 @@ one is written.
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from orchestrator_agent.inbox import Entry, Inbox
 from orchestrator_agent.runtime.held_deliveries import HeldDeliveries
@@ -96,7 +97,7 @@ class ResponseLoop:
                 self._held.add(deliveries)
                 small, large = set_apart(deliveries, RESULT_REF)
                 for delivery in large:
-                    self._large.work_on(self._settle([delivery], []))
+                    self._large.work_on(partial(self._settle, [delivery], []))
                 if small or entries:
                     await self._settle_beside(small, entries)
             elif self._stopping:
@@ -130,11 +131,11 @@ class ResponseLoop:
             left = {id(delivery) for delivery in rest.deliveries} if rest is not None else ()
             self._release([delivery for delivery in deliveries if id(delivery) not in left] if left else deliveries)
         if rest is not None:
-            self._large.go_on(self._settle_rest(rest))
+            self._large.go_on(partial(self._settle_rest, rest))
 
     async def _settle_rest(self, rest: Remainder) -> None:
         try:
-            await rest.work
+            await rest.work()
         finally:
             self._release(rest.deliveries)
 

@@ -4,16 +4,18 @@ A run is in one batch's hands at a time, and batches have it in the order in whi
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator_agent.dispatch.agent_health import AgentHealth
 from orchestrator_agent.dispatch.window import Window
 from orchestrator_agent.engine.events import Delegated, RunEvent
-from orchestrator_agent.inbox import Entry
+from orchestrator_agent.inbox import Entry, TakesLong
 from orchestrator_agent.runtime.broker import Broker
+from orchestrator_agent.runtime.large_messages import Work
 from orchestrator_agent.runtime.response_reader import Arrived, read_response, unread_response
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.transitions import Outcomes, Transitions
@@ -44,12 +46,21 @@ class _Batch(NamedTuple):
         ]
 
 
+class _Later(NamedTuple):
+    """Roots of a batch that others are not to wait for: they are left to its remainder."""
+
+    # Their transitions take long to decide.
+    long: list[UUID]
+    # An earlier batch takes long to decide on them.
+    waiting: list[UUID]
+
+
 class Remainder(NamedTuple):
-    """What is left of a batch: `deliveries`, not yet acknowledged, for roots that take long to decide. `work` settles
-    them; it may go on beside other batches."""
+    """What is left of a batch: `deliveries`, not yet acknowledged, for roots that take long to decide, or that wait for
+    an earlier batch which does. `work` settles them; it may go on beside other batches."""
 
     deliveries: Sequence[Delivery]
-    work: Coroutine[Any, Any, None]
+    work: Work
 
 
 class ResponseSettler:
@@ -72,6 +83,9 @@ class ResponseSettler:
         self._transitions = transitions
         # What each batch at work has left, in the order in which they came.
         self._begun: dict[object, set[UUID]] = {}
+        # Those of them whose remainders are being settled, and the roots of these.
+        self._remainders: set[object] = set()
+        self._long: frozenset[UUID] = frozenset()
         self._freed = asyncio.Event()
 
     async def settle(self, deliveries: Sequence[Delivery], entries: Sequence[Entry]) -> Remainder | None:
@@ -98,33 +112,42 @@ class ResponseSettler:
         mine = object()
         self._begun[mine] = set(roots)
         nacked: set[int] = set()
-        long: list[UUID] = []
+        later = _Later([], [])
         try:
             for group in self._groups(roots):
-                nacked |= await self._settle_in_order(mine, group, batch, long)
+                nacked |= await self._settle_in_order(mine, group, batch, later)
         except BaseException:
             self._end(mine)
             raise
-        if not long:
+        if not later.long and not later.waiting:
             self._end(mine)
             await self._acknowledge(deliveries, unread, nacked)
             return None
-        later = {id(arrived.delivery) for root in long for arrived in responses.get(root, ())}
-        await self._acknowledge([delivery for delivery in deliveries if id(delivery) not in later], unread, nacked)
-        left = [delivery for delivery in deliveries if id(delivery) in later]
-        return Remainder(left, self._settle_long(mine, long, batch, left, unread))
+        self._remainders.add(mine)
+        self._note_long()
+        self._freed.set()
+        remaining = {
+            id(arrived.delivery) for root in (*later.long, *later.waiting) for arrived in responses.get(root, ())
+        }
+        await self._acknowledge([delivery for delivery in deliveries if id(delivery) not in remaining], unread, nacked)
+        left = [delivery for delivery in deliveries if id(delivery) in remaining]
+        for root in (*later.long, *later.waiting):
+            for entry in asked.get(root, ()):
+                if entry.at_once and entry.outcome is not None and not entry.outcome.done():
+                    entry.outcome.set_exception(TakesLong)
+        return Remainder(left, partial(self._settle_remainder, mine, later, batch, left, unread))
 
-    async def _settle_long(
+    async def _settle_remainder(
         self,
         mine: object,
-        roots: Sequence[UUID],
+        later: _Later,
         batch: _Batch,
         deliveries: Sequence[Delivery],
         unread: Sequence[tuple[Delivery, InvalidRequest]],
     ) -> None:
         nacked: set[int] = set()
         try:
-            for root in roots:
+            for root in (*later.long, *later.waiting):
                 nacked |= await self._settle_in_order(mine, [root], batch, None)
         finally:
             self._end(mine)
@@ -149,25 +172,39 @@ class ResponseSettler:
                 await acknowledge(delivery)
 
     async def _settle_in_order(
-        self, mine: object, roots: Sequence[UUID], batch: _Batch, long: list[UUID] | None
+        self, mine: object, roots: Sequence[UUID], batch: _Batch, later: _Later | None
     ) -> set[int]:
         """Settle some roots of a batch when those before it have left them; returns the identities of nacked
         deliveries.
 
         What comes for a run meanwhile waits, with its batch, in the order in which it came: of two responses to one
-        attempt the first one counts. Roots that are added to `long` stay with the batch.
+        attempt the first one counts. Roots that are added to `later` stay with the batch.
         """
         while not self._next(mine, roots):
+            if later is not None and (long := self._long.intersection(roots)):
+                self._judge(long, batch.responses)
+                later.waiting.extend(long)
+                roots = [root for root in roots if root not in long]
+                continue
             self._freed.clear()
             await self._freed.wait()
-        nacked = await self._settle_roots(roots, batch, long)
-        self._begun[mine].difference_update(root for root in roots if not long or root not in long)
+        left = later.long if later is not None else None
+        nacked = await self._settle_roots(roots, batch, left)
+        self._begun[mine].difference_update(root for root in roots if not left or root not in left)
+        if mine in self._remainders:
+            self._note_long()
         self._freed.set()
         return nacked
 
     def _end(self, batch: object) -> None:
         del self._begun[batch]
+        if batch in self._remainders:
+            self._remainders.discard(batch)
+            self._note_long()
         self._freed.set()
+
+    def _note_long(self) -> None:
+        self._long = frozenset(root for batch in self._remainders for root in self._begun[batch])
 
     def _groups(self, roots: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
         """What is decided and written together. A large tree comes last and by itself: what is decided on it takes its
@@ -192,8 +229,8 @@ class ResponseSettler:
         outcomes: Outcomes = {}
         nacked: set[int] = set()
         happened = {root: batch.run_events(root) for root in roots}
-        # Those that take long were judged with the batch that they were in first.
-        first = long is not None
+        # Those of a remainder were judged before they were left to it.
+        judged = long is None
         while happened:
             only_responses = [root for root in happened if root not in batch.entries]
             for root in await self._held_by_other(only_responses, batch.responses):
@@ -201,13 +238,9 @@ class ResponseSettler:
                 for arrived in batch.responses[root]:
                     await nak(arrived.delivery, after_seconds=NAK_SECONDS * times_delivered(arrived.delivery))
                     nacked.add(id(arrived.delivery))
-            if first:
-                first = False
-                for root in happened:
-                    for arrived in batch.responses.get(root, ()):
-                        if arrived.response is not None:
-                            self._window.responded(arrived.response.agent)
-                            self._agent_health.judge(arrived.response)
+            if not judged:
+                judged = True
+                self._judge(happened, batch.responses)
             happened = await self._transitions.apply(happened, outcomes, long=long)
         for root in roots:
             if long and root in long:
@@ -217,6 +250,13 @@ class ResponseSettler:
                     key = _outcome_key(entry.run_event)
                     entry.outcome.set_result(outcomes.get(key) if key is not None else None)
         return nacked
+
+    def _judge(self, roots: Iterable[UUID], responses: Mapping[UUID, list[Arrived]]) -> None:
+        for root in roots:
+            for arrived in responses.get(root, ()):
+                if arrived.response is not None:
+                    self._window.responded(arrived.response.agent)
+                    self._agent_health.judge(arrived.response)
 
     async def _held_by_other(self, roots: Sequence[UUID], responses: Mapping[UUID, list[Arrived]]) -> list[UUID]:
         """Of roots to which nothing happened but responses: those of large trees that another process has in memory as

@@ -59,7 +59,7 @@ def read_workflow(text: str, *, source: str, default_name: str | None = None, wo
     try:
         plan = compile_workflow(workflow, name=name, versioned=True)
         _refuse_unfit_schedule(plan)
-        refuse_agent_keys(plan, workflows)
+        refuse_agent_keys(plan, (*workflows, plan.name))
         return plan
     except InvalidWorkflow as error:
         raise read.mistake(_path_of(value, error), error.message, error.step) from None

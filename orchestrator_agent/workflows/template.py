@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator_agent.workflows.cel.scanner import closing_brace
+from orchestrator_agent.workflows.cel.scanner import MAX_CHARS, closing_brace
 from orchestrator_agent.workflows.expression import Environment, Expression, shown
 from protocol.errors import InvalidWorkflow
 from protocol.messages import json_bytes
@@ -97,7 +97,8 @@ def split(text: str, *, step: str | None = None) -> list[tuple[bool, str]]:
                 where = f"step '{step}': " if step else ""
                 quoted = text[position : position + QUOTED_CHARS]
                 raise InvalidWorkflow(
-                    f"{where}'{quoted}' has no closing brace, or a string in it no closing quote",
+                    f"{where}'{quoted}' has no closing brace, or a string in it no closing quote, or it is longer than "
+                    f"{MAX_CHARS} characters",
                     step=step,
                 )
             if literal:
@@ -106,8 +107,10 @@ def split(text: str, *, step: str | None = None) -> list[tuple[bool, str]]:
             pieces.append((True, text[position + 2 : end]))
             position = end + 1
         else:
-            literal.append(text[position])
-            position += 1
+            dollar = text.find("$", position + 1)
+            behind = dollar if dollar >= 0 else len(text)
+            literal.append(text[position:behind])
+            position = behind
     if literal:
         pieces.append((False, "".join(literal)))
     return pieces

@@ -338,9 +338,7 @@ class Mesh(ClientOperations):
         bound = asyncio.timeout(wait_seconds)
         try:
             async with bound:
-                with self._waiting(request.task_id, request) as waiter:
-                    await self._accepted(request, waiter, ACCEPT_SECONDS)
-                    response = await self._response(request.task_id, waiter)
+                response = await self.submit_and_wait(request)
         except TimeoutError:
             if not bound.expired():
                 raise
@@ -348,6 +346,13 @@ class Mesh(ClientOperations):
                 f"task {request.task_id} did not end within {wait_seconds:g} s; it goes on: wait(task_id) waits for it"
             ) from None
         return result_of(response)
+
+    async def submit_and_wait(self, request: TaskRequest) -> TaskResponse:
+        """The final response, whatever its status. Nothing is missed that comes with the acceptance, as for a task that
+        has ended before."""
+        with self._waiting(request.task_id, request) as waiter:
+            await self._accepted(request, waiter, ACCEPT_SECONDS)
+            return await self._response(request.task_id, waiter)
 
     async def progress(self, task_id: UUID) -> AsyncIterator[TaskProgress]:
         """Progress and streamed text of all agents that work on a task, from now until it has ended."""

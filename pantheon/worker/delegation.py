@@ -23,8 +23,7 @@ class Delegation:
             if self._mesh is None:
                 self._mesh = await Mesh.over(self._transport, requester=context.agent)
         sent = request.model_copy(update={"reply_to": self._mesh.reply_to(request.task_id)})
-        await self._mesh.submit(sent)
-        response = await self._mesh.wait(sent.task_id)
+        response = await self._mesh.submit_and_wait(sent)
         if response.usage is not None:
             used: Usage = response.usage
             context.report_usage(used.input_tokens, used.output_tokens, used.cost_usd)

@@ -1,14 +1,22 @@
 """Expressions that take long, on a real mesh: decided apart from the event loop, once, while others go on."""
 
 import asyncio
-from typing import Any
+import gc
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 
+from orchestrator_agent.runtime.large_messages import LargeMessages
 from orchestrator_agent.workflows.cel.meter import ThreadMeter
-from pantheon import Mesh, TaskFailed
+from pantheon import Agent, Mesh, TaskContext, TaskFailed
 from pantheon.client.mesh import result_of
 from pantheon.process.agent_process import AgentProcess
+from pantheon.runtime.background import end
+from pantheon.runtime.settings import MeshSettings
+from tests.mesh.agents import Seen, registry_of
+from tests.waiting import PATIENCE_SECONDS, until
 
 LENGTH = 60_000
 LIST = [{"n": n} for n in range(LENGTH)]
@@ -80,3 +88,113 @@ async def test_an_expression_without_end_fails_alone(words: AgentProcess, mesh: 
         result_of(await mesh.wait(task_id))
     assert failed.value.code == "expression_error"
     assert in_thread
+
+
+async def test_work_that_is_never_begun_is_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """A process that stops ends it before."""
+    large = LargeMessages()
+
+    async def work() -> None:
+        raise AssertionError
+
+    large.work_on(work)
+    large.go_on(work)
+    await end(large.tasks)
+    gc.collect()
+    assert not recwarn.list
+
+
+class Held(NamedTuple):
+    """An evaluation apart from the loop, which stands still until it is released."""
+
+    begun: threading.Event
+    released: threading.Event
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    evaluation = Held(threading.Event(), threading.Event())
+
+    def stand_still(meter: ThreadMeter) -> None:
+        evaluation.begun.set()
+        assert evaluation.released.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr(ThreadMeter, "pause", stand_still)
+    yield evaluation
+    evaluation.released.set()
+
+
+LONG_STEPS: dict[str, Any] = {
+    "a": {"task": "echo", "with": {"n": 1}},
+    "b": {"task": "echo", "needs": ["a"], "with": {"n": "${size(input.l.map(e, e + 1))}"}},
+}
+
+
+async def others_go_on(mesh: Mesh) -> None:
+    async with asyncio.timeout(20):
+        for number in range(5):
+            assert await mesh.run("uppercase", {"text": f"n{number}"}) == {"text": f"N{number}"}
+
+
+async def test_responses_for_a_tree_that_takes_long_to_decide_keep_no_others(
+    words: AgentProcess, mesh: Mesh, seen: Seen, held: Held
+) -> None:
+    """Those that came with one for such a tree waited with it, and after two batches all did."""
+    gated = {"repeat": {"text": "x", "times": 2}, "flaky": {"failures": 0}, "sleep": {"seconds": 0}}
+    gates = {name: seen.gates.setdefault(name, asyncio.Event()) for name in gated}
+    steps = {**LONG_STEPS, **{name: {"task": name, "with": payload} for name, payload in gated.items()}}
+    task_id = await mesh.submit("execute_dag", {"input": {"l": list(range(LENGTH))}, "steps": steps})
+    await until(held.begun.is_set, "the evaluation")
+    for name, gate in gates.items():
+        await seen.until_called(name)
+        gate.set()
+        await others_go_on(mesh)
+    held.released.set()
+    result = result_of(await mesh.wait(task_id))
+    assert result["b"] == {"n": LENGTH}
+    assert result["repeat"] == {"text": "xx"}
+    assert result["sleep"] == {"slept": 0}
+
+
+async def test_a_delegation_under_a_tree_that_takes_long_to_decide_keeps_no_others(
+    settings: MeshSettings, orchestrated: AgentProcess, words: AgentProcess, mesh: Mesh, held: Held
+) -> None:
+    """The loop of requests waited until it was a part of the tree."""
+    asker, gate = Agent("asker_agent"), asyncio.Event()
+
+    @asker.task("ask")
+    async def ask(task: dict[str, Any], ctx: TaskContext) -> Any:
+        await gate.wait()
+        return await ctx.run("uppercase", {"text": "asked"})
+
+    steps = {**LONG_STEPS, "c": {"task": "ask"}}
+    async with AgentProcess(asker, settings):
+        await until(lambda: registry_of(orchestrated).serving("ask"), "the agent in the registry")
+        task_id = await mesh.submit("execute_dag", {"input": {"l": list(range(LENGTH))}, "steps": steps})
+        await until(held.begun.is_set, "the evaluation")
+        gate.set()
+        for _ in range(4):
+            await others_go_on(mesh)
+        held.released.set()
+        result = result_of(await mesh.wait(task_id))
+    assert result["b"] == {"n": LENGTH}
+    assert result["c"] == {"text": "ASKED"}
+
+
+async def test_queued_rows_of_a_tree_that_takes_long_to_decide_keep_no_others(
+    words: AgentProcess, mesh: Mesh, seen: Seen, held: Held
+) -> None:
+    """Whatever was queued for the same agents waited until the tree's rows were dispatched."""
+    gate = seen.gates.setdefault("repeat", asyncio.Event())
+    many = {"task": "repeat", "for_each": "${input.m}", "with": {"text": "x", "times": 1}}
+    workflow_input = {"l": list(range(LENGTH)), "m": list(range(100))}
+    long = await mesh.submit("execute_dag", {"input": workflow_input, "steps": {**LONG_STEPS, "many": many}})
+    await until(held.begun.is_set, "the evaluation")
+    short = await mesh.submit("execute_dag", {"input": {"m": list(range(100))}, "steps": {"many": many}})
+    gate.set()
+    async with asyncio.timeout(30):
+        assert len(result_of(await mesh.wait(short))["many"]) == 100
+    held.released.set()
+    result = result_of(await mesh.wait(long))
+    assert result["b"] == {"n": LENGTH}
+    assert len(result["many"]) == 100

@@ -1,6 +1,7 @@
 """The evaluator of expressions: as Google's, but for what is said here; any size; nothing that ends the process."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -254,6 +255,48 @@ def test_a_chain_of_optional_macros_is_refused_before_it_is_parsed() -> None:
     assert "are allowed" in mistake("optional.of(1)" + ".optMap(v, v)" * 20 + ".value()")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("(input+" * 200_000, "1400000 characters; 100000 are allowed"),
+        ("(input+" * 14_000, "42000 names, numbers and signs"),
+        (f"[{','.join('1' * 3000)}]", "6001 names"),
+        (f"'{'a' * 100_000}'", "characters"),
+    ],
+)
+def test_a_text_that_the_parser_would_need_long_for_is_refused_before(text: str, words: str) -> None:
+    """Texts of a megabyte took minutes, in which the orchestrator did nothing else."""
+    began = time.process_time()
+    assert words in mistake(text)
+    assert time.process_time() - began < 1
+
+
+def test_a_large_table_is_still_an_expression() -> None:
+    table = ", ".join(f"'k{number}': {number}" for number in range(1000))
+    assert value(f"{{{table}}}[input.k]", input={"k": "k7"}) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("math.bitNot(input.n)", "range"),
+        ("(-9223372036854775807 - 1) % -1", "overflow"),
+        ("int(input.many)", "cannot convert"),
+        ("parse_json(input.half)", "not JSON"),
+        ("parse_json(input.half_key)", "not JSON"),
+    ],
+)
+def test_what_has_no_value_in_64_bits_or_in_unicode_fails_as_an_expression(text: str, words: str) -> None:
+    """Some were errors of Python's, and one a text that could not be stored."""
+    with_input = {"n": 2**70, "many": "1" * 5000, "half": '"\\ud83d"', "half_key": '{"\\ud83d": 1}'}
+    assert words in failure(text, input=with_input)
+
+
+def test_zeros_before_an_integer_do_not_count() -> None:
+    assert value("int(input.t) + int('-007') + int('0')", input={"t": "0" * 5000 + "1"}) == -6
+    assert value("parse_json(input.t)", input={"t": '"\\ud83d\\ude00"'}) == "\U0001f600"
+
+
 def test_an_evaluation_changes_none_of_its_variables() -> None:
     with_input = {"l": [{"n": 1}, {"n": 2}], "o": {"k": [1]}}
     before = json.dumps(with_input)
@@ -270,6 +313,7 @@ def test_an_evaluation_changes_none_of_its_variables() -> None:
         ("[].sum()", 0),
         ("input.costs.sum()", 3.5),
         ("[1.0, 2.0].sum()", 3.0),
+        ("input.each.map(e, e.n).max() - [3, 1, 2].min()", 2),
         ("input.each.map(e, e.n).avg()", 2.0),
         ("['b', 'a'].min() + ['b', 'a'].max()", "ab"),
         ("[timestamp(5), timestamp(3)].min()", "1970-01-01T00:00:03Z"),

@@ -394,6 +394,12 @@ def test_a_key_that_does_nothing_on_a_workflow_is_a_mistake_with_its_place(
         Library([load_file(tmp_path / "w.yaml"), load_file(tmp_path / "other.yaml")])
 
 
+def test_a_key_that_does_nothing_on_the_workflow_itself_is_a_mistake() -> None:
+    """It was taken, and then every task of the workflow refused."""
+    with pytest.raises(InvalidWorkflow, match="would do nothing, as 'w' is a workflow"):
+        read_workflow("steps: {a: {task: w, when: input.more, timeout: 5s}}", source="w.yaml", default_name="w")
+
+
 def test_a_name_twice_in_a_folder_names_both_files(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("name: w\nsteps: {a: {task: x}}")
     (tmp_path / "two.yaml").write_text("name: w\nsteps: {a: {task: x}}")

@@ -175,3 +175,11 @@ def test_a_value_comes_through_one_expression_alone_as_it_is(value: Any) -> None
     through_the_evaluator = compile_template("${[input.v][0]}", ENVIRONMENT).render({"input": {"v": value}})
     assert through_the_evaluator == value
     assert repr(through_the_evaluator) == repr(value) or isinstance(value, dict | list)
+
+
+def test_an_expression_longer_than_one_may_be_is_refused_at_its_brace() -> None:
+    """The whole of a large text was scanned for its end, character by character."""
+    with pytest.raises(InvalidWorkflow, match="longer than 100000 characters"):
+        compile_template("a ${'" + "x" * 10_000_000 + "'}", Environment({"input"}))
+    template = compile_template("$5 " + "x" * 10_000_000 + "${input} $", Environment({"input"}))
+    assert template.render({"input": 1}).endswith("x1 $")

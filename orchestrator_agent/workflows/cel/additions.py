@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from heapq import merge
 from operator import itemgetter
 from typing import Any, NoReturn
+
+from pydantic_core import from_json
 
 from orchestrator_agent.workflows.cel.formatting import measure, to_json
 from orchestrator_agent.workflows.cel.meter import MAX_BUILT_BYTES, UNITS, Frame, build, next_slice, spend
@@ -27,6 +30,7 @@ from protocol.messages import json_bytes
 # A sort holds the interpreter for as long as it takes: so many elements are some milliseconds.
 _SORT_CHUNK = 20_000
 _MAX_DEPTH = 100
+_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _list(what: str, value: Any) -> list[Any]:
@@ -95,7 +99,9 @@ def _extreme(what: str, choose: Callable[[list[Any]], Any]) -> Callable[[Frame, 
         if not _list(what, values):
             raise CelError(f"{what} of an empty list")
         _in_order(f, what, values)
-        return choose(values)
+        # In pieces, so that the event loop does not wait for the whole.
+        pieces = (values[at : at + _SORT_CHUNK] for at in range(0, len(values), _SORT_CHUNK))
+        return choose([choose(piece) for piece in pieces])
 
     return run
 
@@ -209,6 +215,9 @@ def parse_json(f: Frame, text: Any) -> Any:
     build(f, len(text))
     spend(f, len(text))
     try:
+        if _HALF_A_PAIR.search(text) is not None:
+            # The reader of messages refuses half a surrogate pair, which could be neither sent nor stored.
+            from_json(text)
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)

@@ -14,7 +14,7 @@ from typing import Any
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_math, ext_optional, ext_strings
 
-from orchestrator_agent.workflows.cel.scanner import Word, variables_of, words_of
+from orchestrator_agent.workflows.cel.scanner import MAX_CHARS, Word, variables_of, words_of
 from orchestrator_agent.workflows.cel.syntax import Node, read_syntax
 from orchestrator_agent.workflows.cel.values import CelError, no_overload
 
@@ -23,6 +23,8 @@ _POOL_SIZE = 64
 _POOLED = re.compile(rf"\b{_POOL_NAME}(\d+)\b")
 # The parser repeats what stands before them for each of these: so many in a row, and it takes seconds.
 _MAX_OPTIONAL_MACROS = 8
+# So many names, numbers and signs take the parser some 50 ms, in which nothing else happens.
+_MAX_WORDS = 5_000
 _OPTIONAL_MACROS = ("optMap", "optFlatMap")
 _POSITION = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): ")
 _MIXED = re.compile(r"applied to '\((?:int|uint), double\)'|applied to '\(double, (?:int|uint)\)'")
@@ -91,7 +93,13 @@ class CheckedText:
 
 def check(text: str, names: Collection[str]) -> CheckedText:
     """Parse and check an expression over variables of these names. Raises DoesNotCompile."""
+    if len(text) > MAX_CHARS:
+        raise DoesNotCompile(f"it has {len(text)} characters; {MAX_CHARS} are allowed")
     words = words_of(text)
+    if len(words) > _MAX_WORDS:
+        raise DoesNotCompile(
+            f"it has {len(words)} names, numbers and signs; {_MAX_WORDS} are allowed: put data into the input"
+        )
     for _, word in words:
         if _POOLED.fullmatch(word) or word in _MACROS.values():
             raise DoesNotCompile(f"undeclared reference to '{word}'")

@@ -27,15 +27,16 @@ from orchestrator_agent.workflows.cel.values import (
     type_name,
 )
 
-_INTEGER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
+_INTEGER = re.compile(r"\s*([+-]?)0*(\d+)\s*", re.ASCII)
 _DOUBLE = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf|infinity|nan)\s*", re.ASCII | re.IGNORECASE)
 _MOST_DIGITS = 20
 
 
 def _integer_of(text: str, kind: str) -> int:
-    if _INTEGER.fullmatch(text) is None or len(text.strip().lstrip("+-0")) > _MOST_DIGITS:
+    match = _INTEGER.fullmatch(text)
+    if match is None or len(match[2]) > _MOST_DIGITS:
         raise CelError(f"cannot convert string to {kind}")
-    return int(text)
+    return int(match[1] + match[2])
 
 
 def to_int(f: Frame, value: Any) -> int:

@@ -136,6 +136,7 @@ def bit_not(f: Frame, value: Any) -> int:
     if type(value) is UInt:
         return UInt(~int(value) & _BITS)
     if type(value) is int:
+        check_64_bits(value)
         return ~value
     raise no_overload("math.bitNot", value)
 

@@ -151,6 +151,9 @@ def modulo(f: Frame, a: Any, b: Any) -> Any:
             raise CelError("modulus by zero")
         if kind is UInt or (a > INT_MAX and b > INT_MAX):
             return _uint(int(as_uint(a)) % int(as_uint(b)))
+        if a == INT_MIN and b == -1:
+            # As in C, whose quotient would overflow.
+            raise CelError("integer overflow")
         # The sign of the dividend, as in C.
         return _int((abs(a) % abs(b)) * (-1 if a < 0 else 1), a, b)
     return _again(modulo, "'%'", f, a, b)

@@ -4,6 +4,7 @@ Templates find where an expression ends by it; the checker finds the names that 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 # A string literal of CEL: optional prefixes r and b, then triple or single quotes of either kind.
@@ -21,8 +22,12 @@ NAMESPACES = frozenset(("math", "optional", "strings"))
 Word = tuple[int, str]
 
 
-def skip_string(text: str, start: int) -> int | None:
-    """The index behind the string literal that starts at `start`: the text's end where the literal is not closed.
+# What an expression may be long; the parser's own limit.
+MAX_CHARS = 100_000
+
+
+def skip_string(text: str, start: int, end: int | None = None) -> int | None:
+    """The index behind the string literal that starts at `start`: the text's end (or `end`) where it is not closed.
 
     None where no string starts.
     """
@@ -32,23 +37,28 @@ def skip_string(text: str, start: int) -> int | None:
     quote = match["quote"]
     raw = "r" in match["prefix"].lower()
     position = match.end()
-    while position < len(text):
+    last = len(text) if end is None else min(len(text), end)
+    while position < last:
         if text[position] == "\\" and not raw:
             position += 2
         elif text.startswith(quote, position):
             return position + len(quote)
         else:
             position += 1
-    return len(text)
+    return last
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    """Where the expression that begins at `start` ends: braces in its maps, strings and comments are its own."""
+    """Where the expression that begins at `start` ends: braces in its maps, strings and comments are its own.
+
+    None where it has no end, or is longer than an expression may be.
+    """
     depth = 0
     position = start
-    while position < len(text):
+    last = min(len(text), start + MAX_CHARS + 1)
+    while position < last:
         character = text[position]
-        if character in "\"'rRbB" and (behind := skip_string(text, position)) is not None:
+        if character in "\"'rRbB" and (behind := skip_string(text, position, last)) is not None:
             position = behind
             continue
         if character == "/" and text.startswith("//", position):
@@ -95,8 +105,9 @@ def _is_name(word: str) -> bool:
 def variables_of(words: Sequence[Word]) -> list[Word]:
     """The words that stand for variables: no fields, no functions, no variables that a macro binds."""
     found = []
-    # What the macros around a word have bound, one entry an open bracket.
+    # What the macros around a word have bound, one entry an open bracket; and how often each name is among these.
     bound: list[str] = []
+    hidden: Counter[str] = Counter()
 
     def word(index: int) -> str:
         return words[index][1] if 0 <= index < len(words) else ""
@@ -106,10 +117,11 @@ def variables_of(words: Sequence[Word]) -> list[Word]:
             called = name == "(" and word(index - 1) in BINDING and word(index - 2) in (".", "?")
             binds = called and _is_name(word(index + 1)) and word(index + 2) == ","
             bound.append(word(index + 1) if binds else "")
+            hidden[bound[-1]] += 1
         elif name in (")", "]", "}"):
             if bound:
-                bound.pop()
-        elif _is_name(name) and word(index + 1) != "(" and name not in bound:
+                hidden[bound.pop()] -= 1
+        elif _is_name(name) and word(index + 1) != "(" and not hidden[name]:
             if name in NAMESPACES and word(index + 1) == "." and word(index + 3) == "(":
                 continue
             dot = index - 1 if word(index - 1) == "." else index - 2
