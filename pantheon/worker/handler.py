@@ -120,20 +120,16 @@ class Handler:
         try:
             if self._result_type is type(None) and result is not None:
                 raise InvalidResult(f"result: {type(result).__name__}, where the handler is annotated to return None")
-            if self._output is None:
-                values = {} if result is None else _ANYTHING.dump_python(result, mode="json")
-            elif isinstance(result, BaseModel) and self._result_type is type(result):
-                # It was validated when it was made.
+            if isinstance(result, BaseModel):
+                if self._output is not None and type(result) is not self._result_type:
+                    self._output.validate_python(result)
+                # By itself, not by the annotation: a subclass keeps the fields that it adds.
                 values = result.model_dump(mode="json", by_alias=True)
+            elif self._output is None:
+                values = {} if result is None else _ANYTHING.dump_python(result, mode="json")
             else:
-                # A subclass keeps the fields that it adds.
                 fit = self._output.validate_python(result)
-                dumped = result if isinstance(result, BaseModel) else fit
-                values = (
-                    dumped.model_dump(mode="json", by_alias=True)
-                    if isinstance(dumped, BaseModel)
-                    else self._output.dump_python(dumped, mode="json", by_alias=True, warnings=False)
-                )
+                values = self._output.dump_python(fit, mode="json", by_alias=True, warnings=False)
         except ValidationError as error:
             raise invalid_result(error) from None
         except (PydanticSerializationError, RecursionError) as error:

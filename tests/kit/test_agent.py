@@ -402,3 +402,38 @@ def test_the_schema_of_a_generators_result_is_text() -> None:
         yield "a"
 
     assert Handler("work", work).output_schema == {"type": "string"}
+
+
+class Aliased(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+    text: str = Field(alias="the_text")
+
+
+class More(Aliased):
+    more: int = 1
+
+
+async def unannotated(task: dict[str, Any]):  # type: ignore[no-untyped-def]
+    return Aliased(text="a")
+
+
+async def annotated(task: dict[str, Any]) -> Aliased:
+    return More(text="a")
+
+
+async def as_values(task: dict[str, Any]) -> Aliased:
+    return {"the_text": "a"}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("function", "result"),
+    [
+        (unannotated, {"the_text": "a"}),
+        (annotated, {"the_text": "a", "more": 1}),
+        (as_values, {"the_text": "a"}),
+    ],
+)
+async def test_a_model_is_written_by_its_aliases_whatever_the_annotation(
+    function: Callable[..., Any], result: dict[str, Any]
+) -> None:
+    assert await Handler("work", function).call({}, LocalTaskContext()) == result
