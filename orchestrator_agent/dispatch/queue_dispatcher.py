@@ -126,15 +126,13 @@ class QueueDispatcher:
     async def _take_group(self, agents: tuple[str, ...], queues: Sequence[Queue]) -> None:
         """Queues whose rows go to the same agents share the slots of these agents."""
         while True:
+            filled = [queue for queue in queues if queue.name in self._admission.queues]
+            if not filled:
+                return
             # By task type: that of one may be barred from an agent (its circuit is open), and others not.
-            rooms: dict[tuple[str, str | None], int] = {}
-            for queue in queues:
-                kind = queue.task_type, queue.agent
-                if queue.name in self._admission.queues and kind not in rooms:
-                    rooms[kind] = self._routes.room(*kind)
-            room = max(rooms.values(), default=0)
-            lanes = list(self._lanes([queue for queue in queues if rooms.get((queue.task_type, queue.agent), 0) > 0]))
-            if rooms and room <= 0:
+            rooms = {kind: self._routes.room(*kind) for kind in dict.fromkeys(map(_kind, filled))}
+            takeable = [queue for queue in filled if rooms[_kind(queue)] > 0]
+            if not takeable:
                 for agent in agents:
                     if len(self._checks) >= CHECKS_AT_ONCE:
                         # The sweep corrects the others.
@@ -143,19 +141,19 @@ class QueueDispatcher:
                     if self._admission.window.room(agent) <= 0:
                         self._check(agent)
                 return
+            lanes = list(self._lanes(takeable))
             if not lanes:
                 return
-            share = min(TAKE_LIMIT, -(-room // len(lanes)))
-            taken = [await self._take(names, min(share, tokens), queues[0]) for names, tokens in lanes]
+            share = min(TAKE_LIMIT, -(-max(rooms.values()) // len(lanes)))
+            taken = [await self._take(names, min(share, tokens), takeable[0]) for names, tokens in lanes]
             if not any(taken):
                 return
 
     def _lanes(self, queues: Sequence[Queue]) -> Iterable[tuple[list[str], int]]:
         """Queues that are taken from together, and how many rows may be: a requester with a limit has its own."""
-        filled = [queue for queue in queues if queue.name in self._admission.queues]
-        if unlimited := [queue.name for queue in filled if not queue.limited]:
+        if unlimited := [queue.name for queue in queues if not queue.limited]:
             yield unlimited, TAKE_LIMIT
-        for queue in filled:
+        for queue in queues:
             if queue.limited:
                 tokens = self._admission.tokens.of_requester(queue.limited)
                 if tokens is None or tokens > 0:
@@ -278,3 +276,8 @@ class QueueDispatcher:
 
     async def stop(self) -> None:
         await end([*([self._loop_task] if self._loop_task else []), *self._takes.values(), *self._checks.values()])
+
+
+def _kind(queue: Queue) -> tuple[str, str | None]:
+    """What the room of a queue depends on."""
+    return queue.task_type, queue.agent
