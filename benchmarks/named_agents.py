@@ -14,9 +14,9 @@ import nats
 import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig
 
 from benchmarks.conversation import Order, converse
+from pantheon.bus.streams import consumer_config
 from protocol import subjects
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, InstanceRecord
 from protocol.streams import TASKS, task_consumer
@@ -50,15 +50,7 @@ class NamedAgents:
 
         async def make(record: InstanceRecord) -> None:
             async with slots:
-                spec = task_consumer(record.name)
-                config = ConsumerConfig(
-                    durable_name=spec.durable_name,
-                    filter_subject=spec.filter_subject,
-                    ack_policy=AckPolicy.EXPLICIT,
-                    ack_wait=spec.ack_wait_seconds,
-                    max_deliver=spec.max_deliver,
-                    max_ack_pending=spec.max_ack_pending,
-                )
+                config = consumer_config(task_consumer(record.name))
                 await self._connection.jetstream().add_consumer(TASKS.name, config)
                 await self._pull(record)
 

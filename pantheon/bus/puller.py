@@ -14,10 +14,10 @@ from typing import Self
 
 import structlog
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from pantheon.bus.connection import Bus, Delivery, Subscription
+from pantheon.bus.streams import consumer_config
 from pantheon.runtime.background import end
 from protocol.errors import BusError
 from protocol.streams import ConsumerSpec
@@ -299,18 +299,8 @@ class Puller:
         try:
             info = await self._bus.js.consumer_info(self._stream, spec.durable_name)
         except NotFoundError:
-            await self._bus.js.add_consumer(
-                self._stream,
-                ConsumerConfig(
-                    durable_name=spec.durable_name,
-                    filter_subject=spec.filter_subject,
-                    ack_policy=AckPolicy.EXPLICIT,
-                    deliver_policy=DeliverPolicy.NEW if self._deliver_new else DeliverPolicy.ALL,
-                    ack_wait=spec.ack_wait_seconds,
-                    max_deliver=spec.max_deliver,
-                    max_ack_pending=spec.max_ack_pending,
-                ),
-            )
+            config = consumer_config(spec, deliver_new=self._deliver_new)
+            await self._bus.js.add_consumer(self._stream, config)
             log.info("consumer.made", stream=self._stream, consumer=spec.durable_name)
         else:
             there = info.config

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 
 import structlog
 from nats.errors import Error as NatsError
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
 from nats.js.errors import NotFoundError
 
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import ensure_objects
 from protocol.errors import BusError
-from protocol.streams import ALL_STREAMS, StreamSpec
+from protocol.streams import ALL_STREAMS, ConsumerSpec, StreamSpec
 
 log = structlog.get_logger()
 
@@ -34,6 +42,19 @@ def stream_config(spec: StreamSpec, replicas: int) -> StreamConfig:
         duplicate_window=spec.duplicate_window_seconds,
         allow_msg_ttl=spec.allow_msg_ttl,
         allow_direct=True,
+    )
+
+
+def consumer_config(spec: ConsumerSpec, *, deliver_new: bool = False) -> ConsumerConfig:
+    """`deliver_new`: of the messages that come after the consumer was made, instead of all."""
+    return ConsumerConfig(
+        durable_name=spec.durable_name,
+        filter_subject=spec.filter_subject,
+        ack_policy=AckPolicy.EXPLICIT,
+        deliver_policy=DeliverPolicy.NEW if deliver_new else DeliverPolicy.ALL,
+        ack_wait=spec.ack_wait_seconds,
+        max_deliver=spec.max_deliver,
+        max_ack_pending=spec.max_ack_pending,
     )
 
 

@@ -17,6 +17,7 @@ from pantheon import Agent, TaskContext
 from pantheon.bus import Bus, Delivery, Publisher, Puller, PullTimes, ensure_streams, is_first_delivery, stream_mark
 from pantheon.bus.puller import REFUSED_SECONDS
 from pantheon.bus.stored import stored_batch
+from pantheon.bus.streams import consumer_config
 from pantheon.stack.servers import NatsServer
 from protocol import new_id, subjects
 from protocol.errors import BusError, TooLarge
@@ -798,13 +799,7 @@ async def test_more_than_a_thousand_agents_have_a_consumer(bus: Bus) -> None:
     )
     await ensure_streams(bus)
     for number in range(1001):
-        spec = task_consumer(f"agent_{number}")
-        await bus.js.add_consumer(
-            "AGENT_TASKS",
-            ConsumerConfig(
-                durable_name=spec.durable_name, filter_subject=spec.filter_subject, ack_policy=AckPolicy.EXPLICIT
-            ),
-        )
+        await bus.js.add_consumer("AGENT_TASKS", consumer_config(task_consumer(f"agent_{number}")))
     assert (await bus.js.stream_info("AGENT_TASKS")).state.consumer_count == 1001
 
 
