@@ -73,12 +73,12 @@ class ResponseTime:
         self.milliseconds, self.at = self.milliseconds * kept + milliseconds * (1 - kept), now
 
 
-# An agent, and a task type that it serves.
-Service = tuple[str, str]
+# What health is kept by: an agent, and a task type that it serves.
+HealthKey = tuple[str, str]
 
 
 @dataclass
-class ServiceHealth:
+class TaskTypeHealth:
     circuit: Circuit
     response_ms: ResponseTime | None = None
     failure_rate: float = 0.0
@@ -88,19 +88,19 @@ class ServiceHealth:
 class Probes(Protocol):
     """Which process lets a task through a half-open circuit, for all of them: see `shared_circuits.ProbeClaims`."""
 
-    def may_probe(self, service: Service) -> bool: ...
-    def probed(self, service: Service) -> None: ...
+    def may_probe(self, key: HealthKey) -> bool: ...
+    def probed(self, key: HealthKey) -> None: ...
 
 
 class CircuitNews:
     """Circuits that this process opened or closed, by what it saw itself, until other processes have been informed."""
 
     def __init__(self) -> None:
-        self.states: dict[Service, CircuitState] = {}
+        self.states: dict[HealthKey, CircuitState] = {}
         self.changed = asyncio.Event()
 
-    def note(self, service: Service, state: CircuitState) -> None:
-        self.states[service] = state
+    def note(self, key: HealthKey, state: CircuitState) -> None:
+        self.states[key] = state
         self.changed.set()
 
 
@@ -118,18 +118,18 @@ class AgentHealth:
         self._clock = clock
         self._probes = probes
         self.news = CircuitNews()
-        self._services: dict[Service, ServiceHealth] = {}
+        self._health: dict[HealthKey, TaskTypeHealth] = {}
 
-    def _of(self, agent: str, task_type: str) -> ServiceHealth:
-        service = agent, task_type
-        health = self._services.get(service)
+    def _of(self, agent: str, task_type: str) -> TaskTypeHealth:
+        key = agent, task_type
+        health = self._health.get(key)
         if health is None:
-            health = self._services[service] = ServiceHealth(Circuit(self._open_seconds))
+            health = self._health[key] = TaskTypeHealth(Circuit(self._open_seconds))
         return health
 
     def assigned(self, agent: str, task_type: str) -> None:
         """A task was assigned to the agent; where the circuit is half open, it is the only one."""
-        health = self._services.get((agent, task_type))
+        health = self._health.get((agent, task_type))
         if health is None or health.circuit.opened_at is None:
             return
         if health.circuit.state(self._clock()) == "half_open":
@@ -168,23 +168,23 @@ class AgentHealth:
             health.response_ms.learn(milliseconds, now)
 
     @staticmethod
-    def _faded(health: ServiceHealth, now: float) -> float:
+    def _faded(health: TaskTypeHealth, now: float) -> float:
         if health.failure_rate == 0.0:
             return 0.0
         return float(health.failure_rate * 0.5 ** ((now - health.judged_at) / FORGET_HALF_SECONDS))
 
     def response_ms(self, agent: str, task_type: str) -> float | None:
-        health = self._services.get((agent, task_type))
+        health = self._health.get((agent, task_type))
         if health is None or health.response_ms is None:
             return None
         return health.response_ms.milliseconds * health.response_ms.remembered(self._clock())
 
     def failure_rate(self, agent: str, task_type: str) -> float:
-        health = self._services.get((agent, task_type))
+        health = self._health.get((agent, task_type))
         return 0.0 if health is None else self._faded(health, self._clock())
 
     def admits(self, agent: str, task_type: str) -> bool:
-        health = self._services.get((agent, task_type))
+        health = self._health.get((agent, task_type))
         if health is None or health.circuit.opened_at is None:
             return True
         if not health.circuit.admits(self._clock()):
@@ -192,7 +192,7 @@ class AgentHealth:
         return self._probes is None or self._probes.may_probe((agent, task_type))
 
     def circuit(self, agent: str, task_type: str) -> CircuitState:
-        health = self._services.get((agent, task_type))
+        health = self._health.get((agent, task_type))
         return "closed" if health is None else health.circuit.state(self._clock())
 
     # -- what other orchestrators found out ---------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class AgentHealth:
 
     def learn_closed(self, agent: str, task_type: str) -> bool:
         """Another process has seen an agent work again; whether that is news."""
-        health = self._services.get((agent, task_type))
+        health = self._health.get((agent, task_type))
         news = health is not None and health.circuit.opened_at is not None
         if health is not None and news:
             health.circuit.succeeded()

@@ -45,6 +45,8 @@ STICKY_TEXTS = 4096
 STICKY_AGENTS = 8
 # Shortlists that are kept: one for each task type and requirements.
 SHORTLISTS = 256
+# Agents whose instances are remembered as they are listed.
+KNOWN_AGENTS = 20_000
 # Of room, more than a batch of rows is not needed.
 ROOM_LIMIT = 256
 
@@ -305,6 +307,9 @@ class Router:
         listed = self.registry.instances(agent)
         known = self._instances.get(agent)
         if known is None or known[0] is not listed:
+            if len(self._instances) >= KNOWN_AGENTS:
+                # Names that are gone: those that are there are known again at once.
+                self._instances.clear()
             known = self._instances[agent] = listed, {}
         found = known[1].get(task_type)
         if found is None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from orchestrator_agent.dispatch.agent_health import OPEN_SECONDS, AgentHealth, Service
+from orchestrator_agent.dispatch.agent_health import OPEN_SECONDS, AgentHealth, HealthKey
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.signal import DispatchSignal
 from pantheon.runtime.background import end
@@ -52,38 +52,38 @@ class ProbeClaims:
         self._signal = signal or DispatchSignal()
         self._times = times or ProbeTimes()
         self._owner = uuid4().hex
-        self._claiming: dict[Service, asyncio.Task[None]] = {}
+        self._claiming: dict[HealthKey, asyncio.Task[None]] = {}
         # Claims, and whether they have been used.
-        self._in_hand: dict[Service, asyncio.Event] = {}
+        self._in_hand: dict[HealthKey, asyncio.Event] = {}
 
-    def may_probe(self, service: Service) -> bool:
+    def may_probe(self, key: HealthKey) -> bool:
         if not self._shared.there:
             return True
-        if service not in self._claiming:
-            task = asyncio.create_task(self._claim(service), name="claim-probe")
-            self._claiming[service] = task
-            task.add_done_callback(lambda _: self._claiming.pop(service, None))
-        return service in self._in_hand and not self._in_hand[service].is_set()
+        if key not in self._claiming:
+            task = asyncio.create_task(self._claim(key), name="claim-probe")
+            self._claiming[key] = task
+            task.add_done_callback(lambda _: self._claiming.pop(key, None))
+        return key in self._in_hand and not self._in_hand[key].is_set()
 
-    def probed(self, service: Service) -> None:
-        if service in self._in_hand:
-            self._in_hand[service].set()
+    def probed(self, key: HealthKey) -> None:
+        if key in self._in_hand:
+            self._in_hand[key].set()
 
-    async def _claim(self, service: Service) -> None:
-        name = f"probe:{_name(service)}"
+    async def _claim(self, key: HealthKey) -> None:
+        name = f"probe:{_name(key)}"
         claimed = await self._shared.claim(name, self._owner, self._times.in_hand_seconds + self._times.used_seconds)
         if claimed is None:
             return
-        log.debug("circuit.probe", agent=service[0], task_type=service[1], claimed=claimed)
+        log.debug("circuit.probe", agent=key[0], task_type=key[1], claimed=claimed)
         if not claimed:
             await asyncio.sleep(self._times.again_seconds)
             return
-        used = self._in_hand[service] = asyncio.Event()
+        used = self._in_hand[key] = asyncio.Event()
         self._signal.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._times.in_hand_seconds):
                 await used.wait()
-        del self._in_hand[service]
+        del self._in_hand[key]
         await self._shared.keep(name, self._owner, self._times.used_seconds if used.is_set() else 0)
 
     async def start(self) -> None:
@@ -121,8 +121,7 @@ class SharedCircuits:
         while news.states:
             states, news.states = news.states, {}
             notes = {
-                f"circuit:{_name(service)}": (state, self._agent_health.open_for(*service))
-                for service, state in states.items()
+                f"circuit:{_name(key)}": (state, self._agent_health.open_for(*key)) for key, state in states.items()
             }
             if not await self._shared.note(notes):
                 # The next sweep shares it, unless it has become old.
@@ -132,19 +131,19 @@ class SharedCircuits:
     async def sync(self) -> bool:
         """Share what could not be shared yet, and learn what others found out; whether an agent can be used again."""
         await self._share()
-        services = sorted({(record.name, each) for record in self._live.instances() for each in record.task_types})
-        noted = await self._shared.noted([f"circuit:{_name(service)}" for service in services]) if services else None
+        keys = sorted({(record.name, each) for record in self._live.instances() for each in record.task_types})
+        noted = await self._shared.noted([f"circuit:{_name(key)}" for key in keys]) if keys else None
         closed = False
-        for service in services:
-            state, seconds = (noted or {}).get(f"circuit:{_name(service)}", ("", 0.0))
-            if service in self._agent_health.news.states:
+        for key in keys:
+            state, seconds = (noted or {}).get(f"circuit:{_name(key)}", ("", 0.0))
+            if key in self._agent_health.news.states:
                 continue
             if state == OPEN:
-                self._agent_health.learn_open(*service, seconds)
+                self._agent_health.learn_open(*key, seconds)
             elif state == CLOSED:
-                closed = self._agent_health.learn_closed(*service) or closed
+                closed = self._agent_health.learn_closed(*key) or closed
         return closed
 
 
-def _name(service: Service) -> str:
-    return f"{service[0]}:{service[1]}"
+def _name(key: HealthKey) -> str:
+    return f"{key[0]}:{key[1]}"

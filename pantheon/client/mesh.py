@@ -43,8 +43,6 @@ ACCEPT_SECONDS = 30.0
 # Between two queries for the response of a task that another client submitted.
 QUERY_FIRST_SECONDS = 0.05
 QUERY_MAX_SECONDS = 2.0
-
-
 # Ids of tasks that were submitted, whose responses come to this client's inbox.
 SUBMITTED_IDS = 10_000
 
@@ -368,8 +366,7 @@ class Mesh(ClientOperations):
         return watch(self._bus, task_id, lambda: self._until_ended(task_id), on_listening)
 
     async def _until_ended(self, task_id: UUID) -> None:
-        with self._waiting(task_id) as waiter:
-            await self._response(task_id, waiter)
+        await self.wait(task_id)
 
     async def query(self, what: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask any orchestrator to read its state (`tasks`, `task`, `response`, `workflows`, `pauses`,

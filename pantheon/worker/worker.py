@@ -14,7 +14,7 @@ from uuid import UUID
 
 import structlog
 
-from pantheon.bus import Delivery, Puller, Transport, acknowledge, hold, nak
+from pantheon.bus import Delivery, Puller, Transport, acknowledge, hold
 from pantheon.bus.returns import return_to_queue
 from pantheon.config.agent_config import AgentConfig
 from pantheon.runtime.background import end
@@ -259,7 +259,10 @@ class Worker:
             # loss), which nothing but its own in-progress acks keeps from being delivered until it counts as poison.
             twin.deliveries.append(delivery)
             await asyncio.wait({twin.work})
-            await (acknowledge if twin.responded else nak)(delivery)
+            if twin.responded:
+                await acknowledge(delivery)
+            else:
+                await return_to_queue(self._publisher, delivery)
             return
         if (body := self._sent.get(key)) is not None:
             await self._sender.send(request, body, message_id=None)
