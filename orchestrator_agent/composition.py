@@ -29,8 +29,10 @@ from orchestrator_agent.maintenance.broker_watch import BrokerWatch
 from orchestrator_agent.maintenance.concurrency_keys import ConcurrencyKeys, Schedules
 from orchestrator_agent.maintenance.due_rows import DueRows, ExpiredAttempts
 from orchestrator_agent.maintenance.history_archiver import HistoryArchiver
+from orchestrator_agent.maintenance.lost_agents import LostAgents
 from orchestrator_agent.maintenance.object_cleaner import ObjectCleaner
 from orchestrator_agent.maintenance.operator_changes import OperatorChanges
+from orchestrator_agent.maintenance.orphaned_attempts import OrphanedAttempts
 from orchestrator_agent.maintenance.purges import PurgeWatch
 from orchestrator_agent.maintenance.reconciler import Reconciler
 from orchestrator_agent.message_loops import MessageLoops
@@ -132,6 +134,7 @@ class Composition:
             maintenance.watch,
             maintenance.purges,
             maintenance.reconciler,
+            maintenance.lost_agents,
         ]
 
     def _make_dispatch(self) -> Dispatch:
@@ -360,6 +363,16 @@ class Composition:
                 republisher=runtime.republisher,
             ),
             adoption=adoption,
+            lost_agents=LostAgents(
+                process.bus,
+                registry=connections.registry,
+                router=self.dispatch.router,
+                admission=self.dispatch.admission,
+                orphans=OrphanedAttempts(process.bus, runtime.inbox, stores.sweeps),
+                outages=outages,
+                source=process.source,
+                times=self.configuration.tuning.liveness,
+            ),
             history=HistoryArchiver(
                 stores.history,
                 after_seconds=flow_control.history_after_seconds,

@@ -18,6 +18,7 @@ from orchestrator_agent.maintenance.adoption import Adoption, AdoptionTimes
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
 from orchestrator_agent.maintenance.broker_watch import BrokerWatch
 from orchestrator_agent.maintenance.history_archiver import HistoryArchiver
+from orchestrator_agent.maintenance.lost_agents import LivenessTimes, LostAgents
 from orchestrator_agent.maintenance.object_cleaner import ObjectCleaner
 from orchestrator_agent.maintenance.operator_changes import OperatorChanges
 from orchestrator_agent.maintenance.purges import PurgeWatch
@@ -77,6 +78,7 @@ class Tuning:
     dispatch: DispatchTuning = field(default_factory=DispatchTuning)
     holding: HoldTimes = field(default_factory=HoldTimes)
     adoption: AdoptionTimes = field(default_factory=AdoptionTimes)
+    liveness: LivenessTimes = field(default_factory=LivenessTimes)
     # After so long without a beat an orchestrator owns no roots.
     alive_seconds: float = ALIVE_SECONDS
     # When a cancel is sent again, whatever heartbeats list.
@@ -167,6 +169,7 @@ class Maintenance:
     watch: BrokerWatch
     purges: PurgeWatch
     adoption: Adoption
+    lost_agents: LostAgents
     history: HistoryArchiver
     object_cleaner: ObjectCleaner
     operator_changes: OperatorChanges

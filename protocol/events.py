@@ -37,6 +37,7 @@ EVENTS: dict[tuple[str, str], str] = {
     ("step", "compensating"): "A sub-workflow failed, and compensates its completed steps.",
     ("agent", "registered"): "An instance of an agent appeared in the registry.",
     ("agent", "deregistered"): "An instance of an agent left the registry.",
+    ("agent", "failed"): "An instance of an agent is gone without goodbye, or takes nothing from its queue.",
 }
 
 

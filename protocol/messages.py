@@ -138,7 +138,8 @@ class RunningTask(Message):
 
 
 class Heartbeat(Message):
-    """Every 5 s from each instance; `cpu_percent` is of one core, `memory_bytes` the resident set."""
+    """Every 5 s from each instance; `cpu_percent` is of one core, `memory_bytes` the resident set. `blocked_seconds`:
+    for how long its event loop has stood still, so that it takes and sends nothing; null where it does not."""
 
     agent: AgentName
     instance_id: InstanceId
@@ -147,6 +148,7 @@ class Heartbeat(Message):
     cpu_percent: float | None = None
     memory_bytes: int | None = None
     running: Annotated[tuple[RunningTask, ...], null_means(())] = Field(default=(), strict=False)
+    blocked_seconds: float | None = Field(default=None, ge=0)
     at: Time
 
 

@@ -78,11 +78,8 @@ _STEP: dict[str, Document] = {
     "attempt": {"type": "integer", "description": "the attempt that the event is about"},
 }
 _TASK: dict[str, Document] = {"task_id": _TEXT, "task_type": _TEXT}
-_AGENT: dict[str, Document] = {
-    "agent": _TEXT,
-    "instance_id": _TEXT,
-    "task_types": {"type": "array", "items": _TEXT},
-}
+_AGENT: dict[str, Document] = {"agent": _TEXT, "instance_id": _TEXT}
+_TASK_TYPES: dict[str, Document] = {"task_types": {"type": "array", "items": _TEXT}}
 _SHARED: dict[str, dict[str, Document]] = {"task": _TASK, "step": _STEP, "agent": _AGENT}
 # What an event's data holds beyond what all of its entity hold.
 _OWN: dict[tuple[str, str], dict[str, Document]] = {
@@ -91,6 +88,9 @@ _OWN: dict[tuple[str, str], dict[str, Document]] = {
     ("task", "compensating"): {"error": _ERROR},
     ("step", "compensating"): {"error": _ERROR},
     ("task", "cancelled"): {"error": _ERROR},
+    ("agent", "registered"): _TASK_TYPES,
+    ("agent", "deregistered"): _TASK_TYPES,
+    ("agent", "failed"): {"reason": _TEXT, "detail": {"type": "string", "description": "the reason as a sentence"}},
     ("step", "dispatched"): {"agent": _TEXT},
     ("step", "completed"): {"agent": {"type": ["string", "null"], "description": "null for a sub-workflow"}},
     ("step", "retrying"): {"error": _ERROR, "wait_seconds": {"type": "number"}},

@@ -50,6 +50,9 @@ class Admission:
         self.joins = 0
         # Rows that were taken from the heads of their queues, until a transition has assigned them or not.
         self.taken: set[UUID] = set()
+        # Tasks that processes died on more than once are worked on one at a time at each agent, so that one that kills
+        # is known from what was beside it. Each with its root and attempt, once it is written.
+        self.suspects: dict[str, tuple[UUID | None, UUID | None, int]] = {}
         self._signal = signal or DispatchSignal()
 
     # -- asked by the router ------------------------------------------------------------------------------------------
@@ -79,12 +82,18 @@ class Admission:
     def full(self, agent: str) -> str:
         return "all its places are taken" if self.window.room(agent) <= 0 else "its rate limit is reached"
 
+    def has_suspect(self, agent: str) -> bool:
+        """Whether an agent works on a task that processes died on."""
+        return agent in self.suspects
+
     def at_work(self, agent: str) -> int:
         """How many tasks an agent has, as far as this process knows."""
         return self.window.at_work(agent)
 
     def assigned(self, request: RouteRequest, agent: str) -> None:
         self.window.take(agent)
+        if request.suspect:
+            self.suspects[agent] = (None, request.task_id, 0)
         if self.tokens.active:
             self.tokens.spend(request, agent)
 
@@ -114,9 +123,25 @@ class Admission:
         for run, decisions in batch:
             for agent in decisions.released:
                 self.window.release(agent)
-            if run.root_task_id not in roots:
+            written = run.root_task_id in roots
+            if not written:
                 for row in decisions.dispatched.values():
                     self.window.release(row.agent or "")
+            if self.suspects:
+                self._note_suspects(decisions, written)
+
+    def _note_suspects(self, decisions: Decisions, written: bool) -> None:
+        for row in (*decisions.changed.values(), *decisions.dispatched.values()):
+            if not row.deaths:
+                continue
+            self.suspects = {agent: each for agent, each in self.suspects.items() if each[1] != row.task_id}
+            if written and row.status is Status.DISPATCHED and row.agent is not None:
+                self.suspects[row.agent] = (row.root_task_id, row.task_id, row.attempt)
+
+    def wake(self) -> None:
+        """Slots may have come, for rows that are queued."""
+        if self.queues:
+            self._signal.set()
 
     def joined(self, queues: Iterable[str]) -> None:
         """These queues have rows now."""

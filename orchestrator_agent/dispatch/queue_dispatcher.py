@@ -100,8 +100,7 @@ class QueueDispatcher:
 
     def wake(self) -> None:
         """Slots may have come: an agent, a resumed one, tokens."""
-        if self._admission.queues:
-            self._signal.set()
+        self._admission.wake()
 
     async def _run(self) -> None:
         while True:

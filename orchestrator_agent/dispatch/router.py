@@ -77,6 +77,7 @@ class AdmissionPolicy(Protocol):
     def limited(self, request: RouteRequest) -> bool: ...
     def room(self, agent: str) -> int: ...
     def full(self, agent: str) -> str: ...
+    def has_suspect(self, agent: str) -> bool: ...
     def at_work(self, agent: str) -> int: ...
     def assigned(self, request: RouteRequest, agent: str) -> None: ...
 
@@ -96,6 +97,9 @@ class AdmitAll:
     def full(self, agent: str) -> str:
         return ""
 
+    def has_suspect(self, agent: str) -> bool:
+        return False
+
     def at_work(self, agent: str) -> int:
         return 0
 
@@ -114,6 +118,7 @@ class Bar(Enum):
     PAUSED = auto()
     BROKEN = auto()  # its circuit is open
     FULL = auto()  # its slots are taken, or its rate limit is reached
+    UNRESPONSIVE = auto()  # it takes nothing from its queue
 
 
 @dataclass(slots=True)
@@ -267,7 +272,10 @@ class Pauses:
 
 @dataclass
 class Router:
-    """The engine's Directory, over the registry, what this process has seen of agents, and the library."""
+    """The engine's Directory, over the registry, what this process has seen of agents, and the library.
+
+    `unresponsive` agents are registered and take nothing from their queues, with the reason: see `lost_agents`.
+    """
 
     registry: LiveInstances
     library: Library
@@ -275,6 +283,7 @@ class Router:
     pauses: Pauses = field(default_factory=Pauses)
     admission: AdmissionPolicy = field(default_factory=AdmitAll)
     random: Random = field(default_factory=Random)
+    unresponsive: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Those of each agent, as the registry lists them now, and what they are by task type.
@@ -367,6 +376,8 @@ class Router:
             return candidate.barred_by(Bar.UNFIT, reason)
         if agent in self.pauses.agents:
             return candidate.barred_by(Bar.PAUSED, "it is paused")
+        if (reason := self.unresponsive.get(agent)) is not None:
+            return candidate.barred_by(Bar.UNRESPONSIVE, reason)
         task_type = request.task_type
         if not self.experience.admits(agent, task_type):
             if self.experience.circuit(agent, task_type) == "open":
@@ -375,6 +386,8 @@ class Router:
             return candidate.barred_by(Bar.BROKEN, "its circuit is half open, and one task tries it")
         if self.admission.room(agent) <= 0:
             return candidate.barred_by(Bar.FULL, self.admission.full(agent))
+        if request.suspect and self.admission.has_suspect(agent):
+            return candidate.barred_by(Bar.FULL, "it works on another task that processes died on")
         return candidate
 
     def choose(self, request: RouteRequest) -> Placement | None:
@@ -384,7 +397,7 @@ class Router:
             return None
         requires = request.requires
         agents = self.registry.serving(request.task_type)
-        if len(agents) == 1 and requires is None and not self.pauses.agents:
+        if len(agents) == 1 and requires is None and not (self.pauses.agents or self.unresponsive or request.suspect):
             # One agent and nothing to weigh: the common case costs no list of candidates.
             agent = agents[0]
             fits = agent != ORCHESTRATOR and request.pinned_agent in (None, agent)
@@ -422,6 +435,12 @@ class Router:
             return bool(self.agents(request.task_type, request.pinned_agent))
         # Busy, paused and broken agents will take tasks again; those that do not fit will not.
         return any(candidate.bar is not Bar.UNFIT for candidate in self.candidates(request))
+
+    def responsive(self, request: RouteRequest) -> bool:
+        """See `engine.decisions.Directory`."""
+        if request.requires is not None and not request.requires.strict:
+            request = request._replace(requires=None)
+        return any(candidate.bar not in (Bar.UNFIT, Bar.UNRESPONSIVE) for candidate in self.candidates(request))
 
     def wait_reasons(self, request: RouteRequest) -> WaitReasons:
         """See `engine.decisions.Directory`."""
@@ -462,7 +481,7 @@ class Router:
         return shortlist.room(lambda agent: self._room_of(agent, task_type), ROOM_LIMIT)
 
     def _room_of(self, agent: str, task_type: str) -> int:
-        if agent in self.pauses.agents or not self.experience.admits(agent, task_type):
+        if agent in self.pauses.agents or agent in self.unresponsive or not self.experience.admits(agent, task_type):
             return 0
         slots = max(0, self.admission.room(agent))
         return min(1, slots) if self.experience.circuit(agent, task_type) == "half_open" else slots

@@ -38,6 +38,7 @@ class _Slots:
     taken_at: float = 0.0
     rate: float = 0.0
     responses: int = 0
+    responded_at: float = 0.0
     since: float = 0.0
     size: int = 0
     size_until: float = 0.0
@@ -113,8 +114,15 @@ class Window:
         self._free(agent)
 
     def responded(self, agent: str) -> None:
-        self._of(agent).responses += 1
+        slots = self._of(agent)
+        slots.responses += 1
+        slots.responded_at = self._clock()
         self._free(agent)
+
+    def responded_since(self, agent: str, moment: float) -> bool:
+        """Whether a response of the agent has come since then, by the clock."""
+        slots = self._agents.get(agent)
+        return slots is not None and slots.responded_at >= moment
 
     def _free(self, agent: str) -> None:
         slots = self._of(agent)

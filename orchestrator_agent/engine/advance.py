@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from random import Random
 
-from orchestrator_agent.engine.attempts import attempt_expired, attempt_responded, row_due
+from orchestrator_agent.engine.attempts import attempt_abandoned, attempt_expired, attempt_responded, row_due
 from orchestrator_agent.engine.cancellation import end_root
 from orchestrator_agent.engine.decisions import Decisions, Directory, Rules
 from orchestrator_agent.engine.delegation import delegate
 from orchestrator_agent.engine.events import (
+    AttemptAbandoned,
     Begin,
     Broken,
     CancelRequested,
@@ -77,6 +78,8 @@ def _apply(t: Transition, run_event: RunEvent) -> None:
             attempt_responded(t, run_event)
         case Expired():
             attempt_expired(t, run_event)
+        case AttemptAbandoned():
+            attempt_abandoned(t, run_event)
         case Due():
             row_due(t, run_event)
         case DeadlinePassed():

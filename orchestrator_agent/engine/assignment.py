@@ -6,6 +6,10 @@ from orchestrator_agent.engine.decisions import RouteRequest
 from orchestrator_agent.engine.state import Role, Row, Run, Status
 from orchestrator_agent.engine.transition import Transition
 
+# A machine that fails takes all its tasks with it, once. What processes died on as often as this may be the cause, and
+# is tried apart from others of its kind.
+SUSPECT_DEATHS = 2
+
 
 def route_request_of(run: Run, row: Row) -> RouteRequest:
     """What a ready row needs of an agent."""
@@ -23,6 +27,7 @@ def route_request_of(run: Run, row: Row) -> RouteRequest:
         # A task that compensates begins nothing new, whatever is paused: it should not have to wait for the resume.
         workflow=run.scopes[run.root_task_id].plan.name if run.root.status is not Status.COMPENSATING else None,
         task_id=row.task_id,
+        suspect=row.deaths >= SUSPECT_DEATHS,
     )
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from orchestrator_agent.engine.assignment import begin_wait_for_agent, route_request_of
 from orchestrator_agent.engine.cancellation import end_root
-from orchestrator_agent.engine.events import Due, Expired, ResponseReceived
+from orchestrator_agent.engine.events import AttemptAbandoned, Due, Expired, ResponseReceived
 from orchestrator_agent.engine.failures import no_agent_error, step_failed_error
 from orchestrator_agent.engine.progress import assign_again, step_completed, step_failed
 from orchestrator_agent.engine.retry import decide_retry
@@ -18,6 +18,9 @@ from orchestrator_agent.engine.waits import timed_out
 from orchestrator_agent.workflows.plan import StepPlan
 from protocol.errors import ErrorCode
 from protocol.messages import ErrorInfo, json_bytes
+
+# A task that so many processes died on is not given to another one.
+MAX_DEATHS = 5
 
 
 def attempt_responded(t: Transition, response: ResponseReceived) -> None:
@@ -52,6 +55,25 @@ def attempt_expired(t: Transition, expired: Expired) -> None:
         return
     message = f"no answer from {row.agent} within {row.timeout_seconds:g} s"
     _attempt_failed(t, row, ErrorInfo(code=ErrorCode.TIMEOUT, message=message, retryable=True))
+
+
+def attempt_abandoned(t: Transition, abandoned: AttemptAbandoned) -> None:
+    """Another attempt for one that will get no response, where there is an agent for it; else it stays where it is, as
+    its agent may come back."""
+    row = t.run.current(abandoned.task_id, abandoned.attempt)
+    if row is None or row.agent != abandoned.agent:
+        return
+    check_deadline(t)
+    if row.status is not Status.DISPATCHED or not t.directory.responsive(route_request_of(t.run, row)):
+        return
+    t.builder.stop(row, abandoned.reason)
+    if abandoned.process_died:
+        row.deaths += 1
+        if row.deaths >= MAX_DEATHS:
+            why = f"{row.deaths} processes of agents died while they worked on it, the last one of {row.agent}"
+            _attempt_failed(t, row, ErrorInfo(code=ErrorCode.POISON, message=why))
+            return
+    _attempt_lost(t, row)
 
 
 def row_due(t: Transition, due: Due) -> None:
@@ -96,14 +118,16 @@ def _attempt_failed(t: Transition, row: Row, error: ErrorInfo) -> None:
     row.expires_at = None
     t.builder.change(row)
     t.builder.wake_at(row.run_after)
-    t.builder.step_event("retrying", row, error=error, wait_seconds=round(decision.wait_seconds, 3))
+    t.builder.step_event(
+        "retrying", row, error=error, wait_seconds=round(decision.wait_seconds, 3), attempt=row.attempt - 1
+    )
 
 
 def _attempt_lost(t: Transition, row: Row) -> None:
     """Nothing can be known of an attempt: another one, which is no retry."""
+    t.builder.step_event("retrying", row, wait_seconds=0)
     row.attempt += 1
     row.become(Status.WAITING)
-    t.builder.step_event("retrying", row, wait_seconds=0)
     _make_ready(t, row)
 
 

@@ -32,6 +32,8 @@ class RouteRequest(NamedTuple):
     workflow: str | None = None
     # Flow control admits rows, by their ids.
     task_id: UUID | None = None
+    # Processes died while they worked on it, more than once.
+    suspect: bool = False
 
 
 class Placement(NamedTuple):
@@ -87,6 +89,9 @@ class Directory(Protocol):
 
     def served(self, request: RouteRequest) -> bool:
         """Whether any agent could take such a task, now or when it has a slot again."""
+
+    def responsive(self, request: RouteRequest) -> bool:
+        """Whether an agent that takes tasks from its queue could take such a task."""
 
     def wait_reasons(self, request: RouteRequest) -> WaitReasons:
         """Why no agent takes such a task now."""

@@ -34,6 +34,19 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptAbandoned:
+    """An attempt will get no response: its agent is gone, or takes nothing from its queue any more. `process_died`: the
+    agent's process died while it had the attempt, which may be why."""
+
+    root_task_id: UUID
+    task_id: UUID
+    attempt: int
+    agent: str
+    reason: str
+    process_died: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Due:
     """A row's time has come: its wait for a retry is over, an agent may have a slot for it now, or none has come."""
 
@@ -146,6 +159,7 @@ class Broken:
 RunEvent = (
     ResponseReceived
     | Expired
+    | AttemptAbandoned
     | Due
     | DeadlinePassed
     | CancelRequested

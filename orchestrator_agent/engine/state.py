@@ -70,6 +70,8 @@ class Row:
     instance_id: str | None = None
     attempt: int = 1
     failures: int = 0
+    # Processes of agents that died while they worked on it.
+    deaths: int = 0
     payload: bytes | None = None
     result: bytes | None = None
     error: ErrorInfo | None = None

@@ -148,6 +148,7 @@ TASK_COLUMNS = Columns(
         _always("status", "text", MADE | CHANGED | MOVED, STATUS),
         _seldom("attempt", "int", MADE | CHANGED, Usual("1", 1)),
         _seldom("failures", "int", MADE | CHANGED, Usual("0", 0)),
+        _seldom("deaths", "int", MADE | CHANGED, Usual("0", 0)),
         _fact("priority", "int", MADE, Usual("5", 5)),
         _fact("session_id", "text"),
         _fact("idempotency_key", "text"),

@@ -58,6 +58,15 @@ from unnest($1::uuid[], $2::uuid[], $3::int[]) as u(a, b, attempt), lateral (
 where t.status <> 'dispatched' or t.attempt <> u.attempt
 """)
 
+# How many processes died on some tasks, those with none left out. By the primary key.
+DEATHS = """
+select u.b as task_id, t.deaths
+from unnest($1::uuid[], $2::uuid[]) as u(a, b), lateral (
+    select t.deaths from tasks t where t.root_task_id = u.a and t.task_id = u.b limit 1
+) t
+where t.deaths > 0
+"""
+
 # Of some roots those that have not moved to the history. By the primary key.
 AT_WORK = """
 select u.a as root_task_id from unnest($1::uuid[], $2::uuid[]) as u(a, b)
@@ -91,6 +100,12 @@ class TaskSweeps:
             for record in await self._database.fetch(statement, *arrays):
                 found[(record["task_id"], record["attempt"])] = record["reason"]
         return found
+
+    async def deaths(self, tasks: Collection[tuple[UUID, UUID]]) -> dict[UUID, int]:
+        """Of tasks (root, task): those that processes of agents died on, and how many."""
+        arrays = [list(array) for array in zip(*tasks, strict=True)]
+        found = await self._database.fetch(DEATHS, *arrays) if arrays else ()
+        return {record["task_id"]: record["deaths"] for record in found}
 
     async def at_work(self, root_task_ids: Collection[UUID]) -> set[UUID]:
         """Those of these roots whose rows have not moved to the history, ended or not."""

@@ -24,12 +24,13 @@ Who may call it: every package of the kit above it (see `pantheon` for their ord
 `pantheon.runtime` and `protocol`.
 """
 
-from pantheon.bus.acks import acknowledge, hold, is_first_delivery, nak, stream_position, times_delivered
+from pantheon.bus.acks import acknowledge, hold, hold_over, is_first_delivery, nak, stream_position, times_delivered
 from pantheon.bus.client import NatsClient
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import OBJECTS_STREAM, Objects, ensure_objects
 from pantheon.bus.publisher import Publisher, PublishRetries
 from pantheon.bus.puller import Puller, PullTimes
+from pantheon.bus.queues import QueueState, queue_lengths, queue_state, queued_messages, remove_messages
 from pantheon.bus.stored import (
     NoBatches,
     Stored,
@@ -55,6 +56,7 @@ __all__ = [
     "PullTimes",
     "Puller",
     "Purge",
+    "QueueState",
     "Stored",
     "Subscription",
     "Transport",
@@ -63,10 +65,15 @@ __all__ = [
     "ensure_objects",
     "ensure_streams",
     "hold",
+    "hold_over",
     "is_first_delivery",
     "nak",
     "on_purge",
     "pending_messages",
+    "queue_lengths",
+    "queue_state",
+    "queued_messages",
+    "remove_messages",
     "remove_stored",
     "stored_at",
     "stored_batch",

@@ -7,7 +7,7 @@ import structlog
 from nats.errors import Error as NatsError
 
 from pantheon.bus.client import Client
-from pantheon.bus.connection import Delivery
+from pantheon.bus.connection import Bus, Delivery
 from protocol.errors import BusError
 
 log = structlog.get_logger()
@@ -75,6 +75,12 @@ async def nak(delivery: Delivery, *, after_seconds: float | None = None) -> None
 async def hold(delivery: Delivery) -> None:
     """Report that work on a message goes on: no other instance gets the message for another AckWait."""
     await _or_lose(delivery.in_progress())
+
+
+async def hold_over(bus: Bus, delivery: Delivery) -> None:
+    """As `hold`, over another connection than the one that the message came by."""
+    if delivery.reply:
+        await bus.publish_quietly(delivery.reply, Delivery.Ack.Progress)
 
 
 async def _or_lose(sending: Awaitable[None]) -> None:

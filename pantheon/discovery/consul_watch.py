@@ -236,10 +236,12 @@ class ConsulFollower(Follower):
             shown = {**self._shown, **shown}
         else:
             self._grace_until = 0.0
-        removals = [key for key in self._shown if key not in shown]
+        dead = {key_of(record) for key, state in states.items() if state.dead and (record := self._ready.get(key))}
+        lost = [key for key in self._shown if key not in shown and key in dead]
+        removals = [key for key in self._shown if key not in shown and key not in dead]
         upserts = [record for key, record in shown.items() if self._shown.get(key) is not record]
         self._shown = shown
-        self.registry.apply(upserts=upserts, removals=removals)
+        self.registry.apply(upserts=upserts, removals=removals, lost=lost)
 
     def _found(self) -> None:
         self._mark_found()

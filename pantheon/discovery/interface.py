@@ -5,10 +5,15 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
+import structlog
+
 from pantheon.discovery.follower import Follower
 from pantheon.discovery.registration import Registration
 from pantheon.discovery.registry import Registry
 from protocol.discovery import InstanceRecord
+from protocol.errors import DiscoveryError
+
+log = structlog.get_logger(__name__)
 
 
 class Discovery(ABC):
@@ -35,6 +40,13 @@ class Discovery(ABC):
         self._registrations.append(registration)
         await registration.start()
         return registration
+
+    async def renew(self, record: InstanceRecord) -> None:
+        """Renew an entry that another registration keeps alive, once. A source that is away is logged."""
+        try:
+            await self._registration_of(record).renew()
+        except DiscoveryError as error:
+            log.debug("registration.not_renewed", key=record.key, error=error.message)
 
     async def registry(self) -> Registry:
         """A live view of all instances; returned once loaded, or stale when the source does not respond in time."""

@@ -118,6 +118,7 @@ class KvFollower(Follower):
         )
 
     def _start(self) -> None:
+        self.registry.show_renewals(lambda key: self._seen.get(f"{key[0]}.{key[1]}"))
         self._watching = asyncio.create_task(self._watch.run(), name="discovery-kv-watch")
         self._expiry.start()
 
@@ -183,7 +184,7 @@ class KvFollower(Follower):
         self._seen[key] = seen_at
         return record
 
-    def _remove(self, keys: list[str]) -> None:
+    def _remove(self, keys: list[str], *, lost: bool = False) -> None:
         removals = []
         for key in keys:
             self._seen.pop(key, None)
@@ -191,7 +192,10 @@ class KvFollower(Follower):
             record = self._records.pop(key, None)
             if record is not None:
                 removals.append((record.name, record.instance_id))
-        self.registry.apply(removals=removals)
+        if lost:
+            self.registry.apply(lost=removals)
+        else:
+            self.registry.apply(removals=removals)
 
     async def _expire(self) -> None:
         if self._silent() and self._watch.attached and await self._watch.confirm():
@@ -199,7 +203,7 @@ class KvFollower(Follower):
             silent = self._silent()
             if silent:
                 log.warning("instances fell silent and leave the registry", keys=silent[:20], count=len(silent))
-                self._remove(silent)
+                self._remove(silent, lost=True)
 
     def _silent(self) -> list[str]:
         horizon = time.monotonic() - self._ttl_seconds - EXPIRY_MARGIN_SECONDS

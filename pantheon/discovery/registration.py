@@ -60,6 +60,10 @@ class Registration(ABC):
         await self._try()
         self._task = asyncio.create_task(self._keep_for_ever(), name=f"discovery-{self._record.key}")
 
+    async def renew(self) -> None:
+        """Write the entry once, for one that another registration keeps alive. Raises DiscoveryError."""
+        await self._keep(self._record)
+
     async def update(self, record: InstanceRecord) -> None:
         """Change the entry (status `draining`, other metadata); name and instance_id stay the same.
 

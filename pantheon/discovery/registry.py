@@ -39,6 +39,8 @@ class Registry:
         self._version = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._callbacks: list[Callable[[], None]] = []
+        self._seen_at: Callable[[Key], float | None] = lambda key: None
+        self._lost_callbacks: list[Callable[[InstanceRecord], None]] = []
         self._callbacks_due = False
         self._degraded_reason: str | None = NOT_LOADED
         self._closed = False
@@ -88,6 +90,10 @@ class Registry:
         """One instance's record, or None."""
         return self._agents.get(name, {}).get(instance_id)
 
+    def seen_at(self, name: str, instance_id: str) -> float | None:
+        """When an instance last renewed its registration, by `time.monotonic`; None where the source does not show."""
+        return self._seen_at((name, instance_id))
+
     async def changed(self, after: int) -> int:
         """Wait until `version` is beyond `after`; returns it. Returns at once when it already is, or on close."""
         while self._version <= after and not self._closed:
@@ -111,11 +117,27 @@ class Registry:
 
         return forget
 
+    def on_lost(self, callback: Callable[[InstanceRecord], None]) -> Callable[[], None]:
+        """Call back, at once, for each instance that leaves because it fell silent, not by its own doing; returns the
+        function that ends this."""
+        self._lost_callbacks.append(callback)
+        return lambda: self._lost_callbacks.remove(callback)
+
     # Feeding: for followers, and for tests that need a registry without a source
 
-    def apply(self, upserts: Iterable[InstanceRecord] = (), removals: Iterable[Key] = ()) -> bool:
-        """Apply one batch of changes; true when anything was different."""
+    def apply(
+        self,
+        upserts: Iterable[InstanceRecord] = (),
+        removals: Iterable[Key] = (),
+        *,
+        lost: Iterable[Key] = (),
+    ) -> bool:
+        """Apply one batch of changes; true when anything was different. `lost`: to be removed, because they fell
+        silent."""
         different = False
+        gone = [record for key in lost if (record := self.get(*key)) is not None]
+        for record in gone:
+            different |= self._drop(record.name, record.instance_id)
         for name, instance_id in removals:
             different |= self._drop(name, instance_id)
         for record in upserts:
@@ -123,7 +145,14 @@ class Registry:
         if different:
             self._listed.pop(None, None)
             self._announce()
+        for record in gone:
+            for callback in list(self._lost_callbacks):
+                callback(record)
         return different
+
+    def show_renewals(self, seen_at: Callable[[Key], float | None]) -> None:
+        """The source sees each renewal of a registration: `seen_at` is what `seen_at` asks."""
+        self._seen_at = seen_at
 
     def mark_fresh(self) -> None:
         """The source responds, and the registry shows what it holds."""

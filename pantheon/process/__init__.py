@@ -4,6 +4,7 @@
   discovery, configuration, worker, control orders, micro service, presence) and stops them in the reverse order.
 - `workload`: what a process does with tasks: a Worker's, or the orchestrator's message loops instead.
 - `presence`: the registry entry, the heartbeats, the events that an instance came and left.
+- `loop_watchdog`: a thread that represents the instance while its event loop is blocked.
 - `run`: signals, garbage collection, exit code. `loading`: the Agent in a module that a person named.
 
 States of a process: connecting (for as long as NATS is away), starting, ready, ending. `/readyz` reports them.

@@ -16,6 +16,7 @@ from pantheon.bus.credentials import nats_options
 from pantheon.config import AgentConfig, ConfigManager, Source, make_live_source
 from pantheon.discovery import Discovery, make_discovery
 from pantheon.discovery.micro_service import MicroService
+from pantheon.process.loop_watchdog import LoopWatchdog
 from pantheon.process.presence import Presence, endpoints_of, source_of
 from pantheon.process.workload import Workload
 from pantheon.runtime.background import end
@@ -174,6 +175,8 @@ class AgentProcess:
             worker=worker,
         )
         await self._presence.start()
+        if isinstance(worker, Worker):
+            self._watch_loop(worker, self._presence)
         self._phase = "ready"
         log.info(
             "agent.started",
@@ -182,6 +185,13 @@ class AgentProcess:
             task_types=list(self.agent.task_types),
             max_concurrency=self.max_concurrency,
         )
+
+    def _watch_loop(self, worker: Worker, presence: Presence) -> None:
+        watchdog = LoopWatchdog(
+            self.settings, heartbeat=presence.heartbeat, record=lambda: presence.record, held=lambda: worker.held
+        )
+        watchdog.start()
+        self._parts.callback(watchdog.stop)
 
     def _agent_worker(self) -> Worker:
         transport = Transport(self.bus, self.publisher, self.objects)

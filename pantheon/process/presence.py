@@ -101,23 +101,26 @@ class Presence:
             metadata={**self._agent.metadata, **waiting},
         )
 
-    async def _beat(self) -> float:
-        config = self._config()
-        await self._bus.publish_quietly(
-            subjects.heartbeat(self._agent.name),
-            to_bytes(
-                Heartbeat(
-                    agent=self._agent.name,
-                    instance_id=self._instance_id,
-                    active=self._worker.active,
-                    max_concurrency=config.max_concurrency,
-                    cpu_percent=self._process.cpu_percent(),
-                    memory_bytes=self._process.memory_info().rss,
-                    running=self._worker.running,
-                    at=now(),
-                )
-            ),
+    def heartbeat(self) -> Heartbeat:
+        """What this instance does just now."""
+        return Heartbeat(
+            agent=self._agent.name,
+            instance_id=self._instance_id,
+            active=self._worker.active,
+            max_concurrency=self._config().max_concurrency,
+            cpu_percent=self._process.cpu_percent(),
+            memory_bytes=self._process.memory_info().rss,
+            running=self._worker.running,
+            at=now(),
         )
+
+    @property
+    def record(self) -> InstanceRecord:
+        """What its registration holds."""
+        return self._record("draining" if self._leaving else "ready")
+
+    async def _beat(self) -> float:
+        await self._bus.publish_quietly(subjects.heartbeat(self._agent.name), to_bytes(self.heartbeat()))
         await self._update_changed()
         return self._config().heartbeat_interval_seconds
 

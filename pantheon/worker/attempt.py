@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from pantheon.bus import Delivery
+from pantheon.worker.attempt_timeout import AttemptTimeout
 from pantheon.worker.context import TaskContext
 from pantheon.worker.slots import Slot
 from protocol.messages import Usage
@@ -46,13 +47,17 @@ class RunningAttempt:
     # Its cancellation overtook it in the queue.
     cancelled: bool
     context: TaskContext | None = field(default=None, init=False)
+    # Other deliveries of the same attempt wait for its end.
+    twins: "list[asyncio.Future[None]]" = field(default_factory=list, init=False)
+    timeout: AttemptTimeout | None = field(default=None, init=False)
+    stopped_at: float | None = field(default=None, init=False)
     stop_reason: str | None = field(default=None, init=False)
     # It is stopped so that another instance can run it.
     returning: bool = field(default=False, init=False)
     # The handler has ended: nothing interrupts the response.
     responding: bool = field(default=False, init=False)
     responded: bool = field(default=False, init=False)
-    # The instance has ended without waiting for the handler: its deliveries are in the queue again.
+    # The handler is not waited for any more: its deliveries are in the queue again, or were responded to without it.
     returned: bool = field(default=False, init=False)
 
     @property
@@ -64,6 +69,22 @@ class RunningAttempt:
         except RuntimeError:
             return False
 
+    async def wait_ended(self) -> None:
+        """Until it has responded, or was returned."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.twins.append(ended)
+        await ended
+
+    def end(self) -> None:
+        for ended in self.twins:
+            if not ended.done():
+                ended.set_result(None)
+
+    @property
+    def interrupted_at(self) -> float | None:
+        """When the handler was cancelled, by an order or as its time was over; by the loop's clock."""
+        return self.stopped_at or (self.timeout.expired_at if self.timeout is not None else None)
+
     async def forget_cancellations(self) -> None:
         """Take back what a handler or a hook has cancelled of its own work, lest it hits the response."""
         while self.work.cancelling():
@@ -74,6 +95,7 @@ class RunningAttempt:
     def stop(self, reason: str) -> None:
         """Interrupt the handler."""
         self.stop_reason = reason
+        self.stopped_at = asyncio.get_running_loop().time()
         if self.context is not None:
             self.context.cancelled = True
         self.work.cancel()

@@ -8,9 +8,9 @@ from typing import Self
 class AttemptTimeout:
     """`with AttemptTimeout(seconds) as limit:` cancels what is awaited inside when the time is over, and raises
     TimeoutError instead. A cancellation by another task stays one, as with `asyncio.timeout`; the limit cannot be
-    moved."""
+    moved. `expired_at` is by the loop's clock."""
 
-    __slots__ = ("_before", "_handle", "_task", "expired")
+    __slots__ = ("_before", "_handle", "_task", "expired", "expired_at")
 
     def __init__(self, seconds: float) -> None:
         task = asyncio.current_task()
@@ -18,10 +18,12 @@ class AttemptTimeout:
         self._task = task
         self._before = task.cancelling()
         self.expired = False
+        self.expired_at: float | None = None
         self._handle = asyncio.get_running_loop().call_later(seconds, self._expire)
 
     def _expire(self) -> None:
         self.expired = True
+        self.expired_at = asyncio.get_running_loop().time()
         self._task.cancel()
 
     def __enter__(self) -> Self:

@@ -66,7 +66,7 @@ class Runner:
         try:
             if running.cancelled:
                 raise TaskFailure(ErrorCode.CANCELLED, "cancelled before it started")
-            result = await self._call(request, context, started_at)
+            result = await self._call(request, running, context, started_at)
         except BaseException as raised:
             if isinstance(raised, asyncio.CancelledError) and running.stop_reason is not None:
                 running.work.uncancel()
@@ -119,7 +119,9 @@ class Runner:
         await self._call_hooks("error", context, raised)
         return "cancelled" if error.code == ErrorCode.CANCELLED else "failed", error
 
-    async def _call(self, request: TaskRequest, context: TaskContext, started_at: datetime) -> Any:
+    async def _call(
+        self, request: TaskRequest, running: RunningAttempt, context: TaskContext, started_at: datetime
+    ) -> Any:
         handler = self._agent.handlers.get(request.task_type)
         if handler is None:
             known = ", ".join(self._agent.task_types) or "nothing"
@@ -136,7 +138,7 @@ class Runner:
             seconds = min(seconds, (request.deadline - started_at).total_seconds())
             if seconds <= 0:
                 raise TaskFailure(ErrorCode.DEADLINE_EXCEEDED, f"the deadline {request.deadline} has passed")
-        timeout = AttemptTimeout(seconds)
+        timeout = running.timeout = AttemptTimeout(seconds)
         try:
             with timeout:
                 if request.payload_ref is not None:

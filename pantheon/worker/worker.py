@@ -26,7 +26,7 @@ from pantheon.worker.response_form import ResponseForm
 from pantheon.worker.responses import DEFAULT_MEMORY, RecentResponses, ResponseMemory, ResponseSender
 from pantheon.worker.runner import Delegate, Runner
 from pantheon.worker.slots import RELEASED_LIMIT, Slot, Slots
-from protocol.errors import InvalidRequest, PantheonError, TooLarge
+from protocol.errors import ErrorCode, InvalidRequest, PantheonError, TaskFailure, TooLarge
 from protocol.messages import RunningTask, TaskRequest, parse_request, to_bytes
 from protocol.streams import IN_PROGRESS_SECONDS, TASKS, task_consumer
 
@@ -35,15 +35,19 @@ log = structlog.get_logger()
 # How long handlers may clean up that a drain has cancelled, before their tasks return to the queue without them. Grace,
 # this, and the rest of a process's end stay within 30 s.
 RETURN_SECONDS = 3.0
+# A handler that was cancelled, and has not ended after so long, is taken to have swallowed its cancellation.
+STUCK_SECONDS = 15.0
 # A cancel may overtake its task in the queue; it is remembered this long.
 CANCEL_MEMORY_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What a worker does by itself: in-progress acks every `hold_seconds`, how much it remembers and releases."""
+    """What a worker does by itself: in-progress acks every `hold_seconds`, how much it remembers and releases, and for
+    how long a handler may clean up after its cancellation before its slot is freed without it."""
 
     hold_seconds: float = IN_PROGRESS_SECONDS
+    stuck_seconds: float = STUCK_SECONDS
     released_slots: int = RELEASED_LIMIT
     remembered: ResponseMemory = DEFAULT_MEMORY
 
@@ -84,6 +88,7 @@ class Worker:
         self._sender = ResponseSender(transport, form, agent=agent.name)
         self._sent = RecentResponses(limits.remembered)
         self._delegate = delegate
+        self._stuck_seconds = limits.stuck_seconds
         # Set when messages arrived, or slots changed.
         self._wake = asyncio.Event()
         self._puller = Puller(
@@ -130,6 +135,12 @@ class Worker:
             RunningTask(task_id=task_id, attempt=attempt, root_task_id=running.root_task_id)
             for (task_id, attempt), running in self._running.items()
         )
+
+    @property
+    def held(self) -> list[Delivery]:
+        """Messages that other instances must not get: at work, or delivered and waiting for a slot."""
+        at_work = [delivery for running in self._running.values() for delivery in running.deliveries]
+        return [*at_work, *self._puller.buffered]
 
     async def start(self) -> None:
         await self._puller.start()
@@ -223,9 +234,10 @@ class Worker:
                 work.add_done_callback(partial(self._finished, slot))
 
     def _finished(self, slot: Slot, work: "asyncio.Task[None]") -> None:
-        self._works.discard(work)
-        self._puller.release()
-        slot.end()
+        if work in self._works:
+            self._works.discard(work)
+            self._puller.release()
+            slot.end()
         if not work.cancelled() and (error := work.exception()) is not None:
             log.error("worker.failed", error=repr(error), exc_info=error)
 
@@ -242,9 +254,43 @@ class Worker:
 
     async def _hold(self) -> None:
         """Send in-progress acks for all that runs, so that a long task is not delivered to another instance."""
-        at_work = [delivery for running in self._running.values() for delivery in running.deliveries]
-        for delivery in [*at_work, *self._puller.buffered]:
+        stuck_since = asyncio.get_running_loop().time() - self._stuck_seconds
+        for key, running in list(self._running.items()):
+            interrupted_at = running.interrupted_at
+            if interrupted_at is not None and interrupted_at < stuck_since and not running.responding:
+                await self._leave_behind(key, running)
+        for delivery in self.held:
             await hold(delivery)
+
+    async def _leave_behind(self, key: Key, running: RunningAttempt) -> None:
+        """Respond for a handler that does not end, and free its slot. What it comes to later changes nothing."""
+        assert running.context is not None
+        request = running.context.request
+        log.error(
+            "handler.stuck",
+            task_id=str(key[0]),
+            attempt=key[1],
+            task_type=request.task_type,
+            agent=self._agent.name,
+            hint="it goes on after its cancellation: let CancelledError pass",
+        )
+        running.returned = True
+        del self._running[key]
+        self._works.discard(running.work)
+        self._puller.release()
+        running.slot.end()
+        message = f"'{request.task_type}' did not end when it was cancelled, and was left behind"
+        if running.stop_reason is not None:
+            failure = TaskFailure(ErrorCode.CANCELLED, running.stop_reason)
+        else:
+            failure = TaskFailure(ErrorCode.TIMEOUT, message, retryable=True)
+        body = to_bytes(self._form.failed(request, failure))
+        await self._sender.send(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
+        self._sent.add(key, body)
+        running.responded = True
+        for delivery in running.deliveries:
+            await acknowledge(delivery)
+        running.end()
 
     async def _work(self, delivery: Delivery, slot: Slot) -> None:
         try:
@@ -258,7 +304,7 @@ class Worker:
             # The same attempt delivered again while it runs. It may be a message of its own (published again after a
             # loss), which nothing but its own in-progress acks keeps from being delivered until it counts as poison.
             twin.deliveries.append(delivery)
-            await asyncio.wait({twin.work})
+            await twin.wait_ended()
             if twin.responded:
                 await acknowledge(delivery)
             else:
@@ -276,6 +322,7 @@ class Worker:
         try:
             response = await self._runner.run(request, running)
             if running.returned:
+                # It was drained, or left behind, without this handler.
                 return
             body = await self._sender.body(request, response)
             try:
@@ -290,4 +337,7 @@ class Worker:
             if not running.returned:
                 await return_to_queue(self._publisher, delivery)
         finally:
-            del self._running[key]
+            if self._running.get(key) is running:
+                del self._running[key]
+            if running.twins:
+                running.end()

@@ -122,6 +122,9 @@ class World:
     def served(self, request: RouteRequest) -> bool:
         return self.choose(request) is not None
 
+    def responsive(self, request: RouteRequest) -> bool:
+        return self.choose(request) is not None
+
     def wait_reasons(self, request: RouteRequest) -> WaitReasons:
         return WaitReasons(request.task_type)
 

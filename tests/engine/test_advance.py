@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator_agent.engine.assignment import route_request_of
 from orchestrator_agent.engine.decisions import Rules
 from orchestrator_agent.engine.events import (
+    AttemptAbandoned,
     Broken,
     CancelRequested,
     DeadlinePassed,
@@ -184,6 +186,48 @@ def test_an_attempt_that_ran_out_while_the_broker_was_away_is_made_again_and_cou
     assert driver.happen(driver.completed("a", "late", attempt=1)).empty
     driver.complete("a", "right")
     assert driver.result == {"a": "right"}
+
+
+def abandoned(row: Row, *, died: bool = False, agent: str | None = None) -> AttemptAbandoned:
+    return AttemptAbandoned(row.root_task_id, row.task_id, row.attempt, agent or row.agent or "", "it is gone", died)
+
+
+def test_an_attempt_whose_agent_is_gone_is_made_again_and_counts_as_no_failure(world: World) -> None:
+    driver = world.dag({"a": task(retry={"max_attempts": 1})})
+    row = driver.row("a")
+    decisions = driver.happen(abandoned(row))
+    assert [row.attempt for row in decisions.dispatched.values()] == [2]
+    assert [(attempt, reason) for *_, attempt, reason in decisions.stopped] == [(1, "it is gone")]
+    assert (row.attempt, row.failures, row.deaths) == (2, 0, 0)
+    assert driver.happen(driver.completed("a", "late", attempt=1)).empty
+    driver.complete("a", "right")
+    assert driver.result == {"a": "right"}
+
+
+def test_an_attempt_stays_where_it_is_while_there_is_no_agent_for_another(world: World) -> None:
+    """Its agent may come back, and finds it in its queue."""
+    driver = world.dag({"a": task()})
+    row = driver.row("a")
+    world.everything_served_by = None
+    assert driver.happen(abandoned(row)).empty
+    assert driver.happen(abandoned(row, agent="another")).empty
+    assert (row.attempt, row.status) == (1, Status.DISPATCHED)
+
+
+def test_a_task_that_five_processes_died_on_is_poison(world: World) -> None:
+    driver = world.dag({"a": task()})
+    row = driver.row("a")
+    for deaths in range(1, 5):
+        driver.happen(abandoned(row, died=True))
+        assert (row.deaths, row.failures, row.status) == (deaths, 0, Status.DISPATCHED)
+        assert route_request_of(driver.run, row).suspect is (deaths > 1)
+    driver.happen(abandoned(row, died=True))
+    assert driver.status == "failed"
+    assert driver.error.details is not None
+    assert driver.error.details["code"] == "poison"
+    assert driver.error.message == (
+        "step 'a' failed: 5 processes of agents died while they worked on it, the last one of worker"
+    )
 
 
 # -- failing --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator_agent.engine.decisions import Decisions, Rules
 from orchestrator_agent.engine.events import (
+    AttemptAbandoned,
     CancelRequested,
     DeadlinePassed,
     Delegated,
@@ -417,6 +418,8 @@ class Storm:
             return self._failed(row, retryable=True)
         elif path in (self.model.worse if stands_in else self.model.failing):
             return self._failed(row, retryable=False)
+        if self.chance.random() < 0.1:
+            return AttemptAbandoned(self.root, row.task_id, row.attempt, row.agent or "", "it is gone")
         result = response(json.loads(row.payload or b"{}"))
         return ResponseReceived(
             self.root, row.task_id, row.attempt, "completed", result=result, instance_id="i", usage=self.usage

@@ -1062,3 +1062,36 @@ async def test_frequent_progress_is_thinned_out_but_the_end_is_reported(rig: Rig
     await rig.run("test_agent", "tell")
     await until(lambda: bool(seen) and seen[-1] == 100, "the end")
     assert len(seen) < 20
+
+
+async def test_a_handler_that_swallows_its_cancellation_is_left_behind(rig: Rig, agent: Agent) -> None:
+    """It kept its slot for ever, and its message with in-progress acks; a second delivery waited with it."""
+    late = asyncio.Event()
+
+    @agent.task("stubborn", timeout_seconds=0.2)
+    async def stubborn(task: dict[str, Any]) -> dict[str, str]:
+        while not late.is_set():
+            try:
+                await late.wait()
+            except asyncio.CancelledError:
+                continue
+        return {"much": "too late"}
+
+    @agent.task("quick")
+    async def quick(task: dict[str, Any]) -> dict[str, str]:
+        return {}
+
+    worker = await rig.worker(agent, max_concurrency=2, limits=WorkerLimits(hold_seconds=0.1, stuck_seconds=0.5))
+    task_id = await rig.send("test_agent", "stubborn")
+    await until(lambda: worker.active, "the first delivery")
+    await rig.send("test_agent", "stubborn", task_id=task_id)
+    following = await rig.send("test_agent", "quick")
+    response = await rig.response(task_id)
+    assert response.error is not None
+    assert (response.error.code, response.error.retryable) == ("timeout", True)
+    assert (await rig.response(following)).status == "completed"
+    await rig.until_empty()
+    await until(lambda: (worker.active, worker.deliveries) == (0, 0), "both slots free")
+    late.set()
+    await rig.response(await rig.send("test_agent", "quick"))
+    assert [each.task_id for each in rig.responses].count(task_id) == 1

@@ -185,8 +185,9 @@ def _load_cells(beat: Any) -> list[str]:
     if not isinstance(beat, dict):
         return ["?", "?", "?"]
     cpu, memory = beat.get("cpu_percent"), beat.get("memory_bytes")
+    blocked = beat.get("blocked_seconds")
     return [
-        str(beat.get("active", "?")),
+        str(beat.get("active", "?")) + (f", blocked for {duration(blocked)}" if blocked else ""),
         f"{cpu:.0f}%" if isinstance(cpu, int | float) else "?",
         size(memory) if isinstance(memory, int) else "?",
     ]
