@@ -192,6 +192,8 @@ class RootFacts:
     replay_of: UUID | None = None
     concurrency_key: str | None = None
     duplicate_of: UUID | None = None
+    # Of the request's message in its stream: the same one, delivered again, is no other request.
+    request_sequence: int | None = None
 
 
 @dataclass(slots=True)

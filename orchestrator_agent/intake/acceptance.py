@@ -27,7 +27,7 @@ from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.store.availability import read_object, retry_until_available, retry_write
 from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import PoisonedBatch, TaskStore
-from pantheon.bus import Delivery, acknowledge
+from pantheon.bus import Delivery, acknowledge, stream_sequence
 from pantheon.bus.dead_letter import publish_dead_letter
 from protocol.errors import ErrorCode, InvalidRequest, PantheonError
 from protocol.messages import ErrorInfo, TaskRequest, now, parse_request, salvage_ids
@@ -105,6 +105,7 @@ class Acceptance:
         for delivery in deliveries:
             planned = await self._prepare(batch, delivery)
             if planned is not None:
+                planned.run.facts.request_sequence = stream_sequence(delivery)
                 batch.planned.setdefault(planned.run.root_task_id, planned)
         await self._commit(batch.planned, batch.repeated)
         left = {id(delivery) for delivery in (*batch.long, *batch.waiting)}

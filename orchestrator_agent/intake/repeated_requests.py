@@ -19,7 +19,7 @@ from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.run_builder import bare_run
 from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import TaskStore
-from pantheon.bus import Delivery
+from pantheon.bus import Delivery, stream_sequence, times_delivered
 from protocol.messages import TaskRequest, now
 
 
@@ -31,6 +31,12 @@ class Repeated(NamedTuple):
     reply_to: str | None
     request: TaskRequest | None = None
     delivery: Delivery | None = None
+
+
+def _is_the_same_message(repeated: Repeated, record: Any) -> bool:
+    if repeated.delivery is None or record["request_sequence"] is None:
+        return False
+    return bool(record["request_sequence"] == stream_sequence(repeated.delivery))
 
 
 class RepeatedRequests:
@@ -60,7 +66,10 @@ class RepeatedRequests:
         known = await retry_until_available(self._reader.roots, [each.task_id for each in repeated])
         for each in repeated:
             if (record := known.get(each.task_id)) is not None:
-                await self._respond_again(record, each.reply_to)
+                if _is_the_same_message(each, record):
+                    await self._take_again(each, record)
+                else:
+                    await self._respond_again(record, each.reply_to)
         for each in repeated:
             if each.task_id not in known and each.request is not None:
                 await self._make_duplicate(each.request, each.delivery)
@@ -69,6 +78,14 @@ class RepeatedRequests:
         """Known from before, or accepted by a try whose commit was not confirmed: then this process alone publishes the
         first attempts."""
         await self._republisher.republish_roots(unconfirmed)
+
+    async def _take_again(self, repeated: Repeated, record: Any) -> None:
+        """The message that made the task, once more: two orchestrators took it, or its ack was lost. Its requester asks
+        for nothing; whoever accepted it announces it and responds, unless that process died before it could announce.
+        """
+        assert repeated.delivery is not None
+        if times_delivered(repeated.delivery) > 1:
+            await self._outbox.announce(bare_run([record]))
 
     async def _respond_again(self, record: Any, reply_to: str | None) -> None:
         run = bare_run([record])

@@ -174,6 +174,7 @@ TASK_COLUMNS = Columns(
         _seldom("sticky", "text", MADE),
         _json("routing", MADE | CHANGED),
         _fact("concurrency_key", "text"),
+        _fact("request_sequence", "bigint"),
         _own("version", "bigint"),
     )
 )

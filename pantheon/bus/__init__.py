@@ -40,6 +40,7 @@ from pantheon.bus.stored import (
     stored_at,
     stored_batch,
     stored_from,
+    stream_sequence,
 )
 from pantheon.bus.streams import Purge, ensure_streams, on_purge, stream_mark
 from pantheon.bus.transport import Transport
@@ -80,5 +81,6 @@ __all__ = [
     "stored_from",
     "stream_mark",
     "stream_position",
+    "stream_sequence",
     "times_delivered",
 ]

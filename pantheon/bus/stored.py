@@ -10,6 +10,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 
+from pantheon.bus.acks import stream_position
 from pantheon.bus.connection import Bus, Delivery
 from protocol.errors import BusError
 
@@ -32,9 +33,25 @@ class Stored:
     data: bytes
     headers: Mapping[str, str]
 
-    def as_delivery(self, bus: Bus) -> Delivery:
+    def as_delivery(self, bus: Bus) -> "StoredDelivery":
         """As if it had come by a subscription; acknowledging it does nothing."""
-        return Delivery(_client=bus.client, subject=self.subject, data=self.data, headers=dict(self.headers))
+        made = StoredDelivery(_client=bus.client, subject=self.subject, data=self.data, headers=dict(self.headers))
+        made.sequence = self.sequence
+        return made
+
+
+class StoredDelivery(Delivery):
+    """A message that was read from its stream."""
+
+    sequence: int = 0
+
+
+def stream_sequence(delivery: Delivery) -> int | None:
+    """The sequence of a message in its stream; None for one of core NATS."""
+    if isinstance(delivery, StoredDelivery):
+        return delivery.sequence
+    position = stream_position(delivery)
+    return None if position is None else position.sequence
 
 
 async def stored_at(bus: Bus, stream: str, sequence: int) -> Stored | None:

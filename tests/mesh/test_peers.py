@@ -1,6 +1,7 @@
 """Several orchestrators share the roots out between them: who is given what belongs to another one passes it on."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,7 +20,7 @@ from orchestrator_agent.runtime.responses import ResponseSettler
 from orchestrator_agent.runtime.root_ownership import TASK, RootOwnership, root_of
 from orchestrator_agent.service import OrchestratorWorker, load_library, orchestrator
 from orchestrator_agent.store.task_reader import TaskReader
-from pantheon.bus import Bus, Delivery, Puller, acknowledge, ensure_streams, times_delivered
+from pantheon.bus import Bus, Delivery, Puller, Stored, acknowledge, ensure_streams, times_delivered
 from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.settings import MeshSettings
 from pantheon.stack.servers import NatsServer
@@ -416,3 +417,26 @@ async def test_a_paused_orchestrator_is_no_owner_until_it_is_resumed(
     await until(shares(orchestrated), "that it is there again")
     ids = [await plain.send("execute_dag", CHAIN) for _ in range(20)]
     await plain.until(lambda: set(ids) <= plain.responses.keys())
+
+
+async def test_a_request_taken_twice_has_one_response_and_one_that_is_sent_again_another(
+    settings: MeshSettings, orchestrated: AgentProcess, words: AgentProcess, plain: PlainClient
+) -> None:
+    """Two orchestrators may take one message: one reads ahead under a backlog, the broker delivers it to another."""
+    assert isinstance(orchestrated.worker, OrchestratorWorker)
+    acceptance = orchestrated.worker.parts.acceptance
+    task_id = await plain.submit("uppercase", {"text": "once"})
+    await plain.response(task_id)
+    (row,) = await rows(settings, "select request_sequence from tasks where task_id = root_task_id")
+    body = json.dumps({"task_id": task_id, "task_type": "uppercase", "payload": {"text": "once"}}).encode()
+
+    async def take(sequence: int) -> None:
+        message = Stored(sequence, "agent.orchestrator_agent.task", body, {})
+        await acceptance.accept([message.as_delivery(orchestrated.bus)])
+        await plain.connection.flush()
+
+    await take(row["request_sequence"])
+    await take(row["request_sequence"] + 1)
+    await plain.until(lambda: len(plain.responses[task_id]) > 1)
+    assert len(plain.responses[task_id]) == 2
+    assert plain.accepted[task_id] == 2
