@@ -25,6 +25,8 @@ from orchestrator_agent.intake.repeated_requests import RepeatedRequests
 from orchestrator_agent.intake.request_loop import RequestLoop, request_puller
 from orchestrator_agent.maintenance.adoption import Adoption
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
+from orchestrator_agent.maintenance.broker_storage import BrokerStorage
+from orchestrator_agent.maintenance.broker_streams import BrokerStreams
 from orchestrator_agent.maintenance.broker_watch import BrokerWatch
 from orchestrator_agent.maintenance.concurrency_keys import ConcurrencyKeys, Schedules
 from orchestrator_agent.maintenance.due_rows import DueRows, ExpiredAttempts
@@ -133,6 +135,7 @@ class Composition:
             maintenance.adoption,
             maintenance.watch,
             maintenance.purges,
+            maintenance.storage,
             maintenance.reconciler,
             maintenance.lost_agents,
         ]
@@ -351,11 +354,11 @@ class Composition:
                 process.bus,
                 process.publisher,
                 marks=stores.broker_marks,
-                replicas=settings.stream_replicas,
-                uses_kv=not settings.uses_consul,
+                streams=BrokerStreams.of(process.bus, settings),
                 on_lost=adoption.broker_lost,
                 outages=outages,
             ),
+            storage=BrokerStorage(process.bus, replicas=settings.stream_replicas),
             purges=PurgeWatch(
                 process.bus,
                 process_id=connections.lock.process_id,

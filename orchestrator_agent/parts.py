@@ -16,6 +16,7 @@ from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.intake.fair_intake import MANY
 from orchestrator_agent.maintenance.adoption import Adoption, AdoptionTimes
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
+from orchestrator_agent.maintenance.broker_storage import BrokerStorage
 from orchestrator_agent.maintenance.broker_watch import BrokerWatch
 from orchestrator_agent.maintenance.history_archiver import HistoryArchiver
 from orchestrator_agent.maintenance.lost_agents import LivenessTimes, LostAgents
@@ -167,6 +168,7 @@ class Maintenance:
 
     outages: BrokerOutages
     watch: BrokerWatch
+    storage: BrokerStorage
     purges: PurgeWatch
     adoption: Adoption
     lost_agents: LostAgents

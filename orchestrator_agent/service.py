@@ -14,6 +14,7 @@ from orchestrator_agent.composition import Composition
 from orchestrator_agent.dispatch.redis_state import RedisState
 from orchestrator_agent.dispatch.settings import FlowSettings
 from orchestrator_agent.engine.events import CancelRequested
+from orchestrator_agent.maintenance.broker_streams import BrokerStreams
 from orchestrator_agent.parts import DEFAULT_TUNING, Configuration, Connections, Tuning
 from orchestrator_agent.store.pool import Database, use_postgres_ids
 from orchestrator_agent.store.process_lock import ProcessLock
@@ -22,8 +23,6 @@ from orchestrator_agent.store.workflows import WorkflowStore
 from orchestrator_agent.workflows.files import BUILTIN_FOLDER, load_folder
 from orchestrator_agent.workflows.library import Library
 from pantheon.agent import Agent
-from pantheon.bus import ensure_streams
-from pantheon.discovery import ensure_bucket
 from pantheon.process.agent_process import AgentProcess
 from pantheon.runtime.services import Services
 from pantheon.runtime.settings import MeshSettings
@@ -116,9 +115,7 @@ class Orchestrator:
         wait = STREAMS_RETRY_FIRST_SECONDS
         while True:
             try:
-                await ensure_streams(process.bus, replicas=self._settings.stream_replicas)
-                if not self._settings.uses_consul:
-                    await ensure_bucket(process.bus.js, self._settings.stream_replicas)
+                await BrokerStreams.of(process.bus, self._settings).ensure()
                 return
             except PantheonError as error:
                 log.warning("streams.waiting", error=str(error))

@@ -26,6 +26,8 @@ class StreamSpec:
     discard_new_per_subject: bool = False
     max_msgs_per_subject: int = -1
     max_age_seconds: float = 0
+    # Its part of the storage that the mesh's streams have together, and what it never has more of.
+    share: float = 0.0
     max_bytes: int = -1
     max_consumers: int = -1
     allow_msg_ttl: bool = False
@@ -39,19 +41,25 @@ TASKS = StreamSpec(
     discard="new",
     discard_new_per_subject=True,
     max_msgs_per_subject=TASKS_MAX_PER_SUBJECT,
+    share=0.5,
     max_consumers=TASKS_MAX_CONSUMERS,
     allow_msg_ttl=True,
 )
 RESPONSES = StreamSpec(
-    name="AGENT_RESPONSES", subjects=(subjects.ALL_RESPONSES,), max_age_seconds=RESPONSES_MAX_AGE_SECONDS
+    name="AGENT_RESPONSES", subjects=(subjects.ALL_RESPONSES,), max_age_seconds=RESPONSES_MAX_AGE_SECONDS, share=0.25
 )
 # Steps' events are core NATS only: every attempt makes some, and keeping them would slow the work.
 EVENTS = StreamSpec(
     name="MESH_EVENTS",
     subjects=tuple(f"mesh.event.{entity}.*" for entity in ("task", "agent", "session", "coordination")),
     max_age_seconds=EVENTS_MAX_AGE_SECONDS,
+    share=0.05,
 )
-DEAD_LETTERS = StreamSpec(name="DEAD_LETTERS", subjects=(subjects.ALL_DEAD_LETTERS,), max_bytes=DEAD_LETTERS_MAX_BYTES)
+DEAD_LETTERS = StreamSpec(
+    name="DEAD_LETTERS", subjects=(subjects.ALL_DEAD_LETTERS,), share=0.05, max_bytes=DEAD_LETTERS_MAX_BYTES
+)
+# What is left is the bucket's of large values.
+OBJECTS_SHARE = 0.15
 ALL_STREAMS = (TASKS, RESPONSES, EVENTS, DEAD_LETTERS)
 
 

@@ -81,7 +81,7 @@ class RepeatedRequests:
 
     async def _take_again(self, repeated: Repeated, record: Any) -> None:
         """The message that made the task, once more: two orchestrators took it, or its ack was lost. Its requester asks
-        for nothing; whoever accepted it announces it and responds, unless that process died before it could announce.
+        for nothing; the process that accepted it announces it and responds, unless it died before it could announce.
         """
         assert repeated.delivery is not None
         if times_delivered(repeated.delivery) > 1:

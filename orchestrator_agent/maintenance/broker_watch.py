@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from orchestrator_agent.maintenance.broker_outages import BrokerOutages
+from orchestrator_agent.maintenance.broker_streams import BrokerStreams
 from orchestrator_agent.store.broker_marks import BrokerMarks
-from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, ensure_streams, stream_mark
+from pantheon.bus import OBJECTS_STREAM, Bus, Publisher, stream_mark
 from pantheon.bus.streams import StreamMark
-from pantheon.discovery import BUCKET_STREAM, ensure_bucket
+from pantheon.discovery import BUCKET_STREAM
 from pantheon.runtime.periodic import PeriodicTask
 from protocol.errors import BusError, StoreError
 from protocol.streams import ALL_STREAMS, RESPONSES, TASKS
@@ -32,16 +33,14 @@ class BrokerWatch:
         publisher: Publisher,
         *,
         marks: BrokerMarks,
-        replicas: int,
-        uses_kv: bool,
+        streams: BrokerStreams,
         on_lost: Callable[[], Awaitable[None]],
         outages: BrokerOutages,
     ) -> None:
         self._bus = bus
         self._publisher = publisher
         self._noted = marks
-        self._replicas = replicas
-        self._uses_kv = uses_kv
+        self._streams = streams
         self._on_lost = on_lost
         self._outages = outages
         self._marks: dict[str, StreamMark] = {}
@@ -90,9 +89,7 @@ class BrokerWatch:
             # What this process has had acknowledged since the last check is newer.
             self._lost = self._lost or mark.last_sequence < acknowledged
         if self._lost or await self._some_missing():
-            await ensure_streams(self._bus, replicas=self._replicas)
-            if self._uses_kv:
-                await ensure_bucket(self._bus.js, self._replicas)
+            await self._streams.ensure()
         if self._lost:
             log.warning("broker.lost_messages", streams=list(WATCHED))
             self._publisher.highest_sequence.clear()
@@ -105,7 +102,7 @@ class BrokerWatch:
         self._marks = marks
 
     async def _some_missing(self) -> bool:
-        needed = (*NEEDED, BUCKET_STREAM) if self._uses_kv else NEEDED
+        needed = (*NEEDED, BUCKET_STREAM) if self._streams.uses_kv else NEEDED
         for name in needed:
             if await stream_mark(self._bus, name) is None:
                 log.warning("broker.stream_missing", stream=name)

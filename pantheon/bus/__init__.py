@@ -31,6 +31,7 @@ from pantheon.bus.objects import OBJECTS_STREAM, Objects, ensure_objects
 from pantheon.bus.publisher import Publisher, PublishRetries
 from pantheon.bus.puller import Puller, PullTimes
 from pantheon.bus.queues import QueueState, queue_lengths, queue_state, queued_messages, remove_messages
+from pantheon.bus.storage import StreamFill, account_limit, storage_used, stream_fill
 from pantheon.bus.stored import (
     NoBatches,
     Stored,
@@ -59,8 +60,10 @@ __all__ = [
     "Purge",
     "QueueState",
     "Stored",
+    "StreamFill",
     "Subscription",
     "Transport",
+    "account_limit",
     "acknowledge",
     "delivered_sequence",
     "ensure_objects",
@@ -76,9 +79,11 @@ __all__ = [
     "queued_messages",
     "remove_messages",
     "remove_stored",
+    "storage_used",
     "stored_at",
     "stored_batch",
     "stored_from",
+    "stream_fill",
     "stream_mark",
     "stream_position",
     "stream_sequence",

@@ -13,9 +13,11 @@ from nats.js.errors import NotFoundError, ObjectNotFoundError
 from nats.js.object_store import OBJ_STREAM_TEMPLATE, ObjectStore
 
 from pantheon.bus.connection import Bus
+from pantheon.bus.storage import USED_SHARE, StorageBudget, StorageRefused, is_refusal
 from protocol.errors import BusError, ObjectMissing, TooLarge
 from protocol.large import BUCKET, BUCKET_MAX_AGE_SECONDS, DEFAULT_MAX_BYTES, INLINE_MAX_BYTES, ref_of
 from protocol.messages import ObjectRef
+from protocol.streams import OBJECTS_SHARE
 
 log = structlog.get_logger()
 
@@ -129,22 +131,33 @@ class Objects:
             raise BusError(f"object store, {what}: {error or type(error).__name__}") from error
 
 
-async def ensure_objects(bus: Bus, *, replicas: int) -> None:
+async def ensure_objects(bus: Bus, *, replicas: int, budget: StorageBudget) -> None:
     """Make the bucket, or bring it to its settings; safe from several processes at once. Raises BusError."""
+    bound = int(budget.total * USED_SHARE * OBJECTS_SHARE)
     try:
         try:
-            config = (await bus.js.stream_info(OBJECTS_STREAM)).config
-            if (config.num_replicas or 1, config.max_age) != (replicas, BUCKET_MAX_AGE_SECONDS):
-                await bus.js.update_stream(config.evolve(num_replicas=replicas, max_age=BUCKET_MAX_AGE_SECONDS))
-                log.info("bucket.updated", bucket=BUCKET, replicas=replicas)
+            info = await bus.js.stream_info(OBJECTS_STREAM)
         except NotFoundError:
             await bus.js.create_object_store(
                 BUCKET,
                 description="payloads and results that are too large for a message",
                 ttl=BUCKET_MAX_AGE_SECONDS,
+                max_bytes=bound,
                 storage=StorageType.FILE,
                 replicas=replicas,
             )
-            log.info("bucket.made", bucket=BUCKET, replicas=replicas)
+            log.info("bucket.made", bucket=BUCKET, replicas=replicas, max_bytes=bound)
+            return
+        config = info.config
+        before = config.max_bytes or -1
+        if not budget.exact and 0 < before < bound:
+            bound = before
+        bound = max(bound, min(info.state.bytes * 5 // 4, budget.total))
+        required = config.evolve(num_replicas=replicas, max_age=BUCKET_MAX_AGE_SECONDS, max_bytes=bound)
+        if (config.num_replicas or 1, config.max_age, before) != (replicas, BUCKET_MAX_AGE_SECONDS, bound):
+            await bus.js.update_stream(required)
+            log.info("bucket.updated", bucket=BUCKET, replicas=replicas, max_bytes=bound)
     except (TimeoutError, NatsError, OSError) as error:
+        if is_refusal(error):
+            raise StorageRefused(f"no room for {bound} bytes of the bucket {BUCKET} ({error})") from error
         raise BusError(f"cannot make the object store's bucket '{BUCKET}': {error or type(error).__name__}") from error

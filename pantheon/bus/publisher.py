@@ -75,6 +75,8 @@ class Publisher:
         self._count = 0
         self._pending: dict[str, _Pending] = {}
         self._repeating = 0
+        # What the broker has refused messages for, until all are acknowledged.
+        self._refusals: set[str] = set()
         self._room = asyncio.Event()
         self._subscription: Subscription | None = None
         self._starting = asyncio.Lock()
@@ -201,7 +203,11 @@ class Publisher:
         try:
             ack = from_json(delivery.data)
             if "error" in ack:
-                self._repeat_later(message, str(ack["error"].get("description", ack["error"])))
+                refusal = str(ack["error"].get("description", ack["error"]))
+                if refusal not in self._refusals:
+                    self._refusals.add(refusal)
+                    log.warning("publish.refused", subject=message.subject, error=refusal)
+                self._repeat_later(message, refusal)
                 return
             sequence, stream, duplicate = ack["seq"], ack["stream"], ack.get("duplicate", False)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -218,6 +224,7 @@ class Publisher:
             self._repeating -= 1
             if self._repeating == 0:
                 self.repeating_since = None
+                self._refusals.clear()
         self._room.set()
         if message.on_ack is not None:
             message.on_ack()

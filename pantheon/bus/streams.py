@@ -20,13 +20,14 @@ from nats.js.errors import NotFoundError
 
 from pantheon.bus.connection import Bus, Delivery, Subscription
 from pantheon.bus.objects import ensure_objects
+from pantheon.bus.storage import LEAST_BYTES, StorageBudget, StorageRefused, is_refusal, storage_budget
 from protocol.errors import BusError
 from protocol.streams import ALL_STREAMS, ConsumerSpec, StreamSpec
 
 log = structlog.get_logger()
 
 
-def stream_config(spec: StreamSpec, replicas: int) -> StreamConfig:
+def stream_config(spec: StreamSpec, replicas: int, max_bytes: int) -> StreamConfig:
     return StreamConfig(
         name=spec.name,
         subjects=list(spec.subjects),
@@ -35,7 +36,7 @@ def stream_config(spec: StreamSpec, replicas: int) -> StreamConfig:
         discard_new_per_subject=spec.discard_new_per_subject,
         max_msgs_per_subject=spec.max_msgs_per_subject,
         max_age=spec.max_age_seconds,
-        max_bytes=spec.max_bytes,
+        max_bytes=max_bytes,
         max_consumers=spec.max_consumers,
         storage=StorageType.FILE,
         num_replicas=replicas,
@@ -58,29 +59,56 @@ def consumer_config(spec: ConsumerSpec, *, deliver_new: bool = False) -> Consume
     )
 
 
-async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
-    """Make the mesh's streams and its bucket of large values, or bring them to the contract's settings.
+async def ensure_streams(bus: Bus, *, replicas: int = 1, storage_bytes: int | None = None) -> None:
+    """Make the mesh's streams and its bucket of large values, or bring them to the contract's settings, and to their
+    parts of the storage that there is (`storage_bytes`: at most so much).
 
     Safe from several processes at once. Raises BusError when JetStream is absent or refuses.
     """
-    for spec in ALL_STREAMS:
-        config = stream_config(spec, replicas)
+    budget = await storage_budget(bus, replicas=replicas, storage_bytes=storage_bytes)
+    while True:
         try:
-            try:
-                info = await bus.js.stream_info(spec.name)
-            except NotFoundError:
-                await bus.js.add_stream(config)
-                log.info("stream.made", stream=spec.name, replicas=replicas)
-                continue
-            if _differs(info.config, config):
-                await bus.js.update_stream(config)
-                log.info("stream.updated", stream=spec.name, replicas=replicas)
-        except (TimeoutError, NatsError, OSError) as error:
-            raise BusError(
-                f"cannot make the stream {spec.name}: {error or type(error).__name__} (is JetStream on, "
-                f"and are there {replicas} servers for its {replicas} replicas?)"
-            ) from error
-    await ensure_objects(bus, replicas=replicas)
+            for spec in ALL_STREAMS:
+                await _ensure_stream(bus, spec, replicas, budget)
+            await ensure_objects(bus, replicas=replicas, budget=budget)
+            return
+        except StorageRefused as error:
+            smaller = budget.reduced()
+            if smaller.total < LEAST_BYTES:
+                raise BusError(
+                    f"{error}: the broker's server has less JetStream storage left than the {LEAST_BYTES} bytes that "
+                    "the mesh needs (max_file_store in its configuration, or streams of others)"
+                ) from error
+            log.info("streams.smaller", error=str(error), total_bytes=smaller.total)
+            budget = smaller
+
+
+async def _ensure_stream(bus: Bus, spec: StreamSpec, replicas: int, budget: StorageBudget) -> None:
+    config = stream_config(spec, replicas, budget.bound(spec))
+    try:
+        try:
+            info = await bus.js.stream_info(spec.name)
+        except NotFoundError:
+            await bus.js.add_stream(config)
+            log.info("stream.made", stream=spec.name, replicas=replicas, max_bytes=config.max_bytes)
+            return
+        bound = info.config.max_bytes or -1
+        if not budget.exact and 0 < bound < (config.max_bytes or 0):
+            # What was there room for once; each start would else try for more.
+            config.max_bytes = bound
+        if spec.discard == "new":
+            # What is in it must not stop it from taking more.
+            config.max_bytes = max(config.max_bytes or 0, min(info.state.bytes * 5 // 4, budget.total))
+        if _differs(info.config, config):
+            await bus.js.update_stream(config)
+            log.info("stream.updated", stream=spec.name, replicas=replicas, max_bytes=config.max_bytes)
+    except (TimeoutError, NatsError, OSError) as error:
+        if is_refusal(error):
+            raise StorageRefused(f"no room for {config.max_bytes} bytes of the stream {spec.name} ({error})") from error
+        raise BusError(
+            f"cannot make the stream {spec.name}: {error or type(error).__name__} (is JetStream on, "
+            f"and are there {replicas} servers for its {replicas} replicas?)"
+        ) from error
 
 
 def _differs(found: StreamConfig, required: StreamConfig) -> bool:

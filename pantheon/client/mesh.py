@@ -222,15 +222,20 @@ class Mesh(ClientOperations):
         loop = asyncio.get_running_loop()
         end = loop.time() + accept_seconds
         wait = RESEND_FIRST_SECONDS
+        # Why the broker did not take it, in its own words.
+        refused: BusError | None = None
         while not waiter.accepted.is_set():
             left = end - loop.time()
             if left <= 0:
-                raise NotAccepted(
-                    f"task {request.task_id} was not accepted within {accept_seconds:g} s: is an orchestrator running, "
-                    "and can it reach Postgres?"
+                why = (
+                    f"{refused}; docs/operations.md, Storage of the broker, has what to do where it is full"
+                    if refused is not None
+                    else "is an orchestrator running, and can it reach Postgres?"
                 )
+                raise NotAccepted(f"task {request.task_id} was not accepted within {accept_seconds:g} s: {why}")
             try:
                 await self._send(request, give_up_seconds=left)
+                refused = None
                 async with asyncio.timeout(min(wait, max(0.0, end - loop.time()))):
                     await waiter.accepted.wait()
             except TimeoutError:
@@ -239,6 +244,7 @@ class Mesh(ClientOperations):
                 if not error.retryable:
                     raise
                 # An error that comes at once (a bucket that is gone) must not be met by a retry at once.
+                refused = error
                 log.debug("submit.again", error=str(error))
                 await asyncio.sleep(min(wait, max(0.0, end - loop.time())))
                 wait = min(wait * 2, RESEND_MAX_SECONDS)

@@ -189,6 +189,12 @@ class MeshSettings(EnvironmentSettings):
         json_schema_extra=_allowed("a number of bytes, 1024 to 536870912"),
         description="of one payload or result, as JSON",
     )
+    broker_storage_bytes: int | None = Field(
+        default=None,
+        ge=16_000_000,
+        json_schema_extra=_allowed("a number of bytes, 16000000 or more"),
+        description="of JetStream's storage for the mesh's streams, of one copy",
+    )
     stream_replicas: Literal[1, 3, 5] = Field(default=1, json_schema_extra=_allowed("1, 3 or 5"))
 
     instance_id: str | None = Field(

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from pantheon.stack.processes.process import Command
@@ -25,11 +26,19 @@ class NatsServer(Server):
     death_signal = signal.SIGTERM
 
     def __init__(
-        self, folder: Path, *, log: Path | None = None, port: int | None = None, monitor_port: int | None = None
+        self,
+        folder: Path,
+        *,
+        log: Path | None = None,
+        port: int | None = None,
+        monitor_port: int | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
-        """Take the data folder; `monitor_port` opens NATS's HTTP monitoring, closed by default."""
+        """Take the data folder; `monitor_port` opens NATS's HTTP monitoring, closed by default. `settings` are more of
+        the server's own configuration, and win."""
         super().__init__(folder, log=log, port=port)
         self._monitor_port = monitor_port
+        self._settings = settings or {}
         # A name per folder: in INFO it shows whether the server behind a port is this one.
         self.server_name = "pantheon-" + hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
 
@@ -39,7 +48,7 @@ class NatsServer(Server):
         return f"nats://{LOOPBACK}:{self.port}"
 
     def _command(self, port: int) -> Command:
-        settings = {
+        settings: dict[str, object] = {
             "server_name": self.server_name,
             "host": LOOPBACK,
             "port": port,
@@ -48,6 +57,7 @@ class NatsServer(Server):
         }
         if self._monitor_port is not None:
             settings["http"] = f"{LOOPBACK}:{self._monitor_port}"
+        settings |= self._settings
         config = self.folder / "nats.conf"
         config.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         return Command(
