@@ -5,6 +5,7 @@ are absent and fields that are null mean the same; what has its default is not s
 """
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -61,8 +62,13 @@ class Usage(Message):
         return Usage(
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
-            cost_usd=self.cost_usd + other.cost_usd,
+            cost_usd=_sum_of_money(self.cost_usd, other.cost_usd),
         )
+
+
+def _sum_of_money(one: float, other: float) -> float:
+    """Of the decimal numbers that the two are written as: ten times 0.1 is 1. Exact up to 15 digits."""
+    return float(Decimal(repr(one)) + Decimal(repr(other))) if one and other else one + other
 
 
 class ObjectRef(Message):

@@ -112,17 +112,32 @@ class Task:
 
     # -- what people do to it ------------------------------------------------------------------------------------------
 
-    async def signal(self, name: str, payload: Mapping[str, Any] | None = None, *, by: str | None = None) -> bool:
+    async def signal(
+        self,
+        name: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        by: str | None = None,
+        waiting_id: UUID | None = None,
+    ) -> bool:
         """Give a signal; whether a step has taken it now (it is kept otherwise). Raises PantheonError for a refusal."""
         values = dict(payload or {})
-        outcome = await self._perform(lambda operation: SignalReceived(self.task_id, operation, name, values, by))
+        outcome = await self._perform(
+            lambda operation: SignalReceived(self.task_id, operation, name, values, by, waiting_id)
+        )
         return bool(outcome["taken"])
 
     async def approve(
-        self, name: str, *, approved: bool = True, comment: str | None = None, by: str | None = None
+        self,
+        name: str,
+        *,
+        approved: bool = True,
+        comment: str | None = None,
+        by: str | None = None,
+        waiting_id: UUID | None = None,
     ) -> bool:
         values: dict[str, Any] = {"approved": approved, **({"comment": comment} if comment is not None else {})}
-        return await self.signal(name, values, by=by)
+        return await self.signal(name, values, by=by, waiting_id=waiting_id)
 
     async def cancel(self, reason: str = "cancelled") -> bool:
         """Whether it made a difference; what completed is compensated before the task ends."""

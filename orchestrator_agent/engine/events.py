@@ -86,13 +86,15 @@ class ResumeRequested:
 
 @dataclass(frozen=True, slots=True)
 class SignalReceived:
-    """A signal or an approval was sent; `operation` is its id, so that a second one with that id changes nothing."""
+    """A signal or an approval was sent; `operation` is its id, so that a second one with that id changes nothing.
+    `waiting_id`: for that row alone, while it waits."""
 
     root_task_id: UUID
     operation: UUID
     name: str
     payload: dict[str, Any]
     giver: str | None
+    waiting_id: UUID | None = None
 
     @property
     def row_id(self) -> UUID:

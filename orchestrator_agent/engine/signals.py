@@ -1,5 +1,7 @@
 """Signals: one that arrives is kept as a row until a step takes it (ADR 0009)."""
 
+from uuid import UUID
+
 from orchestrator_agent.engine.events import SignalReceived
 from orchestrator_agent.engine.progress import take_signal
 from orchestrator_agent.engine.state import Role, Row, Status, in_order
@@ -16,6 +18,9 @@ def receive_signal(t: Transition, signal: SignalReceived) -> None:
     if task_id in t.run.rows:
         _report(t, signal, taken=t.run.rows[task_id].status is Status.COMPLETED)
         return
+    if signal.waiting_id is not None and (refusal := _not_waiting(t, signal, signal.waiting_id)) is not None:
+        t.builder.report(signal.operation, refusal)
+        return
     steps = [
         (row, plan)
         for row in t.run.active()
@@ -23,6 +28,7 @@ def receive_signal(t: Transition, signal: SignalReceived) -> None:
         and row.role is Role.STEP
         and (plan := t.run.step_plan(row)).wait is not None
         and plan.wait.name == signal.name
+        and signal.waiting_id in (None, row.task_id)
     ]
     refusals = [(row, plan, _refusal(plan.wait, signal)) for row, plan in steps if plan.wait is not None]
     waiters = [(row, plan) for row, plan, refusal in refusals if refusal is None]
@@ -46,6 +52,20 @@ def receive_signal(t: Transition, signal: SignalReceived) -> None:
     t.builder.task_event("signalled", signal=signal.name, by=signal.giver)
     first = min(waiters, key=lambda waiter: (waiter[0].created_at or t.now, waiter[0].task_id), default=None)
     _report(t, signal, taken=first is not None and take_signal(t, *first, kept))
+
+
+def _not_waiting(t: Transition, signal: SignalReceived, row_id: UUID) -> ErrorInfo | None:
+    """Why the row that a signal is for does not wait for it."""
+    row = t.run.rows.get(row_id)
+    if row is None or row.role is not Role.STEP or (wait := t.run.step_plan(row).wait) is None:
+        message = f"no step of task {t.run.root_task_id} with the id {row_id} waits for a signal"
+    elif wait.name != signal.name:
+        message = f"step '{t.run.path(row)}' ({row_id}) waits for '{wait.name}', not for '{signal.name}'"
+    elif row.status is not Status.WAITING:
+        message = f"step '{t.run.path(row)}' ({row_id}) waits for '{signal.name}' no more: it is {row.status.value}"
+    else:
+        return None
+    return ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=message)
 
 
 def refuse_late_signal(t: Transition, signal: SignalReceived) -> None:

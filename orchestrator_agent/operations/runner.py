@@ -172,7 +172,8 @@ class OperationRunner:
         signal = payload.get("payload", {})
         if not isinstance(signal, dict):
             raise InvalidRequest("payload.payload: must be an object", field="payload.payload")
-        return await self._outcome(SignalReceived(_task_id(payload), operation, name, signal, requester))
+        waiting_id = _waiting_id(payload)
+        return await self._outcome(SignalReceived(_task_id(payload), operation, name, signal, requester, waiting_id))
 
     async def _approve(self, operation: UUID, payload: Mapping[str, Any], requester: str | None) -> Result:
         name = _label(payload, "approval")
@@ -182,7 +183,8 @@ class OperationRunner:
         approval: Result = {"approved": approved}
         if (comment := _text(payload, "comment")) is not None:
             approval["comment"] = comment
-        return await self._outcome(SignalReceived(_task_id(payload), operation, name, approval, requester))
+        waiting_id = _waiting_id(payload)
+        return await self._outcome(SignalReceived(_task_id(payload), operation, name, approval, requester, waiting_id))
 
     # -- on the mesh --------------------------------------------------------------------------------------------------
 
@@ -232,6 +234,14 @@ def _task_id(payload: Mapping[str, Any]) -> UUID:
         return UUID(str(payload.get("task_id")))
     except ValueError:
         raise InvalidRequest("payload.task_id: must be the id of a root task", field="payload.task_id") from None
+
+
+def _waiting_id(payload: Mapping[str, Any]) -> UUID | None:
+    text = _text(payload, "waiting_id")
+    try:
+        return None if text is None else UUID(text)
+    except ValueError:
+        raise InvalidRequest("payload.waiting_id: must be the id of a step's row", field="payload.waiting_id") from None
 
 
 def _text(payload: Mapping[str, Any], name: str) -> str | None:

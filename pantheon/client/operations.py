@@ -94,24 +94,40 @@ class ClientOperations(ABC):
         found: list[Paused] = (await self.query("pauses", {} if limit is None else {"limit": limit}))["pauses"]
         return found
 
-    async def signal(self, task_id: UUID, name: str, payload: Mapping[str, Any] | None = None) -> SignalTaken:
+    async def signal(
+        self,
+        task_id: UUID,
+        name: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        waiting_id: UUID | None = None,
+    ) -> SignalTaken:
         """Send a root task a signal; it is kept until a step waits for it. Raises TaskFailed.
 
-        The mesh knows the sender by this client's `requester`.
+        `waiting_id`: for the step with that row id alone (the `task_id` of a row in `query("task", …)`, of an event
+        `step.waiting`): refused (`invalid_request`) where it does not wait for it any more. The mesh knows the sender
+        by this client's `requester`.
         """
-        result: SignalTaken = await self.run(
-            "mesh.signal", {"task_id": str(task_id), "signal": name, "payload": dict(payload or {})}
-        )
+        values = _payload(task_id=task_id, signal=name, waiting_id=waiting_id)
+        result: SignalTaken = await self.run("mesh.signal", {**values, "payload": dict(payload or {})})
         return result
 
     async def approve(
-        self, task_id: UUID, name: str, approved: bool = True, *, comment: str | None = None
+        self,
+        task_id: UUID,
+        name: str,
+        approved: bool = True,
+        *,
+        comment: str | None = None,
+        waiting_id: UUID | None = None,
     ) -> SignalTaken:
         """Send a root task an approval, or a refusal with `approved=False`. Raises TaskFailed.
 
         The workflow decides what a refusal means: the step completes either way, with `approved` in its result.
+        `waiting_id` as in `signal`: where a loop asks again and again, a second click then decides nothing that its
+        giver has not seen.
         """
-        payload = _payload(task_id=task_id, approval=name, comment=comment)
+        payload = _payload(task_id=task_id, approval=name, comment=comment, waiting_id=waiting_id)
         result: SignalTaken = await self.run("mesh.approve", {**payload, "approved": approved})
         return result
 

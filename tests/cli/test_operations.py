@@ -166,6 +166,22 @@ def test_an_approval_is_shown_and_given_by_those_who_may(shell: Shell) -> None:
     )
 
 
+def test_an_approval_for_a_step_that_has_ended_is_refused(shell: Shell) -> None:
+    other = {"wait_for": {"approval": "audit"}}
+    task_id = begin(shell, {"ok": {"wait_for": {"approval": "release"}}, "other": other})
+    until(shell, task_id, lambda rows: {"ok", "other"} <= rows.keys())
+    row_id = rows_of(shell, task_id)["ok"]["task_id"]
+    assert shell("task", "approve", task_id, "--waiting", row_id).code == 0
+    again = shell("task", "approve", task_id, "release", "--waiting", row_id)
+    assert again.code == 2
+    assert f"step 'ok' ({row_id}) waits for 'release' no more: it is completed" in again.last_error
+    by_itself = shell("task", "approve", task_id, "--waiting", row_id)
+    assert f"step {row_id} of task {task_id} waits for no approval" in by_itself.last_error
+    assert shell("task", "signal", task_id, "audit", "approved=true", "--waiting", row_id).code == 2
+    assert shell("task", "approve", task_id).code == 0
+    assert until_ended(shell, task_id) == "completed"
+
+
 def test_a_refused_approval_and_two_at_once(shell: Shell) -> None:
     steps = {**APPROVED, "other": {"wait_for": {"approval": "audit"}}}
     task_id = begin(shell, steps)

@@ -267,6 +267,35 @@ def test_a_sub_workflow_whose_result_is_too_large_fails_and_is_compensated(world
     assert driver.result == {"a": None}
 
 
+def test_a_signal_for_one_waiting_step_is_not_kept_for_the_next(world: World) -> None:
+    """A second click on the first draft of a loop rejected the next draft unseen, and a late approval approved it."""
+    steps = {"draft": task(), "ok": {"needs": ["draft"], "wait_for": {"approval": "release"}}}
+    review = {"repeat": {"until": "review.approved", "max": 5}, "steps": steps, "output": "${ok}"}
+    driver = world.request("execute_dag", {"steps": {"review": review}, "output": "${review}"})
+
+    def approval(row: Row, *, approved: bool) -> SignalReceived:
+        values = {"approved": approved}
+        return SignalReceived(driver.run.root_task_id, new_id(), "release", values, None, row.task_id)
+
+    driver.complete("review/draft")
+    first = driver.row("review/ok")
+    assert outcome_of(driver, approval(first, approved=False))["taken"]
+    late = outcome_of(driver, approval(first, approved=True))
+    assert late.code == "invalid_request"
+    assert late.message == f"step 'review/ok' ({first.task_id}) waits for 'release' no more: it is completed"
+    driver.complete("review/draft")
+    second = driver.row("review/ok")
+    assert second.status is Status.WAITING
+    assert outcome_of(driver, signal(driver, "other", waiting=1))["taken"] is False
+    wrong = outcome_of(driver, SignalReceived(driver.run.root_task_id, new_id(), "go", {}, None, second.task_id))
+    assert wrong.message == f"step 'review/ok' ({second.task_id}) waits for 'release', not for 'go'"
+    unknown = new_id()
+    nothing = outcome_of(driver, SignalReceived(driver.run.root_task_id, new_id(), "release", {}, None, unknown))
+    assert nothing.message == f"no step of task {driver.run.root_task_id} with the id {unknown} waits for a signal"
+    assert outcome_of(driver, approval(second, approved=True))["taken"]
+    assert driver.result["approved"] is True
+
+
 # -- budgets --------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +308,20 @@ def test_a_retry_is_within_the_budget_or_not_made(world: World) -> None:
     driver.later(60)
     assert not driver.due("a").dispatched
     assert driver.error.code == "budget_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("budget", "price", "steps"), [(1, 0.1, 10), (0.8, 0.1, 8), (2.1, 0.7, 3), (1, 0.3, 4), (0.05, 0.01, 5)]
+)
+def test_money_is_counted_in_decimals(world: World, budget: float, price: float, steps: int) -> None:
+    """Ten times 0.1 was less than 1 in binary, and an eleventh step ran."""
+    chain = {f"s{number}": task(needs=[f"s{number - 1}"] if number else []) for number in range(14)}
+    driver = world.request("execute_dag", {"steps": chain, "budget": {"cost_usd": budget}})
+    for number in range(steps):
+        assert driver.status == "running"
+        driver.happen(driver.responded(driver.row(f"s{number}"), {}, usage=Usage(cost_usd=price)))
+    assert driver.error.code == "budget_exceeded"
+    assert driver.error.details == {"budget": "cost_usd", "limit": budget, "used": round(steps * price, 10)}
 
 
 def test_signals_are_no_tasks_of_the_budget(world: World) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pantheon.client.mesh import Mesh
 
 Requester = Annotated[str, typer.Option(help="Who gives it: a workflow may name who may.")]
+Waiting = Annotated[
+    UUID | None,
+    typer.Option("--waiting", metavar="ROW", help="Only for the step with this row id, while it waits."),
+]
 Names = Annotated[list[str], typer.Argument(metavar="NAME")]
 
 
@@ -104,6 +108,7 @@ def signal(
     input_file: Annotated[
         str | None, typer.Option("--input", "-i", metavar="FILE", help="Its payload as JSON or YAML; arguments win.")
     ] = None,
+    waiting: Waiting = None,
     requester: Requester = REQUESTER,
     url: Url = None,
     as_json: Json = False,
@@ -113,7 +118,8 @@ def signal(
 
     async def run() -> Any:
         async with open_mesh(url, requester=requester) as mesh:
-            return await operation(mesh.signal(await resolve_root(mesh, task_id), name, payload))
+            root = await resolve_root(mesh, task_id)
+            return await operation(mesh.signal(root, name, payload, waiting_id=waiting))
 
     _print_signal(run_async(run()), as_json)
 
@@ -125,6 +131,7 @@ def approve(
     ] = None,
     reject: Annotated[bool, typer.Option("--reject", help="Give `approved: false`.")] = False,
     comment: Annotated[str | None, typer.Option("--comment", "-c", help="What goes into the step's result.")] = None,
+    waiting: Waiting = None,
     requester: Requester = REQUESTER,
     url: Url = None,
     as_json: Json = False,
@@ -132,24 +139,31 @@ def approve(
     async def run() -> Any:
         async with open_mesh(url, requester=requester) as mesh:
             root = await resolve_root(mesh, task_id)
-            approval = name or await _awaited_approval(mesh, root)
-            return await operation(mesh.approve(root, approval, not reject, comment=comment))
+            approval, waiting_id = (name, waiting) if name is not None else await _awaited_approval(mesh, root, waiting)
+            return await operation(mesh.approve(root, approval, not reject, comment=comment, waiting_id=waiting_id))
 
     _print_signal(run_async(run()), as_json)
 
 
-async def _awaited_approval(mesh: "Mesh", root: UUID) -> str:
-    """The name of the only approval that a task waits for. Raises CommandError."""
+async def _awaited_approval(mesh: "Mesh", root: UUID, waiting: UUID | None) -> tuple[str, UUID | None]:
+    """The name of the only approval that a task waits for, and the row that does, if it is one. Raises CommandError."""
     rows = (await mesh.query("task", {"task_id": str(root)}))["tasks"]
-    payloads = [row.get("payload") or {} for row in rows if row["status"] == "waiting" and not row.get("role")]
-    names = sorted(
-        {str(payload["approval"]) for payload in payloads if isinstance(payload, dict) and "approval" in payload}
-    )
-    if not names:
-        raise CommandError(f"task {root} waits for no approval; name the one that it will", ExitCode.USAGE)
-    if len(names) > 1:
-        raise CommandError(f"task {root} waits for several approvals: {', '.join(names)}; name one", ExitCode.USAGE)
-    return names[0]
+    found: dict[str, list[UUID]] = {}
+    for row in rows:
+        payload = row.get("payload") or {}
+        if row["status"] == "waiting" and not row.get("role") and isinstance(payload, dict) and "approval" in payload:
+            row_id = UUID(row["task_id"])
+            if waiting in (None, row_id):
+                found.setdefault(str(payload["approval"]), []).append(row_id)
+    if not found:
+        which = f"step {waiting} of task {root}" if waiting is not None else f"task {root}"
+        raise CommandError(f"{which} waits for no approval; name the one that it will", ExitCode.USAGE)
+    if len(found) > 1:
+        raise CommandError(
+            f"task {root} waits for several approvals: {', '.join(sorted(found))}; name one", ExitCode.USAGE
+        )
+    name, row_ids = found.popitem()
+    return name, row_ids[0] if len(row_ids) == 1 else None
 
 
 def _print_signal(result: dict[str, Any], as_json: bool) -> None:
