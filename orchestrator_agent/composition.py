@@ -37,6 +37,7 @@ from orchestrator_agent.maintenance.operator_changes import OperatorChanges
 from orchestrator_agent.maintenance.orphaned_attempts import OrphanedAttempts
 from orchestrator_agent.maintenance.purges import PurgeWatch
 from orchestrator_agent.maintenance.reconciler import Reconciler
+from orchestrator_agent.maintenance.suspects import Suspects
 from orchestrator_agent.message_loops import MessageLoops
 from orchestrator_agent.operations.dead_letters import DeadLetters
 from orchestrator_agent.operations.queries import Queries
@@ -59,6 +60,7 @@ from orchestrator_agent.runtime.held_deliveries import HeldDeliveries
 from orchestrator_agent.runtime.large_messages import LargeMessages
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.peer_exchange import PeerExchange
+from orchestrator_agent.runtime.quarantine import Quarantine
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.runtime.response_loop import ResponseLoop, response_puller
 from orchestrator_agent.runtime.responses import ResponseSettler
@@ -66,6 +68,7 @@ from orchestrator_agent.runtime.root_ownership import RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
 from orchestrator_agent.runtime.transitions import Transitions
+from orchestrator_agent.runtime.trials import Trials
 from orchestrator_agent.runtime.workflow_catalog import WorkflowCatalog
 from orchestrator_agent.store.broker_marks import BrokerMarks
 from orchestrator_agent.store.concurrency import ConcurrencyStore
@@ -77,6 +80,7 @@ from orchestrator_agent.store.sweeps import TaskSweeps
 from orchestrator_agent.store.task_queries import TaskQueries
 from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.trials import TrialStore
 from orchestrator_agent.store.workflows import ScheduleStore, WorkflowStore
 from pantheon.runtime.services import Service
 from pantheon.runtime.settings import MeshSettings
@@ -116,7 +120,7 @@ class Composition:
         maintenance = self.maintenance
         return [
             ProcessLife(self.connections.lock),
-            Preparation(maintenance.watch, self.dispatch.active, maintenance.operator_changes),
+            Preparation(maintenance.watch, self.dispatch.active, maintenance.operator_changes, maintenance.suspects),
             self.loops.peers,
             self.dispatch.limits,
             self.dispatch.probes,
@@ -186,12 +190,13 @@ class Composition:
             processes=Processes(database),
             broker_marks=BrokerMarks(database),
             history=HistoryStore(database),
+            trials=TrialStore(database, process_id),
         )
 
     def _make_runtime(self) -> Runtime:
         process, stores, dispatch = self.connections.process, self.stores, self.dispatch
         broker = self.connections.broker
-        inbox, sweep = Inbox(), SweepSignal()
+        inbox, sweep, trials = Inbox(), SweepSignal(), Trials(stores.trials)
         sweep.follow(self.connections.registry.on_change, process.bus.on_reconnect)
         process_id, tuning = self.connections.lock.process_id, self.configuration.tuning
         ownership = RootOwnership(process.bus, process_id, alive_seconds=tuning.alive_seconds)
@@ -215,9 +220,16 @@ class Composition:
             canceller=canceller,
             outbox=outbox,
             republisher=Republisher(
-                process.publisher, process_id=process_id, reader=stores.reader, runs=runs, outbox=outbox, inbox=inbox
+                process.publisher,
+                process_id=process_id,
+                reader=stores.reader,
+                runs=runs,
+                outbox=outbox,
+                inbox=inbox,
+                trials=trials,
             ),
             duplicates=Duplicates(stores.reader, inbox),
+            trials=trials,
         )
 
     def _make_queue_dispatcher(self) -> QueueDispatcher:
@@ -306,6 +318,7 @@ class Composition:
             runs=runtime.runs,
             agent_health=dispatch.agent_health,
             window=dispatch.admission.window,
+            trials=runtime.trials,
             transitions=Transitions(
                 store=self.stores.tasks,
                 runs=runtime.runs,
@@ -318,7 +331,7 @@ class Composition:
             ),
         )
         message_loops = MessageLoops(
-            RequestLoop(requests, fair_intake, self.acceptance, held=held, large=large),
+            RequestLoop(requests, fair_intake, self.acceptance, held=held, large=large, trials=runtime.trials),
             ResponseLoop(responses, runtime.inbox, settler, held=held, large=large),
             fair_intake=fair_intake,
             responses=responses,
@@ -338,14 +351,27 @@ class Composition:
         operator_changes = OperatorChanges(
             self.dispatch.router.pauses, stores.pauses, runtime.runs.catalog, runtime.sweep
         )
+        suspects = Suspects(
+            runtime.trials,
+            Quarantine(
+                stores.tasks,
+                stores.reader,
+                runtime.runs,
+                router=self.dispatch.router,
+                rules=rules_of(settings),
+                outbox=runtime.outbox,
+            ),
+            lock=connections.lock,
+            processes=stores.processes,
+        )
         adoption = Adoption(
-            process.bus,
-            process.publisher,
+            connections.broker,
             lock=connections.lock,
             processes=stores.processes,
             republisher=runtime.republisher,
             outbox=runtime.outbox,
             canceller=runtime.canceller,
+            suspects=suspects,
             times=self.configuration.tuning.adoption,
         )
         return Maintenance(
@@ -365,6 +391,7 @@ class Composition:
                 processes=stores.processes,
                 republisher=runtime.republisher,
             ),
+            suspects=suspects,
             adoption=adoption,
             lost_agents=LostAgents(
                 process.bus,

@@ -24,6 +24,7 @@ from orchestrator_agent.maintenance.object_cleaner import ObjectCleaner
 from orchestrator_agent.maintenance.operator_changes import OperatorChanges
 from orchestrator_agent.maintenance.purges import PurgeWatch
 from orchestrator_agent.maintenance.reconciler import Reconciler
+from orchestrator_agent.maintenance.suspects import Suspects
 from orchestrator_agent.message_loops import HoldTimes, MessageLoops
 from orchestrator_agent.operations.dead_letters import DeadLetters
 from orchestrator_agent.operations.queries import Queries
@@ -38,6 +39,7 @@ from orchestrator_agent.runtime.responses import ResponseSettler
 from orchestrator_agent.runtime.root_ownership import ALIVE_SECONDS, RootOwnership
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.sweep_signal import SweepSignal
+from orchestrator_agent.runtime.trials import Trials
 from orchestrator_agent.store.broker_marks import BrokerMarks
 from orchestrator_agent.store.concurrency import ConcurrencyStore
 from orchestrator_agent.store.history import HistoryStore
@@ -49,6 +51,7 @@ from orchestrator_agent.store.sweeps import TaskSweeps
 from orchestrator_agent.store.task_queries import TaskQueries
 from orchestrator_agent.store.task_reader import TaskReader
 from orchestrator_agent.store.tasks import TaskStore
+from orchestrator_agent.store.trials import TrialStore
 from orchestrator_agent.store.workflows import ScheduleStore, WorkflowStore
 from orchestrator_agent.workflows.library import Library
 from pantheon.discovery import Registry
@@ -114,6 +117,7 @@ class Stores:
     processes: Processes
     broker_marks: BrokerMarks
     history: HistoryStore
+    trials: TrialStore
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Runtime:
     outbox: Outbox
     republisher: Republisher
     duplicates: Duplicates
+    trials: Trials
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,7 @@ class Maintenance:
     watch: BrokerWatch
     storage: BrokerStorage
     purges: PurgeWatch
+    suspects: Suspects
     adoption: Adoption
     lost_agents: LostAgents
     history: HistoryArchiver
@@ -195,13 +201,15 @@ class ProcessLife:
 @dataclass(frozen=True)
 class Preparation:
     """What must be known before anything is taken: whether the broker lost its store while no orchestrator was there,
-    how many orchestrators there are, what is paused."""
+    how many orchestrators there are, what is paused, what others died on."""
 
     watch: BrokerWatch
     active: ActiveProcesses
     operator_changes: OperatorChanges
+    suspects: Suspects
 
     async def start(self) -> None:
+        await self.suspects.check_before()
         await self.watch.check_store()
         await self.active.refresh()
         await self.operator_changes.learn()

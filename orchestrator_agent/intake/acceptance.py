@@ -114,6 +114,14 @@ class Acceptance:
                 await acknowledge(delivery)
         return Later(batch.long, batch.waiting)
 
+    async def refuse(self, delivery: Delivery, error: ErrorInfo) -> None:
+        """Accept a request as a task that has failed, by its ids alone: what is in it is not read."""
+        known = salvage_ids(delivery.data)
+        if "task_id" in known:
+            run, decisions = self._planner.unreadable(known, PantheonError(error.message), now())
+            await self._commit({known["task_id"]: Planned(run, decisions, None, delivery)}, [])
+        await acknowledge(delivery)
+
     async def accept_own(self, request: TaskRequest) -> bool:
         """Accept a task that the orchestrator itself starts (a schedule's); whether it was new. It needs no broker."""
         run, decisions = await evaluated(partial(self._planner.plan, request, headers=None, now=now()))

@@ -13,12 +13,14 @@ from uuid import UUID
 
 import structlog
 
+from orchestrator_agent.maintenance.suspects import Suspects
 from orchestrator_agent.runtime.attempt_cancellation import AttemptCanceller
+from orchestrator_agent.runtime.broker import Broker
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.republisher import Republisher
 from orchestrator_agent.store.process_lock import ProcessLock
 from orchestrator_agent.store.processes import DeadProcess, Processes
-from pantheon.bus import Bus, Publisher, stream_mark
+from pantheon.bus import stream_mark
 from pantheon.runtime.periodic import PeriodicTask, jittered
 from protocol.errors import BusError, StoreError
 from protocol.messages import now
@@ -56,23 +58,24 @@ def _key(row: Any) -> tuple[Any, ...]:
 class Adoption:
     def __init__(
         self,
-        bus: Bus,
-        publisher: Publisher,
+        broker: Broker,
         *,
         lock: ProcessLock,
         processes: Processes,
         republisher: Republisher,
         outbox: Outbox,
         canceller: AttemptCanceller,
+        suspects: Suspects,
         times: AdoptionTimes,
     ) -> None:
-        self._bus = bus
-        self._publisher = publisher
+        self._bus = broker.bus
+        self._publisher = broker.publisher
         self._lock = lock
         self._processes = processes
         self._republisher = republisher
         self._outbox = outbox
         self._canceller = canceller
+        self._suspects = suspects
         self._times = times
         self._losses = 0
         self._published: dict[Occasion, Published] = {}
@@ -115,6 +118,7 @@ class Adoption:
         await stream_mark(self._bus, TASKS.name)
         await self._publish_own()
         others = await self._processes.others(self._lock.process_id)
+        await self._suspects.notice(others)
         known = {self._lock.process_id, *(other.process_id for other in others)}
         # Others adopt as well.
         self._published = {occasion: rows for occasion, rows in self._published.items() if occasion[0] in known}
@@ -160,6 +164,9 @@ class Adoption:
             return
         self._helped.pop(dead.process_id, None)
         try:
+            if not dead.left:
+                # Before anything of it is read: it may have died of what it had.
+                await self._suspects.died(dead.process_id)
             rows = await self._processes.unpublished(dead.process_id)
             unsure = dead.unsure_of(rows)
             if not await self._publish((dead.process_id, dead.noted), unsure):

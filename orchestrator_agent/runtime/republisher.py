@@ -15,6 +15,7 @@ from orchestrator_agent.engine.state import ENDED, Status
 from orchestrator_agent.inbox import Inbox
 from orchestrator_agent.runtime.outbox import Outbox
 from orchestrator_agent.runtime.run_cache import RunCache
+from orchestrator_agent.runtime.trials import Trials
 from orchestrator_agent.store.availability import retry_until_available
 from orchestrator_agent.store.task_reader import TaskReader
 from pantheon.bus import Publisher
@@ -40,6 +41,7 @@ class Republisher:
         runs: RunCache,
         outbox: Outbox,
         inbox: Inbox,
+        trials: Trials,
     ) -> None:
         self._publisher = publisher
         self._process_id = process_id
@@ -47,6 +49,7 @@ class Republisher:
         self._runs = runs
         self._outbox = outbox
         self._inbox = inbox
+        self._trials = trials
 
     async def republish(self, records: Iterable[Any], *, again: str = "") -> None:
         """Publish the attempts and final responses of these rows, as they are now. Raises StoreError.
@@ -56,10 +59,16 @@ class Republisher:
         tasks: dict[UUID, set[UUID]] = {}
         for record in records:
             tasks.setdefault(record["root_task_id"], set()).add(record["task_id"])
-        roots = list(tasks)
-        for first in range(0, len(roots), TREES):
-            for root_task_id, tree in (await self._reader.trees(roots[first : first + TREES])).items():
-                await self._republish_of(root_task_id, tree, tasks[root_task_id], again)
+        # Those that a process died on are read alone.
+        alone = [[root] for root in tasks if self._trials.is_suspect(root)]
+        others = [root for root in tasks if not self._trials.is_suspect(root)]
+        groups = [others[first : first + TREES] for first in range(0, len(others), TREES)]
+        for roots in (*groups, *alone):
+            roots = [root for root in roots if not self._trials.in_quarantine(root)]
+            trees = await self._reader.trees(roots)
+            async with self._trials.on(roots):
+                for root_task_id, tree in trees.items():
+                    await self._republish_of(root_task_id, tree, tasks[root_task_id], again)
 
     async def _republish_of(self, root_task_id: UUID, tree: list[Any], task_ids: set[UUID], again: str) -> None:
         try:

@@ -19,6 +19,7 @@ from orchestrator_agent.runtime.large_messages import Work
 from orchestrator_agent.runtime.response_reader import Arrived, read_response, unread_response
 from orchestrator_agent.runtime.run_cache import RunCache
 from orchestrator_agent.runtime.transitions import Outcomes, Transitions
+from orchestrator_agent.runtime.trials import Trials
 from orchestrator_agent.store.availability import retry_until_available
 from pantheon.bus import Delivery, acknowledge, nak, times_delivered
 from pantheon.bus.dead_letter import publish_dead_letter
@@ -74,9 +75,11 @@ class ResponseSettler:
         agent_health: AgentHealth,
         window: Window,
         transitions: Transitions,
+        trials: Trials,
     ) -> None:
         self._publisher = broker.publisher
         self._objects = broker.objects
+        self._trials = trials
         self._runs = runs
         self._agent_health = agent_health
         self._window = window
@@ -208,8 +211,8 @@ class ResponseSettler:
 
     def _groups(self, roots: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
         """What is decided and written together. A large tree comes last and by itself: what is decided on it takes its
-        time, and nothing else should wait for that."""
-        large = [root for root in roots if self._runs.has_many_rows(root)]
+        time, and nothing else should wait for that; and so does a root that a process died on."""
+        large = [root for root in roots if self._runs.has_many_rows(root) or self._trials.is_suspect(root)]
         small = [root for root in roots if root not in large] if large else roots
         if small:
             yield small
@@ -228,7 +231,26 @@ class ResponseSettler:
         """
         outcomes: Outcomes = {}
         nacked: set[int] = set()
-        happened = {root: batch.run_events(root) for root in roots}
+        happened = {root: batch.run_events(root) for root in roots if not self._trials.in_quarantine(root)}
+        async with self._trials.one_group(happened):
+            await self._decide(happened, batch, long, outcomes, nacked)
+        for root in roots:
+            if long and root in long:
+                continue
+            for entry in batch.entries.get(root, ()):
+                if entry.outcome is not None and not entry.outcome.done():
+                    key = _outcome_key(entry.run_event)
+                    entry.outcome.set_result(outcomes.get(key) if key is not None else None)
+        return nacked
+
+    async def _decide(
+        self,
+        happened: dict[UUID, list[RunEvent]],
+        batch: _Batch,
+        long: list[UUID] | None,
+        outcomes: Outcomes,
+        nacked: set[int],
+    ) -> None:
         # Those of a remainder were judged before they were left to it.
         judged = long is None
         while happened:
@@ -242,14 +264,6 @@ class ResponseSettler:
                 judged = True
                 self._judge(happened, batch.responses)
             happened = await self._transitions.apply(happened, outcomes, long=long)
-        for root in roots:
-            if long and root in long:
-                continue
-            for entry in batch.entries.get(root, ()):
-                if entry.outcome is not None and not entry.outcome.done():
-                    key = _outcome_key(entry.run_event)
-                    entry.outcome.set_result(outcomes.get(key) if key is not None else None)
-        return nacked
 
     def _judge(self, roots: Iterable[UUID], responses: Mapping[UUID, list[Arrived]]) -> None:
         for root in roots:

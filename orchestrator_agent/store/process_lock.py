@@ -34,7 +34,7 @@ UNLOCK = "select pg_advisory_unlock($1)"
 # Enters the process; what it had noted is gone with its session, except that the broker has lost everything.
 ENTER = f"""
 insert into orchestrators (process_id, instance_id, lock_key) values ($1, $2, $3)
-on conflict (process_id) do update set unpublished_since =
+on conflict (process_id) do update set left_at = null, unpublished_since =
 case when orchestrators.unpublished_since = {EVERYTHING} then {EVERYTHING} end
 """
 
@@ -44,7 +44,8 @@ update orchestrators set unpublished_since = $2
 where process_id = $1 and unpublished_since is distinct from {EVERYTHING}
 """
 
-LEAVE = "delete from orchestrators where process_id = $1"
+FORGET = "delete from orchestrators where process_id = $1"
+LEAVE = "update orchestrators set left_at = now() where process_id = $1"
 
 
 class ProcessLock:
@@ -177,7 +178,7 @@ class ProcessLock:
         self._unpublished = since
 
     async def release(self, *, forget: bool = False) -> None:
-        """End the session. `forget`: this process has published everything, so no other need adopt it."""
+        """End the session, cleanly. `forget`: this process has published everything, so no other need adopt it."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()
@@ -187,8 +188,7 @@ class ProcessLock:
             return
         try:
             async with asyncio.timeout(3):
-                if forget:
-                    await connection.execute(LEAVE, self.process_id)
+                await connection.execute(FORGET if forget else LEAVE, self.process_id)
                 await connection.close()
         except (TimeoutError, *PASSING_ERRORS, asyncpg.PostgresError):
             connection.terminate()

@@ -15,7 +15,7 @@ EVERYTHING = "'-infinity'::timestamptz"
 # All processes but one. By a walk over the table, which has a row for each process.
 OTHERS = f"""
 select process_id, lock_key, unpublished_since::text as noted, unpublished_since = {EVERYTHING} as lost_everything,
-       case when unpublished_since <> {EVERYTHING} then unpublished_since end as since
+       case when unpublished_since <> {EVERYTHING} then unpublished_since end as since, left_at is not null as left
 from orchestrators where process_id <> $1
 """
 
@@ -82,6 +82,8 @@ class DeadProcess:
     unpublished_since: datetime | None = None
     lost_everything: bool = False
     noted: str | None = None
+    # It ended cleanly.
+    left: bool = False
 
     def unsure_of(self, rows: Sequence[Any]) -> list[Any]:
         """Which of its rows may never have reached the broker. To publish an attempt again that did is harmless for the
@@ -114,7 +116,14 @@ class Processes:
         """All processes but this one, alive or not: their locks show which."""
         records = await self._database.fetch(OTHERS, process_id)
         return [
-            DeadProcess(row["process_id"], row["lock_key"], row["since"], bool(row["lost_everything"]), row["noted"])
+            DeadProcess(
+                row["process_id"],
+                row["lock_key"],
+                row["since"],
+                bool(row["lost_everything"]),
+                row["noted"],
+                bool(row["left"]),
+            )
             for row in records
         ]
 

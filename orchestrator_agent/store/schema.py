@@ -4,7 +4,7 @@ from orchestrator_agent.store.pool import Database
 from protocol.errors import SettingsError
 
 # The migration that they need; revisions are numbers that sort.
-SCHEMA = "0006"
+SCHEMA = "0007"
 
 # Whether the database was ever migrated, and to which revision.
 IS_MIGRATED = "select to_regclass('alembic_version') is not null as migrated"
