@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from migrations.database_url import read_address
 from protocol.errors import StoreError
 
 # Two processes that migrate at once wait for one another on this advisory lock ("pantheon" in ASCII, cut).
@@ -34,10 +35,11 @@ def _engine(database_url: str) -> AsyncEngine:
     scheme, _, rest = database_url.partition("://")
     if scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
         raise StoreError(f"not a Postgres URL: it begins with '{scheme}://', and must with 'postgresql://'")
+    address = read_address(f"postgresql://{rest}")
     # The address is asyncpg's to read: SQLAlchemy's own form of a URL has no list of hosts.
     return create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: asyncpg.connect(f"postgresql://{rest}"),
+        async_creator=lambda: asyncpg.connect(address.url, timeout=address.timeout),
         poolclass=NullPool,
     )
 

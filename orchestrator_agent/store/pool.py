@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -11,6 +12,8 @@ import asyncpg
 import asyncpg.pgproto.pgproto
 import structlog
 
+from migrations.database_url import read_address
+from orchestrator_agent.store.connecting import apply, takes_settings_at_start
 from pantheon.runtime.settings import one_host_urls
 from protocol.errors import StoreError
 from protocol.ids import use_fast_ids
@@ -76,12 +79,19 @@ class Database:
         wait = 0.1
         while True:
             try:
+                address = read_address(self._url)
+                settings = {**SESSION_SETTINGS, **address.settings}
+                at_start = await takes_settings_at_start(address, SESSION_SETTINGS)
+                if address.ignored:
+                    log.warning("postgres.parameters_ignored", names=list(address.ignored), hint="they are libpq's own")
                 self._pool = await asyncpg.create_pool(
-                    plain_url(self._url),
+                    address.url,
                     min_size=2,
                     max_size=self._max,
+                    timeout=address.timeout,
                     command_timeout=COMMAND_TIMEOUT_SECONDS,
-                    server_settings=SESSION_SETTINGS,
+                    server_settings=settings if at_start else None,
+                    init=None if at_start else partial(apply, settings=settings),
                     max_inactive_connection_lifetime=300,
                     # The statements leave nothing behind on a connection; resetting it would double their round trips.
                     reset=_no_reset,
@@ -162,11 +172,6 @@ class Database:
 
 async def _no_reset(connection: "asyncpg.Connection[Any]") -> None:
     return None
-
-
-def plain_url(url: str) -> str:
-    """A database URL as asyncpg takes it; SQLAlchemy's form of it names the driver."""
-    return url.replace("postgresql+asyncpg://", "postgresql://")
 
 
 def use_postgres_ids() -> None:

@@ -13,7 +13,9 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from orchestrator_agent.store.pool import PASSING_ERRORS, SESSION_SETTINGS, first_line, plain_url
+from migrations.database_url import read_address
+from orchestrator_agent.store.connecting import connect, takes_settings_at_start
+from orchestrator_agent.store.pool import PASSING_ERRORS, SESSION_SETTINGS, first_line
 from orchestrator_agent.store.processes import EVERYTHING
 from protocol.errors import StoreError
 
@@ -57,7 +59,8 @@ class ProcessLock:
     """
 
     def __init__(self, url: str, process_id: UUID, instance_id: str, *, frozen_seconds: float = FROZEN_SECONDS) -> None:
-        self._url = plain_url(url)
+        self._url = url
+        self._settings_at_start: bool | None = None
         self.process_id = process_id
         self.instance_id = instance_id
         # 63 bits of the process's own random id: the key of the lock.
@@ -88,7 +91,10 @@ class ProcessLock:
         connection: asyncpg.Connection[Any] | None = None
         try:
             frozen = {"idle_session_timeout": str(round(self._frozen_seconds * 1000))}
-            connection = await asyncpg.connect(self._url, server_settings=SESSION_SETTINGS | frozen, timeout=10)
+            address = read_address(self._url)
+            if self._settings_at_start is None:
+                self._settings_at_start = await takes_settings_at_start(address, SESSION_SETTINGS)
+            connection = await connect(address, SESSION_SETTINGS | frozen, at_start=self._settings_at_start)
             connection.add_termination_listener(lambda _: ended.set())
             # The session that this one replaces, or a process that adopts this one, may hold it for a while yet.
             await connection.execute(LOCK, self.key, timeout=2 * self._frozen_seconds)
