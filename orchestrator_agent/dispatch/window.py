@@ -4,6 +4,7 @@ Counted in memory, by each process for itself, without I/O: a soft bound. What g
 orchestrator read, a decision that lost its race) is corrected by what the broker holds for the agent.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +13,19 @@ from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.signal import DispatchSignal
 
 
+# Of each attempt that waits for a task which it delegated: it is known late, and more begin to wait until then.
+WAITING_SLOTS = 2
+
+
 @dataclass(frozen=True, slots=True)
 class WindowSettings:
     """How large a window is, and for how long what is known of it holds."""
 
-    # One batch at work, one on its way.
-    capacities: int = 2
-    # An agent that responds fast must not wait for the orchestrator's next batch: what it does in this time is added.
-    round_trip_seconds: float = 0.05
+    # An agent that responds fast must not wait for the orchestrator's next batch: what it does in this time is added to
+    # what it works on. No more than that: what is in the broker goes before what comes with a higher priority.
+    round_trip_seconds: float = 0.02
+    # A task that takes longer than this makes the wait for the next one small beside it: then nothing is added.
+    slow_seconds: float = 0.1
     # How fast an agent responds is measured over periods of this length.
     period_seconds: float = 0.25
     # A window's size is kept for this time: it is asked for at every single dispatch.
@@ -60,8 +66,7 @@ class Window:
     ) -> None:
         self._capacity = capacity
         # Tasks of an agent that wait for tasks which they delegated: they are in the broker, and the agent does not
-        # work on them. Each makes the window two slots larger, because it is known late, and more begin to wait until
-        # then.
+        # work on them. Each makes the window larger.
         self._waiting = waiting
         self._clock = clock
         self._agents: dict[str, _Slots] = {}
@@ -78,8 +83,10 @@ class Window:
     def size(self, agent: str) -> int:
         """This process's share of the window."""
         slots, settings = self._of(agent), self._settings
-        share = -(-settings.capacities * (self._capacity(agent) + self._waiting(agent)) // self._active.count)
-        slots.size = share + int(self._rate(slots) * settings.round_trip_seconds)
+        share = -(-(self._capacity(agent) + WAITING_SLOTS * self._waiting(agent)) // self._active.count)
+        rate = self._rate(slots)
+        fast = rate * settings.slow_seconds >= share
+        slots.size = share + (math.ceil(rate * settings.round_trip_seconds) if fast else 0)
         slots.size_until = self._clock() + settings.size_seconds
         return slots.size
 
