@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from orchestrator_agent.dispatch.active_processes import ActiveProcesses
 from orchestrator_agent.dispatch.signal import DispatchSignal
 
-
 # Of each attempt that waits for a task which it delegated: it is known late, and more begin to wait until then.
 WAITING_SLOTS = 2
 

@@ -43,6 +43,8 @@ ACCEPT_SECONDS = 30.0
 # Between two queries for the response of a task that another client submitted.
 QUERY_FIRST_SECONDS = 0.05
 QUERY_MAX_SECONDS = 2.0
+# JetStream's words for a stream, an account or a server that is full.
+FULL_WORDS = ("maximum", "insufficient", "resource limits")
 # Ids of tasks that were submitted, whose responses come to this client's inbox.
 SUBMITTED_IDS = 10_000
 
@@ -227,12 +229,9 @@ class Mesh(ClientOperations):
         while not waiter.accepted.is_set():
             left = end - loop.time()
             if left <= 0:
-                why = (
-                    f"{refused}; docs/operations.md, Storage of the broker, has what to do where it is full"
-                    if refused is not None
-                    else "is an orchestrator running, and can it reach Postgres?"
+                raise NotAccepted(
+                    f"task {request.task_id} was not accepted within {accept_seconds:g} s: {_why_not(refused)}"
                 )
-                raise NotAccepted(f"task {request.task_id} was not accepted within {accept_seconds:g} s: {why}")
             try:
                 await self._send(request, give_up_seconds=left)
                 refused = None
@@ -389,6 +388,15 @@ class Mesh(ClientOperations):
             raised.code = error["code"]
             raise raised
         return reply
+
+
+def _why_not(refused: BusError | None) -> str:
+    """Why nothing was accepted, with what to check; `refused` is why the broker did not take the request."""
+    if refused is None:
+        return "is an orchestrator running, and can it reach Postgres?"
+    if any(words in str(refused) for words in FULL_WORDS):
+        return f"{refused}; see docs/operations.md, Storage of the broker"
+    return f"{refused}; is an orchestrator running? It makes the streams"
 
 
 def result_of(response: TaskResponse) -> Any:

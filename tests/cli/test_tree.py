@@ -91,7 +91,7 @@ def test_an_attempt_that_failed_waits_for_the_next_and_its_error_goes_with_succe
     tree = TaskTree(ROOT)
     tree.apply_message("step.dispatched", step("a", agent="x_agent"), at(0))
     error = {"code": "busy", "message": "come\nback"}
-    tree.apply_message("step.retrying", step("a", attempt=2, error=error), at(1))
+    tree.apply_message("step.retrying", step("a", attempt=1, error=error), at(1))
     node = tree.nodes["a"]
     assert (node.status, node.attempt, node.error) == ("waiting", 2, "come back")
     assert "attempt 1 failed: come back" in drawn(tree)
@@ -104,7 +104,7 @@ def test_rows_repair_what_was_lost_and_events_that_are_older_do_not_revert_it() 
     tree = TaskTree(ROOT)
     changes = tree.apply_rows([row(None, "running"), row("a", "dispatched", agent="x_agent", attempt=3)])
     assert [(change.node.path, change.kind) for change in changes] == [("a", "dispatched")]
-    assert tree.apply_message("step.retrying", step("a", attempt=2), at(1)) == []
+    assert tree.apply_message("step.retrying", step("a", attempt=1), at(1)) == []
     assert tree.apply_message("step.dispatched", step("a", attempt=3), at(1)) == []
     ended = row("a", "completed", attempt=3, completed_at="2026-01-02T03:04:07Z")
     changes = tree.apply_rows([row(None, "completed", completed_at="2026-01-02T03:04:08Z"), ended])
@@ -117,7 +117,7 @@ def test_rows_repair_what_was_lost_and_events_that_are_older_do_not_revert_it() 
 def test_a_row_that_waits_and_the_event_of_its_wait_are_the_same() -> None:
     tree = TaskTree(ROOT)
     tree.apply_rows([row("a", "waiting", attempt=2, run_after="2026-01-02T03:05:00Z", error={"message": "no"})])
-    assert tree.apply_message("step.retrying", step("a", attempt=2), at(1)) == []
+    assert tree.apply_message("step.retrying", step("a", attempt=1), at(1)) == []
     assert "next at" in drawn(tree)
     assert len(tree.apply_message("step.dispatched", step("a", attempt=2), at(2))) == 1
 

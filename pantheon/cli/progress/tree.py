@@ -128,7 +128,9 @@ class TaskTree:
         if name == "waiting":
             node.waits = True
             node.waits_for = f"'{data['waits_for']}'" if isinstance(data.get("waits_for"), str) else node.waits_for
-        return self._step(node, status, data, at)
+        attempt = int(data.get("attempt") or 1)
+        # The event is about the attempt that failed.
+        return self._step(node, status, attempt + 1 if name == "retrying" else attempt, data, at)
 
     def apply_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[Change]:
         """Apply the task's rows as the orchestrator's database has them."""
@@ -160,8 +162,7 @@ class TaskTree:
         node.role = str(data.get("role") or node.role)
         return node
 
-    def _step(self, node: Node, status: str, data: Mapping[str, Any], at: datetime) -> list[Change]:
-        attempt = int(data.get("attempt") or 1)
+    def _step(self, node: Node, status: str, attempt: int, data: Mapping[str, Any], at: datetime) -> list[Change]:
         after = Node("", "", status=status, attempt=attempt)
         if node.status != "planned" and after._life() <= node._life():
             return []
