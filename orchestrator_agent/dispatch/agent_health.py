@@ -8,7 +8,7 @@ its past.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from protocol.messages import TaskResponse
@@ -21,6 +21,11 @@ OPEN_SECONDS = 10.0
 # A failure rate that nothing has confirmed halves in this time. A response time is good for as long, and halves in it
 # then: an agent that was slow once (a model that was loaded) would get nothing any more that could show it to be fast.
 FORGET_HALF_SECONDS = 60.0
+
+# An instance that did well within this time is taken to do well, while it does not only fail.
+WELL_SECONDS = 60.0
+# More instances than these are forgotten when they are old.
+MANY_INSTANCES = 256
 
 CircuitState = Literal["closed", "open", "half_open"]
 
@@ -49,10 +54,11 @@ class Circuit:
     def succeeded(self) -> None:
         self.failures, self.opened_at, self.probed_at = 0, None, None
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, *, may_open: bool = True) -> None:
+        """`may_open`: the agent fails, not one of its instances alone."""
         self.failures += 1
         self.probed_at = None
-        if self.failures >= OPEN_AFTER_FAILURES:
+        if self.failures >= OPEN_AFTER_FAILURES and may_open:
             self.opened_at = now
 
 
@@ -83,6 +89,21 @@ class TaskTypeHealth:
     response_ms: ResponseTime | None = None
     failure_rate: float = 0.0
     judged_at: float = 0.0
+    # When each instance last did well, and how often each has failed since.
+    well: dict[str, float] = field(default_factory=dict)
+    failing: dict[str, int] = field(default_factory=dict)
+
+    def others_do_well(self, instance: str, now: float) -> bool:
+        """Whether another instance of the agent did well not long ago, and does not only fail since."""
+        return any(
+            now - at < WELL_SECONDS and self.failing.get(other, 0) < OPEN_AFTER_FAILURES
+            for other, at in self.well.items()
+            if other != instance
+        )
+
+    def forget_old(self, now: float) -> None:
+        self.well = {instance: at for instance, at in self.well.items() if now - at < WELL_SECONDS}
+        self.failing = {instance: count for instance, count in self.failing.items() if instance in self.well}
 
 
 class Probes(Protocol):
@@ -146,22 +167,31 @@ class AgentHealth:
         if response.status == "completed" and response.started_at is not None and response.completed_at is not None:
             took = (response.completed_at - response.started_at).total_seconds() * 1000
         failed = response.status == "failed" and response.error is not None and response.error.retryable
-        self.responded(response.agent, response.task_type, took, failed=failed)
+        self.responded(response.agent, response.task_type, took, failed=failed, instance=response.instance_id or "")
 
-    def responded(self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool) -> None:
-        """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload."""
+    def responded(
+        self, agent: str, task_type: str, milliseconds: float | None, *, failed: bool, instance: str = ""
+    ) -> None:
+        """An attempt ended. `failed` is for failures that speak against the agent: not for a wrong payload. A circuit
+        opens when the agent fails, not when one instance does beside others that work: that one takes few by itself."""
         health = self._of(agent, task_type)
         now = self._clock()
         health.failure_rate = self._faded(health, now) * (1 - WEIGHT) + (WEIGHT if failed else 0.0)
         health.judged_at = now
         if failed:
-            health.circuit.failed(now)
+            health.failing[instance] = health.failing.get(instance, 0) + 1
+            health.circuit.failed(now, may_open=not health.others_do_well(instance, now))
             if health.circuit.opened_at == now:
                 self.news.note((agent, task_type), "open")
             return
         if health.circuit.opened_at is not None:
             self.news.note((agent, task_type), "closed")
         health.circuit.succeeded()
+        if health.failing:
+            health.failing.pop(instance, None)
+        health.well[instance] = now
+        if len(health.well) > MANY_INSTANCES:
+            health.forget_old(now)
         if milliseconds is not None:
             if health.response_ms is None:
                 health.response_ms = ResponseTime(milliseconds, now)

@@ -19,9 +19,10 @@ from pantheon.bus.returns import return_to_queue
 from pantheon.config.agent_config import AgentConfig
 from pantheon.runtime.background import end
 from pantheon.runtime.periodic import PeriodicTask
-from pantheon.worker.attempt import AttemptObserver, AttemptReturned, Key, RunningAttempt
+from pantheon.worker.attempt import AttemptObserver, AttemptReturned, Completed, Key, RunningAttempt
 from pantheon.worker.context import TaskContext
 from pantheon.worker.declaration import Declaration
+from pantheon.worker.failing import FailingInstance
 from pantheon.worker.response_form import ResponseForm
 from pantheon.worker.responses import DEFAULT_MEMORY, RecentResponses, ResponseMemory, ResponseSender
 from pantheon.worker.runner import Delegate, Runner
@@ -95,6 +96,7 @@ class Worker:
             transport.bus, TASKS.name, task_consumer(agent.name), capacity=max_concurrency, arrivals=self._wake
         )
         self._capacity = max_concurrency
+        self._failing = FailingInstance(transport.bus, agent.name, instance_id, self._slots_changed)
         self._slots = Slots(max_concurrency, self._slots_changed, released_limit=limits.released_slots)
         self._holding = PeriodicTask(
             f"{agent.name}-hold", self._hold, seconds=limits.hold_seconds, jitter=0, at_start=False
@@ -161,7 +163,8 @@ class Worker:
 
     def _slots_changed(self) -> None:
         # At every end of an attempt, and the capacity seldom changes: a change wakes the puller.
-        if (capacity := self._slots.count + self._slots.released) != self._capacity:
+        capacity = 1 if self._failing.slow else self._slots.count + self._slots.released
+        if capacity != self._capacity:
             self._capacity = capacity
             self._puller.set_capacity(capacity)
         self._wake.set()
@@ -215,6 +218,7 @@ class Worker:
                 running.returned = True
                 for delivery in running.deliveries:
                     await return_to_queue(self._publisher, delivery)
+        await self._failing.stop()
         if self._taking is not None:
             await end([self._taking])
 
@@ -224,7 +228,9 @@ class Worker:
             # requests overlap (after a reconnect, for example), and an attempt that had released its slot may have it
             # again.
             self._wake.clear()
-            deliveries = self._puller.take_now(self._slots.free)
+            if wait := self._failing.wait_seconds:
+                await asyncio.sleep(wait)
+            deliveries = self._puller.take_now(min(1, self._slots.free) if self._failing.slow else self._slots.free)
             if not deliveries:
                 await self._wake.wait()
             for delivery in deliveries:
@@ -324,6 +330,10 @@ class Worker:
             if running.returned:
                 # It was drained, or left behind, without this handler.
                 return
+            if isinstance(response, Completed) or response.error is None:
+                self._failing.succeeded()
+            elif response.status == "failed" and response.error.retryable:
+                self._failing.failed()
             body = await self._sender.body(request, response)
             try:
                 await self._sender.send(request, body, message_id=f"{request.task_id}:{request.attempt}:response")
