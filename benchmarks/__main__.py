@@ -24,6 +24,7 @@ GROWN = {
     "finished": "finished roots",
     "waiting": "waiting tasks",
     "backlog": "requests at once",
+    "wide": "items of one fan-out",
     "instances": "registered instances",
     "names": "most names for one task type",
     "orchestrators": "most orchestrators",

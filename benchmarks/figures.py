@@ -61,6 +61,11 @@ class Series:
         self.p50_ms.append(percentile(took_ms, 0.5))
         self.p99_ms.append(percentile(took_ms, 0.99))
 
+    @property
+    def processor_ms(self) -> list[float]:
+        """Of all processes together, per step, round by round."""
+        return [sum(each) for each in zip(*self.cpu_ms_per_step.values(), strict=False)]
+
     def as_json(self, yardstick: "Series | None") -> dict[str, Any]:
         """Medians and spreads, and the ratios to the yardstick, pair by pair."""
         made: dict[str, Any] = {"title": self.title, "steps_per_workflow": self.steps}

@@ -18,8 +18,17 @@ from benchmarks.rounds import Amounts, Bench
 from benchmarks.shapes import CHAIN_STEPS, SHAPES
 from protocol.discovery import KV_BUCKET, REFRESH_SECONDS, InstanceRecord
 
-GROWTH = ("finished", "waiting", "backlog", "instances", "names", "choosing", "orchestrators")
+GROWTH = ("finished", "waiting", "backlog", "wide", "instances", "names", "choosing", "orchestrators", "undone")
 INSTANCES_WATCH_SECONDS = 30.0
+# Goals: an orchestrator's memory with so many waiting, of its idle memory; above it with a wide fan-out, in MB; of a
+# core with so many instances; several orchestrators, of one's steps a second; milliseconds a compensation with two.
+WAITING_MEMORY_GOAL = 1.3
+WIDE_MEMORY_GOAL_MB = 300.0
+INSTANCES_GOAL = 0.10
+ORCHESTRATORS_GOAL = 0.95
+UNDONE_GOAL_MS = 3.0
+UNDONE_ITEMS = 1000
+MEMORY_SAMPLE_SECONDS = 0.1
 SOAK_SAMPLE_SECONDS = 5.0
 SOAK_AT_ONCE = 500
 
@@ -31,13 +40,18 @@ class Sizes:
     finished: int
     waiting: int
     backlog: int
+    wide: int
     instances: int
     names: int
     orchestrators: int
 
 
-FULL_SIZES = Sizes(finished=1_000_000, waiting=100_000, backlog=100_000, instances=10_000, names=1000, orchestrators=3)
-QUICK_SIZES = Sizes(finished=50_000, waiting=10_000, backlog=20_000, instances=1000, names=200, orchestrators=2)
+FULL_SIZES = Sizes(
+    finished=1_000_000, waiting=100_000, backlog=100_000, wide=100_000, instances=10_000, names=1000, orchestrators=3
+)
+QUICK_SIZES = Sizes(
+    finished=50_000, waiting=10_000, backlog=20_000, wide=20_000, instances=1000, names=200, orchestrators=2
+)
 # As rows of a finished 5-step chain are: the columns, the sizes, an hour's worth of creation times behind one another.
 FINISHED = """
 with roots as (
@@ -62,6 +76,12 @@ ABSENT = "absent"
 SETTINGS = {"NO_AGENT_WAIT_SECONDS": "86400", "HISTORY_AFTER_SECONDS": "86400000", "RETENTION_DAYS": "3650"}
 ENDED = "select count(*) from tasks where task_id = root_task_id and answered_at is not null"
 STANDING = "select count(*) from tasks where status = 'ready' and position is not null"
+# Of the newest root that was compensated: milliseconds from its first compensation to the last one's end.
+UNDOING = """
+select extract(epoch from max(completed_at) - min(dispatched_at)) * 1000 from tasks
+where role = 'compensation' and root_task_id = (
+    select root_task_id from tasks where role = 'compensation' order by created_at desc limit 1)
+"""
 STANDING_SECONDS = 600.0
 POLL_SECONDS = 0.5
 
@@ -90,16 +110,22 @@ async def measure(
             made["finished"] = {"roots": sizes.finished, **compared}
     if "waiting" in selected:
         async with _two(amounts, log, keep=keep) as (plain, full):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), _memory(full)
             await _let_wait(full, sizes.waiting)
             log(f"{sizes.waiting:,} tasks wait after {time.perf_counter() - began:.0f} s")
+            grown = _memory(full) / before
+            verdict = _verdict(grown <= WAITING_MEMORY_GOAL)
+            log(f"an orchestrator with them has {grown:.2f} of its memory before ({verdict} {WAITING_MEMORY_GOAL:g})")
             compared = await _compare(plain, full, log, f"{sizes.waiting:,} waiting")
             # Rows that have left the queue meanwhile were not measured with.
             await _until_waiting(full.rig, sizes.waiting, within_seconds=0)
-            made["waiting"] = {"tasks": sizes.waiting, **compared}
+            made["waiting"] = {"tasks": sizes.waiting, "memory_ratio": grown, **compared}
     if "backlog" in selected:
         async with _mesh(amounts, log, keep=keep) as bench:
             made["backlog"] = await _behind(bench, sizes.backlog, log)
+    if "wide" in selected:
+        async with _mesh(amounts, log, keep=keep) as bench:
+            made["wide"] = await _wide(bench, sizes.wide, log)
     if "instances" in selected:
         async with _mesh(amounts, log, keep=keep) as bench:
             made["instances"] = await _instances(bench, sizes.instances, log)
@@ -111,6 +137,9 @@ async def measure(
         made["choosing"] = await asyncio.to_thread(many_agents.choosing, log)
     if "orchestrators" in selected:
         made["orchestrators"] = await _orchestrators(amounts, sizes.orchestrators, log, keep=keep)
+    if "undone" in selected:
+        async with _mesh(amounts, log, 2, keep=keep) as bench:
+            made["undone"] = await _undone(bench, log)
     if soak:
         async with _mesh(amounts, log, keep=keep) as bench:
             made["soak"] = await _soak(bench, soak * 60, log)
@@ -186,6 +215,43 @@ async def _behind(bench: Bench, tasks: int, log: Callable[[str], None]) -> dict[
     return {"requests": tasks, "alone": alone, "behind": behind}
 
 
+def _verdict(met: bool) -> str:
+    return "met, at most" if met else "MISSED, at most"
+
+
+def _memory(bench: Bench) -> int:
+    """The bytes that the orchestrators have resident."""
+    found = [process for process in bench.rig.processes if process.name.startswith(ORCHESTRATOR)]
+    return sum(psutil.Process(process.pid).memory_info().rss for process in found)
+
+
+async def _wide(bench: Bench, items: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """The orchestrator's memory during one fan-out of very many items."""
+    idle = peak = _memory(bench)
+    asked = bench.generator.ask(what="fan_out", task_type="echo", items=items, workflows=1)
+    running = asyncio.create_task(asked)
+    while not running.done():
+        peak = max(peak, _memory(bench))
+        await asyncio.wait([running], timeout=MEMORY_SAMPLE_SECONDS)
+    seconds = (await running)["seconds"]
+    above = (peak - idle) / 1e6
+    verdict = f"{_verdict(above <= WIDE_MEMORY_GOAL_MB)} {WIDE_MEMORY_GOAL_MB:g}"
+    log(f"a fan-out of {items:,} takes {seconds:.1f} s and {above:.0f} MB above idle ({verdict})")
+    return {"items": items, "seconds": seconds, "above_idle_mb": above}
+
+
+async def _undone(bench: Bench, log: Callable[[str], None]) -> dict[str, Any]:
+    """How long each compensation takes of a fan-out that is undone item by item, with two orchestrators."""
+    took = []
+    for _ in range(bench.amounts.rounds):
+        await bench.generator.ask(what="undone", items=UNDONE_ITEMS)
+        took.append(float(await bench.rig.value(UNDOING)) / UNDONE_ITEMS)
+    middle = sorted(took)[len(took) // 2]
+    verdict = _verdict(middle <= UNDONE_GOAL_MS)
+    log(f"undoing a fan-out of {UNDONE_ITEMS:,}: {middle:.2f} ms a compensation ({verdict} {UNDONE_GOAL_MS:g})")
+    return {"items": UNDONE_ITEMS, "ms_per_compensation": took}
+
+
 async def _instances(bench: Bench, instances: int, log: Callable[[str], None]) -> dict[str, Any]:
     """What the orchestrator spends on so many instances that only send heartbeats."""
     before = bench.rig.usage()
@@ -209,7 +275,8 @@ async def _instances(bench: Bench, instances: int, log: Callable[[str], None]) -
         if name.startswith(ORCHESTRATOR) or name == "nats"
     }
     orchestrator = sum(share for name, share in cost.items() if name.startswith(ORCHESTRATOR))
-    log(f"{instances:,} instances cost the orchestrator {orchestrator:.1%} of a core")
+    verdict = _verdict(orchestrator <= INSTANCES_GOAL)
+    log(f"{instances:,} instances cost the orchestrator {orchestrator:.1%} of a core ({verdict} {INSTANCES_GOAL:.0%})")
     steps_per_s = bench.amounts.load_workflows * CHAIN_STEPS / load["seconds"]
     return {"instances": instances, "cores": cost, "steps_per_s": steps_per_s}
 
@@ -243,7 +310,9 @@ async def _orchestrators(amounts: Amounts, most: int, log: Callable[[str], None]
         for count, bench in zip(counts, benches, strict=True):
             mine = bench.series["chain"]
             made[str(count)] = {**_ratios(mine, alone), **mine.as_json(None)}
-            log(f"{count} orchestrators: {made[str(count)]['steps_per_s_ratio']:.2f} of one's steps/s")
+            ratio = made[str(count)]["steps_per_s_ratio"]
+            verdict = f" ({'met' if ratio >= ORCHESTRATORS_GOAL else 'MISSED'}: at least {ORCHESTRATORS_GOAL:g})"
+            log(f"{count} orchestrators: {ratio:.2f} of one's steps/s{verdict if count > 1 else ''}")
     return made
 
 

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from benchmarks.conversation import Order, converse
-from benchmarks.shapes import SHAPES, fan_out
+from benchmarks.shapes import SHAPES, fan_out, undone
 
 SUBJECT = "agent.orchestrator_agent.task"
 RESPONSES = "agent.orchestrator_agent.response"
@@ -86,6 +86,16 @@ class Generator:
         sent = time.perf_counter()
         await self._wait()
         return {"seconds": self._last_end - began, "sending_seconds": sent - began}
+
+    async def failing(self, body: bytes) -> Order:
+        """One that fails; seconds until its response."""
+        began = time.perf_counter()
+        await self._send(body)
+        try:
+            await self._wait()
+        except RuntimeError:
+            return {"seconds": time.perf_counter() - began}
+        raise RuntimeError("a task that should fail completed")
 
     async def idle(self, body: bytes, workflows: int) -> Order:
         """One at a time; how long each took, in milliseconds."""
@@ -162,6 +172,8 @@ async def run(url: str) -> None:
         if order["what"] == "fan_out":
             shape = fan_out(order["items"], order["task_type"])
             return await generator.load(body_of("execute_dag", shape.payload), order["workflows"])
+        if order["what"] == "undone":
+            return await generator.failing(body_of("execute_dag", undone(order["items"]).payload))
         body = body_of("execute_dag", SHAPES[order["shape"]]().payload)
         if order["what"] == "load":
             return await generator.load(body, order["workflows"])

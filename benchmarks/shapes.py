@@ -6,6 +6,8 @@ from typing import Any
 
 CHAIN_STEPS = 5
 FAN_OUT_ITEMS = 1000
+# What a step may have at work at once.
+MOST_AT_ONCE = 10_000
 # 100 characters of payload in every message, as in the bare loop.
 PAYLOAD = {"k": "v" * 100}
 
@@ -33,7 +35,12 @@ def chain(length: int = CHAIN_STEPS) -> Shape:
 
 def fan_out(items: int = FAN_OUT_ITEMS, task_type: str = "echo") -> Shape:
     """One step over a list, all items at once."""
-    each = {"task": task_type, "for_each": list(range(items)), "concurrency": items, "with": {"k": "${item}"}}
+    each = {
+        "task": task_type,
+        "for_each": list(range(items)),
+        "concurrency": min(items, MOST_AT_ONCE),
+        "with": {"k": "${item}"},
+    }
     return Shape("fan_out", f"fan-out of {items}", items, {"input": {}, "steps": {"each": each}, "output": {}})
 
 
@@ -57,6 +64,16 @@ def sub_workflows() -> Shape:
 
     steps = {"first": sub("input.k"), "second": sub("first.k"), "third": sub("second.k")}
     return Shape("sub_workflows", "3 sub-workflows of 2", 6, {"input": PAYLOAD, "steps": steps})
+
+
+def undone(items: int) -> Shape:
+    """A fan-out that completes, and is compensated item by item, because the step behind it fails."""
+    each = {"task": "echo", "for_each": list(range(items)), "with": {"k": "${item}"}, "concurrency": items}
+    steps = {
+        "each": {**each, "compensate": {"task": "echo", "with": {"k": 1}}},
+        "then": {"task": "echo", "with": {"k": "${int('x')}"}, "needs": ["each"]},
+    }
+    return Shape("undone", f"undoing {items}", items, {"input": {}, "steps": steps})
 
 
 SHAPES: dict[str, Callable[[], Shape]] = {

@@ -20,6 +20,6 @@ async def test_a_tiny_run_measures_bare_loop_and_chain_side_by_side(tmp_path: Pa
         assert subject["steps_per_s"]["median"] > 0
         assert subject["p50_ms"]["median"] > 0
     assert made["subjects"]["chain"]["steps_per_s"]["ratio_to_bare"]["rounds"] == 1
-    assert len(made["goals"]) == 2
+    assert len(made["goals"]) == 3
     assert chart.read_text().startswith("<svg")
     assert "5-step chain" in (tmp_path / "output.txt").read_text()
