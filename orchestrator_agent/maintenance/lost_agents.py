@@ -266,6 +266,10 @@ class LostAgents:
         if agent not in self._router.unresponsive and window.responded_since(agent, now - self._times.check):
             self._watched.pop(agent, None)
             return
+        if agent not in self._router.unresponsive and self._is_busy(live, length):
+            # Of a thousand agents whose tasks take long, the broker is not asked about each.
+            self._watched.pop(agent, None)
+            return
         state = await queue_state(self._bus, agent)
         watched = self._watched.setdefault(agent, _Watched())
         stands = length > 0 and agent not in self._router.pauses.agents
@@ -286,6 +290,14 @@ class LostAgents:
         watched.deliveries = -1
         if state is not None and (state.pulls > 0 or state.in_hand > 0):
             self._mark_responsive(agent)
+
+    def _is_busy(self, live: Sequence[InstanceRecord], length: int) -> bool:
+        """Whether instances work on all that there is of their agent's, or on as much as they can."""
+        signs = [self._heartbeats.of(record.name, record.instance_id) for record in live]
+        if any(sign is None for sign in signs):
+            return False
+        active = sum(sign.active for sign in signs if sign)
+        return active >= length or active >= sum(sign.max_concurrency for sign in signs if sign)
 
     def _has_slots(self, live: Sequence[InstanceRecord], state: QueueState) -> bool:
         """Whether instances could work on more than they have. One that sends no heartbeats, and has something, may be
