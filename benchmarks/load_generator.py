@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from benchmarks.conversation import Order, converse
-from benchmarks.shapes import SHAPES, fan_out, undone
+from benchmarks.shapes import SHAPES, compensated, fan_out
 
 SUBJECT = "agent.orchestrator_agent.task"
 RESPONSES = "agent.orchestrator_agent.response"
@@ -172,8 +172,8 @@ async def run(url: str) -> None:
         if order["what"] == "fan_out":
             shape = fan_out(order["items"], order["task_type"])
             return await generator.load(body_of("execute_dag", shape.payload), order["workflows"])
-        if order["what"] == "undone":
-            return await generator.failing(body_of("execute_dag", undone(order["items"]).payload))
+        if order["what"] == "compensated":
+            return await generator.failing(body_of("execute_dag", compensated(order["items"]).payload))
         body = body_of("execute_dag", SHAPES[order["shape"]]().payload)
         if order["what"] == "load":
             return await generator.load(body, order["workflows"])

@@ -66,14 +66,14 @@ def sub_workflows() -> Shape:
     return Shape("sub_workflows", "3 sub-workflows of 2", 6, {"input": PAYLOAD, "steps": steps})
 
 
-def undone(items: int) -> Shape:
+def compensated(items: int) -> Shape:
     """A fan-out that completes, and is compensated item by item, because the step behind it fails."""
     each = {"task": "echo", "for_each": list(range(items)), "with": {"k": "${item}"}, "concurrency": items}
     steps = {
         "each": {**each, "compensate": {"task": "echo", "with": {"k": 1}}},
         "then": {"task": "echo", "with": {"k": "${int('x')}"}, "needs": ["each"]},
     }
-    return Shape("undone", f"undoing {items}", items, {"input": {}, "steps": steps})
+    return Shape("compensated", f"compensating {items}", items, {"input": {}, "steps": steps})
 
 
 SHAPES: dict[str, Callable[[], Shape]] = {

@@ -288,16 +288,16 @@ async def test_purged_attempts_are_republished(
     """They waited for the end of their time: neither the age of a stream nor its last sequence shows a purge, and the
     broker goes on dropping what has the ids of the purged messages."""
     gate = seen.gates["uppercase"] = asyncio.Event()
-    # Three slots, so that of six attempts in the broker three have not been taken.
+    # Three slots: of six attempts three are in the broker, the others wait for these.
     agent = words_agent(seen, max_concurrency=3)
     async with orchestrator(settings, load_library([])) as process, AgentProcess(agent, settings):
         await until(lambda: registry_of(process).serving("uppercase"), "the agent in the registry")
         await plain.overhear("words_agent")
         ids = [await plain.submit("uppercase", {"text": str(number)}) for number in range(6)]
         await seen.until_called("uppercase", 3)
-        await plain.until(lambda: len(plain.overheard) == 6)
+        await plain.until(lambda: len(plain.overheard) == 3)
         await plain.connection.jetstream().purge_stream("AGENT_TASKS", subject=subject)
-        await plain.until(lambda: len(plain.overheard) == 12)
+        await plain.until(lambda: len(plain.overheard) == 6)
         gate.set()
         responses = [await plain.response(task_id) for task_id in ids]
     assert [response["result"]["text"] for response in responses] == [str(number) for number in range(6)]

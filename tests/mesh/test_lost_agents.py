@@ -123,7 +123,7 @@ async def submit_to(plain: PlainClient, count: int, **payload: Any) -> list[str]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_what_an_agent_leaves_behind_is_of_others_within_20_seconds(
+async def test_what_an_agent_leaves_behind_goes_to_others_within_20_seconds(
     settings: MeshSettings, orchestrated: AgentProcess, plain: PlainClient, how: signal.Signals
 ) -> None:
     """With the times of production."""
