@@ -28,8 +28,9 @@ class Stuck(AssertionError):
 @dataclass(frozen=True)
 class StepView:
     """One row of a task's tree, as it is now. `role` is empty for a step, else `fallback`, `compensation`,
-    `delegated`."""
+    `delegated`. `task_id` is the row's own: what `waiting_id` of a signal names."""
 
+    task_id: UUID
     path: str
     task_type: str
     role: str
@@ -193,6 +194,7 @@ class Task:
     def _view(self, row: Row) -> StepView:
         record = self._tracked.table.records[row.task_id]
         return StepView(
+            task_id=row.task_id,
             path=self._tracked.run.path(row),
             task_type=row.task_type,
             role=row.role.value,

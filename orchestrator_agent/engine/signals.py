@@ -57,12 +57,15 @@ def receive_signal(t: Transition, signal: SignalReceived) -> None:
 def _not_waiting(t: Transition, signal: SignalReceived, row_id: UUID) -> ErrorInfo | None:
     """Why the row that a signal is for does not wait for it."""
     row = t.run.rows.get(row_id)
-    if row is None or row.role is not Role.STEP or (wait := t.run.step_plan(row).wait) is None:
+    if row is None or row is t.run.root or row.role is not Role.STEP:
+        message = f"no step of task {t.run.root_task_id} with the id {row_id} waits for a signal"
+    elif row.ended:
+        # Asked first: of an iteration that has ended, a tree that was read again has no plan any more.
+        message = f"step '{t.run.path(row)}' ({row_id}) waits for '{signal.name}' no more: it is {row.status.value}"
+    elif row.status is not Status.WAITING or (wait := t.run.step_plan(row).wait) is None:
         message = f"no step of task {t.run.root_task_id} with the id {row_id} waits for a signal"
     elif wait.name != signal.name:
         message = f"step '{t.run.path(row)}' ({row_id}) waits for '{wait.name}', not for '{signal.name}'"
-    elif row.status is not Status.WAITING:
-        message = f"step '{t.run.path(row)}' ({row_id}) waits for '{signal.name}' no more: it is {row.status.value}"
     else:
         return None
     return ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=message)

@@ -310,6 +310,31 @@ def test_a_retry_is_within_the_budget_or_not_made(world: World) -> None:
     assert driver.error.code == "budget_exceeded"
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_id_of_no_waiting_row_is_refused_and_the_task_goes_on(world: World, restarted: bool) -> None:
+    """The root's own id, and after a restart that of a former iteration, ended the whole task with internal_error."""
+    steps = {"draft": task(), "ok": {"needs": ["draft"], "wait_for": {"approval": "release"}}}
+    driver = world.dag(
+        {"review": {"repeat": {"until": "review.approved", "max": 5}, "steps": steps, "output": "${ok}"}}
+    )
+
+    def approval(row_id: UUID, *, approved: bool = True) -> SignalReceived:
+        return SignalReceived(driver.run.root_task_id, new_id(), "release", {"approved": approved}, None, row_id)
+
+    driver.complete("review/draft")
+    former = [driver.row("review").task_id, driver.row("review/draft").task_id, driver.row("review/ok").task_id]
+    assert outcome_of(driver, approval(former[-1], approved=False))["taken"]
+    driver.complete("review/draft")
+    if restarted:
+        driver.restart()
+    for row_id in (driver.run.root_task_id, *former):
+        refused = outcome_of(driver, approval(row_id))
+        assert isinstance(refused, ErrorInfo)
+        assert refused.code == "invalid_request"
+    assert outcome_of(driver, approval(driver.row("review/ok").task_id))["taken"]
+    assert driver.result["review"]["approved"] is True
+
+
 @pytest.mark.parametrize(
     ("budget", "price", "steps"), [(1, 0.1, 10), (0.8, 0.1, 8), (2.1, 0.7, 3), (1, 0.3, 4), (0.05, 0.01, 5)]
 )

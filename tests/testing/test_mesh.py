@@ -432,7 +432,10 @@ async def test_signals_and_approvals(mesh: TestMesh) -> None:
     with pytest.raises(PantheonError, match="anna, not by bob") as refused:
         await task.approve("ok", by="bob")
     assert refused.value.code == "forbidden"
-    assert await task.approve("ok", by="anna", comment="fine")
+    waiting_id = task.step("ok").task_id
+    with pytest.raises(PantheonError, match="waits for a signal"):
+        await task.approve("ok", by="anna", waiting_id=task.task_id)
+    assert await task.approve("ok", by="anna", comment="fine", waiting_id=waiting_id)
     assert await task.result() == {"n": 1, "by": "anna"}
     with pytest.raises(PantheonError, match="nothing waits"):
         await task.signal("go", {"n": 2})
