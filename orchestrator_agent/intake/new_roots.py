@@ -35,7 +35,10 @@ class NewRoots:
                 keys.add(run.facts.concurrency_key)
             run.version = 1
             if not run.root.ended:
-                self._runs.put(run)
+                if decisions.dispatched or run.root.task_type in OPERATIONS:
+                    self._runs.put(run)
+                else:
+                    self._runs.put_resting(run)
                 self._runs.weigh(run, (run.root, *decisions.made))
             await self._outbox.announce(run)
             await self._outbox.deliver(run, decisions)

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 # A run at rest costs some kilobytes and its results; a run that was dropped is read again when something happens to it.
 CACHED_RUNS = 20_000
+# Of these so many at most of which nothing is at work: a hundred thousand that wait for an agent would fill the rest.
+RESTING_RUNS = 5_000
 # Of payloads and results that are large, in bytes of JSON; as values they take some times as much.
 CACHED_LARGE_BYTES = 128 * 1024 * 1024
 # One such statement costs a few milliseconds.
@@ -61,6 +63,7 @@ class RunCache:
         # Runs that hold something large, and how much.
         self._large: OrderedDict[UUID, int] = OrderedDict()
         self._many_rows: OrderedDict[UUID, None] = OrderedDict()
+        self._resting: OrderedDict[UUID, None] = OrderedDict()
 
     @property
     def shared(self) -> bool:
@@ -108,8 +111,17 @@ class RunCache:
         if len(self._runs) > CACHED_RUNS:
             self._runs.popitem(last=False)
 
+    def put_resting(self, run: Run) -> None:
+        """Put a run of which nothing is at work: it waits for an agent, and may wait for long."""
+        self.put(run)
+        self._resting[run.root_task_id] = None
+        if len(self._resting) > RESTING_RUNS:
+            self.drop(next(iter(self._resting)))
+
     def drop(self, root_task_id: UUID) -> None:
         self._runs.pop(root_task_id, None)
+        if self._resting:
+            self._resting.pop(root_task_id, None)
         if self._large:
             self._large.pop(root_task_id, None)
 
@@ -152,6 +164,10 @@ class RunCache:
         """The runs of these roots that have not ended, and why some could not be built whole. Ids that are no open root
         of ours are in neither. Raises StoreError."""
         found = {root: run for root in root_task_ids if (run := self._runs.get(root)) is not None}
+        if self._resting:
+            # Something happens to these.
+            for root in root_task_ids:
+                self._resting.pop(root, None)
         unsure = {root: UNKNOWN for root in root_task_ids if root not in found}
         if self._active.shared:
             # The process that takes the response of a step decides on the next one: what is in memory here is often not
